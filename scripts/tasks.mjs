@@ -1,0 +1,83 @@
+/**
+ * The tasks behind npm's scripts, each done in a project that has been made ready.
+ */
+import { spawn } from "node:child_process";
+import { existsSync, statSync } from "node:fs";
+import { availableParallelism, constants } from "node:os";
+import { dirname, join, relative, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
+import { SetupError } from "./setup/report.mjs";
+import { listFiles } from "./setup/shell.mjs";
+
+export const root = dirname(dirname(fileURLToPath(import.meta.url)));
+
+/** Task by name: takes the command line's arguments, resolves to the exit code. */
+export const tasks = {
+  build: async () => 0,
+  check: async () => biome("check"),
+  format: async () => biome("check", "--write"),
+  test,
+  bench,
+  start: async (args) => node(compiled("examples/emoji_classifier.ts"), ...args),
+  rlar: async (args) => node(compiled("src/cli/main.ts"), ...args),
+};
+
+/** All tests after the style check, or only those of the files and folders named. */
+async function test(args) {
+  const options = args.filter((arg) => arg.startsWith("--"));
+  const named = args.filter((arg) => !arg.startsWith("--"));
+  if (named.length === 0) {
+    const code = await biome("check");
+    if (code !== 0) return code;
+  }
+  const files = (named.length > 0 ? named : ["test"]).flatMap(testFiles);
+  const concurrency = `--test-concurrency=${Math.min(4, availableParallelism())}`; // LibTorch has threads of its own
+  return await node("--test", "--test-reporter=spec", concurrency, ...options, ...files);
+}
+
+/** Test files of a source file or folder, as Node runs them: TypeScript compiled, test/setup as it is. */
+function testFiles(name) {
+  const path = resolve(name);
+  const isFolder = statSync(path, { throwIfNoEntry: false })?.isDirectory();
+  const files = isFolder ? listFiles(path, [".test.ts", ".test.mjs"]) : existsSync(path) ? [path] : [];
+  if (files.length === 0) {
+    throw new SetupError(`${name}: expected a test file or a folder of tests, got neither.`, {
+      toDo: ["name sources, such as test/torch/tensor.test.ts or test/nn."],
+    });
+  }
+  return files.map((file) => (file.endsWith(".ts") ? compiled(relative(root, file)) : file));
+}
+
+async function bench([name, ...args]) {
+  const files = listFiles(join(root, "bench"), [".ts"]).map((path) =>
+    relative(join(root, "bench"), path).slice(0, -3),
+  );
+  if (name !== undefined && files.includes(name)) return await node(compiled(`bench/${name}.ts`), ...args);
+  const known = files.join(", ") || "(none yet)";
+  throw new SetupError(`bench: expected one of ${known}, got ${name ?? "nothing"}.`, {
+    toDo: ["npm run bench -- NAME"],
+  });
+}
+
+function compiled(source) {
+  return join(root, "dist", source.replace(/\.ts$/, ".js"));
+}
+
+async function biome(...args) {
+  const program = join(root, "node_modules", "@biomejs", "biome", "bin", "biome");
+  return await node(program, ...args, `--config-path=${root}`, root);
+}
+
+/** Run Node with the terminal's own streams; resolves to the exit code a shell would show. */
+function node(...args) {
+  return new Promise((resolve, reject) => {
+    // Threads of LibTorch that wait for work give their core away: test files run side by side.
+    const env = args[0] === "--test" ? { OMP_WAIT_POLICY: "PASSIVE", ...process.env } : process.env;
+    const child = spawn(process.execPath, args, { stdio: "inherit", env });
+    const forward = (signal) => child.kill(signal);
+    const onInterrupt = () => {}; // the terminal sends Ctrl-C to the child as well, which decides what to do
+    process.on("SIGTERM", forward).on("SIGINT", onInterrupt);
+    child.on("error", reject);
+    child.on("close", (code, signal) => resolve(code ?? 128 + (constants.signals[signal] ?? 0)));
+  });
+}

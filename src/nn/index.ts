@@ -1,0 +1,25 @@
+/** The nn floor's public names. */
+export { Ema, type EmaOptions, type EmaState } from "./ema.js";
+export * as init from "./init.js";
+export { BatchNorm2d, Conv2d, Dropout, Embedding, GroupNorm, LayerNorm, Linear, RMSNorm } from "./layers.js";
+export {
+  Buffer,
+  type LoadReport,
+  Module,
+  Parameter,
+  type Readable,
+  Sequential,
+  type StateDict,
+  type Step,
+} from "./module.js";
+export {
+  AdamW,
+  type AdamWGroup,
+  type AdamWOptions,
+  type AdamWState,
+  clipGradNorm,
+  type ParameterGroup,
+  type Trained,
+} from "./optim.js";
+export { PackedLinears, type PackOptions, packLinears } from "./packed.js";
+export * as schedules from "./schedules.js";

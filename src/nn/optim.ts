@@ -1,0 +1,406 @@
+/**
+ * AdamW with parameter groups, and clipping by the global norm. One fused kernel a group on CPU and CUDA.
+ *
+ * After Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2, as PyTorch has it:
+ * the decay is scaled by the learning rate, and the bias corrections come before `eps` is added.
+ */
+import {
+  call,
+  type Device,
+  DTYPES,
+  emptyLike,
+  expected,
+  keep,
+  noGrad,
+  stack,
+  type Tensor,
+  tidy,
+  zeros,
+  zerosLike,
+} from "../torch/index.js";
+import type { LoadReport, StateDict } from "./module.js";
+
+/** Tensors to train, under names of their own (`model.namedParameters()`) or numbered from 0. */
+export type Trained = readonly Tensor[] | readonly (readonly [string, Tensor])[];
+
+/** Numbers of one group of parameters. */
+export interface AdamWOptions {
+  lr?: number;
+  /** Decay of the running mean of the gradient, and of its square. */
+  betas?: readonly [number, number];
+  eps?: number;
+  /** Part of each weight that goes at a step, times the learning rate. */
+  weightDecay?: number;
+}
+
+/** A group as given: parameters, and what differs for them. */
+export interface ParameterGroup extends AdamWOptions {
+  params: Trained;
+}
+
+/** A group as held; its numbers may be changed between steps. */
+export interface AdamWGroup extends Required<AdamWOptions> {
+  readonly names: readonly string[];
+  readonly params: readonly Tensor[];
+}
+
+/** Everything that decides the steps to come: `tensors` go into a safetensors file, `groups` into JSON. */
+export interface AdamWState {
+  /** `<name>.step`, `<name>.exp_avg` and `<name>.exp_avg_sq` of each parameter that has had a step. */
+  tensors: StateDict;
+  groups: (Required<AdamWOptions> & { params: string[] })[];
+}
+
+interface Moments {
+  /** Steps taken: float32, on the parameter's device, as the fused kernel reads it. */
+  step: Tensor;
+  expAvg: Tensor;
+  expAvgSq: Tensor;
+}
+
+/** Key in a state dict of each of the {@link Moments}. */
+const KEYS = { step: "step", expAvg: "exp_avg", expAvgSq: "exp_avg_sq" } as const;
+const FIELDS = ["step", "expAvg", "expAvgSq"] as const;
+
+/** Parameters of one group that one kernel can update together. */
+interface Batch {
+  params: Tensor[];
+  grads: Tensor[];
+  moments: Moments[];
+}
+
+export class AdamW {
+  readonly groups: readonly AdamWGroup[];
+  readonly #moments = new Map<Tensor, Moments>();
+  readonly #isFused: boolean;
+
+  /**
+   * @param params - tensors, or groups of them; state is kept for those that get gradients.
+   * @param options - numbers of every group that does not say otherwise.
+   * @param options.fused - `false` computes from the formula, operator by operator: slower, same result.
+   */
+  constructor(params: Trained | readonly ParameterGroup[], options: AdamWOptions & { fused?: boolean } = {}) {
+    const { lr = 1e-3, betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0.01, fused = true } = options;
+    this.#isFused = fused;
+    const given = isGroups(params) ? params : [{ params }];
+    const groups: AdamWGroup[] = [];
+    const names = new Set<string>();
+    const seen = new Set<Tensor>();
+    for (const group of given) {
+      const first = names.size;
+      const named = group.params.map((item, i): readonly [string, Tensor] =>
+        isNamed(item) ? item : [String(first + i), item],
+      );
+      for (const [name, param] of named) {
+        if (!param.isLeaf) throw expected("AdamW", "leaves of the graph", `${name}, a computed ${param}`);
+        if (names.size === names.add(name).size) throw expected("AdamW", "each name once", `${name} twice`);
+        if (seen.size === seen.add(param).size) {
+          throw expected("AdamW", "each parameter once", `${name} a second time`);
+        }
+      }
+      const numbers = { lr, betas, eps, weightDecay, ...group };
+      checkNumbers(numbers);
+      groups.push({
+        lr: numbers.lr,
+        betas: numbers.betas,
+        eps: numbers.eps,
+        weightDecay: numbers.weightDecay,
+        names: named.map(([name]) => name),
+        params: named.map(([, param]) => param),
+      });
+    }
+    if (seen.size === 0) throw expected("AdamW", "at least one parameter", "none");
+    this.groups = groups;
+  }
+
+  /**
+   * Move every parameter that has a gradient; the others stay, and so does their state.
+   *
+   * @param options.lrFactor - factor of every group's learning rate in this step, from a schedule.
+   */
+  step(options: { lrFactor?: number } = {}): void {
+    const { lrFactor = 1 } = options;
+    if (!(lrFactor >= 0 && lrFactor < Infinity)) {
+      throw expected("AdamW.step", "a finite lrFactor of at least 0", lrFactor);
+    }
+    noGrad(() => {
+      for (const group of this.groups) {
+        checkNumbers(group);
+        tidy(() => {
+          for (const batch of this.#batches(group)) {
+            call("aten::_foreach_add_.Scalar", [batch.moments.map(({ step }) => step), 1]);
+            const update = this.#isFused && canFuse(batch) ? updateFused : updatePlain;
+            update(batch, group, group.lr * lrFactor);
+          }
+        });
+      }
+    });
+  }
+
+  /** Drop the gradients. */
+  zeroGrad(): void {
+    for (const { params } of this.groups) for (const param of params) param.grad = null;
+  }
+
+  /** The state itself, not a copy; parameters that never had a gradient have none. */
+  stateDict(): AdamWState {
+    const tensors: StateDict = {};
+    const groups = this.groups.map(({ lr, betas: [beta1, beta2], eps, weightDecay, names, params }) => {
+      for (const [i, param] of params.entries()) {
+        const moments = this.#moments.get(param);
+        if (moments === undefined) continue;
+        for (const field of FIELDS) tensors[`${names[i]}.${KEYS[field]}`] = moments[field];
+      }
+      return { lr, betas: [beta1, beta2] as const, eps, weightDecay, params: [...names] };
+    });
+    return { tensors, groups };
+  }
+
+  /**
+   * Take over a state, copied. The groups' numbers come with it: change `groups` afterwards for others.
+   *
+   * Nothing changes unless everything fits.
+   *
+   * @param options.strict - `false` takes the state of those parameters that both sides name, starts the
+   *   others afresh, and leaves the groups' numbers as they are.
+   * @returns parameters of this optimizer that got no state, and entries that had no use.
+   * @throws Error when names or shapes differ; shapes that differ even when `strict` is off.
+   */
+  loadStateDict(state: AdamWState, options: { strict?: boolean } = {}): LoadReport {
+    const { strict = true } = options;
+    if (strict) this.#checkGroups(state.groups);
+    const unexpected = new Set(Object.keys(state.tensors));
+    const missing: string[] = [];
+    const found: [Tensor, Moments][] = [];
+    for (const { names, params } of this.groups) {
+      for (const [i, param] of params.entries()) {
+        const name = names[i] as string;
+        const parts = momentsOf(name, param, state.tensors);
+        for (const field of FIELDS) unexpected.delete(`${name}.${KEYS[field]}`);
+        if (parts === undefined) missing.push(name);
+        else found.push([param, parts]);
+      }
+    }
+    if (strict && unexpected.size > 0) {
+      throw new Error(`${LOAD}: unexpected ${[...unexpected].slice(0, 5).join(", ")}.`);
+    }
+    // Copied before the present state goes, which may be what was given.
+    const loaded = found.map(([param, parts]) => [param, startMoments(param, parts)] as const);
+    this.dispose();
+    for (const [param, moments] of loaded) this.#moments.set(param, moments);
+    if (strict) {
+      for (const [i, { lr, betas, eps, weightDecay }] of state.groups.entries()) {
+        Object.assign(this.groups[i] as AdamWGroup, { lr, betas, eps, weightDecay });
+      }
+    }
+    return { missing, unexpected: [...unexpected] };
+  }
+
+  /** Free the state. A step afterwards starts afresh. */
+  dispose(): void {
+    for (const moments of this.#moments.values()) free(moments);
+    this.#moments.clear();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  #checkGroups(groups: AdamWState["groups"]): void {
+    if (groups.length !== this.groups.length) {
+      throw expected(LOAD, `${this.groups.length} groups`, groups.length);
+    }
+    for (const [i, { names }] of this.groups.entries()) {
+      const given = groups[i] as AdamWState["groups"][number];
+      checkNumbers(given);
+      const at = names.findIndex((name, j) => given.params[j] !== name);
+      if (at >= 0 || given.params.length !== names.length) {
+        const position = at >= 0 ? at : names.length;
+        const wanted = names[position] ?? "no more parameters";
+        throw expected(
+          `${LOAD}: groups[${i}].params[${position}]`,
+          wanted,
+          given.params[position] ?? "nothing",
+        );
+      }
+    }
+  }
+
+  /** Parameters with gradients by device and dtype, with their state made ready. */
+  #batches(group: AdamWGroup): Iterable<Batch> {
+    const batches = new Map<string, Batch>();
+    for (const param of group.params) {
+      const { grad } = param;
+      if (grad === null) continue;
+      const key = `${param.device} ${param.dtype}`;
+      let batch = batches.get(key);
+      if (batch === undefined) {
+        batch = { params: [], grads: [], moments: [] };
+        batches.set(key, batch);
+      }
+      batch.params.push(param);
+      batch.grads.push(fits(grad, param) ? grad : laidOutAs(param, grad));
+      batch.moments.push(this.#ready(param));
+    }
+    return batches.values();
+  }
+
+  #ready(param: Tensor): Moments {
+    let moments = this.#moments.get(param);
+    if (moments === undefined) {
+      moments = startMoments(param);
+      this.#moments.set(param, moments);
+    } else if (!fits(moments.expAvg, param)) {
+      // The module was moved, or laid out anew: the kernel walks all arrays in the order of memory.
+      const old = moments;
+      moments = startMoments(param, old);
+      free(old);
+      this.#moments.set(param, moments);
+    }
+    return moments;
+  }
+}
+
+const LOAD = "AdamW.loadStateDict";
+
+const isNamed = (item: Tensor | readonly [string, Tensor]): item is readonly [string, Tensor] =>
+  Array.isArray(item);
+
+const isGroups = (params: Trained | readonly ParameterGroup[]): params is readonly ParameterGroup[] =>
+  params.length > 0 && "params" in (params[0] as object);
+
+function checkNumbers({ lr, betas, eps, weightDecay }: Required<AdamWOptions>): void {
+  const numbers = { lr, eps, weightDecay };
+  for (const [name, value] of Object.entries(numbers)) {
+    if (!(value >= 0 && value < Infinity)) throw expected("AdamW", `a finite ${name} of at least 0`, value);
+  }
+  if (betas.length !== 2 || !betas.every((beta) => beta >= 0 && beta < 1)) {
+    throw expected("AdamW", "two betas in [0, 1)", betas);
+  }
+}
+
+/** State of a parameter, in its dtype, on its device and laid out as it is: zero, or copied from another. */
+function startMoments(param: Tensor, from?: Moments): Moments {
+  return noGrad(() => {
+    const device = param.device as Device;
+    const moments = { step: zeros([], { device }), expAvg: zerosLike(param), expAvgSq: zerosLike(param) };
+    for (const field of FIELDS) {
+      keep(moments[field]);
+      if (from !== undefined) moments[field].copy_(from[field]);
+    }
+    return moments;
+  });
+}
+
+function free({ step, expAvg, expAvgSq }: Moments): void {
+  step.dispose();
+  expAvg.dispose();
+  expAvgSq.dispose();
+}
+
+/** A parameter's entries of a state; undefined when it has none. */
+function momentsOf(name: string, param: Tensor, tensors: Readonly<StateDict>): Moments | undefined {
+  if (FIELDS.every((field) => tensors[`${name}.${KEYS[field]}`] === undefined)) return undefined;
+  const entry = (field: keyof Moments): Tensor => {
+    const key = `${name}.${KEYS[field]}`;
+    const tensor = tensors[key];
+    if (tensor === undefined) throw new Error(`${LOAD}: missing ${key}.`);
+    const shape = field === "step" ? [] : param.shape;
+    if (tensor.shape.join() === shape.join()) return tensor;
+    throw expected(`${LOAD}: ${key}`, `shape [${shape.join(", ")}]`, `[${tensor.shape.join(", ")}]`);
+  };
+  return { step: entry("step"), expAvg: entry("expAvg"), expAvgSq: entry("expAvgSq") };
+}
+
+/** Whether a kernel that walks both arrays in the order of memory meets the same elements. */
+function fits(tensor: Tensor, param: Tensor): boolean {
+  const strides = param.strides;
+  return (
+    tensor.strides.every((stride, i) => stride === strides[i]) &&
+    tensor.dtype === param.dtype &&
+    tensor.device === param.device
+  );
+}
+
+const laidOutAs = (param: Tensor, tensor: Tensor): Tensor => emptyLike(param).copy_(tensor);
+
+const canFuse = ({ params }: Batch): boolean => /^(cpu|cuda)/.test((params[0] as Tensor).device);
+
+function updateFused({ params, grads, moments }: Batch, group: AdamWGroup, lr: number): void {
+  const [beta1, beta2] = group.betas;
+  call("aten::_fused_adamw_", [
+    params,
+    grads,
+    moments.map(({ expAvg }) => expAvg),
+    moments.map(({ expAvgSq }) => expAvgSq),
+    [],
+    moments.map(({ step }) => step),
+    lr,
+    beta1,
+    beta2,
+    group.weightDecay,
+    group.eps,
+    false,
+    false,
+  ]);
+  // The fused kernel does not count its writes, so packed weights and stale graphs would go unnoticed.
+  // An empty view shares the counter.
+  call("aten::_foreach_zero_", [params.map((param) => param.asStrided([0], [1]))]);
+}
+
+function updatePlain({ params, grads, moments }: Batch, group: AdamWGroup, lr: number): void {
+  const [beta1, beta2] = group.betas;
+  for (const [i, param] of params.entries()) {
+    const grad = grads[i] as Tensor;
+    const { step, expAvg, expAvgSq } = moments[i] as Moments;
+    tidy(() => {
+      const t = step.item(); // waits for a GPU, which has the fused kernel
+      param.mul_(1 - lr * group.weightDecay);
+      expAvg.lerp_(grad, 1 - beta1);
+      expAvgSq.mul_(beta2).addcmul_(grad, grad, 1 - beta2);
+      const root = expAvgSq
+        .sqrt()
+        .div_(Math.sqrt(1 - beta2 ** t))
+        .add_(group.eps);
+      param.addcdiv_(expAvg, root, -lr / (1 - beta1 ** t));
+    });
+  }
+}
+
+/**
+ * Scale all gradients so that their norm, taken as one vector, is at most `maxNorm`.
+ *
+ * A norm that is infinite or NaN is returned as it is and the gradients are left alone: look at it before the
+ * step. Reads one number from each device.
+ *
+ * @param maxNorm - `Infinity` only measures.
+ * @returns the 2-norm before scaling; 0 when there is no gradient.
+ */
+export function clipGradNorm(parameters: Iterable<Tensor>, maxNorm: number): number {
+  if (!(maxNorm > 0)) throw expected("clipGradNorm", "a maxNorm above 0", maxNorm);
+  return noGrad(() =>
+    tidy(() => {
+      const batches = new Map<string, Tensor[]>();
+      for (const { grad } of parameters) {
+        if (grad === null) continue;
+        const key = `${grad.device} ${grad.dtype}`;
+        const batch = batches.get(key);
+        if (batch === undefined) batches.set(key, [grad]);
+        else batch.push(grad);
+      }
+      const norms: Record<string, Tensor[]> = {};
+      for (const batch of batches.values()) {
+        const { device, dtype } = batch[0] as Tensor;
+        const wide = DTYPES[dtype].size < 4 ? "float32" : null; // float16 overflows, bfloat16 has few digits
+        norms[device] ??= [];
+        norms[device].push(...(call("aten::_foreach_norm.Scalar", [batch, 2, wide]) as Tensor[]));
+      }
+      const norm = Math.hypot(...Object.values(norms).map((list) => stack(list).norm().item()));
+      const factor = maxNorm / (norm + 1e-6);
+      if (Number.isFinite(norm) && factor < 1) {
+        for (const batch of batches.values()) call("aten::_foreach_mul_.Scalar", [batch, factor]);
+      }
+      return norm;
+    }),
+  );
+}

@@ -1,0 +1,119 @@
+/**
+ * The native addon as TypeScript sees it, declared once. Everything above speaks through `call.ts`, `scope.ts`,
+ * `autograd.ts`, `random.ts` and `device.ts`; no other file imports this one.
+ */
+import { existsSync } from "node:fs";
+import { createRequire } from "node:module";
+import { fileURLToPath } from "node:url";
+
+/** Exported functions of `native/*.cc`; handles are positive integers, 0 means none. */
+interface Native {
+  readonly values: ArrayBuffer;
+  readonly tags: ArrayBuffer;
+  intern(text: string): number;
+  interned(id: number): string;
+  release(count: number): void;
+  shape(tensor: number): number;
+  strides(tensor: number): number;
+  info(tensor: number): void;
+  bytes(tensor: number): ArrayBuffer;
+  writeBytes(tensor: number, array: ArrayBufferView): void;
+  readBytes(tensor: number, array: ArrayBufferView): void;
+
+  findOperator(name: string, overload: string): number;
+  operatorSchema(operator: number): string;
+  operatorArguments(operator: number): string[];
+  operatorNames(): string[];
+  call(operator: number, slots: number): number;
+
+  adoptThread(): void;
+  attachBackward(
+    inputs: number,
+    outputs: number,
+    saved: number,
+    callback: (gradients: number, saved: number, isForAll: boolean) => void,
+  ): void;
+  setThreadedBackward(on: boolean): void;
+  backward(
+    roots: number,
+    gradients: number,
+    inputs: number,
+    retainGraph: boolean,
+    createGraph: boolean,
+  ): void;
+  gradients(
+    roots: number,
+    gradients: number,
+    inputs: number,
+    retainGraph: boolean,
+    createGraph: boolean,
+    allowUnused: boolean,
+  ): void;
+  requiresGrad(tensor: number): boolean;
+  isLeaf(tensor: number): boolean;
+  setRequiresGrad(tensor: number, on: boolean): void;
+  getGrad(tensor: number): number;
+  setGrad(tensor: number, grad: number): void;
+  setGradEnabled(on: boolean): boolean;
+  isGradEnabled(): boolean;
+  enterAutocast(device: string, dtype: string): string;
+  leaveAutocast(device: string, before: string): void;
+
+  memory(resetPeak: boolean): void;
+  emptyCache(): void;
+  newGenerator(device: string): number;
+  defaultGenerator(device: string): number;
+  seedGenerator(generator: number): void;
+  generatorState(generator: number): number;
+  setGeneratorState(generator: number, state: number): void;
+  releaseGenerator(generator: number): void;
+  setNumThreads(count: number): void;
+  getNumThreads(): number;
+  torchVersion(): string;
+  torchConfig(): string;
+  whyNoCuda(): string;
+  hasCudaGraphs(): boolean;
+  cudaDeviceCount(): number;
+  synchronize(device: string): void;
+  cudaMemory(device: string, resetPeak: boolean): void;
+  cudaEmptyCache(): void;
+  graphBegin(): number;
+  graphEnd(graph: number, keep: boolean): void;
+  graphReplay(graph: number): void;
+  graphRelease(graph: number): void;
+}
+
+function load(): Native {
+  const path = fileURLToPath(new URL("../../../build/native/rlar_torch.node", import.meta.url));
+  if (!existsSync(path)) {
+    throw new Error(`rl-ar-finetune: expected the built addon at ${path}, got nothing. Run: npm run build.`);
+  }
+  const native = createRequire(import.meta.url)(path) as Native;
+  native.adoptThread();
+  return native;
+}
+
+export const native: Native = load();
+
+/** Tags of the values in the frame; the same numbers stand in `native/addon.h`. */
+export const TAG = {
+  default: 0,
+  none: 1,
+  tensor: 2,
+  int: 3,
+  bigint: 4,
+  double: 5,
+  bool: 6,
+  string: 7,
+  generator: 8,
+  list: 9,
+  argument: 10,
+} as const;
+
+/** Slots of the frame: the most values one call can take or give. */
+export const SLOTS: number = 65536;
+
+/** The frame: slot i holds a tag and eight bytes, read as a double or as an int64. */
+export const tags: Uint8Array = new Uint8Array(native.tags);
+export const values: Float64Array = new Float64Array(native.values);
+export const ints: BigInt64Array = new BigInt64Array(native.values);

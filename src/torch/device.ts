@@ -1,0 +1,153 @@
+/**
+ * The machine: what memory LibTorch holds, how many threads it uses, which version it is, and CUDA.
+ */
+import { native, values } from "./binding.js";
+import { expected } from "./errors.js";
+import { tidy } from "./scope.js";
+import type { Device } from "./tensor.js";
+
+/** What is alive now. */
+export interface MemoryInfo {
+  /** Tensor handles that are open. */
+  tensors: number;
+  generators: number;
+  /** CPU memory that LibTorch has allocated, graphs and temporaries included. */
+  bytes: number;
+  /** The most `bytes` there have been since the last reset. */
+  peakBytes: number;
+  /** Freed CPU memory that waits for the next tensor of its size; see {@link emptyCache}. */
+  cachedBytes: number;
+}
+
+/** Live handles and CPU bytes; `resetPeak` starts the peak again from what is alive. */
+export function memory(options: { resetPeak?: boolean } = {}): MemoryInfo {
+  native.memory(options.resetPeak ?? false);
+  const [tensors = 0, generators = 0, bytes = 0, peakBytes = 0, cachedBytes = 0] = values;
+  return { tensors, generators, bytes, peakBytes, cachedBytes };
+}
+
+/**
+ * Give freed CPU memory back to the system. Without this, blocks of 1 MiB and more are used again, and together with
+ * what is live never take more than once was live: new memory costs a page fault for every 4 KiB.
+ */
+export function emptyCache(): void {
+  native.emptyCache();
+}
+
+/** Threads that one operator may use. */
+export function getNumThreads(): number {
+  return native.getNumThreads();
+}
+
+export function setNumThreads(count: number): void {
+  if (!Number.isInteger(count) || count < 1 || count > 1024) {
+    throw expected("setNumThreads", "an integer from 1 to 1024", count);
+  }
+  native.setNumThreads(count);
+}
+
+/** Version of LibTorch, for example `2.13.0`, and how it was built. */
+export function version(): { torch: string; config: string } {
+  return { torch: native.torchVersion(), config: native.torchConfig() };
+}
+
+/** Whether the loaded LibTorch was built with CUDA and sees a device. */
+export function isCudaAvailable(): boolean {
+  return native.cudaDeviceCount() > 0;
+}
+
+export function cudaDeviceCount(): number {
+  return native.cudaDeviceCount();
+}
+
+/** Throw where CUDA cannot be used, and say why. */
+function requireCuda(where: string): void {
+  const why = native.whyNoCuda();
+  if (why !== "") throw expected(where, "a CUDA device", `none: ${why}`);
+}
+
+/**
+ * Check that a device can be used, before any work is given to it.
+ *
+ * @param where - who asks, for the message.
+ * @throws RangeError that says what the loaded LibTorch and the machine have.
+ */
+export function requireDevice(device: Device, where = "device"): void {
+  if (device === "cpu" || device === "meta") return;
+  if (!/^cuda(:\d+)?$/.test(device)) throw expected(where, '"cpu", "cuda" or "cuda:0"', device);
+  requireCuda(where);
+  const index = device === "cuda" ? 0 : Number(device.slice("cuda:".length));
+  const count = native.cudaDeviceCount();
+  if (!(index < count)) throw expected(where, `one of ${count} CUDA devices`, device, "Check nvidia-smi");
+}
+
+/** Wait until the device has done all that it was given. */
+export function synchronize(device: Device): void {
+  requireDevice(device, "synchronize");
+  native.synchronize(device);
+}
+
+/** CUDA memory in bytes: by tensors, and reserved from the driver. */
+export interface CudaMemory {
+  allocated: number;
+  peakAllocated: number;
+  reserved: number;
+  peakReserved: number;
+}
+
+/** Statistics of the caching allocator; `resetPeak` starts the peaks again. */
+export function cudaMemory(device: Device = "cuda", options: { resetPeak?: boolean } = {}): CudaMemory {
+  requireCuda("cudaMemory");
+  native.cudaMemory(device, options.resetPeak ?? false);
+  const [allocated = 0, peakAllocated = 0, reserved = 0, peakReserved = 0] = values;
+  return { allocated, peakAllocated, reserved, peakReserved };
+}
+
+/** Give cached memory that no tensor uses back to the driver. */
+export function cudaEmptyCache(): void {
+  requireCuda("cudaEmptyCache");
+  native.cudaEmptyCache();
+}
+
+/** A captured sequence of kernels that runs again with one launch. */
+export class CudaGraph {
+  #handle: number;
+
+  /** @internal */
+  constructor(handle: number) {
+    this.#handle = handle;
+  }
+
+  /** Run the captured kernels again on the current stream, over the same memory. */
+  replay(): void {
+    native.graphReplay(this.#handle);
+  }
+
+  dispose(): void {
+    if (this.#handle !== 0) native.graphRelease(this.#handle);
+    this.#handle = 0;
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/**
+ * Record what `fn` launches on the current CUDA device, for {@link CudaGraph.replay}.
+ *
+ * `fn` runs once, recorded and not computed: read inputs from tensors that live on, write results with `copy_`
+ * into tensors that live on, and read no value. Run it a few times before, so that libraries set themselves up.
+ */
+export function captureGraph(fn: () => void): CudaGraph {
+  requireCuda("captureGraph");
+  const handle = native.graphBegin();
+  let isDone = false;
+  try {
+    tidy(fn);
+    isDone = true;
+  } finally {
+    native.graphEnd(handle, isDone);
+  }
+  return new CudaGraph(handle);
+}

@@ -1,0 +1,53 @@
+/**
+ * Element types: the literals users write, and what each is in LibTorch, in bytes and in JavaScript.
+ */
+
+/** Name of an element type, spelled as PyTorch spells it. */
+export type DType =
+  | "uint8"
+  | "int8"
+  | "int16"
+  | "int32"
+  | "int64"
+  | "float16"
+  | "float32"
+  | "float64"
+  | "bfloat16"
+  | "bool"
+  | "complex64"
+  | "complex128";
+
+/** JavaScript array whose elements have a dtype's exact values. */
+export type TypedArray =
+  | Uint8Array
+  | Int8Array
+  | Int16Array
+  | Int32Array
+  | BigInt64Array
+  | Uint16Array
+  | Float32Array
+  | Float64Array;
+
+interface DTypeInfo {
+  /** `c10::ScalarType`, stable across LibTorch versions. */
+  readonly code: number;
+  /** Bytes an element. */
+  readonly size: number;
+  readonly isFloat: boolean;
+}
+
+/** Every dtype with its `c10::ScalarType` code and element size in bytes. */
+export const DTYPES: Readonly<Record<DType, DTypeInfo>> = {
+  uint8: { code: 0, size: 1, isFloat: false },
+  int8: { code: 1, size: 1, isFloat: false },
+  int16: { code: 2, size: 2, isFloat: false },
+  int32: { code: 3, size: 4, isFloat: false },
+  int64: { code: 4, size: 8, isFloat: false },
+  float16: { code: 5, size: 2, isFloat: true },
+  float32: { code: 6, size: 4, isFloat: true },
+  float64: { code: 7, size: 8, isFloat: true },
+  complex64: { code: 9, size: 8, isFloat: false },
+  complex128: { code: 10, size: 16, isFloat: false },
+  bool: { code: 11, size: 1, isFloat: false },
+  bfloat16: { code: 15, size: 2, isFloat: true },
+};

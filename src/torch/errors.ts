@@ -1,0 +1,67 @@
+/**
+ * The one shape of error message in this package, and the error that LibTorch's operators throw.
+ */
+import { fileURLToPath } from "node:url";
+
+/**
+ * Build the message `<where>: expected <what>, got <value>. <what to do>`.
+ *
+ * @param where - the function, file or configuration key that was asked.
+ * @param what - what it can take, as a noun phrase.
+ * @param got - what it was given; strings are printed as they are.
+ * @param remedy - what the reader can do about it, a sentence without its full stop.
+ */
+export function expectedMessage(where: string, what: string, got: unknown, remedy?: string): string {
+  const head = `${where}: expected ${what}, got ${describe(got)}.`;
+  return remedy === undefined ? head : `${head} ${remedy}.`;
+}
+
+/** A `RangeError` with {@link expectedMessage}: the argument has the right type and a value that cannot be served. */
+export function expected(where: string, what: string, got: unknown, remedy?: string): RangeError {
+  return new RangeError(expectedMessage(where, what, got, remedy));
+}
+
+/** A `TypeError` with {@link expectedMessage}: the argument is of a type that cannot be served. */
+export function expectedType(where: string, what: string, got: unknown, remedy?: string): TypeError {
+  return new TypeError(expectedMessage(where, what, got, remedy));
+}
+
+/** A LibTorch operator refused its operands, or failed while it ran. Its stack opens at the caller's line. */
+export class TorchError extends Error {
+  override readonly name = "TorchError";
+  /** Operator with overload, such as `aten::add.Tensor`. */
+  readonly op: string;
+  /** The operator's schema as LibTorch prints it; empty when the operator does not exist. */
+  readonly schema: string;
+
+  constructor(op: string, schema: string, message: string) {
+    super(message);
+    this.op = op;
+    this.schema = schema;
+    const frames = (this.stack ?? "").slice(`Error: ${message}`.length).split("\n").slice(1);
+    const first = frames.findIndex((frame) => !FOLDERS.some((folder) => frame.includes(folder)));
+    this.stack = [`TorchError: ${message}`, ...frames.slice(Math.max(first, 0))].join("\n");
+  }
+}
+
+/** Where frames of this folder lie, compiled and in a stack that source maps have translated. */
+const FOLDERS: readonly string[] = [
+  new URL(".", import.meta.url),
+  new URL("../../../src/torch/", import.meta.url),
+].flatMap((folder) => [folder.href, fileURLToPath(folder)]);
+
+/** Print a value for an error message: short, never reading a tensor's elements. */
+export function describe(value: unknown): string {
+  if (typeof value === "string") return value;
+  if (typeof value === "bigint") return `${value}n`;
+  if (Array.isArray(value)) {
+    const shown = value.slice(0, 8).map(describe).join(", ");
+    return value.length > 8 ? `[${shown}, ... ${value.length} in all]` : `[${shown}]`;
+  }
+  if (value !== null && typeof value === "object") {
+    const own =
+      Object.hasOwn(value, "toString") || value.constructor?.prototype.toString !== Object.prototype.toString;
+    return own ? String(value) : (value.constructor?.name ?? "object");
+  }
+  return String(value);
+}

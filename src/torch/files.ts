@@ -1,0 +1,206 @@
+/**
+ * Files read by position and replaced whole: what the safetensors and checkpoint readers share. Tensor data
+ * goes between disk and tensor memory a piece at a time.
+ */
+import { randomBytes } from "node:crypto";
+import { closeSync, fstatSync, fsyncSync, openSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
+import { basename, dirname, join } from "node:path";
+import { native } from "./binding.js";
+import { expected } from "./errors.js";
+import type { Tensor } from "./tensor.js";
+
+/** Bytes that can be read from any place. */
+export interface ByteSource {
+  readonly size: number;
+  /** Fill `target` from `offset` on. */
+  readInto(offset: number, target: Uint8Array): void;
+  read(offset: number, length: number): Uint8Array;
+}
+
+/** Bytes in memory. */
+export class MemoryBytes implements ByteSource {
+  readonly size: number;
+  readonly #bytes: Uint8Array;
+
+  constructor(bytes: Uint8Array) {
+    this.size = bytes.length;
+    // A Buffer's own slice() shares memory, which readers of a Uint8Array do not expect.
+    this.#bytes = new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length);
+  }
+
+  readInto(offset: number, target: Uint8Array): void {
+    target.set(this.read(offset, target.length));
+  }
+
+  read(offset: number, length: number): Uint8Array {
+    if (offset < 0 || offset + length > this.size) {
+      throw expected("MemoryBytes.read", `a range inside ${this.size} bytes`, `${offset} + ${length}`);
+    }
+    return this.#bytes.subarray(offset, offset + length);
+  }
+}
+
+/** An open regular file. */
+export class FileBytes implements ByteSource {
+  readonly path: string;
+  readonly size: number;
+  #fd: number | undefined;
+
+  /** @throws RangeError when `path` cannot be opened or is not a regular file. */
+  constructor(path: string) {
+    this.path = path;
+    try {
+      this.#fd = openSync(path, "r");
+    } catch (error) {
+      throw expected(path, "a file that can be read", systemReason(error));
+    }
+    const stat = fstatSync(this.#fd);
+    if (!stat.isFile()) {
+      this.close();
+      throw expected(path, "a regular file", stat.isDirectory() ? "a folder" : "a device or pipe");
+    }
+    this.size = stat.size;
+  }
+
+  readInto(offset: number, target: Uint8Array): void {
+    if (this.#fd === undefined)
+      throw expected(this.path, "an open file", "a closed one", "Read before closing it");
+    let done = 0;
+    while (done < target.length) {
+      const count = readSync(
+        this.#fd,
+        target,
+        done,
+        Math.min(target.length - done, CALL_BYTES),
+        offset + done,
+      );
+      if (count === 0) {
+        const what = `${target.length} bytes at byte ${offset}`;
+        throw expected(this.path, what, `${done} before the end of the file`, "The file was cut short");
+      }
+      done += count;
+    }
+  }
+
+  read(offset: number, length: number): Uint8Array {
+    const bytes = new Uint8Array(length);
+    this.readInto(offset, bytes);
+    return bytes;
+  }
+
+  close(): void {
+    if (this.#fd !== undefined) closeSync(this.#fd);
+    this.#fd = undefined;
+  }
+}
+
+/** Well below the 2 GiB that one read or write call moves. */
+const CALL_BYTES = 2 ** 30;
+
+/** Large enough that calls do not count, small enough to stay in a processor's cache. */
+const PIECE_BYTES = 2 ** 20;
+
+/** The operating system's reason, such as `ENOENT: no such file or directory`. */
+function systemReason(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/**
+ * Go through a contiguous CPU tensor in pieces, each a flat view with a buffer of its size.
+ *
+ * The bytes are copied by way of the buffer: an ArrayBuffer over the tensor's own memory would keep all of it until
+ * the event loop turns, however soon the tensor is disposed of.
+ */
+function forEachPiece(
+  tensor: Tensor,
+  elementBytes: number,
+  visit: (piece: Tensor, bytes: Uint8Array) => void,
+): void {
+  const step = PIECE_BYTES / elementBytes;
+  const base = tensor.storageOffset;
+  const buffer = new Uint8Array(Math.min(PIECE_BYTES, tensor.numel * elementBytes));
+  for (let start = 0; start < tensor.numel; start += step) {
+    const count = Math.min(step, tensor.numel - start);
+    const piece = tensor.asStrided([count], [1], base + start);
+    try {
+      visit(piece, buffer.subarray(0, count * elementBytes));
+    } finally {
+      piece.dispose();
+    }
+  }
+}
+
+/** Fill a contiguous CPU tensor from a file. */
+export function readTensorData(
+  source: ByteSource,
+  offset: number,
+  tensor: Tensor,
+  elementBytes: number,
+): void {
+  let at = offset;
+  forEachPiece(tensor, elementBytes, (piece, bytes) => {
+    source.readInto(at, bytes);
+    native.writeBytes(piece.live, bytes);
+    at += bytes.length;
+  });
+}
+
+/** Append a contiguous CPU tensor to a file. */
+export function writeTensorData(fd: number, tensor: Tensor, elementBytes: number): void {
+  forEachPiece(tensor, elementBytes, (piece, bytes) => {
+    native.readBytes(piece.live, bytes);
+    writeAll(fd, bytes);
+  });
+}
+
+/** Append bytes to a file: one call may write fewer than it was given. */
+export function writeAll(fd: number, bytes: Uint8Array): void {
+  for (let done = 0; done < bytes.length; ) {
+    done += writeSync(fd, bytes, done, Math.min(bytes.length - done, CALL_BYTES));
+  }
+}
+
+/**
+ * Put a new file at `path`, whole or not at all.
+ *
+ * `write` fills a file under a temporary name in the same folder, which is flushed to disk and renamed. When
+ * anything fails the temporary file is removed and what stood at `path` stays.
+ *
+ * @throws RangeError when the folder is absent or the disk is full; whatever `write` throws.
+ */
+export function replaceFile(path: string, write: (fd: number) => void): void {
+  const folder = dirname(path);
+  const temporary = join(folder, `.${basename(path)}.${process.pid}.${randomBytes(4).toString("hex")}.tmp`);
+  let fd: number | undefined;
+  try {
+    fd = openSync(temporary, "wx");
+    write(fd);
+    fsyncSync(fd);
+    closeSync(fd);
+    fd = undefined;
+    renameSync(temporary, path);
+  } catch (error) {
+    if (fd !== undefined) closeSync(fd);
+    rmSync(temporary, { force: true });
+    const code = (error as NodeJS.ErrnoException).code;
+    if (code === "ENOSPC" || code === "EDQUOT") {
+      throw expected(
+        path,
+        "room on the disk",
+        systemReason(error),
+        "Free some; what stood there before is untouched",
+      );
+    }
+    if ((error as NodeJS.ErrnoException).syscall !== undefined) {
+      throw expected(path, "a file that can be written", systemReason(error));
+    }
+    throw error;
+  }
+  // The rename itself lives in the folder, and is lost in a power cut unless the folder is flushed too.
+  const folderFd = openSync(folder, "r");
+  try {
+    fsyncSync(folderFd);
+  } finally {
+    closeSync(folderFd);
+  }
+}

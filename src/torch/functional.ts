@@ -1,0 +1,388 @@
+/**
+ * Functions of networks: linear maps, convolutions, norms, attention, resampling, losses, and the selective
+ * log-softmax. Layers with weights of their own are in `nn`.
+ */
+import { customFunction, grad, isGradEnabled } from "./autograd.js";
+import { type Argument, callTensor, call as callUntyped } from "./call.js";
+import { cat, empty } from "./creation.js";
+import { expected } from "./errors.js";
+import { tidy } from "./scope.js";
+import type { Tensor } from "./tensor.js";
+
+const call = (name: string, args: readonly Argument[], options?: Record<string, Argument>): Tensor =>
+  callTensor<Tensor>(name, args, options);
+
+/** How a loss over many elements becomes one number, or stays as it is. */
+export type Reduction = "none" | "mean" | "sum";
+const REDUCTIONS: Readonly<Record<Reduction, number>> = { none: 0, mean: 1, sum: 2 };
+
+/** A size for height and width, or one for both. */
+export type Pair = number | readonly [number, number];
+const pair = (value: Pair): readonly number[] => (typeof value === "number" ? [value, value] : value);
+
+/** `x @ weight.T + bias`: x `[..., in]`, weight `[out, in]`, bias `[out]`. */
+export function linear(x: Tensor, weight: Tensor, bias: Tensor | null = null): Tensor {
+  return call("aten::linear", [x, weight, bias]);
+}
+
+/** Rows of `weight` `[V, D]` at int64 `index` `[...]`, giving `[..., D]`. */
+export function embedding(index: Tensor, weight: Tensor): Tensor {
+  return call("aten::embedding", [weight, index]);
+}
+
+/** Options of {@link conv2d}. */
+export interface Conv2dOptions {
+  stride?: Pair;
+  padding?: Pair;
+  dilation?: Pair;
+  groups?: number;
+}
+
+/** Cross-correlation: x `[B, C, h, w]`, weight `[out, C / groups, kh, kw]`, bias `[out]`. */
+export function conv2d(
+  x: Tensor,
+  weight: Tensor,
+  bias: Tensor | null = null,
+  options: Conv2dOptions = {},
+): Tensor {
+  const { stride = 1, padding = 0, dilation = 1, groups = 1 } = options;
+  return call("aten::conv2d", [x, weight, bias, pair(stride), pair(padding), pair(dilation), groups]);
+}
+
+/** Transposed convolution: x `[B, C, h, w]`, weight `[C, out / groups, kh, kw]`, bias `[out]`. */
+export function convTranspose2d(
+  x: Tensor,
+  weight: Tensor,
+  bias: Tensor | null = null,
+  options: Conv2dOptions & { outputPadding?: Pair } = {},
+): Tensor {
+  const { stride = 1, padding = 0, outputPadding = 0, dilation = 1, groups = 1 } = options;
+  const args = [x, weight, bias, pair(stride), pair(padding), pair(outputPadding), groups, pair(dilation)];
+  return call("aten::conv_transpose2d.input", args);
+}
+
+/** Normalise over the last `shape.length` dimensions; weight and bias have that shape. */
+export function layerNorm(
+  x: Tensor,
+  shape: readonly number[],
+  weight: Tensor | null = null,
+  bias: Tensor | null = null,
+  eps = 1e-5,
+): Tensor {
+  return call("aten::layer_norm", [x, shape, weight, bias, eps]);
+}
+
+/**
+ * `x / sqrt(mean(x^2) + eps) * weight` over the last `shape.length` dimensions.
+ *
+ * @see Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", eq. 4.
+ */
+export function rmsNorm(
+  x: Tensor,
+  shape: readonly number[],
+  weight: Tensor | null = null,
+  eps: number | null = null,
+): Tensor {
+  return call("aten::rms_norm", [x, shape, weight, eps]);
+}
+
+/** Normalise each of `groups` groups of channels of x `[B, C, ...]`; weight and bias `[C]`. */
+export function groupNorm(
+  x: Tensor,
+  groups: number,
+  weight: Tensor | null = null,
+  bias: Tensor | null = null,
+  eps = 1e-5,
+): Tensor {
+  return call("aten::group_norm", [x, groups, weight, bias, eps]);
+}
+
+/** Normalise channels of x `[B, C, ...]` by the batch in training, else by the running statistics `[C]`. */
+export function batchNorm(
+  x: Tensor,
+  running: { mean: Tensor | null; var: Tensor | null },
+  weight: Tensor | null,
+  bias: Tensor | null,
+  options: { training: boolean; momentum: number; eps: number },
+): Tensor {
+  const { training, momentum, eps } = options;
+  return call("aten::batch_norm", [
+    x,
+    weight,
+    bias,
+    running.mean,
+    running.var,
+    training,
+    momentum,
+    eps,
+    true,
+  ]);
+}
+
+/** Options of {@link scaledDotProductAttention}. */
+export interface AttentionOptions {
+  /** bool (true: attend) or float (added to the logits), broadcast to `[..., L, S]`. */
+  mask?: Tensor;
+  dropout?: number;
+  /** Query i sees keys 0 ... i; not together with a mask. */
+  isCausal?: boolean;
+  /** Factor of the logits; 1 / sqrt(D) where left out. */
+  scale?: number;
+  /** Fewer key and value heads than query heads, each serving a group of them. */
+  enableGqa?: boolean;
+}
+
+/** `softmax(q k^T * scale + mask) v`: q `[..., L, D]`, k `[..., S, D]`, v `[..., S, E]`, giving `[..., L, E]`. */
+export function scaledDotProductAttention(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options: AttentionOptions = {},
+): Tensor {
+  const { mask, dropout = 0, isCausal = false, scale, enableGqa = false } = options;
+  return call("aten::scaled_dot_product_attention", [
+    q,
+    k,
+    v,
+    mask ?? null,
+    dropout,
+    isCausal,
+    scale ?? null,
+    enableGqa,
+  ]);
+}
+
+/** Zero each element with probability `p` and scale the rest by 1 / (1 - p), in training only. */
+export function dropout(x: Tensor, p: number, training: boolean): Tensor {
+  return call("aten::dropout", [x, p, training]);
+}
+
+/** Pad the last dimensions: `[left, right, top, bottom, ...]`, from the last dimension backwards. */
+export function pad(
+  x: Tensor,
+  padding: readonly number[],
+  mode: "constant" | "reflect" | "replicate" | "circular" = "constant",
+  value: number | null = null,
+): Tensor {
+  return call("aten::pad", [x, padding, mode, value]);
+}
+
+/** Resize images `[B, C, h, w]` to `size`, or by `scale`. */
+export function interpolate(
+  x: Tensor,
+  options: {
+    size?: readonly [number, number];
+    scale?: number;
+    mode?: "nearest" | "nearest-exact" | "bilinear" | "bicubic" | "area";
+    alignCorners?: boolean;
+    antialias?: boolean;
+  },
+): Tensor {
+  const { size, scale, mode = "nearest", alignCorners = false, antialias = false } = options;
+  if ((size === undefined) === (scale === undefined)) {
+    throw expected("interpolate", "either size or scale", size === undefined ? "neither" : "both");
+  }
+  const factors = scale === undefined ? null : [scale, scale];
+  const target = size ?? null;
+  switch (mode) {
+    case "nearest":
+      return call("aten::upsample_nearest2d.vec", [x, target, factors]);
+    case "nearest-exact":
+      return call("aten::_upsample_nearest_exact2d.vec", [x, target, factors]);
+    case "bilinear":
+    case "bicubic": {
+      const name = antialias ? `aten::_upsample_${mode}2d_aa.vec` : `aten::upsample_${mode}2d.vec`;
+      return call(name, [x, target, alignCorners, factors]);
+    }
+    case "area": {
+      const [h, w] = x.shape.slice(-2) as [number, number];
+      const out = target ?? [Math.floor(h * (scale as number)), Math.floor(w * (scale as number))];
+      return call("aten::adaptive_avg_pool2d", [x, out]);
+    }
+    default:
+      mode satisfies never;
+      throw expected("interpolate", "a known mode", mode);
+  }
+}
+
+/** Mean of windows of x `[B, C, h, w]`. */
+export function avgPool2d(
+  x: Tensor,
+  kernel: Pair,
+  options: { stride?: Pair; padding?: Pair; ceilMode?: boolean; countIncludePad?: boolean } = {},
+): Tensor {
+  const { stride = kernel, padding = 0, ceilMode = false, countIncludePad = true } = options;
+  return call("aten::avg_pool2d", [
+    x,
+    pair(kernel),
+    pair(stride),
+    pair(padding),
+    ceilMode,
+    countIncludePad,
+    null,
+  ]);
+}
+
+/** Largest value of windows of x `[B, C, h, w]`. */
+export function maxPool2d(
+  x: Tensor,
+  kernel: Pair,
+  options: { stride?: Pair; padding?: Pair; ceilMode?: boolean } = {},
+): Tensor {
+  const { stride = kernel, padding = 0, ceilMode = false } = options;
+  return call("aten::max_pool2d", [x, pair(kernel), pair(stride), pair(padding), [1, 1], ceilMode]);
+}
+
+/** int64 `[...]` to int64 `[..., classes]` with a single one. */
+export function oneHot(index: Tensor, classes: number): Tensor {
+  return call("aten::one_hot", [index, classes]);
+}
+
+/** Divide by the p-norm along `dim`, which is taken as at least `eps`. */
+export function normalize(x: Tensor, options: { p?: number; dim?: number; eps?: number } = {}): Tensor {
+  const { p = 2, dim = 1, eps = 1e-12 } = options;
+  return tidy(() => x.div(x.norm(p, dim, true).clamp(eps)));
+}
+
+/** Cosine of the angle between vectors along `dim`. */
+export function cosineSimilarity(a: Tensor, b: Tensor, dim = 1, eps = 1e-8): Tensor {
+  return call("aten::cosine_similarity", [a, b, dim, eps]);
+}
+
+// ---- Losses ----
+
+/** Negative log-likelihood of int64 `target` `[N, ...]` under the softmax of `logits` `[N, V, ...]`. */
+export function crossEntropy(
+  logits: Tensor,
+  target: Tensor,
+  options: { reduction?: Reduction; weight?: Tensor; ignoreIndex?: number; labelSmoothing?: number } = {},
+): Tensor {
+  const { reduction = "mean", weight, ignoreIndex = -100, labelSmoothing = 0 } = options;
+  const args = [logits, target, weight ?? null, REDUCTIONS[reduction], ignoreIndex, labelSmoothing];
+  return call("aten::cross_entropy_loss", args);
+}
+
+export function mseLoss(x: Tensor, target: Tensor, reduction: Reduction = "mean"): Tensor {
+  return call("aten::mse_loss", [x, target, REDUCTIONS[reduction]]);
+}
+
+export function l1Loss(x: Tensor, target: Tensor, reduction: Reduction = "mean"): Tensor {
+  return call("aten::l1_loss", [x, target, REDUCTIONS[reduction]]);
+}
+
+export function smoothL1Loss(x: Tensor, target: Tensor, reduction: Reduction = "mean", beta = 1): Tensor {
+  return call("aten::smooth_l1_loss", [x, target, REDUCTIONS[reduction], beta]);
+}
+
+export function binaryCrossEntropyWithLogits(
+  logits: Tensor,
+  target: Tensor,
+  reduction: Reduction = "mean",
+): Tensor {
+  return call("aten::binary_cross_entropy_with_logits", [logits, target, null, null, REDUCTIONS[reduction]]);
+}
+
+/** `target * (log(target) - logp)`; with `logTarget` the target too is a log-probability. */
+export function klDiv(
+  logp: Tensor,
+  target: Tensor,
+  options: { reduction?: Reduction; logTarget?: boolean } = {},
+): Tensor {
+  const { reduction = "mean", logTarget = false } = options;
+  return call("aten::kl_div", [logp, target, REDUCTIONS[reduction]], { log_target: logTarget });
+}
+
+/**
+ * Log-probabilities of chosen indices under the softmax of each row: `gather(logSoftmax(logits), index)` without
+ * the log-softmax. Rows go through in chunks forward and backward, in float32 whatever the logits' dtype, so the
+ * only array of the logits' size besides the logits is their gradient.
+ *
+ * @param logits - float `[..., V]`.
+ * @param index - int64 `[...]`, or `[..., K]` for several indices of one row.
+ * @param chunk - rows at a time.
+ * @returns float32 (float64 for float64 logits) in the shape of `index`, nats.
+ */
+export function selectiveLogSoftmax(logits: Tensor, index: Tensor, chunk = 256): Tensor {
+  const v = logits.size(-1);
+  const rows = logits.numel / v;
+  const isSingle = index.ndim === logits.ndim - 1;
+  const k = isSingle ? 1 : index.size(-1);
+  const lead = logits.shape.slice(0, -1);
+  if (index.shape.slice(0, lead.length).join() !== lead.join() || (!isSingle && index.ndim !== logits.ndim)) {
+    throw expected("selectiveLogSoftmax", `index [${lead.join(", ")}] or [${lead.join(", ")}, K]`, index);
+  }
+  const wide = logits.dtype === "float64" ? "float64" : "float32";
+  const ranges = Array.from({ length: Math.ceil(rows / chunk) }, (_, i) => {
+    return [i * chunk, Math.min(chunk, rows - i * chunk)] as const;
+  });
+  return tidy(() => {
+    const [picked] = customFunction(
+      [logits],
+      () => {
+        const flat = logits.reshape(rows, v);
+        const flatIndex = index.reshape(rows, k);
+        const parts = ranges.map(([start, count]) =>
+          tidy(() => {
+            const part = flat.narrow(0, start, count).to({ dtype: wide });
+            const top = part.amax(1, true); // [count, 1]
+            const exps = part.sub(top);
+            callUntyped("aten::exp_", [exps]);
+            const logSum = exps.sum(1, { keepdim: true }).log();
+            // Both apart: their sum has lost the digits below the size of the logits.
+            const logp = part
+              .gather(1, flatIndex.narrow(0, start, count))
+              .sub(top)
+              .sub(logSum);
+            return { top, logSum, logp };
+          }),
+        );
+        const join = (tensors: Tensor[], columns: number): Tensor =>
+          tensors.length > 0 ? cat(tensors) : empty([0, columns], { dtype: wide });
+        const top = join(
+          parts.map((part) => part.top),
+          1,
+        );
+        const logSum = join(
+          parts.map((part) => part.logSum),
+          1,
+        );
+        const logp = join(
+          parts.map((part) => part.logp),
+          k,
+        );
+        return { outputs: [logp.reshape(...index.shape)], saved: [logits, flatIndex, top, logSum] };
+      },
+      ([gradient], [savedLogits, savedIndex, top, logSum]) => {
+        if (isGradEnabled()) {
+          // Second derivatives are rare: those go through the operators.
+          const plain = (savedLogits as Tensor)
+            .reshape(rows, v)
+            .logSoftmax(1, wide)
+            .gather(1, savedIndex as Tensor);
+          const wanted = [(gradient as Tensor).reshape(rows, k)];
+          return grad([plain], [savedLogits as Tensor], wanted, { createGraph: true });
+        }
+        const flat = (savedLogits as Tensor).reshape(rows, v);
+        const flatGradient = (gradient as Tensor).reshape(rows, k);
+        const result = callUntyped("aten::empty_like", [flat], {
+          memory_format: "contiguous_format",
+        }) as Tensor;
+        for (const [start, count] of ranges) {
+          tidy(() => {
+            const g = flatGradient.narrow(0, start, count);
+            const part = flat.narrow(0, start, count).to({ dtype: wide });
+            // d/dlogits = sum_k g_k (onehot_k - softmax)
+            const p = part.sub((top as Tensor).narrow(0, start, count));
+            p.sub_((logSum as Tensor).narrow(0, start, count));
+            callUntyped("aten::exp_", [p]);
+            p.mul_(g.sum(1, { keepdim: true }).neg());
+            p.scatterAdd_(1, (savedIndex as Tensor).narrow(0, start, count), g);
+            result.narrow(0, start, count).copy_(p);
+          });
+        }
+        return [result.reshape(...(savedLogits as Tensor).shape)];
+      },
+    );
+    return picked as Tensor;
+  });
+}

@@ -1,0 +1,77 @@
+/** The tensor floor's public names. */
+export {
+  type AutocastState,
+  autocast,
+  type BackwardOptions,
+  backward,
+  checkpoint,
+  customFunction,
+  enableGrad,
+  grad,
+  isGradEnabled,
+  noGrad,
+} from "./autograd.js";
+export { type Argument, call, callTensor, GeneratorHandle, operatorNames, schemaOf } from "./call.js";
+export { loadCheckpoint, openCheckpoint } from "./checkpoint.js";
+export {
+  arange,
+  bernoulli,
+  byteLength,
+  cat,
+  einsum,
+  empty,
+  emptyLike,
+  eye,
+  full,
+  fullLike,
+  linspace,
+  meshgrid,
+  multinomial,
+  ones,
+  onesLike,
+  type RandomOptions,
+  rand,
+  randint,
+  randn,
+  randperm,
+  stack,
+  type TensorOptions,
+  tensor,
+  tensorBytes,
+  where,
+  zeros,
+  zerosLike,
+} from "./creation.js";
+export {
+  CudaGraph,
+  type CudaMemory,
+  captureGraph,
+  cudaDeviceCount,
+  cudaEmptyCache,
+  cudaMemory,
+  emptyCache,
+  getNumThreads,
+  isCudaAvailable,
+  type MemoryInfo,
+  memory,
+  requireDevice,
+  setNumThreads,
+  synchronize,
+  version,
+} from "./device.js";
+export { DTYPES, type DType, type TypedArray } from "./dtype.js";
+export { expected, expectedMessage, expectedType, TorchError } from "./errors.js";
+export * as functional from "./functional.js";
+export {
+  deriveSeed,
+  Generator,
+  manualSeed,
+  type RandomState,
+  restoreRandomState,
+  saveRandomState,
+  stream,
+} from "./random.js";
+export { loadSafetensors, openSafetensors, SafetensorsFile, saveSafetensors } from "./safetensors.js";
+export { keep, tidy } from "./scope.js";
+export { type Device, type MemoryFormat, type NestedNumbers, type Operand, Tensor } from "./tensor.js";
+export { openWeights, type WeightInfo, WeightsFile, type WeightsOptions } from "./weights.js";

@@ -1,0 +1,130 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import {
+  autocast,
+  captureGraph,
+  cudaDeviceCount,
+  cudaEmptyCache,
+  cudaMemory,
+  type Device,
+  Generator,
+  getNumThreads,
+  isCudaAvailable,
+  memory,
+  ones,
+  requireDevice,
+  restoreRandomState,
+  setNumThreads,
+  synchronize,
+  tensor,
+  tidy,
+  version,
+  zeros,
+} from "../../src/torch/index.js";
+import { noLeak } from "../support/leak.js";
+
+const { torch } = version();
+const NO_CUDA = isCudaAvailable() ? "this machine has a CUDA device" : false;
+
+test("the version is that of the loaded LibTorch, with how it was built", () => {
+  assert.match(torch, /^\d+\.\d+\.\d+/);
+  assert.match(version().config, /PyTorch built with:/);
+});
+
+test("threads can be set from 1 to 1024", () => {
+  const before = getNumThreads();
+  try {
+    setNumThreads(1);
+    assert.equal(getNumThreads(), 1);
+    setNumThreads(2);
+    assert.equal(getNumThreads(), 2);
+    setNumThreads(1024);
+    setNumThreads(2);
+    for (const count of [0, -1, 1.5, 1025, NaN, Infinity]) {
+      assert.throws(() => setNumThreads(count), {
+        name: "RangeError",
+        message: `setNumThreads: expected an integer from 1 to 1024, got ${count}.`,
+      });
+    }
+    assert.equal(getNumThreads(), 2);
+  } finally {
+    setNumThreads(before);
+  }
+});
+
+test("the CPU needs nothing", () => {
+  requireDevice("cpu");
+  requireDevice("meta");
+  synchronize("cpu");
+  assert.equal(cudaDeviceCount() > 0, isCudaAvailable());
+});
+
+test("without CUDA, everything that asks for it says what is missing and what to do", {
+  skip: NO_CUDA,
+}, () => {
+  const why =
+    /expected a CUDA device, got none: LibTorch [\d.]+\S* was built (for the CPU alone\. Set LIBTORCH to a CUDA build|with CUDA but sees no device\. Check nvidia-smi and CUDA_VISIBLE_DEVICES)/;
+  noLeak(() =>
+    tidy(() => {
+      const x = ones([2]);
+      const generators = memory().generators;
+      const uses: Record<string, () => unknown> = {
+        requireDevice: () => requireDevice("cuda"),
+        "requireDevice with an index": () => requireDevice("cuda:3"),
+        "Tensor.to": () => x.to({ device: "cuda" }),
+        "Tensor.to with an index": () => x.to({ device: "cuda:1" }),
+        zeros: () => zeros([2], { device: "cuda" }),
+        tensor: () => tensor([1], { device: "cuda" }),
+        synchronize: () => synchronize("cuda"),
+        captureGraph: () => captureGraph(() => undefined),
+        cudaMemory: () => cudaMemory(),
+        cudaEmptyCache: () => cudaEmptyCache(),
+        Generator: () => new Generator(1, "cuda"),
+        restoreRandomState: () => restoreRandomState({ "cuda:0": x }),
+      };
+      for (const [name, use] of Object.entries(uses)) assert.throws(use, why, name);
+      assert.equal(memory().generators, generators);
+      assert.throws(() => requireDevice("cuda"), {
+        name: "RangeError",
+        message: /^device: expected a CUDA device/,
+      });
+      assert.throws(() => captureGraph(() => undefined), {
+        message: /^captureGraph: expected a CUDA device/,
+      });
+      assert.equal(
+        autocast({ device: "cuda", dtype: "float16" }, () => x.add(1)).dtype,
+        "float32",
+        "state alone, no device",
+      );
+    }),
+  );
+});
+
+test("devices that do not exist are refused by name", () => {
+  tidy(() => {
+    const x = ones([2]);
+    for (const device of ["gpu", "", "cuda0", "CPU", "xpu:0"] as string[] as Device[]) {
+      const refused = `: expected a device "cpu", "cuda" or "cuda:0", got "${device}"; self float32[2] cpu`;
+      assert.throws(
+        () => x.to({ device }),
+        (error: Error) => error.message.endsWith(refused),
+      );
+      const asks = {
+        device: requireDevice,
+        synchronize,
+        Generator: (each: Device) => new Generator(1, each),
+      };
+      for (const [where, ask] of Object.entries(asks)) {
+        assert.throws(() => ask(device), {
+          name: "RangeError",
+          message: `${where}: expected "cpu", "cuda" or "cuda:0", got ${device}.`,
+        });
+      }
+    }
+    assert.throws(() => x.to({ device: "cuda:first" as Device }), /Invalid device string: 'cuda:first'/);
+    assert.throws(() => requireDevice("cuda:first" as Device), {
+      message: /^device: expected "cpu", "cuda" or "cuda:0", got cuda:first\.$/,
+    });
+  });
+});
