@@ -1,0 +1,69 @@
+/**
+ * A tokenizer that only serves: no gradient, no training behaviour, and inputs checked down to their values.
+ */
+import { Module } from "../nn/index.js";
+import { noGrad, type Tensor, tidy } from "../torch/index.js";
+import { checkCodes, checkImages, checkRange, gridOf } from "./checks.js";
+import type { Grid, ImageTokenizer } from "./tokenizer.js";
+
+export class FrozenTokenizer implements ImageTokenizer {
+  /** The model itself. */
+  readonly vq: ImageTokenizer;
+
+  /** @param vq - a tokenizer; a {@link Module} is put into eval and its parameters no longer require gradients. */
+  constructor(vq: ImageTokenizer) {
+    this.vq = vq;
+    if (vq instanceof Module) vq.eval().requiresGrad_(false);
+  }
+
+  get codebookSize(): number {
+    return this.vq.codebookSize;
+  }
+
+  get downsample(): number {
+    return this.vq.downsample;
+  }
+
+  /**
+   * Codes of images. Waits for a GPU, to check the images' range.
+   *
+   * @param images - float32 `[B, 3, H, W]` in [-1, 1]; H and W multiples of `downsample`.
+   * @returns int64 `[B, T]`, T = (H / downsample) * (W / downsample), in raster order.
+   * @throws TypeError, RangeError when the images are not that.
+   */
+  encode(images: Tensor): Tensor {
+    const where = "FrozenTokenizer.encode";
+    checkImages(where, images, { channels: 3, downsample: this.downsample });
+    checkRange(where, images);
+    return noGrad(() => tidy(() => this.vq.encode(images)));
+  }
+
+  /**
+   * Images of codes, not clamped. Waits for a GPU, to check the codes' range.
+   *
+   * @param codes - int64 `[B, T]` in `[0, codebookSize)`.
+   * @param grid - rows and columns; a square grid where left out.
+   * @returns float32 `[B, 3, H, W]`, about [-1, 1].
+   * @throws TypeError, RangeError when the codes are not that or the grid has not T places.
+   */
+  decodeCode(codes: Tensor, grid?: Grid): Tensor {
+    const where = "FrozenTokenizer.decodeCode";
+    const places = gridOf(where, codes, grid);
+    checkCodes(where, codes, this.vq);
+    return noGrad(() => tidy(() => this.vq.decodeCode(codes, places)));
+  }
+
+  /** Free the model, where it can be freed. */
+  dispose(): void {
+    if (this.vq instanceof Module) this.vq.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/** Freeze a tokenizer that is already loaded: an {@link IBQ}, a {@link VQModel}, or anything that serves as one. */
+export function buildTokenizerFrozen(model: ImageTokenizer): FrozenTokenizer {
+  return new FrozenTokenizer(model);
+}

@@ -1,0 +1,129 @@
+/**
+ * The IBQ tokenizer of SEED-Voken: a codebook of any size whose rows all learn at every step.
+ *
+ * @see Shi et al. 2024, "Taming Scalable Visual Tokenizer for Autoregressive Image Generation".
+ */
+import { expected } from "../torch/index.js";
+import { type TokenizerConfig, TokenizerModel } from "./tokenizer_model.js";
+
+/** Encoder and decoder under their published names, each with the default that all released IBQ models have. */
+export interface DdConfig {
+  /** false; true has no meaning for a codebook. */
+  doubleZ?: boolean;
+  /** 256. */
+  zChannels?: number;
+  /** Size of the training images, 256: only says which levels `attnResolutions` means. */
+  resolution?: number;
+  /** 3. */
+  inChannels?: number;
+  /** 3. */
+  outCh?: number;
+  /** 128. */
+  ch?: number;
+  /** Factors of `ch`, a level: [1, 1, 2, 2, 4]. A code stands for 2 ** (levels - 1) pixels a side. */
+  chMult?: readonly number[];
+  /** Residual blocks a level in the encoder, 4. */
+  numResBlocks?: number;
+  /** Resolutions with attention, for images of `resolution`: [16]. */
+  attnResolutions?: readonly number[];
+  /** 0. */
+  dropout?: number;
+}
+
+/** Arguments of {@link IBQ} under their published names. */
+export interface IBQArgs {
+  ddconfig?: DdConfig;
+  /** Belongs to the trainer; accepted so that a published configuration can be given whole. */
+  lossconfig?: unknown;
+  /** V; 1024, 8192, 16384 and 262144 were released. */
+  nEmbed: number;
+  /** 256. */
+  embedDim?: number;
+  /** false: IBQ compares by dot product. */
+  l2Normalize?: boolean;
+  /** true: the entropy term is one of the losses. */
+  useEntropyLoss?: boolean;
+  /** 0.01. */
+  entropyTemperature?: number;
+  /** 1. */
+  sampleMinimizationWeight?: number;
+  /** 1. */
+  batchMaximizationWeight?: number;
+  /** Weight of the codebook's term, 0.25. */
+  beta?: number;
+  /** Which weights of a checkpoint are wanted: the loader's matter, as the model has one set. */
+  useEma?: boolean;
+  /** No meaning here: upstream, whether a checkpoint is for the tokenizer's or the transformer's training. */
+  stage?: "transformer" | null;
+  /** Most groups of a norm, 32; see {@link TokenizerConfig.normGroups}. */
+  normGroups?: number;
+}
+
+/** `new IBQ({ nEmbed: 16384 })` is the published 16384, 110.98 M parameters. */
+export class IBQ extends TokenizerModel {
+  /** @throws RangeError for a configuration that no such model has. */
+  constructor(args: IBQArgs | TokenizerConfig) {
+    super("naming" in args ? args : { ...DEFAULTS, codebookSize: args.nEmbed, ...ibqConfig(args) });
+  }
+}
+
+const DEFAULTS: Omit<TokenizerConfig, "codebookSize"> = {
+  naming: "ibq",
+  inChannels: 3,
+  outChannels: 3,
+  ch: 128,
+  chMult: [1, 1, 2, 2, 4],
+  numResBlocks: 4,
+  attnLevels: [4],
+  zChannels: 256,
+  dropout: 0,
+  normGroups: 32,
+  embedDim: 256,
+  lookup: "dot",
+  beta: 0.25,
+  entropyTemperature: 0.01,
+  sampleEntropyWeight: 1,
+  batchEntropyWeight: 1,
+  hasUsageRecord: false,
+};
+
+/**
+ * What the arguments say of the configuration: those that are left out say nothing.
+ *
+ * @throws RangeError for an argument that asks for what IBQ is not.
+ */
+export function ibqConfig(args: Partial<IBQArgs>): Partial<TokenizerConfig> {
+  const { ddconfig = {}, useEntropyLoss } = args;
+  if (ddconfig.doubleZ)
+    throw expected("IBQ", "ddconfig.doubleZ false", true, "A codebook takes no mean and variance");
+  if (args.l2Normalize) {
+    throw expected("IBQ", "l2Normalize false", true, "IBQ compares by dot product; VQModel normalises");
+  }
+  const { resolution, attnResolutions, chMult } = ddconfig;
+  const isPlaced = resolution !== undefined || attnResolutions !== undefined || chMult !== undefined;
+  const weightless = useEntropyLoss === false ? 0 : undefined;
+  const said: { [Key in keyof TokenizerConfig]?: TokenizerConfig[Key] | undefined } = {
+    inChannels: ddconfig.inChannels,
+    outChannels: ddconfig.outCh,
+    ch: ddconfig.ch,
+    chMult,
+    numResBlocks: ddconfig.numResBlocks,
+    attnLevels: isPlaced ? attnLevels(ddconfig) : undefined,
+    zChannels: ddconfig.zChannels,
+    dropout: ddconfig.dropout,
+    normGroups: args.normGroups,
+    codebookSize: args.nEmbed,
+    embedDim: args.embedDim,
+    beta: args.beta,
+    entropyTemperature: args.entropyTemperature,
+    sampleEntropyWeight: weightless ?? args.sampleMinimizationWeight,
+    batchEntropyWeight: weightless ?? args.batchMaximizationWeight,
+  };
+  return Object.fromEntries(Object.entries(said).filter(([, value]) => value !== undefined));
+}
+
+/** Levels whose resolution is among those with attention. */
+function attnLevels(ddconfig: DdConfig): number[] {
+  const { resolution = 256, attnResolutions = [16], chMult = DEFAULTS.chMult } = ddconfig;
+  return [...chMult.keys()].filter((level) => attnResolutions.includes(Math.floor(resolution / 2 ** level)));
+}

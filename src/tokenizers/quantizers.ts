@@ -1,0 +1,273 @@
+/**
+ * The codebook: features to the nearest codes, codes to features, and the forward that trains it. Lookup never holds
+ * the scores of all codes for all positions; the trainable forward of index propagation and of the entropy terms does.
+ *
+ * Deviations from the published code: the straight-through value of index propagation is the codebook's row itself,
+ * without the rounding of `hard - soft + soft`; the entropy term is left out where its weight is 0; a batch longer than
+ * the record of used codes records its last ones. Scores are float32 even under autocast.
+ *
+ * @see van den Oord et al. 2017, "Neural Discrete Representation Learning"; Yu et al. 2022, "Vector-quantized Image
+ *   Modeling with Improved VQGAN" (normalised codes); Shi et al. 2024, "Taming Scalable Visual Tokenizer" (IBQ).
+ */
+import { Buffer, Embedding, init, Module } from "../nn/index.js";
+import {
+  autocast,
+  cat,
+  functional as F,
+  isGradEnabled,
+  noGrad,
+  type Tensor,
+  tidy,
+  where,
+  zeros,
+} from "../torch/index.js";
+import type { Grid } from "./tokenizer.js";
+
+/**
+ * What "nearest" means: largest dot product (IBQ), largest cosine with rows that are normalised also when decoded
+ * (LlamaGen), or least Euclidean distance (taming).
+ */
+export type Lookup = "dot" | "cosine" | "l2";
+
+/** Shape and losses of a codebook. */
+export interface QuantizerConfig {
+  /** V. */
+  codebookSize: number;
+  embedDim: number;
+  lookup: Lookup;
+  /** Weight of the commitment term (cosine, l2), of the codebook's own term (dot). */
+  beta: number;
+  /** Divisor of the scores in the entropy terms. */
+  entropyTemperature: number;
+  /** Weight of the entropy of each position's codes, which is lowered; 0 for both weights leaves the term out. */
+  sampleEntropyWeight: number;
+  /** Weight of the entropy of the batch's mean, which is raised. */
+  batchEntropyWeight: number;
+  /** Whether the last 65,536 codes of training are recorded, in `codebook_used`. */
+  hasUsageRecord: boolean;
+}
+
+/** What the trainable forward gives. */
+export interface Quantized {
+  /** float32 `[B, D, h, w]`: the codes' rows, with a gradient to the features. */
+  quantized: Tensor;
+  /** int64 `[B, T]`, T = h * w. */
+  codes: Tensor;
+  /** Terms to minimise, 0-d, by name: `codebook` and `commitment`, or `quant`; and `entropy` where it has a weight. */
+  losses: Record<string, Tensor>;
+  /** Measures without a gradient, 0-d: `sampleEntropy` and `batchEntropy`, nats, where `entropy` has a weight. */
+  stats: Record<string, Tensor>;
+}
+
+const USAGE_LENGTH = 65_536;
+
+/** Scores of all codes that a lookup may hold at a time, bytes. */
+const SCORE_BYTES = 64 * 2 ** 20;
+
+export class VectorQuantizer extends Module {
+  readonly codebook_used: Buffer | null;
+  readonly embedding: Embedding;
+  readonly config: QuantizerConfig;
+
+  constructor(config: QuantizerConfig) {
+    super();
+    const { codebookSize: v, embedDim, lookup } = config;
+    this.config = config;
+    this.codebook_used = config.hasUsageRecord ? tidy(() => new Buffer(zeros([USAGE_LENGTH]))) : null;
+    this.embedding = new Embedding(v, embedDim);
+    if (lookup === "dot") return;
+    noGrad(() =>
+      tidy(() => {
+        const rows = init.uniform([v, embedDim], -1 / v, 1 / v);
+        this.embedding.weight.copy_(lookup === "cosine" ? F.normalize(rows) : rows);
+      }),
+    );
+  }
+
+  /** Rows as they are compared and decoded, `[V, D]`: the weight, normalised where the lookup is the cosine. */
+  table(): Tensor {
+    const { weight } = this.embedding;
+    return this.config.lookup === "cosine" ? F.normalize(weight) : weight;
+  }
+
+  /**
+   * Codes of features.
+   *
+   * @param z - float32 `[B, D, h, w]`.
+   * @returns int64 `[B, h * w]`, in raster order.
+   */
+  codesOf(z: Tensor): Tensor {
+    return noGrad(() =>
+      tidy(() => nearestCodes(rowsOf(z), this.table(), this.config.lookup).reshape(z.size(0), -1)),
+    );
+  }
+
+  /**
+   * Features of codes.
+   *
+   * @param codes - int64 `[B, T]`, T = rows * columns of the grid.
+   * @returns float32 `[B, D, h, w]`.
+   */
+  getCodebookEntry(codes: Tensor, [h, w]: Grid): Tensor {
+    return tidy(() => imageOf(F.embedding(codes, this.table()), [codes.size(0), h, w]));
+  }
+
+  /**
+   * Quantise with a gradient.
+   *
+   * Cosine and l2 pass the gradient straight through. Dot passes it through the softmax over all codes, so that every
+   * row of the codebook learns (index propagation).
+   *
+   * @param z - float32 `[B, D, h, w]`.
+   */
+  forward(z: Tensor): Quantized {
+    const device = z.device.startsWith("cuda") ? "cuda" : "cpu";
+    const result = tidy(() =>
+      autocast({ device, dtype: null }, () => {
+        const [b, , h, w] = z.dims(4);
+        const rows = rowsOf(z); // [N, D], N = b * h * w
+        const terms = this.config.lookup === "dot" ? this.#propagate(rows) : this.#passThrough(rows);
+        const { quantized, codes, ...rest } = terms;
+        return { ...rest, quantized: imageOf(quantized, [b, h, w]), codes: codes.reshape(b, h * w) };
+      }),
+    );
+    if (this.training && this.codebook_used !== null) record(this.codebook_used, result.codes);
+    return result;
+  }
+
+  /** Part of the codebook that the last 65,536 codes of training used; NaN without the record. */
+  usage(): number {
+    const { codebook_used: used } = this;
+    if (used === null) return Number.NaN;
+    return tidy(() => used.unique().numel / this.config.codebookSize);
+  }
+
+  #passThrough(given: Tensor): Quantized {
+    const { lookup, beta } = this.config;
+    const rows = lookup === "cosine" ? F.normalize(given) : given;
+    const table = this.table();
+    const codes = nearestCodes(rows, table, lookup);
+    const nearest = F.embedding(codes, table);
+    const losses = {
+      codebook: F.mseLoss(nearest, rows.detach()),
+      commitment: F.mseLoss(rows, nearest.detach()).mul(beta),
+    };
+    const quantized = rows.add(nearest.sub(rows).detach());
+    // Distances up to what all codes of a position share, which the softmax does not see.
+    const entropy = this.#entropy(() => scores(rows, table, lookup).mul(2));
+    return { quantized, codes, losses: { ...losses, ...entropy.losses }, stats: entropy.stats };
+  }
+
+  #propagate(rows: Tensor): Quantized {
+    const { weight } = this.embedding;
+    const logits = scores(rows, weight, "dot"); // [N, V]
+    const codes = logits.argmax(1);
+    const nearest = F.embedding(codes, weight);
+    let quantized = nearest;
+    if (isGradEnabled()) {
+      // Zero in value: the gradient of the soft assignment, the rows themselves taken as given.
+      const soft = logits.softmax(1).matmul(weight.detach());
+      quantized = nearest.add(soft.sub(soft.detach()));
+    }
+    const toCodes = F.mseLoss(quantized, rows).add(F.mseLoss(rows, nearest.detach()));
+    const quant = toCodes.add(F.mseLoss(nearest, rows.detach()), this.config.beta);
+    const entropy = this.#entropy(() => logits);
+    return { quantized, codes, losses: { quant, ...entropy.losses }, stats: entropy.stats };
+  }
+
+  /** @see Yu et al. 2024, "Language Model Beats Diffusion: Tokenizer is Key to Visual Generation". */
+  #entropy(affinity: () => Tensor): Pick<Quantized, "losses" | "stats"> {
+    const { entropyTemperature, sampleEntropyWeight, batchEntropyWeight } = this.config;
+    if (sampleEntropyWeight === 0 && batchEntropyWeight === 0) return { losses: {}, stats: {} };
+    const logp = affinity().div(entropyTemperature).logSoftmax(1); // [N, V]
+    const p = logp.exp();
+    const sampleEntropy = p.mul(logp).sum(1).mean().neg();
+    const mean = p.mean(0);
+    const batchEntropy = mean.mul(mean.add(1e-5).log()).sum().neg();
+    return {
+      losses: { entropy: sampleEntropy.mul(sampleEntropyWeight).sub(batchEntropy, batchEntropyWeight) },
+      stats: { sampleEntropy: sampleEntropy.detach(), batchEntropy: batchEntropy.detach() },
+    };
+  }
+}
+
+/** `[B, D, h, w]` to float32 `[B * h * w, D]`. */
+function rowsOf(z: Tensor): Tensor {
+  return z.permute(0, 2, 3, 1).reshape(-1, z.size(1)).to({ dtype: "float32" });
+}
+
+/** `[..., D]` with B * h * w rows to `[B, D, h, w]`. */
+function imageOf(rows: Tensor, [b, h, w]: readonly [number, number, number]): Tensor {
+  return rows.reshape(b, h, w, rows.size(-1)).permute(0, 3, 1, 2).contiguous();
+}
+
+/** How near each row `[N, D]` is to each code of the table `[V, D]`: `[N, V]`, larger is nearer. */
+function scores(rows: Tensor, table: Tensor, lookup: Lookup): Tensor {
+  const codes = table.transpose(0, 1);
+  if (lookup !== "l2") return rows.matmul(codes);
+  // -|z - e|^2 / 2 without |z|^2, which all codes share.
+  return table.square().sum(1).mul(-0.5).addmm(rows, codes);
+}
+
+/**
+ * Index of the nearest code of each row, the first one of several.
+ *
+ * @param rows - float32 `[N, D]`.
+ * @param table - float32 `[V, D]`, normalised by the caller for `"cosine"`; the rows need not be.
+ * @param scoreBytes - memory for scores. Rows and codes go through in blocks that fit, with the same result.
+ * @returns int64 `[N]`.
+ */
+export function nearestCodes(
+  rows: Tensor,
+  table: Tensor,
+  lookup: Lookup,
+  scoreBytes: number = SCORE_BYTES,
+): Tensor {
+  const [n] = rows.dims(2);
+  const v = table.size(0);
+  const room = scoreBytes / 4;
+  // Tall blocks keep the matrix product efficient; few rows leave room for more codes at a time.
+  const codesAtOnce = Math.min(v, Math.max(1, Math.floor(room / Math.min(n, 256))));
+  const rowsAtOnce = Math.max(1, Math.floor(room / codesAtOnce));
+  const device = rows.device.startsWith("cuda") ? "cuda" : "cpu";
+  const search = (): Tensor => {
+    const found: Tensor[] = [];
+    for (let start = 0; start < n; start += rowsAtOnce) {
+      const part = rows.narrow(0, start, Math.min(rowsAtOnce, n - start));
+      found.push(tidy(() => nearestInBlocks(part, table, lookup, codesAtOnce)));
+    }
+    return found.length === 1 ? (found[0] as Tensor) : cat(found);
+  };
+  return noGrad(() => tidy(() => autocast({ device, dtype: null }, search)));
+}
+
+function nearestInBlocks(rows: Tensor, table: Tensor, lookup: Lookup, codesAtOnce: number): Tensor {
+  const v = table.size(0);
+  let best: { values: Tensor; indices: Tensor } | undefined;
+  for (let start = 0; start < v; start += codesAtOnce) {
+    best = tidy(() => {
+      const block = table.narrow(0, start, Math.min(codesAtOnce, v - start));
+      const { values, indices } = scores(rows, block, lookup).max(1);
+      if (best === undefined) return { values, indices };
+      // Strictly greater: of equal codes the first one stays.
+      const isNearer = values.gt(best.values);
+      return {
+        values: where(isNearer, values, best.values),
+        indices: where(isNearer, indices.add(start), best.indices),
+      };
+    });
+  }
+  return (best as { indices: Tensor }).indices;
+}
+
+/** Push codes to the end of the record; as many at the front go. */
+function record(used: Buffer, codes: Tensor): void {
+  noGrad(() =>
+    tidy(() => {
+      const all = codes.flatten().to({ dtype: used.dtype });
+      const count = Math.min(all.numel, USAGE_LENGTH);
+      const latest = all.narrow(0, all.numel - count, count);
+      used.copy_(cat([used.narrow(0, count, USAGE_LENGTH - count), latest]));
+    }),
+  );
+}

@@ -1,0 +1,140 @@
+/**
+ * Encoder, codebook and decoder as one tokenizer. `ibq.ts` and `vq_model.ts` say which; reconstruction, perceptual and
+ * adversarial losses are the trainer's.
+ */
+import { Conv2d, Module } from "../nn/index.js";
+import { cat, expected, noGrad, type Tensor, tidy } from "../torch/index.js";
+import { type AutoencoderConfig, activationBytes, Decoder, Encoder } from "./autoencoder.js";
+import { checkImages, gridOf } from "./checks.js";
+import { type Quantized, type QuantizerConfig, VectorQuantizer } from "./quantizers.js";
+import type { Grid, ImageTokenizer } from "./tokenizer.js";
+
+/** Everything that a tokenizer is built from, as plain data: keep it beside the weights and build from it again. */
+export interface TokenizerConfig extends AutoencoderConfig, QuantizerConfig {}
+
+/** What the trainable forward gives: {@link Quantized} without the features, and the images. */
+export interface TokenizerOutput extends Omit<Quantized, "quantized"> {
+  /** float32 `[B, C, H, W]`, about [-1, 1]. */
+  reconstruction: Tensor;
+}
+
+export abstract class TokenizerModel extends Module implements ImageTokenizer {
+  readonly encoder: Encoder;
+  readonly decoder: Decoder;
+  readonly quantize: VectorQuantizer;
+  readonly quant_conv: Conv2d;
+  readonly post_quant_conv: Conv2d;
+  readonly config: TokenizerConfig;
+  readonly downsample: number;
+  /**
+   * Bytes of activations that `encode`, `encodeLatent`, `decode` and `decodeCode` may hold at a time, at least one
+   * image's: a batch goes through in parts of one size, save the last. Where nothing is said, 2 GiB on a GPU and
+   * 256 MiB on a CPU, where larger parts are hardly faster. Weights are not counted, nor is a graph. The result is
+   * the same, up to rounding where a part is a single small image, which LibTorch convolves in another way.
+   */
+  memoryBudget: number | undefined;
+
+  constructor(config: TokenizerConfig) {
+    super();
+    checkConfig(new.target.name, config);
+    this.config = config;
+    this.downsample = 2 ** (config.chMult.length - 1);
+    this.encoder = new Encoder(config);
+    this.decoder = new Decoder(config);
+    this.quantize = new VectorQuantizer(config);
+    this.quant_conv = new Conv2d(config.zChannels, config.embedDim, 1);
+    this.post_quant_conv = new Conv2d(config.embedDim, config.zChannels, 1);
+  }
+
+  get codebookSize(): number {
+    return this.config.codebookSize;
+  }
+
+  encode(images: Tensor): Tensor {
+    this.#checkImages("encode", images);
+    const codesOf = (part: Tensor): Tensor => this.quantize.codesOf(this.#latent(part));
+    return noGrad(() => tidy(() => this.#inParts(images, this.#pixels(images), codesOf)));
+  }
+
+  /** @throws TypeError, RangeError when codes and grid do not fit; TorchError for a code outside the codebook. */
+  decodeCode(codes: Tensor, grid?: Grid): Tensor {
+    const [h, w] = gridOf(`${this.constructor.name}.decodeCode`, codes, grid);
+    const imagesOf = (part: Tensor): Tensor => this.#images(this.quantize.getCodebookEntry(part, [h, w]));
+    return noGrad(() => tidy(() => this.#inParts(codes, h * w * this.downsample ** 2, imagesOf)));
+  }
+
+  /**
+   * Features before quantisation, with a gradient.
+   *
+   * @param images - float32 `[B, C, H, W]` in [-1, 1]; H and W multiples of `downsample`.
+   * @returns float32 `[B, D, H / downsample, W / downsample]`.
+   */
+  encodeLatent(images: Tensor): Tensor {
+    this.#checkImages("encodeLatent", images);
+    return tidy(() => this.#inParts(images, this.#pixels(images), (part) => this.#latent(part)));
+  }
+
+  /**
+   * Images of quantised features, not clamped, with a gradient.
+   *
+   * @param quantized - float32 `[B, D, h, w]`.
+   * @returns float32 `[B, C, h * downsample, w * downsample]`, about [-1, 1].
+   */
+  decode(quantized: Tensor): Tensor {
+    const pixels = this.#pixels(quantized) * this.downsample ** 2;
+    return tidy(() => this.#inParts(quantized, pixels, (part) => this.#images(part)));
+  }
+
+  /**
+   * Reconstruct with a gradient, the whole batch at once, and give the codebook's loss terms.
+   *
+   * @param images - float32 `[B, C, H, W]` in [-1, 1]; H and W multiples of `downsample`.
+   */
+  forward(images: Tensor): TokenizerOutput {
+    this.#checkImages("forward", images);
+    return tidy(() => {
+      const { quantized, ...rest } = this.quantize.forward(this.#latent(images));
+      return { ...rest, reconstruction: this.#images(quantized) };
+    });
+  }
+
+  #latent(images: Tensor): Tensor {
+    return tidy(() => this.quant_conv.forward(this.encoder.forward(images)));
+  }
+
+  #images(quantized: Tensor): Tensor {
+    return tidy(() => this.decoder.forward(this.post_quant_conv.forward(quantized)).to({ dtype: "float32" }));
+  }
+
+  #checkImages(method: string, images: Tensor): void {
+    const { inChannels: channels } = this.config;
+    checkImages(`${this.constructor.name}.${method}`, images, { channels, downsample: this.downsample });
+  }
+
+  #pixels(x: Tensor): number {
+    return x.size(2) * x.size(3);
+  }
+
+  #inParts(batch: Tensor, pixels: number, fn: (part: Tensor) => Tensor): Tensor {
+    const b = batch.size(0);
+    const budget = this.memoryBudget ?? (batch.device.startsWith("cuda") ? 2 ** 31 : 2 ** 28);
+    const most = Math.max(1, Math.floor(budget / activationBytes(this.config, pixels)));
+    if (most >= b) return fn(batch);
+    const size = Math.ceil(b / Math.ceil(b / most));
+    return cat(batch.split(size).map((part) => tidy(() => fn(part))));
+  }
+}
+
+function checkConfig(where: string, config: TokenizerConfig): void {
+  const { ch, chMult, numResBlocks, attnLevels, zChannels, embedDim, codebookSize, normGroups } = config;
+  const counts = { ch, numResBlocks, zChannels, embedDim, codebookSize, normGroups };
+  for (const [name, value] of Object.entries(counts)) {
+    if (!Number.isInteger(value) || value < 1) throw expected(where, `a whole ${name} of at least 1`, value);
+  }
+  const channels = chMult.map((factor) => factor * ch);
+  if (chMult.length === 0 || !channels.every((count) => Number.isInteger(count) && count > 0)) {
+    throw expected(where, `chMult with whole multiples of ch ${ch}`, chMult);
+  }
+  const stray = attnLevels.find((level) => !(level in chMult));
+  if (stray !== undefined) throw expected(where, `attnLevels below ${chMult.length}`, stray);
+}

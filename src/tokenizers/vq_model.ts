@@ -1,0 +1,74 @@
+/**
+ * LlamaGen's VQ tokenizer, which is also the one inside TokLIP, and small ones of its kind.
+ *
+ * @see Sun et al. 2024, "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation".
+ */
+import { type TokenizerConfig, TokenizerModel } from "./tokenizer_model.js";
+
+/** Arguments of {@link VQModel} under their published names, each with the published default (VQ-16). */
+export interface VQModelOptions {
+  /** V, 16384. */
+  codebookSize?: number;
+  /** 8. */
+  codebookEmbedDim?: number;
+  /** true: normalised rows and features, compared by their cosine; false: as they are, compared by distance. */
+  codebookL2Norm?: boolean;
+  /** true: record the last 65,536 codes of training. */
+  codebookShowUsage?: boolean;
+  /** Weight of the commitment term, 0.25. */
+  commitLossBeta?: number;
+  /** Weight of the entropy term, 0: without it. */
+  entropyLossRatio?: number;
+  /** Factors of `ch`, a level: [1, 1, 2, 2, 4]. A code stands for 2 ** (levels - 1) pixels a side. */
+  chMult?: readonly number[];
+  /** 128. */
+  ch?: number;
+  /** Residual blocks a level in the encoder, 2. */
+  numResBlocks?: number;
+  /** 256. */
+  zChannels?: number;
+  /** Dropout in the residual blocks, 0. */
+  dropoutP?: number;
+  /** Most groups of a norm, 32; see {@link TokenizerConfig.normGroups}. */
+  normGroups?: number;
+}
+
+/** The published models, and one to train on a CPU: 64 codes of 512 for an image of 32 x 32, 1.4 M parameters. */
+export const VQ_MODELS: Readonly<Record<"VQ-16" | "VQ-8" | "VQ-4-small", VQModelOptions>> = {
+  "VQ-16": { chMult: [1, 1, 2, 2, 4] },
+  "VQ-8": { chMult: [1, 2, 2, 4] },
+  "VQ-4-small": { chMult: [1, 2, 2], ch: 32, zChannels: 64, codebookSize: 512, normGroups: 8 },
+};
+
+/** `new VQModel()` is VQ-16, 71,883,403 parameters; `new VQModel(VQ_MODELS["VQ-8"])` is VQ-8. */
+export class VQModel extends TokenizerModel {
+  /** @throws RangeError for a configuration that no such model has. */
+  constructor(options: VQModelOptions | TokenizerConfig = {}) {
+    super("naming" in options ? options : vqConfig(options));
+  }
+}
+
+/** The whole configuration that the options stand for. */
+export function vqConfig(options: VQModelOptions = {}): TokenizerConfig {
+  const { chMult = [1, 1, 2, 2, 4], entropyLossRatio = 0 } = options;
+  return {
+    naming: "llamagen",
+    inChannels: 3,
+    outChannels: 3,
+    ch: options.ch ?? 128,
+    chMult,
+    numResBlocks: options.numResBlocks ?? 2,
+    attnLevels: [chMult.length - 1],
+    zChannels: options.zChannels ?? 256,
+    dropout: options.dropoutP ?? 0,
+    normGroups: options.normGroups ?? 32,
+    codebookSize: options.codebookSize ?? 16_384,
+    embedDim: options.codebookEmbedDim ?? 8,
+    lookup: (options.codebookL2Norm ?? true) ? "cosine" : "l2",
+    beta: options.commitLossBeta ?? 0.25,
+    entropyTemperature: 0.01,
+    sampleEntropyWeight: entropyLossRatio,
+    batchEntropyWeight: entropyLossRatio,
+    hasUsageRecord: options.codebookShowUsage ?? true,
+  };
+}
