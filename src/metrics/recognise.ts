@@ -1,0 +1,69 @@
+/**
+ * Which metric's network a file holds, judged by names and shapes alone.
+ */
+import { BACKBONES, backboneShapes, headKey, lpipsKey } from "./backbones.js";
+
+/** What {@link recogniseMetricNetwork} can tell. */
+export type MetricNetwork =
+  | "torchvision vgg16"
+  | "torchvision alexnet"
+  | "torchvision squeezenet1_1"
+  | "LPIPS heads vgg"
+  | "LPIPS heads alex"
+  | "LPIPS heads squeeze"
+  | "LPIPS vgg"
+  | "LPIPS alex"
+  | "LPIPS squeeze"
+  | "PatchGAN discriminator";
+
+type Shapes = Readonly<Record<string, readonly number[]>>;
+
+/**
+ * Name the network that a state dict's shapes are those of: a backbone with or without its classifier, heads of
+ * LPIPS, both together, or a PatchGAN of any width and depth.
+ *
+ * @param shapes - by key, wrappers such as `discriminator.` taken off.
+ * @returns null for anything else, a backbone with a layer too many included.
+ */
+export function recogniseMetricNetwork(shapes: Shapes): MetricNetwork | null {
+  const own: Record<string, readonly number[]> = {};
+  for (const [name, shape] of Object.entries(shapes)) {
+    const key = lpipsKey(name);
+    if (key !== null) own[key] = shape;
+  }
+  for (const net of ["vgg", "alex", "squeeze"] as const) {
+    const { torchvision, channels } = BACKBONES[net];
+    const backbone = backboneShapes(net);
+    const heads = Object.fromEntries(channels.map((c, k) => [headKey(k), [1, c, 1, 1]]));
+    if (isSame(own, { ...backbone, ...heads })) return `LPIPS ${net}`;
+    if (isSame(own, backbone)) return `torchvision ${torchvision}` as MetricNetwork;
+    if (isSame(own, heads)) return `LPIPS heads ${net}`;
+  }
+  return isDiscriminator(shapes) ? "PatchGAN discriminator" : null;
+}
+
+function isSame(a: Shapes, b: Shapes): boolean {
+  const names = Object.keys(b);
+  if (names.length !== Object.keys(a).length) return false;
+  return names.every((name) => a[name]?.join() === b[name]?.join());
+}
+
+/** Whether the shapes are those of NLayerDiscriminator of the width and depth that they imply. */
+function isDiscriminator(shapes: Shapes): boolean {
+  const ndf = shapes["main.0.weight"]?.[0] ?? 0;
+  const nLayers = Object.keys(shapes).filter((name) => /^main\.\d+\.running_mean$/.test(name)).length;
+  if (nLayers === 0) return false;
+  const wanted: Record<string, readonly number[]> = { "main.0.weight": [ndf, 3, 4, 4], "main.0.bias": [ndf] };
+  let from = ndf;
+  for (let layer = 1; layer <= nLayers; layer++) {
+    const to = ndf * Math.min(2 ** layer, 8);
+    wanted[`main.${layer * 3 - 1}.weight`] = [to, from, 4, 4];
+    for (const name of ["weight", "bias", "running_mean", "running_var"])
+      wanted[`main.${layer * 3}.${name}`] = [to];
+    wanted[`main.${layer * 3}.num_batches_tracked`] = [];
+    from = to;
+  }
+  wanted[`main.${nLayers * 3 + 2}.weight`] = [1, from, 4, 4];
+  wanted[`main.${nLayers * 3 + 2}.bias`] = [1];
+  return isSame(shapes, wanted);
+}
