@@ -1,0 +1,237 @@
+/**
+ * Keys and values of the positions that a policy has seen: memory taken once, written in place, read through views.
+ */
+import { cat, empty, expected, expectedType, keep, Tensor, tidy, zeros } from "../torch/index.js";
+import { placeOf } from "./layers.js";
+import type { DecodeCache } from "./policy.js";
+
+/** What a cache is built for. */
+interface CacheSize {
+  batch: number;
+  capacity: number;
+  /** Key heads a layer. */
+  heads: number;
+  headDim: number;
+}
+
+/** Keys and values of every layer, `[B, K, capacity, headDim]`, and what else a policy keeps for its condition. */
+export class KvCache implements DecodeCache {
+  readonly size: CacheSize;
+  readonly #keys: Tensor[] = [];
+  readonly #values: Tensor[] = [];
+  #length = 0;
+  /** Added to the logits of later codes, `[B, 1, 1, capacity]`; null where nothing is padding. */
+  #mask: Tensor | null = null;
+  #extra: readonly Tensor[] = [];
+
+  constructor(size: CacheSize) {
+    const { batch } = size;
+    if (!Number.isInteger(batch) || batch < 1)
+      throw expected("openCache", "an integer of at least 1 as batch", batch);
+    this.size = size;
+  }
+
+  get batch(): number {
+    return this.size.batch;
+  }
+
+  get capacity(): number {
+    return this.size.capacity;
+  }
+
+  get length(): number {
+    return this.#length;
+  }
+
+  /** What the policy gave at the last prefill: tensors whose first dimension is the batch. */
+  get extra(): readonly Tensor[] {
+    return this.#extra;
+  }
+
+  /** The mask over the positions filled and the next one, or null. */
+  get mask(): Tensor | null {
+    return this.#mask?.narrow(3, 0, this.#length + 1) ?? null;
+  }
+
+  /** Keep a condition's mask and tensors until the next {@link reset}. */
+  hold(mask: Tensor | null, extra: readonly Tensor[]): void {
+    this.#drop();
+    this.#mask = mask && keep(mask);
+    this.#extra = extra.map((tensor) => keep(tensor));
+  }
+
+  /** Write keys and values `[B, K, n, headDim]` of a layer at the next positions; all of that layer so far. */
+  append(layer: number, k: Tensor, v: Tensor): { keys: Tensor; values: Tensor } {
+    const n = k.size(2);
+    const end = this.#length + n;
+    if (this.#length === 0) this.#allocate(layer, k);
+    const [keys, values] = [this.#keys[layer] as Tensor, this.#values[layer] as Tensor];
+    keys.narrow(2, this.#length, n).copy_(k);
+    values.narrow(2, this.#length, n).copy_(v);
+    return { keys: keys.narrow(2, 0, end), values: values.narrow(2, 0, end) };
+  }
+
+  /**
+   * On a CPU, a cache is never narrower than float32, and values lie channel by channel: for the products of a single
+   * query that is faster than half the memory, and exact. Elsewhere it has the dtype of the keys.
+   */
+  #allocate(layer: number, like: Tensor): void {
+    const { batch, heads, capacity, headDim } = this.size;
+    const { dtype: given, device } = placeOf(like);
+    const isCpu = device === "cpu";
+    const dtype = isCpu && given !== "float64" ? "float32" : given;
+    for (const side of [this.#keys, this.#values]) {
+      const old = side[layer];
+      if (old !== undefined && old.dtype === dtype && old.device === like.device) continue;
+      old?.dispose();
+      const isTransposed = isCpu && side === this.#values;
+      side[layer] = tidy(() => {
+        const [rows, columns] = isTransposed ? [headDim, capacity] : [capacity, headDim];
+        const memory = empty([batch, heads, rows, columns], { dtype, device });
+        return keep(isTransposed ? memory.transpose(2, 3) : memory);
+      });
+    }
+  }
+
+  /** Count `n` positions as filled, after every layer has appended them. */
+  advance(n: number): void {
+    this.#length += n;
+  }
+
+  /** Fill `into` so that each sequence stands `times` in a row. */
+  repeatInto(where: string, times: number, into: KvCache): void {
+    const { batch } = this.size;
+    if (into.batch !== batch * times)
+      throw expected(where, `a cache of ${batch * times} sequences`, into.batch);
+    if (into.capacity < this.#length) {
+      throw expected(where, `a cache of at least ${this.#length} positions`, into.capacity);
+    }
+    tidy(() => {
+      into.reset();
+      const grown = this.#mask?.repeatInterleave(times, 0) ?? null;
+      into.hold(
+        grown && fitted(grown, into.capacity),
+        this.#extra.map((tensor) => tensor.repeatInterleave(times, 0)),
+      );
+      for (const [layer, keys] of this.#keys.entries()) {
+        into.#allocate(layer, keys);
+        this.#repeatFilled(keys, times, into.#keys[layer] as Tensor);
+        this.#repeatFilled(this.#values[layer] as Tensor, times, into.#values[layer] as Tensor);
+      }
+      into.#length = this.#length;
+    });
+  }
+
+  #repeatFilled(source: Tensor, times: number, target: Tensor): void {
+    const { batch } = this.size;
+    const groups = target.narrow(2, 0, this.#length).unflatten(0, [batch, times]); // [B, times, K, length, headDim]
+    groups.copy_(source.narrow(2, 0, this.#length).unsqueeze(1));
+  }
+
+  reset(): void {
+    this.#length = 0;
+    this.#drop();
+  }
+
+  #drop(): void {
+    this.#mask?.dispose();
+    for (const tensor of this.#extra) tensor.dispose();
+    this.#mask = null;
+    this.#extra = [];
+  }
+
+  dispose(): void {
+    this.reset();
+    for (const tensor of [...this.#keys, ...this.#values]) tensor.dispose();
+    this.#keys.length = 0;
+    this.#values.length = 0;
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/** A mask row cut or lengthened to `capacity`; what comes after is seen. */
+function fitted(mask: Tensor, capacity: number): Tensor {
+  const [batch, , , length] = mask.dims(4);
+  if (length >= capacity) return mask.narrow(3, 0, capacity).clone();
+  return cat([mask, zeros([batch, 1, 1, capacity - length], placeOf(mask))], 3);
+}
+
+/** Check the codes before the predicted ones: int64 `[B, n]`, n < blockSize. */
+export function checkTokens(where: string, tokens: Tensor, blockSize: number): [batch: number, n: number] {
+  if (!(tokens instanceof Tensor)) throw expectedType(where, "tokens as an int64 Tensor", tokens);
+  const [batch, n] = tokens.shape;
+  if (tokens.ndim !== 2 || batch === undefined || n === undefined || tokens.dtype !== "int64") {
+    throw expected(where, "int64 tokens of shape [B, n]", tokens);
+  }
+  if (n >= blockSize) {
+    const remedy = "The last code of an image predicts nothing: leave it out";
+    throw expected(where, `at most ${blockSize - 1} tokens before the predicted ones`, n, remedy);
+  }
+  return [batch, n];
+}
+
+/** Check what `prefill` is given; the cache as what it is. */
+export function checkPrefill(
+  where: string,
+  cache: DecodeCache,
+  tokens: Tensor,
+  conditionTokens: number,
+): KvCache {
+  const own = ownCache(where, cache);
+  if (own.length > 0)
+    throw expected(where, "an empty cache", `one of length ${own.length}`, "Call reset() first");
+  if (tokens.shape[0] !== own.batch)
+    throw expected(where, `tokens of ${own.batch} sequences, as the cache`, tokens);
+  checkRoom(where, own, tokens.size(1) + conditionTokens);
+  return own;
+}
+
+/** Check the most codes that a cache is opened for. */
+export function checkMaxLen(where: string, maxLen: number, blockSize: number): void {
+  if (!Number.isInteger(maxLen) || maxLen < 1 || maxLen > blockSize) {
+    throw expected(where, `an integer in [1, ${blockSize}] as maxLen`, maxLen);
+  }
+}
+
+/** Check what `decode` is given; the cache as what it is. */
+export function checkDecode(where: string, cache: DecodeCache, token: Tensor): KvCache {
+  const own = ownCache(where, cache);
+  if (own.length === 0)
+    throw expected(where, "a cache with a condition in it", "an empty one", "Call prefill first");
+  if (token.ndim !== 1 || token.shape[0] !== own.batch) {
+    throw expected(where, `int64 token of shape [${own.batch}]`, token);
+  }
+  checkRoom(where, own, own.length + 1);
+  return own;
+}
+
+function checkRoom(where: string, cache: KvCache, length: number): void {
+  if (length <= cache.capacity) return;
+  const remedy = "Open a cache with a larger maxLen; the last code of an image is not fed";
+  throw expected(where, `at most ${cache.capacity} positions, condition included`, length, remedy);
+}
+
+/** A cache as what it is. */
+export function ownCache(where: string, cache: DecodeCache): KvCache {
+  if (!(cache instanceof KvCache)) throw expectedType(where, "a cache of openCache", cache);
+  return cache;
+}
+
+/** What `repeatCache` gives: `into`, or a new cache of the same length, filled with repeated sequences. */
+export function repeatCache(
+  where: string,
+  cache: DecodeCache,
+  times: number,
+  into?: DecodeCache,
+): DecodeCache {
+  const own = ownCache(where, cache);
+  if (!Number.isInteger(times) || times < 1)
+    throw expected(where, "an integer of at least 1 as times", times);
+  const target =
+    into === undefined ? new KvCache({ ...own.size, batch: own.batch * times }) : ownCache(where, into);
+  own.repeatInto(where, times, target);
+  return target;
+}

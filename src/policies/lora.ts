@@ -1,0 +1,209 @@
+/**
+ * Low-rank adapters on the linear layers of any module: the frozen layers stay what and where they are, and the
+ * adapters are a module of their own, which is what is trained and saved.
+ *
+ * Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
+ */
+import { Linear, Module, type Parameter } from "../nn/index.js";
+import { expected, functional as F, keep, noGrad, type Tensor, tidy } from "../torch/index.js";
+import { placeOf, zeroLinear } from "./layers.js";
+
+/** Names of the projections inside the blocks of all policies here. */
+export const LORA_TARGETS: readonly string[] = [
+  "wqkv",
+  "wo",
+  "w1",
+  "w2",
+  "w3",
+  "query",
+  "key",
+  "value",
+  "proj",
+  "mlp.0",
+  "mlp.2",
+];
+
+/** What is adapted, and how far. */
+export interface LoraOptions {
+  /** r: width of the bottleneck. */
+  rank: number;
+  /** The adapter's output is multiplied by alpha / r; alpha is r where left out. */
+  alpha?: number;
+  /** Ends of layers' paths, such as `wqkv` or `layers.0.attention.wo`, or a choice by path. {@link LORA_TARGETS} where left out. */
+  targets?: readonly string[] | ((path: string, layer: Linear) => boolean);
+  /** Dropout of the adapter's input, while the layer is in training. */
+  dropout?: number;
+}
+
+/** `B(A(x))`, zero before training: A `[r, in]`, B `[out, r]`. */
+class Adapter extends Module {
+  readonly lora_A: Linear;
+  readonly lora_B: Linear;
+
+  constructor(inFeatures: number, outFeatures: number, rank: number) {
+    super();
+    this.lora_A = new Linear(inFeatures, rank, { bias: false });
+    this.lora_B = zeroLinear(rank, outFeatures);
+  }
+
+  forward(x: Tensor): Tensor {
+    return this.lora_B.forward(this.lora_A.forward(x));
+  }
+}
+
+/** A layer under adaptation. */
+interface Adapted {
+  readonly layer: Linear;
+  readonly adapter: Adapter;
+  /** The layer's own weight, while the adapter is merged into it. */
+  original: Tensor | null;
+}
+
+/**
+ * Adapters of a module's layers. Its parameters are the trained ones, its state dict is theirs alone: for each layer,
+ * `<path>.lora_A.weight` `[r, in]` and `<path>.lora_B.weight` `[out, r]`. The adapted module's own keys do not change.
+ *
+ * Adapters are float32 and where their layers were; move both when moving one.
+ */
+export class Lora extends Module {
+  readonly #adapted: readonly Adapted[];
+  readonly #scale: number;
+  readonly #dropout: number;
+  readonly #wasTrained: readonly Parameter[];
+  #isOff = false;
+  #isMerged = false;
+
+  /** @internal Use {@link addLora}. */
+  constructor(module: Module, layers: readonly (readonly [string, Linear])[], options: LoraOptions) {
+    super();
+    const { rank, alpha = rank, dropout = 0 } = options;
+    this.#scale = alpha / rank;
+    this.#dropout = dropout;
+    this.#wasTrained = module.parameters().filter((parameter) => parameter.requiresGrad);
+    module.requiresGrad_(false);
+    this.#adapted = layers.map(([path, layer]) => {
+      const [outFeatures, inFeatures] = layer.weight.dims(2);
+      const adapter = new Adapter(inFeatures, outFeatures, rank);
+      adapter.to({ device: placeOf(layer.weight).device });
+      Object.defineProperty(this, path, { value: adapter, enumerable: true });
+      const plain = layer.forward.bind(layer);
+      layer.forward = (x) => this.#apply(layer, adapter, x, plain(x));
+      return { layer, adapter, original: null };
+    });
+  }
+
+  /** Whether the layers' weights hold the adapters' now. */
+  get isMerged(): boolean {
+    return this.#isMerged;
+  }
+
+  #apply(layer: Linear, adapter: Adapter, x: Tensor, y: Tensor): Tensor {
+    if (this.#isOff || this.#isMerged) return y;
+    return tidy(() => {
+      const wide = x.to({ dtype: adapter.lora_A.weight.dtype });
+      const input = layer.training && this.#dropout > 0 ? F.dropout(wide, this.#dropout, true) : wide;
+      return y.add(adapter.forward(input).to({ dtype: y.dtype }), this.#scale);
+    });
+  }
+
+  /**
+   * Run `fn` as if there were no adapters: the model that fine-tuning began with, for a reference.
+   *
+   * @throws RangeError while the adapters are merged.
+   */
+  withAdaptersOff<T>(fn: () => T): T {
+    if (this.#isMerged)
+      throw expected("Lora.withAdaptersOff", "adapters that are apart", "merged ones", "Call unmerge()");
+    const before = this.#isOff;
+    this.#isOff = true;
+    try {
+      return fn();
+    } finally {
+      this.#isOff = before;
+    }
+  }
+
+  /** Add the adapters to the layers' weights, so that they cost nothing to run. Keeps a copy of those weights. */
+  merge(): void {
+    if (this.#isMerged)
+      throw expected("Lora.merge", "adapters that are apart", "merged ones", "Call unmerge()");
+    for (const adapted of this.#adapted) {
+      const { weight } = adapted.layer;
+      noGrad(() =>
+        tidy(() => {
+          adapted.original = keep(weight.clone());
+          const { lora_A, lora_B } = adapted.adapter;
+          const sum = weight
+            .to({ dtype: lora_A.weight.dtype })
+            .add(lora_B.weight.matmul(lora_A.weight), this.#scale);
+          weight.copy_(sum);
+        }),
+      );
+    }
+    this.#isMerged = true;
+  }
+
+  /** Put the layers' weights back, bit for bit. */
+  unmerge(): void {
+    if (!this.#isMerged)
+      throw expected("Lora.unmerge", "merged adapters", "adapters that are apart", "Call merge()");
+    for (const adapted of this.#adapted) {
+      const { original } = adapted;
+      if (original !== null) noGrad(() => adapted.layer.weight.copy_(original));
+    }
+    this.#forgetOriginals();
+  }
+
+  #forgetOriginals(): void {
+    for (const adapted of this.#adapted) {
+      adapted.original?.dispose();
+      adapted.original = null;
+    }
+    this.#isMerged = false;
+  }
+
+  /**
+   * Free the adapters and give the module back its layers, with the weights they have now, merged or not, and its
+   * trained parameters.
+   */
+  override dispose(): void {
+    this.#forgetOriginals();
+    // Without a forward of its own, a layer has its class's again.
+    for (const { layer } of this.#adapted) delete (layer as { forward?: unknown }).forward;
+    for (const parameter of this.#wasTrained) if (!parameter.isDisposed) parameter.requiresGrad_(true);
+    super.dispose();
+  }
+}
+
+/**
+ * Freeze a module and put adapters beside its linear layers: train `lora.parameters()`, save `lora.stateDict()`.
+ *
+ * @throws RangeError when no layer is a target, a target names none, or a layer has an adapter already.
+ */
+export function addLora(module: Module, options: LoraOptions): Lora {
+  const { rank, targets, dropout = 0 } = options;
+  if (!Number.isInteger(rank) || rank < 1)
+    throw expected("addLora", "an integer of at least 1 as rank", rank);
+  if (!(dropout >= 0 && dropout < 1)) throw expected("addLora", "dropout in [0, 1)", dropout);
+  const all = [...module.namedModules()].filter(
+    (named): named is [string, Linear] => named[1] instanceof Linear,
+  );
+  const endsWith = (path: string, name: string): boolean => path === name || path.endsWith(`.${name}`);
+  const names = typeof targets === "function" ? [] : (targets ?? LORA_TARGETS);
+  const isTarget =
+    typeof targets === "function" ? targets : (path: string) => names.some((name) => endsWith(path, name));
+  const layers = all.filter(([path, layer]) => isTarget(path, layer));
+  const idle = Array.isArray(targets)
+    ? targets.filter((name) => !layers.some(([path]) => endsWith(path, name)))
+    : [];
+  if (layers.length === 0 || idle.length > 0) {
+    const kinds = [...new Set(all.map(([path]) => path.replace(/\d+/g, "N")))].join(", ");
+    throw expected("addLora", `targets among ${kinds}`, idle.length > 0 ? idle : "none that matches");
+  }
+  for (const [path, layer] of layers) {
+    if (Object.hasOwn(layer, "forward")) {
+      throw expected("addLora", "layers without adapters", path, "Dispose of the other adapters first");
+    }
+  }
+  return new Lora(module, layers, options);
+}

@@ -1,0 +1,96 @@
+/**
+ * What a policy is to the rest of the house: logits of the next code, teacher-forced or step by step. The models
+ * are in `gpt.ts`, `llamagen.ts` and `ibq_ar.ts`; sampling, losses and updates are elsewhere.
+ */
+import type { Module } from "../nn/index.js";
+import type { Tensor } from "../torch/index.js";
+
+/**
+ * What an image is asked to be. A policy takes the parts that it was built for and refuses the others; a part left
+ * out is the null condition, so `{}` asks for any image at all (the empty prefix).
+ */
+export interface Condition {
+  /** int64 `[B]` in `[0, numClasses]`; `numClasses` itself is the null class of classifier-free guidance. */
+  classes?: Tensor;
+  /** float `[B, S, C]`: features of a text or of anything else, from an encoder of the user's. */
+  features?: Tensor;
+  /** bool `[B, S]`, true where a feature is real and not padding; all are where it is left out. */
+  isReal?: Tensor;
+  /** bool `[B]`, true where the condition is replaced by the null condition, as in pre-training for guidance. */
+  isDropped?: Tensor;
+}
+
+/** Keys and values of the positions seen so far; allocated once, freed by `dispose()`. */
+export interface DecodeCache extends Disposable {
+  /** Sequences. */
+  readonly batch: number;
+  /** Positions that fit, condition tokens included. */
+  readonly capacity: number;
+  /** Positions filled, condition tokens included. */
+  readonly length: number;
+  /** Forget all positions and keep the memory. */
+  reset(): void;
+  dispose(): void;
+}
+
+/** An autoregressive model over codes. Dropout follows `train()` and `eval()`; label drop is explicit. */
+export interface ArPolicy extends Module {
+  /** V: codes lie in `[0, V)`. */
+  readonly vocabSize: number;
+  /** Most codes in a sequence. */
+  readonly blockSize: number;
+  /** D: width of {@link hidden}. */
+  readonly hiddenSize: number;
+  /** What the constructor was given: with the weights, all that makes the policy. */
+  readonly options: object;
+  /** Whether a backward computes the blocks again instead of keeping what they computed: memory for time. */
+  gradientCheckpointing: boolean;
+
+  /**
+   * What the head reads, at the positions that predict codes 0 ... n.
+   *
+   * @param tokens - int64 `[B, n]`, n in `[0, blockSize - 1]`: true or sampled codes before the predicted ones.
+   * @returns `[B, n + 1, D]`; position i has seen the condition and codes 0 ... i - 1.
+   */
+  hidden(tokens: Tensor, condition: Condition): Tensor;
+
+  /** The head: hidden states `[..., D]` to float32 `[..., V]`. */
+  logits(hidden: Tensor): Tensor;
+
+  /** `logits(hidden(tokens, condition))`: float32 `[B, n + 1, V]`. */
+  forward(tokens: Tensor, condition: Condition): Tensor;
+
+  /** The condition that guidance subtracts: the null class, or the null features, for the same batch. */
+  nullCondition(condition: Condition): Condition;
+
+  /**
+   * Memory for `batch` sequences of up to `maxLen` codes (blockSize where left out) and their condition. It is taken
+   * at the first {@link prefill}: on a GPU in the dtype in which the keys then come, the weights' or autocast's, on a
+   * CPU in float32.
+   */
+  openCache(batch: number, options?: { maxLen?: number }): DecodeCache;
+
+  /**
+   * Fill an empty cache with the condition and the first codes. Builds no graph.
+   *
+   * @param tokens - int64 `[B, n]`, n >= 0.
+   * @returns float32 `[B, V]`: logits of code n.
+   */
+  prefill(cache: DecodeCache, tokens: Tensor, condition: Condition): Tensor;
+
+  /**
+   * One step: append a code of each sequence. Builds no graph. Under autocast, put the loop of steps into one `noGrad`:
+   * weights that were cast are kept for as long as grad mode stays off.
+   *
+   * @param token - int64 `[B]`.
+   * @returns float32 `[B, V]`: logits of the next code.
+   */
+  decode(cache: DecodeCache, token: Tensor): Tensor;
+
+  /**
+   * A cache in which each sequence stands `times` in a row, so that a group shares its prefill.
+   *
+   * @param into - an open cache of `batch * times` sequences to fill, instead of new memory.
+   */
+  repeatCache(cache: DecodeCache, times: number, into?: DecodeCache): DecodeCache;
+}

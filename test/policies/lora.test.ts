@@ -1,0 +1,239 @@
+/** Adapters: what they add, what is trained, merging, the model without them, and their state dict. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { packLinears } from "../../src/nn/index.js";
+import { addLora, GPT, LlamaGen, type Lora } from "../../src/policies/index.js";
+import {
+  manualSeed,
+  noGrad,
+  randn,
+  setNumThreads,
+  type Tensor,
+  tensor,
+  tidy,
+} from "../../src/torch/index.js";
+import { expectClose } from "../support/close.js";
+import { noLeak } from "../support/leak.js";
+
+setNumThreads(1); // Everything here is small.
+
+const SIZE = { vocabSize: 20, blockSize: 16, nLayer: 2, nHead: 2, nEmbd: 16, classNum: 6 };
+const tokens = (): Tensor => tensor([[1, 2, 3, 4]], { dtype: "int64" });
+
+/** Give the adapters values, as training would. */
+function train(lora: Lora): void {
+  noGrad(() => {
+    for (const parameter of lora.parameters()) tidy(() => parameter.copy_(randn(parameter.shape).mul(0.3)));
+  });
+}
+
+test("adapters begin silent, add alpha / r B A x, and are all that is trained", () =>
+  noLeak(() =>
+    tidy(() => {
+      manualSeed(1);
+      using gpt = new GPT(SIZE).eval();
+      const base = gpt.forward(tokens(), {});
+      gpt.pos_emb.requiresGrad_(false);
+      const lora = addLora(gpt, { rank: 4, alpha: 6 });
+      expectClose(gpt.forward(tokens(), {}), base, { rtol: 0, atol: 0 });
+      train(lora);
+      const query = gpt.blocks[0]?.attn.query as NonNullable<(typeof gpt.blocks)[0]>["attn"]["query"];
+      const x = randn([3, 16]);
+      const { "blocks.0.attn.query.lora_A.weight": a, "blocks.0.attn.query.lora_B.weight": b } =
+        lora.stateDict();
+      const plain = x.matmul(query.weight.transpose(0, 1)).add(query.bias as Tensor);
+      const added = x
+        .matmul((a as Tensor).transpose(0, 1))
+        .matmul((b as Tensor).transpose(0, 1))
+        .mul(1.5);
+      expectClose(query.forward(x), plain.add(added), { atol: 1e-6 });
+
+      gpt.forward(tokens(), {}).sum().backward();
+      assert.ok(gpt.parameters().every((parameter) => parameter.grad === null && !parameter.requiresGrad));
+      assert.ok(lora.parameters().every((parameter) => (parameter.grad?.abs().sum().item() ?? 0) > 0));
+      assert.equal(lora.parameters().length, 2 * 2 * 6);
+
+      // Given back: layers, base model, and who is trained.
+      lora.dispose();
+      expectClose(gpt.forward(tokens(), {}), base, { rtol: 0, atol: 0 });
+      const frozen = gpt.namedParameters().flatMap(([key, { requiresGrad }]) => (requiresGrad ? [] : [key]));
+      assert.deepEqual(frozen, ["pos_emb"]);
+    }),
+  ));
+
+test("off is the base model, merged is apart, and unmerged weights are the very ones of before", () =>
+  noLeak(() =>
+    tidy(() => {
+      manualSeed(2);
+      using gpt = new GPT(SIZE).eval();
+      const run = (): Tensor => gpt.forward(tokens(), {});
+      const base = run();
+      const weights = gpt.parameters().map((parameter) => parameter.clone());
+      using lora = addLora(gpt, { rank: 4 });
+      train(lora);
+      const adapted = run();
+      assert.ok(adapted.sub(base).abs().amax().item() > 1e-2);
+      assert.ok(lora.withAdaptersOff(run).equal(base));
+      assert.throws(
+        () => lora.withAdaptersOff(() => lora.withAdaptersOff(() => assert.fail("inside"))),
+        /inside/,
+      );
+      assert.ok(run().equal(adapted), "on again after an error");
+
+      lora.merge();
+      assert.ok(lora.isMerged);
+      expectClose(run(), adapted, { atol: 2e-6 });
+      assert.throws(() => lora.merge(), {
+        message: "Lora.merge: expected adapters that are apart, got merged ones. Call unmerge().",
+      });
+      assert.throws(() => lora.withAdaptersOff(run), {
+        message: "Lora.withAdaptersOff: expected adapters that are apart, got merged ones. Call unmerge().",
+      });
+      lora.unmerge();
+      assert.ok(run().equal(adapted));
+      assert.ok(gpt.parameters().every((parameter, i) => parameter.equal(weights[i] as Tensor)));
+      assert.throws(() => lora.unmerge(), {
+        message: "Lora.unmerge: expected merged adapters, got adapters that are apart. Call merge().",
+      });
+    }),
+  ));
+
+test("disposed of while merged, they stay in the weights", () =>
+  noLeak(() =>
+    tidy(() => {
+      using gpt = new GPT(SIZE).eval();
+      const lora = addLora(gpt, { rank: 2 });
+      train(lora);
+      const adapted = gpt.forward(tokens(), {});
+      lora.merge();
+      lora.dispose();
+      expectClose(gpt.forward(tokens(), {}), adapted, { atol: 2e-6 });
+    }),
+  ));
+
+test("the state dict is the adapters' alone and loads into another copy; the base model's does not change", () =>
+  tidy(() => {
+    using model = new LlamaGen({ ...SIZE, dim: 16, ffnDim: 24, nLayer: 1 }).eval();
+    const before = Object.keys(model.stateDict());
+    using lora = addLora(model, { rank: 2, targets: ["wqkv", "layers.0.feed_forward.w2"] });
+    assert.deepEqual(Object.keys(model.stateDict()), before);
+    assert.deepEqual(
+      Object.entries(lora.stateDict()).map(([key, { shape }]) => `${key} [${shape.join(", ")}]`),
+      [
+        "layers.0.attention.wqkv.lora_A.weight [2, 16]",
+        "layers.0.attention.wqkv.lora_B.weight [48, 2]",
+        "layers.0.feed_forward.w2.lora_A.weight [2, 24]",
+        "layers.0.feed_forward.w2.lora_B.weight [16, 2]",
+      ],
+    );
+    train(lora);
+    model.output.weight.detach().copy_(randn([20, 16]));
+    using copy = new LlamaGen({ ...SIZE, dim: 16, ffnDim: 24, nLayer: 1 }).eval();
+    copy.loadStateDict(model.stateDict());
+    using other = addLora(copy, { rank: 2, targets: (path) => /wqkv$|w2$/.test(path) });
+    other.loadStateDict(lora.stateDict());
+    assert.ok(copy.forward(tokens(), {}).equal(model.forward(tokens(), {})));
+  }));
+
+test("default targets are the projections of every policy's blocks", () => {
+  using gpt = new GPT({ ...SIZE, nLayer: 1, features: { kind: "cross", dim: 6 } });
+  using llama = new LlamaGen({ ...SIZE, dim: 16, nLayer: 1 });
+  const paths = (lora: Lora): string[] => [...lora.namedChildren()].map(([path]) => path);
+  using ofGpt = addLora(gpt, { rank: 1 });
+  using ofLlama = addLora(llama, { rank: 1 });
+  const names = ["key", "query", "value", "proj"];
+  assert.deepEqual(paths(ofGpt), [
+    ...names.map((name) => `blocks.0.attn.${name}`),
+    "blocks.0.mlp.0",
+    "blocks.0.mlp.2",
+    ...names.map((name) => `blocks.0.cross_attn.${name}`),
+  ]);
+  const llamaNames = [
+    "attention.wqkv",
+    "attention.wo",
+    "feed_forward.w1",
+    "feed_forward.w3",
+    "feed_forward.w2",
+  ];
+  assert.deepEqual(
+    paths(ofLlama),
+    llamaNames.map((name) => `layers.0.${name}`),
+  );
+});
+
+test("adapters go with bfloat16 layers, dropout, checkpointing and decoding", () =>
+  tidy(() => {
+    manualSeed(3);
+    using gpt = new GPT({ ...SIZE, tokenDrop: 0 });
+    using lora = addLora(gpt, { rank: 4, dropout: 0.5 });
+    train(lora);
+    const run = (): Tensor => gpt.forward(tokens(), {});
+    assert.ok(!run().equal(run()), "dropout in training");
+    gpt.eval();
+    const wanted = run();
+    assert.ok(run().equal(wanted));
+    using cache = gpt.openCache(1);
+    gpt.prefill(cache, tokens().narrow(1, 0, 3), {});
+    expectClose(gpt.decode(cache, tokens().select(1, 3)), wanted.select(1, 4), { atol: 1e-5 });
+
+    const gradients = (again: boolean): (Tensor | null)[] => {
+      gpt.gradientCheckpointing = again;
+      lora.zeroGrad();
+      run().square().sum().backward();
+      return lora.parameters().map((parameter) => parameter.grad);
+    };
+    const [kept, recomputed] = [gradients(false), gradients(true)];
+    assert.ok(kept.every((grad, i) => grad?.equal(recomputed[i] as Tensor)));
+
+    gpt.to({ dtype: "bfloat16" });
+    assert.ok(lora.parameters().every((parameter) => parameter.dtype === "float32"));
+    const scale = wanted.abs().amax().item();
+    expectClose(run(), wanted, { rtol: 1e-2, atol: 0.03 * scale });
+  }));
+
+test("packed layers take merged weights", () =>
+  tidy(() => {
+    using gpt = new GPT(SIZE).eval();
+    using lora = addLora(gpt, { rank: 4 });
+    train(lora);
+    const wanted = gpt.forward(tokens(), {});
+    using _packed = packLinears(gpt);
+    expectClose(
+      noGrad(() => gpt.forward(tokens(), {})),
+      wanted,
+      { atol: 1e-5 },
+    );
+    lora.merge();
+    expectClose(
+      noGrad(() => gpt.forward(tokens(), {})),
+      wanted,
+      { atol: 1e-5 },
+    );
+  }));
+
+test("what does not fit is refused", () => {
+  using gpt = new GPT(SIZE);
+  const kinds =
+    "blocks.N.attn.key, blocks.N.attn.query, blocks.N.attn.value, blocks.N.attn.proj, blocks.N.mlp.N, head";
+  assert.throws(() => addLora(gpt, { rank: 2, targets: ["query", "wq"] }), {
+    message: `addLora: expected targets among ${kinds}, got [wq].`,
+  });
+  assert.throws(() => addLora(gpt, { rank: 2, targets: () => false }), {
+    message: `addLora: expected targets among ${kinds}, got none that matches.`,
+  });
+  assert.throws(() => addLora(gpt, { rank: 0 }), {
+    message: "addLora: expected an integer of at least 1 as rank, got 0.",
+  });
+  assert.throws(() => addLora(gpt, { rank: 1, dropout: 1 }), {
+    message: "addLora: expected dropout in [0, 1), got 1.",
+  });
+  assert.ok(
+    gpt.parameters().every((parameter) => parameter.requiresGrad),
+    "a refusal changes nothing",
+  );
+  using _lora = addLora(gpt, { rank: 1 });
+  assert.throws(() => addLora(gpt, { rank: 1 }), {
+    message:
+      "addLora: expected layers without adapters, got blocks.0.attn.key. Dispose of the other adapters first.",
+  });
+});
