@@ -1,0 +1,144 @@
+/** A batch: what every kind of data set becomes, and how its tensors are made. */
+import { type Device, expected, type Tensor, tensor, tidy } from "../torch/index.js";
+import type { Features } from "./npy.js";
+import type { Cursor } from "./order.js";
+
+/** What a batch holds. */
+export interface BatchParts {
+  /** float32 `[B, 3, s, s]` in [-1, 1]; only of images. */
+  readonly images?: Tensor | undefined;
+  /** int64 `[B, T]`; only of code files. */
+  readonly codes?: Tensor | undefined;
+  /** int64 `[B]`. */
+  readonly classes: Tensor;
+  /** Text features, float32 `[B, S, C]`, padded on the left with zeros; only of sets that have them. */
+  readonly features?: Tensor | undefined;
+  /** bool `[B, S]`: false where `features` is padding. */
+  readonly isReal?: Tensor | undefined;
+  readonly ids: readonly string[];
+  /** Where the next batch begins: resuming from here gives exactly what follows this one. */
+  readonly cursor: Cursor;
+}
+
+/** Images or codes to work on in one step, with all that is known of them. It owns its tensors: `using batch = ...` */
+export class Batch implements BatchParts {
+  readonly images: Tensor | undefined;
+  readonly codes: Tensor | undefined;
+  readonly classes: Tensor;
+  readonly features: Tensor | undefined;
+  readonly isReal: Tensor | undefined;
+  readonly ids: readonly string[];
+  readonly cursor: Cursor;
+
+  constructor(parts: BatchParts) {
+    this.images = parts.images;
+    this.codes = parts.codes;
+    this.classes = parts.classes;
+    this.features = parts.features;
+    this.isReal = parts.isReal;
+    this.ids = parts.ids;
+    this.cursor = parts.cursor;
+  }
+
+  /** Free the tensors. */
+  dispose(): void {
+    for (const part of [this.images, this.codes, this.classes, this.features, this.isReal]) part?.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/** A source of batches without end: `BatchReader`, or a user's own loader by `batchesOf`. */
+export interface Batches {
+  /** Where the batch that `next` will give begins. */
+  readonly cursor: Cursor;
+  readonly unreadable: Unreadable;
+  /** The next batch, which the caller disposes of. */
+  next(): Promise<Batch>;
+  close(): void;
+}
+
+/** Images that were passed over. */
+export interface Unreadable {
+  /** How many different ones. */
+  readonly count: number;
+  /** What is wrong with the first of them, each naming its image. */
+  readonly problems: readonly string[];
+}
+
+/** One image of a batch to be: plain memory, so that those read ahead hold no tensor. */
+export interface Row {
+  readonly id: string;
+  readonly classId: number;
+  /** `size * size * 3` bytes. */
+  readonly data?: Uint8Array;
+  readonly codes?: BigInt64Array;
+  readonly features?: Features | undefined;
+}
+
+/** How rows become tensors. */
+export interface BatchShape {
+  /** Width and height of the images. */
+  readonly size: number;
+  /** `S`; the longest text of the batch where it is undefined. Longer texts are cut. */
+  readonly featureTokens: number | undefined;
+  readonly device: Device;
+}
+
+/** @throws RangeError when rows have features of different widths. */
+export function batchOf(
+  rows: readonly Row[],
+  cursor: Cursor,
+  { size, featureTokens, device }: BatchShape,
+): Batch {
+  const ids = rows.map((row) => row.id);
+  const parts = tidy(() => ({
+    images: rows[0]?.data === undefined ? undefined : imagesOf(rows, size, device),
+    codes: rows[0]?.codes === undefined ? undefined : codesOf(rows, device),
+    classes: tensor(
+      BigInt64Array.from(rows, (row) => BigInt(row.classId)),
+      { device },
+    ),
+    ...(rows[0]?.features !== undefined && featuresOf(rows, featureTokens, device)),
+  }));
+  return new Batch({ ...parts, ids, cursor });
+}
+
+function imagesOf(rows: readonly Row[], size: number, device: Device): Tensor {
+  const bytes = new Uint8Array(rows.length * size * size * 3);
+  for (const [i, { data }] of rows.entries()) bytes.set(data as Uint8Array, i * size * size * 3);
+  // Bytes go to the device, a quarter of what floats would be.
+  const images = tensor(bytes, { device }).view(rows.length, size, size, 3).permute(0, 3, 1, 2).contiguous();
+  return images.float().div_(127.5).sub_(1);
+}
+
+function codesOf(rows: readonly Row[], device: Device): Tensor {
+  const length = rows[0]?.codes?.length ?? 0;
+  const codes = new BigInt64Array(rows.length * length);
+  for (const [i, row] of rows.entries()) codes.set(row.codes as BigInt64Array, i * length);
+  return tensor(codes, { device }).view(rows.length, length);
+}
+
+function featuresOf(rows: readonly Row[], tokens: number | undefined, device: Device) {
+  const all = rows.map((row) => row.features as Features);
+  const width = (all[0] as Features).shape[1];
+  const length = tokens ?? Math.max(...all.map(({ shape }) => shape[0]));
+  const features = new Float32Array(rows.length * length * width);
+  const isReal = new Uint8Array(rows.length * length);
+  for (const [i, { data, shape }] of all.entries()) {
+    if (shape[1] !== width) {
+      const got = `${shape[1]} for ${rows[i]?.id}`;
+      throw expected("text features", `the same width for all, ${width} for ${rows[0]?.id}`, got);
+    }
+    const kept = Math.min(shape[0], length);
+    const end = (i + 1) * length;
+    features.set(data.subarray(0, kept * width), (end - kept) * width);
+    isReal.fill(1, end - kept, end);
+  }
+  return {
+    features: tensor(features, { device }).view(rows.length, length, width),
+    isReal: tensor(isReal, { device }).view(rows.length, length).to({ dtype: "bool" }),
+  };
+}

@@ -1,0 +1,294 @@
+/**
+ * Batches of a data set, read ahead of the training step. The order, and so every batch, follows from the seed and a
+ * cursor; how many threads decode and how far ahead changes nothing.
+ */
+import { type Device, expected } from "../torch/index.js";
+import { type Batch, type Batches, type BatchShape, batchOf, type Row, type Unreadable } from "./batch.js";
+import type { Crop } from "./decode.js";
+import { DecodePool, DecodePoolError } from "./decode_pool.js";
+import { type Cursor, checkCursor, draw, epochOrder, START } from "./order.js";
+import type { ImageSource } from "./source.js";
+
+/** How images become batches. */
+export interface ReadOptions {
+  readonly batchSize: number;
+  /** Width and height in pixels; sets of images need it. */
+  readonly size?: number;
+  /** Default `"center"`, as LlamaGen; `"smallest_side"`, as SEED-Voken. */
+  readonly crop?: Crop;
+  /** `S`, to which text features are padded; the longest of the batch where it is left out. */
+  readonly featureTokens?: number;
+  /** Codes from here on are refused: what lies beyond a model's table would stop a GPU for good. */
+  readonly codebookSize?: number;
+  readonly device?: Device;
+  /** Threads that decode: one for each processor but one, at least 1 and at most 8, where it is left out. */
+  readonly workers?: number;
+  /** Batches to read ahead, default 2. */
+  readonly ahead?: number;
+  /**
+   * Unreadable images to pass over before giving up. Default: 1 in 100, but at least 10 in sets of 100 and more, and
+   * 1 in 10 below.
+   */
+  readonly maxUnreadable?: number;
+}
+
+/** {@link ReadOptions} and the order. */
+export interface BatchReaderOptions extends ReadOptions {
+  readonly seed?: number | bigint;
+  /** Where to begin, from {@link Batch.cursor}. */
+  readonly cursor?: Cursor;
+  /** Mirror every other image, chosen anew each epoch. */
+  readonly flip?: boolean;
+}
+
+/** One image to read, and where the next one is. */
+interface Place {
+  readonly index: number;
+  readonly epoch: number;
+  readonly after: Cursor;
+}
+
+/** What differs from epoch to epoch. */
+interface Augmentation {
+  readonly seed: number | bigint;
+  readonly flip: boolean;
+}
+
+type Outcome = { readonly row: Row } | { readonly problem: string } | { readonly failure: Error };
+
+/** Unreadable images that are named. */
+const NAMED = 20;
+
+/**
+ * Endless batches of a set in a random order, all of one size: a batch may begin in one epoch and end in the next. In
+ * each epoch every readable image comes once. Hold it with `using`.
+ *
+ * An image that cannot be read is passed over, and the one after it takes its place.
+ */
+export class BatchReader implements Batches {
+  readonly #rows: RowQueue;
+  readonly #batchSize: number;
+  #turn: Promise<unknown> = Promise.resolve();
+  #cursor: Cursor;
+
+  /** @throws RangeError for options that do not fit the set. */
+  constructor(source: ImageSource, options: BatchReaderOptions) {
+    const { seed = 0, cursor = START, flip = false } = options;
+    checkCursor("BatchReader", cursor, source.length);
+    if (flip && source.kind === "codes") {
+      throw expected("BatchReader", "images to flip", "codes", "Extract the codes of flipped images too");
+    }
+    this.#cursor = cursor;
+    this.#batchSize = options.batchSize;
+    this.#rows = new RowQueue(source, options, shuffled(source, seed, cursor), { seed, flip });
+  }
+
+  get cursor(): Cursor {
+    return this.#cursor;
+  }
+
+  get unreadable(): Unreadable {
+    return this.#rows.unreadable;
+  }
+
+  /**
+   * The next batch. The caller disposes of it. Calls that do not wait for each other get their batches in turn.
+   *
+   * @throws RangeError when too many images cannot be read, naming some. {@link DecodePoolError} when decoding threads
+   *   failed, or the reader is closed.
+   */
+  async next(): Promise<Batch> {
+    const mine = this.#turn.then(async () => {
+      const batch = await this.#rows.take(this.#batchSize);
+      this.#cursor = (batch as Batch).cursor; // there is always another: the order never ends
+      return batch as Batch;
+    });
+    this.#turn = mine.catch(() => undefined);
+    return await mine;
+  }
+
+  close(): void {
+    this.#rows.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/**
+ * Go once through a set in its own order, as for extracting codes or for judging a model. The last batch may be
+ * smaller. The caller disposes of each.
+ */
+export async function* onePass(source: ImageSource, options: ReadOptions): AsyncGenerator<Batch> {
+  using rows = new RowQueue(source, options, inOrder(source));
+  while (true) {
+    const batch = await rows.take(options.batchSize);
+    if (batch === undefined) return;
+    yield batch;
+  }
+}
+
+function* shuffled(source: ImageSource, seed: number | bigint, from: Cursor): Generator<Place, never> {
+  const { length } = source;
+  let position = from.position;
+  for (let epoch = from.epoch; ; epoch++) {
+    const order = epochOrder(source, seed, epoch);
+    for (; position < length; position++) {
+      const isLast = position + 1 === length;
+      const after = isLast ? { epoch: epoch + 1, position: 0 } : { epoch, position: position + 1 };
+      yield { index: order[position] as number, epoch, after };
+    }
+    position = 0;
+  }
+}
+
+function* inOrder({ length }: ImageSource): Generator<Place> {
+  for (let index = 0; index < length; index++) {
+    yield { index, epoch: 0, after: { epoch: 0, position: index + 1 } };
+  }
+}
+
+/** Reads rows ahead, side by side, and gives them in their order. */
+class RowQueue {
+  readonly #source: ImageSource;
+  readonly #options: ReadOptions;
+  readonly #shape: BatchShape;
+  readonly #random: Augmentation | undefined;
+  readonly #places: Iterator<Place>;
+  readonly #pool: DecodePool | undefined;
+  readonly #queue: { readonly place: Place; readonly outcome: Promise<Outcome> }[] = [];
+  readonly #ahead: number;
+  readonly #maxUnreadable: number;
+  #failure: Error | undefined;
+  /** What is wrong, by index. */
+  readonly #problems = new Map<number, string>();
+
+  constructor(source: ImageSource, options: ReadOptions, places: Iterator<Place>, random?: Augmentation) {
+    const { batchSize, size, ahead = 2, featureTokens, device = "cpu", maxUnreadable } = options;
+    const isCount = (value: number): boolean => Number.isInteger(value) && value >= 1;
+    if (!isCount(batchSize)) throw expected("batchSize", "a whole number from 1", batchSize);
+    if (source.kind === "images" && !(size !== undefined && isCount(size))) {
+      throw expected("size", "the width of the images, a whole number from 1", size);
+    }
+    if (!Number.isInteger(ahead) || ahead < 0) throw expected("ahead", "a whole number from 0", ahead);
+    if (featureTokens !== undefined && !isCount(featureTokens)) {
+      throw expected("featureTokens", "a whole number from 1", featureTokens);
+    }
+    this.#source = source;
+    this.#options = options;
+    this.#shape = { size: size ?? 0, featureTokens, device };
+    this.#places = places;
+    this.#random = random;
+    this.#ahead = ahead * batchSize;
+    this.#maxUnreadable =
+      maxUnreadable ?? Math.max(source.length / 100, Math.min(10, Math.ceil(source.length / 10)));
+    this.#pool = source.kind === "images" ? new DecodePool(options.workers) : undefined;
+  }
+
+  get unreadable(): Unreadable {
+    return { count: this.#problems.size, problems: [...this.#problems.values()].slice(0, NAMED) };
+  }
+
+  /** A batch of the next `count` rows, or of those that are left; undefined when none is. */
+  async take(count: number): Promise<Batch | undefined> {
+    if (this.#failure !== undefined) throw this.#failure;
+    try {
+      return await this.#take(count);
+    } catch (error) {
+      // The rows taken so far are lost, so going on would leave images out.
+      this.#failure = error as Error;
+      throw error;
+    }
+  }
+
+  async #take(count: number): Promise<Batch | undefined> {
+    const rows: Row[] = [];
+    let cursor: Cursor = START;
+    while (rows.length < count) {
+      this.#fill(this.#ahead + count - rows.length);
+      const entry = this.#queue.shift();
+      if (entry === undefined) break;
+      const outcome = await entry.outcome;
+      if ("failure" in outcome) throw outcome.failure;
+      if ("problem" in outcome) this.#passOver(entry.place.index, outcome.problem);
+      else rows.push(outcome.row);
+      cursor = entry.place.after;
+    }
+    this.#fill(this.#ahead);
+    return rows.length === 0 ? undefined : batchOf(rows, cursor, this.#shape);
+  }
+
+  close(): void {
+    this.#pool?.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #fill(length: number): void {
+    while (this.#queue.length < length) {
+      const { value: place, done } = this.#places.next();
+      if (done) return;
+      this.#queue.push({ place, outcome: this.#read(place) });
+    }
+  }
+
+  /** Never rejects: a row may fail long before its turn comes, while nobody waits for it. */
+  async #read({ index, epoch }: Place): Promise<Outcome> {
+    const known = this.#problems.get(index);
+    if (known !== undefined) return { problem: known };
+    const id = this.#source.idOf(index);
+    try {
+      return { row: await this.#readRow(id, index, epoch) };
+    } catch (error) {
+      if (error instanceof DecodePoolError) return { failure: error };
+      const { message } = error as Error;
+      return { problem: message.includes(id) ? message : `${id}: ${message}` };
+    }
+  }
+
+  async #readRow(id: string, index: number, epoch: number): Promise<Row> {
+    const toss = (name: string, count: number): number =>
+      this.#random === undefined || count === 1 ? 0 : draw(this.#random.seed, name, epoch, index, count);
+    const { image, codes, features } = await this.#source.locate(
+      index,
+      toss("variant", this.#source.variants),
+    );
+    const classId = this.#source.classOf(index);
+    if (image === undefined || this.#pool === undefined)
+      return { id, classId, codes: this.#check(id, codes) };
+    const isFile = features !== undefined && "path" in features;
+    const decoded = await this.#pool.decode({
+      id,
+      image,
+      ...(isFile && { features }),
+      size: this.#shape.size,
+      crop: this.#options.crop ?? "center",
+      isFlipped: toss("flip", this.#random?.flip ? 2 : 1) === 1,
+    });
+    return { id, classId, data: decoded.data, features: isFile ? decoded.features : features };
+  }
+
+  #check(id: string, codes: BigInt64Array | undefined): BigInt64Array {
+    const { codebookSize } = this.#options;
+    if (codes === undefined) throw expected(id, "an image or codes", "neither");
+    const odd = codebookSize === undefined ? undefined : codes.find((code) => code >= codebookSize);
+    if (odd !== undefined) throw expected(id, `codes below the codebook size ${codebookSize}`, odd);
+    return codes;
+  }
+
+  #passOver(index: number, problem: string): void {
+    this.#problems.set(index, problem);
+    const count = this.#problems.size;
+    if (count <= this.#maxUnreadable && count < this.#source.length) return;
+    const some = this.unreadable.problems.join("\n  ").replace(/\.$/, "");
+    throw expected(
+      "data set",
+      `at most ${Math.floor(this.#maxUnreadable)} unreadable images of ${this.#source.length}`,
+      count,
+      `Mend or remove them, or raise maxUnreadable:\n  ${some}`,
+    );
+  }
+}

@@ -1,0 +1,172 @@
+/**
+ * From the bytes of an image to a square of 8-bit RGB: what the threads of `decode_pool.ts` do. They must not load
+ * the tensor library, so this file and those it imports stay clear of it.
+ */
+import { open, readFile } from "node:fs/promises";
+
+import sharp from "sharp";
+
+import { expected } from "../torch/errors.js";
+import { type Features, featuresOfNpy } from "./npy.js";
+import { centerCrop, type Pixels, smallestSideCrop } from "./resample.js";
+
+/** How an image of any size becomes a square: see `centerCrop` and `smallestSideCrop`. */
+export type Crop = "center" | "smallest_side";
+
+/** Names of files that can be read as images. */
+export const IMAGE_FILE: RegExp = /\.(png|jpe?g|webp|gif|tiff?|avif|svg)$/i;
+
+/** Most pixels an image may have: beyond it a small file can take all memory. */
+const MAX_PIXELS = 268_402_689;
+
+/**
+ * Read an image as 8-bit RGB, upright as its EXIF says.
+ *
+ * Transparency is laid on white, grey becomes three equal channels, 16 bits become 8, palettes are resolved.
+ *
+ * @throws Error naming the file and what is wrong with it.
+ */
+export async function readPixels(path: string | Buffer, name: string = String(path)): Promise<Pixels> {
+  try {
+    const { data, info } = await sharp(path, { limitInputPixels: MAX_PIXELS, failOn: "error" })
+      .rotate()
+      .flatten({ background: "#ffffff" })
+      .toColourspace("srgb")
+      .raw({ depth: "uchar" })
+      .toBuffer({ resolveWithObject: true });
+    return toRgb({
+      width: info.width,
+      height: info.height,
+      channels: info.channels,
+      data: new Uint8Array(data),
+    });
+  } catch (error) {
+    throw expected(
+      name,
+      "an image",
+      (error as Error).message.split("\n")[0],
+      "Remove the file or convert it to PNG",
+    );
+  }
+}
+
+/** Three channels: grey thrice, or the first three. */
+function toRgb(pixels: Pixels): Pixels {
+  const { width, height, channels, data } = pixels;
+  if (channels === 3) return pixels;
+  const out = new Uint8Array(width * height * 3);
+  for (let i = 0; i < width * height; i++) {
+    for (let c = 0; c < 3; c++) out[i * 3 + c] = data[i * channels + (channels >= 3 ? c : 0)] as number;
+  }
+  return { width, height, channels: 3, data: out };
+}
+
+/** A file, or `length` bytes of it from `offset` on. */
+export interface FilePart {
+  readonly path: string;
+  readonly offset?: number;
+  readonly length?: number;
+}
+
+/** Where the bytes of an encoded image are, or its pixels. */
+export type ImageBytes = FilePart | { readonly bytes: Uint8Array } | { readonly pixels: Pixels };
+
+/** One image to decode. It can be sent to another thread. */
+export interface DecodeTask {
+  /** What messages call it. */
+  readonly id: string;
+  readonly image: ImageBytes;
+  /** A `.npy` array that comes with the image. */
+  readonly features?: FilePart;
+  /** Width and height of the result. */
+  readonly size: number;
+  readonly crop: Crop;
+  /** Mirror left and right. */
+  readonly isFlipped: boolean;
+}
+
+/** What became of a {@link DecodeTask}. */
+export interface Decoded {
+  /** `size * size * 3` bytes of RGB, rows from the top. */
+  readonly data: Uint8Array;
+  readonly features?: Features;
+}
+
+/** @throws Error that names the image or its features. */
+export async function decode(task: DecodeTask): Promise<Decoded> {
+  const { id, size } = task;
+  const pixels = await readImage(task.image, id);
+  const { data } = task.crop === "center" ? centerCrop(pixels, size) : smallestSideCrop(pixels, size);
+  if (task.isFlipped) mirror(data, size);
+  if (task.features === undefined) return { data };
+  return { data, features: await readFeatures(task.features, id) };
+}
+
+/** Pixels of an image, wherever its bytes are. @throws Error that names the image. */
+export async function readImage(image: ImageBytes, id: string): Promise<Pixels> {
+  if ("pixels" in image) return toRgb(image.pixels);
+  const bytes = "bytes" in image ? image.bytes : await readPart(image);
+  return await readPixels(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length), id);
+}
+
+/** Text features of a `.npy` file. @throws RangeError that names the image they belong to. */
+export async function readFeatures(part: FilePart, id: string): Promise<Features> {
+  return featuresOfNpy(await readPart(part), `text features of ${id}`);
+}
+
+/**
+ * Decode images a few at a time, the others waiting: an image takes far more memory before it is cut to size than
+ * after.
+ */
+export function decodeFewAtOnce(): (task: DecodeTask) => Promise<Decoded> {
+  let running = 0;
+  const waiting: (() => void)[] = [];
+  return async (task) => {
+    if (running >= AT_ONCE) await new Promise<void>((start) => waiting.push(start));
+    else running++;
+    try {
+      return await decode(task);
+    } finally {
+      // Whoever waits takes this place over, so that the count never exceeds the limit.
+      const next = waiting.shift();
+      if (next === undefined) running--;
+      else next();
+    }
+  };
+}
+
+/** Enough that reading and decoding one overlaps with resizing another. */
+const AT_ONCE = 3;
+
+/** @throws RangeError when the file is absent or shorter than that. */
+export async function readPart({ path, offset, length }: FilePart): Promise<Buffer> {
+  try {
+    if (offset === undefined || length === undefined) return await readFile(path);
+    const file = await open(path);
+    try {
+      const bytes = Buffer.alloc(length);
+      for (let done = 0; done < length; ) {
+        const { bytesRead } = await file.read(bytes, done, length - done, offset + done);
+        if (bytesRead === 0) {
+          throw expected(path, `${length} bytes at byte ${offset}`, `${done}`, "The file was cut short");
+        }
+        done += bytesRead;
+      }
+      return bytes;
+    } finally {
+      await file.close();
+    }
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).syscall === undefined) throw error;
+    throw expected(path, "a file that can be read", (error as Error).message);
+  }
+}
+
+function mirror(data: Uint8Array, size: number): void {
+  const row = new Uint8Array(size * 3);
+  for (let y = 0; y < size; y++) {
+    const first = y * size * 3;
+    row.set(data.subarray(first, first + size * 3));
+    for (let x = 0; x < size; x++) data.set(row.subarray(x * 3, x * 3 + 3), first + (size - 1 - x) * 3);
+  }
+}

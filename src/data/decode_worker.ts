@@ -1,0 +1,25 @@
+/**
+ * A thread that decodes images for `decode_pool.ts`, so that they are ready when a training step, which holds the
+ * main thread, is over.
+ */
+import { parentPort } from "node:worker_threads";
+
+import { type Decoded, type DecodeTask, decodeFewAtOnce } from "./decode.js";
+
+/** What the thread answers: the image, or what is wrong with it. */
+export type Answer = { readonly key: number } & (
+  | { readonly decoded: Decoded }
+  | { readonly problem: string }
+);
+
+const decode = decodeFewAtOnce();
+
+parentPort?.on("message", async ({ key, task }: { key: number; task: DecodeTask }) => {
+  try {
+    const decoded = await decode(task);
+    const memory = [decoded.data.buffer, ...(decoded.features ? [decoded.features.data.buffer] : [])];
+    parentPort?.postMessage({ key, decoded } satisfies Answer, memory as ArrayBuffer[]);
+  } catch (error) {
+    parentPort?.postMessage({ key, problem: (error as Error).message } satisfies Answer);
+  }
+});

@@ -1,0 +1,110 @@
+/** A folder of image files: the subfolder that an image lies in is its class. */
+import { statSync } from "node:fs";
+import { join } from "node:path";
+
+import { expected, openSafetensors } from "../torch/index.js";
+import { type FilePart, IMAGE_FILE, readPart } from "./decode.js";
+import { numberClasses, oneClass, sortNames } from "./labels.js";
+import { checkFeatures, type Features } from "./npy.js";
+import { listFiles } from "./paths.js";
+import { hashListing, type ImageSource, type SourceOptions, spread } from "./source.js";
+
+const FEATURE_FILE = /\.(npy|safetensors)$/i;
+
+/** Files whose sizes, and those whose contents, go into the fingerprint: all of a small set. */
+const SIZED = 16_384;
+const READ = 64;
+
+/**
+ * Open a folder of images.
+ *
+ * The class is the first subfolder, numbered in the order of the names; images that lie in no subfolder are all of one
+ * class. `name.npy`, or `name.safetensors` with a tensor `features`, beside `name.png` holds the features of its text,
+ * float `[S, C]`.
+ *
+ * @throws RangeError when there is no image, some lie in subfolders and others do not, or some lack features that
+ *   others have.
+ */
+export async function openFolder(folder: string, options: SourceOptions = {}): Promise<ImageSource> {
+  return await folderOf(folder, await listFiles(folder), options);
+}
+
+/** {@link openFolder} with the files listed already. */
+export async function folderOf(
+  folder: string,
+  files: readonly string[],
+  options: SourceOptions = {},
+): Promise<ImageSource> {
+  const ids = files.filter((file) => IMAGE_FILE.test(file));
+  if (ids.length === 0) {
+    throw expected(
+      folder,
+      "at least one image file",
+      files.length === 0 ? "an empty folder" : `${files.length} others`,
+    );
+  }
+  const classes = classesOf(folder, ids, options);
+  const features = featuresOf(folder, ids, files);
+
+  const hash = hashListing((i) => ids[i] as string, classes);
+  const sizeOf = (file: string): number =>
+    statSync(join(folder, file), { throwIfNoEntry: false })?.size ?? -1;
+  for (const i of spread(ids.length, SIZED)) hash.update(`${sizeOf(ids[i] as string)}\n`);
+  for (const i of spread(ids.length, READ)) {
+    for (const file of [ids[i], features?.[i]]) {
+      // One that cannot be read is met again, counted and named when its turn comes.
+      if (file !== undefined) hash.update(await readPart({ path: join(folder, file) }).catch(() => ""));
+    }
+  }
+  return {
+    kind: "images",
+    length: ids.length,
+    classNames: classes.names,
+    fingerprint: hash.digest("hex"),
+    variants: 1,
+    idOf: (i) => ids[i] as string,
+    classOf: (i) => classes.ids[i] as number,
+    locate: async (i) => ({
+      image: { path: join(folder, ids[i] as string) },
+      ...(features !== undefined && { features: locateFeatures(folder, features[i] as string) }),
+    }),
+  };
+}
+
+function classesOf(folder: string, ids: readonly string[], { label, classNames }: SourceOptions) {
+  if (typeof label === "string") {
+    throw expected(folder, "no label in a folder of images", label, "Their subfolders are their classes");
+  }
+  const nested = ids.filter((id) => id.includes("/"));
+  if (label === null || nested.length === 0) return oneClass(ids.length, classNames?.[0]);
+  if (nested.length < ids.length) {
+    const loose = ids.find((id) => !id.includes("/"));
+    const what = `${ids.length - nested.length} beside the subfolders, such as ${loose}`;
+    throw expected(folder, "every image in a subfolder, its class", what, "Move them, or set label to null");
+  }
+  const names = ids.map((id) => id.slice(0, id.indexOf("/")));
+  return numberClasses(folder, names, classNames ?? sortNames(new Set(names)));
+}
+
+/** The file of features of each image, or undefined when there are none. */
+function featuresOf(folder: string, ids: readonly string[], files: readonly string[]): string[] | undefined {
+  const stem = (file: string): string => file.replace(/\.[^./]*$/, "");
+  const byStem = new Map(files.filter((file) => FEATURE_FILE.test(file)).map((file) => [stem(file), file]));
+  const found = ids.map((id) => byStem.get(stem(id)));
+  const lacking = found.indexOf(undefined);
+  if (lacking < 0) return found as string[];
+  const count = found.filter((file) => file !== undefined).length;
+  if (count === 0) return undefined;
+  const got = `${count} for ${ids.length} images, none for ${ids[lacking]}`;
+  throw expected(folder, "text features beside every image or none", got);
+}
+
+/** `.npy` files are read by the threads that decode, safetensors here. */
+function locateFeatures(folder: string, file: string): Features | FilePart {
+  const path = join(folder, file);
+  if (/\.npy$/i.test(file)) return { path };
+  using opened = openSafetensors(path);
+  using tensor = opened.tensor("features");
+  using wide = tensor.float();
+  return checkFeatures(wide.toArray() as Float32Array, wide.shape, path);
+}

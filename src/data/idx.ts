@@ -1,0 +1,88 @@
+/** IDX files, in which MNIST and its relatives are published: grey images of one size, and their labels apart. */
+import { createHash } from "node:crypto";
+import { existsSync, readFileSync } from "node:fs";
+import { basename } from "node:path";
+import { gunzipSync } from "node:zlib";
+
+import { expected } from "../torch/index.js";
+import { type Classes, numberClasses, oneClass } from "./labels.js";
+import { hashListing, type ImageSource, type SourceOptions } from "./source.js";
+
+/** `train-images-idx3-ubyte`, with or without `.gz`. */
+export const IDX_IMAGES: RegExp = /images[-.]idx3-ubyte(\.gz)?$/;
+
+/** Type of the elements: unsigned bytes, the only one images are published in. */
+const UBYTE = 8;
+
+interface Idx {
+  readonly shape: readonly number[];
+  readonly data: Uint8Array;
+}
+
+/**
+ * Open images in IDX format, gzipped or not. The labels are in the file whose name has `labels-idx1` in the place of
+ * `images-idx3`. All is read into memory.
+ *
+ * @throws RangeError for a damaged file, or labels that are missing or too few.
+ */
+export async function openIdx(path: string, options: SourceOptions = {}): Promise<ImageSource> {
+  const { shape, data } = readIdx(path, 3);
+  const [length = 0, height = 0, width = 0] = shape;
+  if (length * height * width === 0) throw expected(path, "at least one image", `[${shape.join(", ")}]`);
+  const classes = classesOf(path, length, options);
+  // The archive's own name for the file comes with no folder.
+  const name = basename(path).replace(/\.gz$/, "");
+  const idOf = (index: number): string => `${name}#${index}`;
+  const hash = hashListing(idOf, classes).update(createHash("sha256").update(data).digest());
+  return {
+    kind: "images",
+    length,
+    classNames: classes.names,
+    fingerprint: hash.digest("hex"),
+    variants: 1,
+    idOf,
+    classOf: (index) => classes.ids[index] as number,
+    locate: async (index) => {
+      const pixels = data.slice(index * height * width, (index + 1) * height * width);
+      return { image: { pixels: { width, height, channels: 1, data: pixels } } };
+    },
+  };
+}
+
+function classesOf(path: string, length: number, { label, classNames }: SourceOptions): Classes {
+  if (label === null) return oneClass(length, classNames?.[0]);
+  const plain = path.replace(/images([-.])idx3/, "labels$1idx1").replace(/\.gz$/, "");
+  const file = [plain, `${plain}.gz`].find((one) => one !== path && existsSync(one));
+  if (file === undefined) {
+    throw expected(path, `labels in ${basename(plain)}`, "no such file", "Set label to null for one class");
+  }
+  const { shape, data } = readIdx(file, 1);
+  if (shape[0] !== length) throw expected(file, `${length} labels, one for each image`, shape[0]);
+  return numberClasses(file, [...data], classNames);
+}
+
+function readIdx(path: string, rank: number): Idx {
+  let bytes: Buffer;
+  try {
+    const raw = readFileSync(path);
+    bytes = raw[0] === 0x1f && raw[1] === 0x8b ? gunzipSync(raw) : raw;
+  } catch (error) {
+    throw expected(path, "a file that can be read and unpacked", (error as Error).message);
+  }
+  const start = 4 + 4 * rank;
+  if (bytes.length < start || bytes.readUInt16BE(0) !== 0 || bytes[2] !== UBYTE || bytes[3] !== rank) {
+    const got = bytes.subarray(0, 4).toString("hex");
+    throw expected(path, `an IDX file of bytes in ${rank} dimensions (0000080${rank})`, got);
+  }
+  const shape = Array.from({ length: rank }, (_, i) => bytes.readUInt32BE(4 + 4 * i));
+  const count = shape.reduce((product, size) => product * size, 1);
+  if (bytes.length - start !== count) {
+    throw expected(
+      path,
+      `${count} bytes for [${shape.join(", ")}]`,
+      bytes.length - start,
+      "The file was cut short",
+    );
+  }
+  return { shape, data: new Uint8Array(bytes.subarray(start)) };
+}

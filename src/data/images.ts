@@ -1,0 +1,111 @@
+/**
+ * Images between files and tensors: reading a few as a batch, writing PNG, laying out grids. Formats are decoded in
+ * `decode.ts`, sizes changed in `resample.ts`; data sets are opened by `open_source.ts`.
+ */
+import { readdir, rename, rm, stat, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
+
+import sharp from "sharp";
+
+import { cat, expected, full, type Tensor, tensor, tidy } from "../torch/index.js";
+import { type Crop, IMAGE_FILE, readPixels } from "./decode.js";
+import { centerCrop, type Pixels, smallestSideCrop } from "./resample.js";
+
+export { type Crop, readPixels } from "./decode.js";
+
+/** `[1, 3, H, W]` float32 in [-1, 1] of 8-bit RGB: `x / 127.5 - 1`. */
+export function pixelsToTensor(pixels: Pixels): Tensor {
+  return tidy(() => {
+    const bytes = tensor(pixels.data).view(1, pixels.height, pixels.width, pixels.channels);
+    return bytes.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous();
+  });
+}
+
+/** 8-bit RGB of `[1, 3, H, W]` or `[3, H, W]` in [-1, 1], clamped and rounded. */
+export function tensorToPixels(image: Tensor): Pixels {
+  return tidy(() => {
+    const [channels, height, width] = image.shape.slice(-3) as [number, number, number];
+    const flat = image.detach().reshape(channels, height, width).float();
+    const bytes = flat.add(1).mul(127.5).clamp(0, 255).round().to({ dtype: "uint8" });
+    return { width, height, channels, data: bytes.permute(1, 2, 0).contiguous().toArray() as Uint8Array };
+  });
+}
+
+/**
+ * Read images as a batch of squares.
+ *
+ * @returns float32 `[B, 3, size, size]` in [-1, 1].
+ */
+export async function readImages(
+  paths: readonly string[],
+  size: number,
+  crop: Crop = "center",
+): Promise<Tensor> {
+  const squares: Tensor[] = [];
+  for (const path of paths) {
+    const pixels = await readPixels(path);
+    squares.push(
+      pixelsToTensor(crop === "center" ? centerCrop(pixels, size) : smallestSideCrop(pixels, size)),
+    );
+  }
+  const batch = cat(squares);
+  for (const square of squares) square.dispose();
+  return batch;
+}
+
+/**
+ * Image files at a path: the file itself, or all below a folder, in the order of their names.
+ *
+ * @throws RangeError when there is none.
+ */
+export async function listImages(path: string): Promise<string[]> {
+  const info = await stat(path).catch(() => undefined);
+  if (info === undefined) throw expected("images", "a file or folder", path, "Check the path");
+  if (info.isFile()) return [path];
+  const entries = await readdir(path, { recursive: true, withFileTypes: true });
+  const files = entries
+    .filter((entry) => entry.isFile() && IMAGE_FILE.test(entry.name))
+    .map((entry) => join(entry.parentPath, entry.name))
+    .sort();
+  if (files.length === 0) throw expected("images", "at least one image file", `none below ${path}`);
+  return files;
+}
+
+/**
+ * Lay images out in rows, with a margin of white around each.
+ *
+ * @param rows - each a batch float32 `[K, 3, H, W]` in [-1, 1], all of one size; shorter rows end in white.
+ * @returns float32 `[1, 3, ...]`.
+ */
+export function gridOf(rows: readonly Tensor[], margin = 2): Tensor {
+  return tidy(() => {
+    const [, channels, height, width] = (rows[0] as Tensor).dims(4);
+    const columns = Math.max(...rows.map((row) => row.size(0)));
+    const cellHeight = height + margin;
+    const cellWidth = width + margin;
+    const page = full([1, channels, rows.length * cellHeight + margin, columns * cellWidth + margin], 1);
+    for (const [r, row] of rows.entries()) {
+      for (let k = 0; k < row.size(0); k++) {
+        const cell = page.narrow(2, r * cellHeight + margin, height).narrow(3, k * cellWidth + margin, width);
+        cell.copy_(row.narrow(0, k, 1));
+      }
+    }
+    return page;
+  });
+}
+
+/** Write `[1, 3, H, W]` or `[3, H, W]` in [-1, 1] as PNG; the file appears whole or not at all. */
+export async function writePng(path: string, image: Tensor): Promise<void> {
+  const { width, height, channels, data } = tensorToPixels(image);
+  const png = await sharp(data, { raw: { width, height, channels: channels as 3 } })
+    .png()
+    .toBuffer();
+  const aside = join(dirname(path), `.${process.pid}-${Date.now()}.png.tmp`);
+  try {
+    await writeFile(aside, png, { flush: true });
+    await rename(aside, path);
+  } catch (error) {
+    await rm(aside, { force: true });
+    throw expected("writePng", `a place to write ${path}`, (error as Error).message);
+  }
+}

@@ -1,0 +1,40 @@
+/** The data floor's public names. */
+export { Batch, type Batches, type BatchParts, type Unreadable } from "./batch.js";
+export { BatchReader, type BatchReaderOptions, onePass, type ReadOptions } from "./batch_reader.js";
+export { openCodes } from "./codes.js";
+export type { Crop, FilePart, ImageBytes } from "./decode.js";
+export { DecodePoolError } from "./decode_pool.js";
+export { openFolder } from "./folder.js";
+export { openIdx } from "./idx.js";
+export {
+  gridOf,
+  listImages,
+  pixelsToTensor,
+  readImages,
+  readPixels,
+  tensorToPixels,
+  writePng,
+} from "./images.js";
+export {
+  fromIterable,
+  type Loader,
+  type LoaderBatch,
+  type LoaderImage,
+  type LoaderItem,
+  type LoaderOptions,
+} from "./iterable.js";
+export type { Features } from "./npy.js";
+export { openSource } from "./open_source.js";
+export { type Cursor, epochOrder, permutation, START } from "./order.js";
+export { openParquet } from "./parquet.js";
+export { centerCrop, cropTo, type Filter, type Pixels, resize, smallestSideCrop } from "./resample.js";
+export {
+  type Block,
+  type ImageSource,
+  type Located,
+  readSample,
+  type Sample,
+  type SourceOptions,
+} from "./source.js";
+export { type SplitOptions, splitSource, subset } from "./split.js";
+export { openTar } from "./tar.js";

@@ -1,0 +1,81 @@
+/** Files of a data set: listing folders, and the patterns in which shards are named. */
+import { readdir, realpath, stat } from "node:fs/promises";
+import { basename, dirname, join, relative, resolve, sep } from "node:path";
+
+import { expected } from "../torch/index.js";
+
+/**
+ * Files below a folder, however deep, as paths below it with forward slashes, sorted by their characters. Links are
+ * followed. Names that begin with a dot are passed over.
+ *
+ * @throws RangeError when the folder, or one below it, cannot be read.
+ */
+export async function listFiles(folder: string): Promise<string[]> {
+  const files: string[] = [];
+  const visit = async (below: string, above: readonly string[]): Promise<void> => {
+    const path = join(folder, below);
+    const real = await realpath(path);
+    if (above.includes(real))
+      throw expected(path, "a folder", "a link to a folder around it", "Remove the link");
+    for (const entry of await readdir(path, { withFileTypes: true })) {
+      if (entry.name.startsWith(".")) continue;
+      const name = below === "" ? entry.name : `${below}/${entry.name}`;
+      // A link that leads nowhere is listed, so that it is counted among the unreadable.
+      const info = entry.isSymbolicLink() ? await stat(join(folder, name)).catch(() => undefined) : entry;
+      if (info?.isDirectory()) await visit(name, [...above, real]);
+      else files.push(name);
+    }
+  };
+  try {
+    await visit("", []);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).syscall === undefined) throw error;
+    throw expected(folder, "a folder that can be read", (error as Error).message);
+  }
+  return files.sort();
+}
+
+/**
+ * The files that a path stands for. In its last part `{0000..0099}` stands for every number between, all of which
+ * must exist, and `*` for any characters.
+ *
+ * @throws RangeError when there is none, or one of a range is missing.
+ */
+export async function expandPattern(where: string, pattern: string): Promise<string[]> {
+  const name = basename(pattern);
+  if (!/[*{]/.test(name) || (await stat(pattern).catch(() => undefined)) !== undefined) return [pattern];
+  const folder = dirname(pattern);
+  const present = await readdir(folder).catch((error: Error) => {
+    throw expected(where, `a folder ${folder} that can be read`, error.message);
+  });
+  const found = expandRanges(name).flatMap((one) => {
+    const test = new RegExp(`^${one.split("*").map(escapeRegExp).join(".*")}$`);
+    const hits = present.filter((file) => test.test(file) && !file.startsWith("."));
+    if (hits.length === 0) throw expected(where, `a file ${join(folder, one)}`, "none", "Check the pattern");
+    return hits.sort();
+  });
+  return [...new Set(found)].map((file) => join(folder, file));
+}
+
+/** `a{08..10}b` becomes `a08b`, `a09b`, `a10b`. */
+function expandRanges(name: string): string[] {
+  const match = /^(.*?)\{(\d+)\.\.(\d+)\}(.*)$/.exec(name);
+  if (match === null) return [name];
+  const [, head = "", first = "", last = "", tail = ""] = match;
+  const count = Math.max(Number(last) - Number(first) + 1, 0);
+  const numbers = Array.from({ length: count }, (_, i) =>
+    String(Number(first) + i).padStart(first.length, "0"),
+  );
+  return numbers.flatMap((number) => expandRanges(tail).map((rest) => `${head}${number}${rest}`));
+}
+
+const escapeRegExp = (text: string): string => text.replace(/[.+?^${}()|[\]\\]/g, "\\$&");
+
+/** Names of files below the folder that they have in common, so that identities do not depend on where it lies. */
+export function namesOf(paths: readonly string[]): string[] {
+  const whole = paths.map((path) => resolve(path));
+  let common = dirname(whole[0] ?? sep);
+  while (!whole.every((path) => path.startsWith(common.endsWith(sep) ? common : common + sep)))
+    common = dirname(common);
+  return whole.map((path) => relative(common, path).split(sep).join("/"));
+}

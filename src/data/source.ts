@@ -1,0 +1,109 @@
+/**
+ * What a data set is, whatever files it lies in: a numbered list of images or codes, each with an identity and a
+ * class. Sources hold no open file and no tensor, so nothing needs to be closed.
+ */
+import { createHash, type Hash } from "node:crypto";
+
+import { expected } from "../torch/index.js";
+import { type FilePart, type ImageBytes, readFeatures, readImage } from "./decode.js";
+import type { Classes } from "./labels.js";
+import type { Features } from "./npy.js";
+import type { Pixels } from "./resample.js";
+
+/** Where to find one image, or the codes of one. */
+export interface Located {
+  readonly image?: ImageBytes;
+  /** int64 `[T]`. */
+  readonly codes?: BigInt64Array;
+  /** Features of the text that goes with the image: read already, or the `.npy` file they are in. */
+  readonly features?: Features | FilePart;
+}
+
+/** Neighbours in a file that are costly to read one without the others, such as a parquet row group. */
+export interface Block {
+  /** Images in it. */
+  readonly length: number;
+  /** Memory that it takes while it is open. */
+  readonly bytes: number;
+}
+
+/** A data set that can be read in any order. */
+export interface ImageSource {
+  readonly kind: "images" | "codes";
+  readonly length: number;
+  /** Name of each class; `classOf` gives places in it. */
+  readonly classNames: readonly string[];
+  /** SHA-256 over identities, classes, sizes and a sample of the contents: another set has another one. */
+  readonly fingerprint: string;
+  /** Prepared crops of each image that code files may hold; 1 elsewhere. */
+  readonly variants: number;
+  /** `T`, the codes of one image. */
+  readonly codeLength?: number;
+  /** Set where order matters to speed: blocks of consecutive images, covering all. */
+  readonly blocks?: readonly Block[];
+  /** A name that stays the same wherever the data set lies. */
+  idOf(index: number): string;
+  classOf(index: number): number;
+  /** @throws Error that says what is wrong with this one; the others may be sound. */
+  locate(index: number, variant: number): Promise<Located>;
+}
+
+/** How to read a data set. */
+export interface SourceOptions {
+  /**
+   * Names of all classes in the order of their ids. Give them when the set has only some of the classes that a model
+   * knows, such as 100 of ImageNet's 1000.
+   */
+  readonly classNames?: readonly string[] | undefined;
+  /**
+   * What holds the class: a parquet column, the ending of tar members, or a tensor of a code file. `null` puts all
+   * images in one class.
+   */
+  readonly label?: string | null | undefined;
+  /** What holds the image: a parquet column, the ending of tar members, or a tensor of a code file. */
+  readonly image?: string | undefined;
+}
+
+/** One image or its codes, with all that is known of it. */
+export interface Sample {
+  readonly id: string;
+  readonly classId: number;
+  /** As it is in the file: any size. */
+  readonly pixels?: Pixels;
+  readonly codes?: BigInt64Array;
+  readonly features?: Features;
+}
+
+/** Read one image, whole and uncropped, or one row of codes. @throws Error that names what is wrong with it. */
+export async function readSample(source: ImageSource, index: number, variant = 0): Promise<Sample> {
+  if (!Number.isInteger(index) || index < 0 || index >= source.length) {
+    throw expected("readSample", `an index from 0 to ${source.length - 1}`, index);
+  }
+  const id = source.idOf(index);
+  const { image, codes, features } = await source.locate(index, variant);
+  return {
+    id,
+    classId: source.classOf(index),
+    ...(image !== undefined && { pixels: await readImage(image, id) }),
+    ...(codes !== undefined && { codes }),
+    ...(features !== undefined && {
+      features: "path" in features ? await readFeatures(features, id) : features,
+    }),
+  };
+}
+
+/**
+ * Start a fingerprint with what a set consists of. Each kind of set goes on with the sizes and some of the contents
+ * of its files.
+ */
+export function hashListing(idOf: (index: number) => string, { ids, names }: Classes): Hash {
+  const hash = createHash("sha256").update(JSON.stringify(names));
+  for (const [i, id] of ids.entries()) hash.update(`${idOf(i)}\0${id}\n`);
+  return hash;
+}
+
+/** At most `count` of the numbers below `length`, evenly spread. */
+export function spread(length: number, count: number): number[] {
+  const some = Math.min(length, count);
+  return Array.from({ length: some }, (_, i) => Math.floor((i * length) / some));
+}
