@@ -1,0 +1,46 @@
+/** `rlar doctor`: whether this machine can run, and with what. */
+import { readFileSync, statfsSync } from "node:fs";
+import { cpus, freemem, totalmem } from "node:os";
+import { fileURLToPath } from "node:url";
+
+import { cudaDeviceCount, getNumThreads, noGrad, rand, tidy, version } from "../torch/index.js";
+
+/** Print what is there, and time one matrix product as a sign of life. */
+export function doctor(options: { json?: boolean }): void {
+  const built = JSON.parse(
+    readFileSync(fileURLToPath(new URL("../../../build/native/libtorch.json", import.meta.url)), "utf8"),
+  ) as Record<string, unknown>;
+  const disk = statfsSync(".");
+  const gib = (bytes: number): string => `${(bytes / 2 ** 30).toFixed(1)} GiB`;
+  const facts: Record<string, string> = {
+    node: process.version,
+    platform: `${process.platform} ${process.arch}`,
+    processor: `${cpus()[0]?.model.trim() ?? "unknown"}, ${cpus().length} cores`,
+    memory: `${gib(freemem())} free of ${gib(totalmem())}`,
+    disk: `${gib(disk.bavail * disk.bsize)} free here`,
+    libtorch: `${version().torch} from ${String(built.source ?? built.path)}`,
+    threads: `${getNumThreads()} for an operator`,
+    cuda: cudaDeviceCount() > 0 ? `${cudaDeviceCount()} devices` : "none",
+    "matrix product": `${gigaflops().toFixed(0)} GFLOP/s in float32`,
+  };
+  if (options.json) process.stdout.write(`${JSON.stringify(facts, null, 2)}\n`);
+  else
+    for (const [name, value] of Object.entries(facts)) process.stdout.write(`${name.padEnd(15)} ${value}\n`);
+}
+
+/** The best of a few products of 1024 x 1024 matrices. */
+function gigaflops(): number {
+  const n = 1024;
+  return noGrad(() =>
+    tidy(() => {
+      const [a, b] = [rand([n, n]), rand([n, n])];
+      let best = Infinity;
+      for (let i = 0; i < 5; i++) {
+        const start = performance.now();
+        tidy(() => a.matmul(b).sum().item());
+        best = Math.min(best, performance.now() - start);
+      }
+      return (2 * n ** 3) / best / 1e6;
+    }),
+  );
+}

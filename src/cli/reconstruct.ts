@@ -1,0 +1,91 @@
+/** `rlar reconstruct`: what a tokenizer keeps of images, as a grid to look at and as numbers. */
+import { basename } from "node:path";
+
+import { gridOf, listImages, readImages, writePng } from "../data/images.js";
+import { l1, l2, psnr, ssim } from "../metrics/index.js";
+import { openLpips, openTokenizer } from "../rl_ar_finetune/builder.js";
+import { cat, type Device, expected, type Tensor, tidy } from "../torch/index.js";
+
+/** Options of `rlar reconstruct`. */
+export interface ReconstructOptions {
+  tokenizer: string;
+  out: string;
+  size: number;
+  crop: "center" | "smallest_side";
+  limit: number;
+  columns: number;
+  lpips?: string;
+  device: Device;
+  wrapper?: string;
+  weights?: "ema" | "raw";
+  json?: boolean;
+}
+
+/** Images that go through the tokenizer at a time. */
+const BATCH = 8;
+
+export async function reconstruct(path: string, options: ReconstructOptions): Promise<void> {
+  const { size, device } = options;
+  for (const name of ["size", "limit", "columns"] as const) {
+    if (options[name] < 1) throw expected(`--${name}`, "at least 1", options[name]);
+  }
+  const { tokenizer, description } = openTokenizer(options.tokenizer, {
+    device,
+    ...(options.wrapper !== undefined && { wrapper: options.wrapper }),
+    ...(options.weights && { weights: options.weights }),
+  });
+  if (size % tokenizer.downsample !== 0) {
+    throw expected("--size", `a multiple of ${tokenizer.downsample}, the pixels of a code`, size);
+  }
+  using lpips = options.lpips === undefined ? undefined : openLpips(options.lpips, { device });
+  const files = (await listImages(path)).slice(0, options.limit);
+  const measured: Record<string, number[]> = {};
+  const shown: Tensor[] = [];
+  const codes = new Set<number>();
+  for (let start = 0; start < files.length; start += BATCH) {
+    const images = await readImages(files.slice(start, start + BATCH), size, options.crop);
+    tidy(() => {
+      const inputs = images.to({ device });
+      const indices = tokenizer.encode(inputs);
+      const grid = [size / tokenizer.downsample, size / tokenizer.downsample] as const;
+      const outputs = tokenizer.decodeCode(indices, grid).clamp(-1, 1);
+      for (const code of indices.unique().toList() as number[]) codes.add(code);
+      const terms: Record<string, Tensor> = { psnr: psnr(inputs, outputs), ssim: ssim(inputs, outputs) };
+      terms.l1 = l1(inputs, outputs);
+      terms.l2 = l2(inputs, outputs);
+      if (lpips !== undefined) terms.lpips = lpips.forward(inputs, outputs);
+      for (const [name, values] of Object.entries(terms)) {
+        measured[name] = [...(measured[name] ?? []), ...(values.toList() as number[])];
+      }
+      for (let i = 0; i < inputs.size(0) && shown.length < options.columns * 2; i++) {
+        for (const batch of [inputs, outputs]) shown.push(batch.narrow(0, i, 1).cpu());
+      }
+      return shown; // they outlive the batch
+    });
+    images.dispose();
+  }
+  using page = tidy(() => gridOf([0, 1].map((row) => cat(shown.filter((_, i) => i % 2 === row)))));
+  await writePng(options.out, page);
+  const means = Object.fromEntries(Object.entries(measured).map(([name, values]) => [name, mean(values)]));
+  const facts = { tokenizer: description.name, images: files.length, size, codesUsed: codes.size, ...means };
+  if (options.json) {
+    const each = files.map((file, i) => ({
+      file,
+      ...Object.fromEntries(Object.entries(measured).map(([name, values]) => [name, values[i]])),
+    }));
+    process.stdout.write(`${JSON.stringify({ ...facts, out: options.out, each }, null, 2)}\n`);
+  } else {
+    const units: Record<string, string> = { psnr: " dB" };
+    const text = Object.entries(means).map(
+      ([name, value]) => `${name} ${value.toFixed(4)}${units[name] ?? ""}`,
+    );
+    process.stdout.write(
+      `${description.name}: ${files.length} images at ${size} px, ${codes.size} of ${tokenizer.codebookSize} codes used\n` +
+        `${text.join("  ")}\n${basename(options.out)}: inputs above, reconstructions below\n`,
+    );
+  }
+}
+
+function mean(values: readonly number[]): number {
+  return values.reduce((sum, value) => sum + value, 0) / values.length;
+}

@@ -1,0 +1,299 @@
+/**
+ * What a run shows while it goes on: one live line and a table on a terminal, a line an interval elsewhere, JSON for
+ * programs. Files are written by `log.ts`.
+ */
+
+/** Where to write; `process.stdout` and `process.stderr` are such. */
+export interface Screen {
+  write(text: string): unknown;
+  readonly isTTY?: boolean;
+  readonly columns?: number;
+}
+
+/** How {@link RunConsole} shows things. */
+export interface ConsoleOptions {
+  /** Iterations of the whole run. */
+  readonly total: number;
+  /** `process.stdout` where left out. */
+  readonly screen?: Screen;
+  /** One JSON object an iteration on the screen and nothing else; what is said goes to `errors`. */
+  readonly json?: boolean;
+  /** `process.stderr` where left out. */
+  readonly errors?: Screen;
+  /** Nothing but what `say` is given. */
+  readonly quiet?: boolean;
+  /** `process.env` where left out: `NO_COLOR` and `TERM` count. */
+  readonly env?: Readonly<Record<string, string | undefined>>;
+  /** Milliseconds, for the time left. */
+  readonly now?: () => number;
+}
+
+/** Metrics by name. */
+type Metrics = Readonly<Record<string, number>>;
+
+/** Rewards that the sparkline shows. */
+const HISTORY = 24;
+
+/** Iterations that the time left is reckoned from. */
+const TIMED = 20;
+
+/** Milliseconds between two live lines, so that fast runs do not flicker. */
+const BETWEEN = 50;
+
+/** The screen of a run. */
+export class RunConsole {
+  readonly isLive: boolean;
+  readonly #options: Required<Omit<ConsoleOptions, "env">>;
+  readonly #isColored: boolean;
+  #hasLine = false;
+  #shownAt = -Infinity;
+  #times: number[] = [];
+  #rewards: number[] = [];
+
+  constructor(options: ConsoleOptions) {
+    const { total, screen = process.stdout, errors = process.stderr, json = false, quiet = false } = options;
+    const { env = process.env, now = () => performance.now() } = options;
+    this.#options = { total, screen, errors, json, quiet, now };
+    const isTerminal = screen.isTTY === true && env.TERM !== "dumb";
+    this.isLive = isTerminal && !json && !quiet;
+    this.#isColored = isTerminal && (env.NO_COLOR ?? "") === "";
+    this.#times.push(now());
+  }
+
+  /** An iteration is done: the live line, or its JSON. */
+  step(step: number, metrics: Metrics): void {
+    const { total, screen, json, now } = this.#options;
+    this.#times = [...this.#times.slice(-TIMED), now()];
+    const reward = metrics["reward/mean"];
+    if (reward !== undefined && Number.isFinite(reward))
+      this.#rewards = [...this.#rewards.slice(1 - HISTORY), reward];
+    if (json) screen.write(`${jsonLine({ step, ...metrics })}\n`);
+    if (!this.isLive || (now() - this.#shownAt < BETWEEN && step < total)) return;
+    this.#shownAt = now();
+    const line = liveLine(step, metrics, {
+      total,
+      rewards: this.#rewards,
+      secondsLeft: this.secondsLeft(step),
+      width: widthOf(screen),
+      isColored: this.#isColored,
+    });
+    screen.write(`\r\x1b[K${line}`);
+    this.#hasLine = true;
+  }
+
+  /** An interval is done: a table on a terminal, else one line. */
+  interval(step: number, metrics: Metrics): void {
+    const { total, screen, json, quiet } = this.#options;
+    if (json || quiet) return;
+    const left = this.secondsLeft(step);
+    if (!this.isLive) {
+      screen.write(`${plainLine(step, total, metrics, left)}\n`);
+      return;
+    }
+    this.#clear();
+    const head = `step ${step}/${total}${left === null ? "" : `, ${duration(left)} left`}`;
+    screen.write(`${head}\n${table(metrics, widthOf(screen))}`);
+  }
+
+  /** A line of text, above the live line. */
+  say(text: string): void {
+    const { screen, errors, json } = this.#options;
+    this.#clear();
+    (json ? errors : screen).write(`${text}\n`);
+  }
+
+  /** End the live line. */
+  close(): void {
+    if (this.#hasLine) this.#options.screen.write("\n");
+    this.#hasLine = false;
+  }
+
+  /** Seconds to the end at the pace of the last iterations; null before there is one. */
+  secondsLeft(step: number): number | null {
+    const [first, last] = [this.#times[0], this.#times.at(-1)];
+    const count = this.#times.length - 1;
+    if (count < 1 || first === undefined || last === undefined) return null;
+    return ((last - first) / count / 1000) * Math.max(0, this.#options.total - step);
+  }
+
+  /** Rewards of the sparkline, for a checkpoint. */
+  state(): readonly number[] {
+    return this.#rewards;
+  }
+
+  load(state: readonly number[]): void {
+    this.#rewards = state.slice(-HISTORY);
+  }
+
+  #clear(): void {
+    if (this.#hasLine) this.#options.screen.write("\r\x1b[K");
+    this.#hasLine = false;
+  }
+}
+
+/** Columns that a line may take; a terminal of unknown width says 0. The last column would break the line. */
+const widthOf = ({ columns }: Screen): number => (columns || 80) - 1;
+
+/** A record as one line of JSON: NaN and infinities, for which JSON has no word, as null. */
+export function jsonLine(record: Readonly<Record<string, unknown>>): string {
+  return JSON.stringify(record, (_, value: unknown) =>
+    typeof value === "number" && !Number.isFinite(value) ? null : value,
+  );
+}
+
+/** What {@link liveLine} needs beside the metrics. */
+export interface LiveLineOptions {
+  readonly total: number;
+  /** The latest ones, the newest last. */
+  readonly rewards: readonly number[];
+  readonly secondsLeft: number | null;
+  readonly width: number;
+  readonly isColored?: boolean;
+}
+
+/**
+ * An iteration on one line of at most `width` characters: progress and reward first, then what there is of divergence,
+ * entropy, clipping, gradient, time and pace, as far as they fit.
+ */
+export function liveLine(step: number, metrics: Metrics, options: LiveLineOptions): string {
+  const { total, rewards, secondsLeft, width, isColored = false } = options;
+  const reward = metrics["reward/mean"];
+  const ceiling = metrics["reward/vq_ceiling"];
+  const before = rewards.at(-2);
+  const parts: string[] = [`step ${step}/${total} ${bar(step / total)}`];
+  if (reward !== undefined) {
+    const arrow = before === undefined || reward === before ? "" : reward > before ? " ↑" : " ↓";
+    const top = ceiling === undefined ? "" : ` (ceil ${short(ceiling)})`;
+    parts.push(`reward ${short(reward)}${arrow} ${sparkline(rewards, ceiling)}${top}`);
+  }
+  const kl = metrics["kl/ref"] ?? metrics["kl/ref_k3"] ?? metrics["kl/ref_exact"] ?? metrics["kl/approx"];
+  const [low, high] = [metrics["clip_ratio/low_mean"], metrics["clip_ratio/high_mean"]];
+  const [entropy, norm] = [metrics["policy/entropy"], metrics["optim/grad_norm"]];
+  if (secondsLeft !== null) parts.push(`${duration(secondsLeft)} left`);
+  if (kl !== undefined) parts.push(`kl ${short(kl)}`);
+  if (entropy !== undefined) parts.push(`H ${short(entropy)}`);
+  if (low !== undefined && high !== undefined) parts.push(`clip ${percent(low)}/${percent(high)}%`);
+  if (norm !== undefined) parts.push(`gn ${short(norm)}`);
+  const seconds = metrics["perf/step_s"];
+  if (seconds !== undefined) parts.push(`${short(seconds)}s${times(metrics)}`);
+  const pace = metrics["perf/tokens_per_s"];
+  if (pace !== undefined) parts.push(`${compact(pace)} tok/s`);
+  let line = "";
+  for (const part of parts) {
+    const longer = line === "" ? part : `${line}  ${part}`;
+    if (longer.length > width) break;
+    line = longer;
+  }
+  if (line === "") line = (parts[0] as string).slice(0, Math.max(0, width));
+  return isColored ? line.replace("↑", "\x1b[32m↑\x1b[0m").replace("↓", "\x1b[31m↓\x1b[0m") : line;
+}
+
+/** The largest phases of an iteration. */
+function times(metrics: Metrics): string {
+  const phases = Object.entries(metrics)
+    .filter(([name, value]) => name.startsWith("time/") && value > 0)
+    .sort(([, a], [, b]) => b - a)
+    .slice(0, 4)
+    .map(([name, value]) => `${name.slice("time/".length)} ${short(value)}`);
+  return phases.length === 0 ? "" : ` (${phases.join(", ")})`;
+}
+
+const BLOCKS = "▁▂▃▄▅▆▇█";
+
+/** Numbers as bars; the highest bar is the ceiling where there is one, else the largest number. */
+export function sparkline(values: readonly number[], ceiling?: number): string {
+  if (values.length === 0) return "";
+  const low = Math.min(...values);
+  const high = Math.max(...values, ceiling ?? -Infinity);
+  const levels = BLOCKS.length - 1;
+  return values
+    .map((value) => BLOCKS[high === low ? 0 : Math.round(((value - low) / (high - low)) * levels)])
+    .join("");
+}
+
+function bar(part: number): string {
+  const filled = Math.round(Math.min(1, Math.max(0, part)) * 8);
+  return `▕${"█".repeat(filled)}${" ".repeat(8 - filled)}▏`;
+}
+
+/** Metrics by group, a group a line, wrapped to the width. Losses and time come last: rewards are what counts. */
+export function table(metrics: Metrics, width: number): string {
+  const groups = new Map<string, string[]>();
+  for (const [name, value] of Object.entries(metrics)) {
+    const at = name.indexOf("/");
+    const [group, rest] = at < 0 ? ["", name] : [name.slice(0, at), name.slice(at + 1)];
+    const cells = groups.get(group) ?? [];
+    cells.push(`${rest} ${short(value)}`);
+    groups.set(group, cells);
+  }
+  const order = ["reward", "eval", "advantage", "policy", "kl", "clip_ratio", "optim", "loss"];
+  const rank = (group: string): number => (order.includes(group) ? order.indexOf(group) : order.length);
+  const sorted = [...groups].sort(([a], [b]) => rank(a) - rank(b));
+  const margin = Math.max(...[...groups.keys()].map((group) => group.length), 0) + 4;
+  return sorted.map(([group, cells]) => wrapped(`  ${group}`.padEnd(margin), cells, width)).join("");
+}
+
+function wrapped(head: string, cells: readonly string[], width: number): string {
+  const lines: string[] = [];
+  let line = head;
+  for (const cell of cells) {
+    if (line.trimEnd().length > head.trimEnd().length && line.length + cell.length > width) {
+      lines.push(line.trimEnd());
+      line = " ".repeat(head.length);
+    }
+    line += `${cell}  `;
+  }
+  return `${[...lines, line.trimEnd()].join("\n")}\n`;
+}
+
+/** Names that a line without a terminal shows, in this order, where they are there. */
+const PLAIN: readonly string[] = [
+  "reward/mean",
+  "reward/std",
+  "reward/vq_ceiling",
+  "eval/reward/mean",
+  "kl/ref_k3",
+  "kl/approx",
+  "policy/entropy",
+  "clip_ratio/region_mean",
+  "optim/grad_norm",
+  "optim/lr",
+  "optim/skipped_steps",
+  "perf/step_s",
+  "perf/tokens_per_s",
+];
+
+/** One line for a log: `step=120/1000 reward/mean=-0.0312 ... left=21m`, to be searched and cut. */
+export function plainLine(step: number, total: number, metrics: Metrics, secondsLeft: number | null): string {
+  const shown = PLAIN.flatMap((name) =>
+    metrics[name] === undefined ? [] : [`${name}=${short(metrics[name])}`],
+  );
+  const left = secondsLeft === null ? [] : [`left=${duration(secondsLeft)}`];
+  return [`step=${step}/${total}`, ...shown, ...left].join(" ");
+}
+
+const percent = (part: number): string => short(part * 100);
+
+/** Three digits that count. */
+export function short(value: number): string {
+  if (!Number.isFinite(value)) return Number.isNaN(value) ? "nan" : value > 0 ? "inf" : "-inf";
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  if (size >= 1e5 || size < 1e-4) return value.toExponential(1).replace("e+", "e");
+  return String(Number(value.toPrecision(3)));
+}
+
+/** Thousands and millions by a letter. */
+function compact(value: number): string {
+  if (value >= 1e6) return `${short(value / 1e6)}M`;
+  return value >= 1e3 ? `${short(value / 1e3)}k` : short(value);
+}
+
+/** A time such as `45s`, `21m` or `3h05m`. */
+export function duration(seconds: number): string {
+  const whole = Math.round(seconds);
+  if (whole < 60) return `${whole}s`;
+  const minutes = Math.round(whole / 60);
+  if (minutes < 60) return `${minutes}m`;
+  return `${Math.floor(minutes / 60)}h${String(minutes % 60).padStart(2, "0")}m`;
+}

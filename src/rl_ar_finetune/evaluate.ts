@@ -1,0 +1,120 @@
+/**
+ * Judging a policy on images that it is not trained on: the reward, metrics that are no part of it, and how likely the
+ * true codes are. Always the same images and the same draws, so that two evaluations differ by the policy alone.
+ */
+import type { Batch } from "../data/index.js";
+import type { Condition } from "../policies/index.js";
+import { autocast, cat, noGrad, stream, type Tensor, tidy } from "../torch/index.js";
+import { latentsOf } from "./builder.js";
+import type { TrainConfig } from "./config.js";
+import { type Spread, spreadOf } from "./metrics.js";
+import { type Judged, judge, reconstructionTerm, type Term } from "./rewards.js";
+import { sampleRollout } from "./rollout.js";
+import type { RunParts } from "./run_parts.js";
+import { scoreCodes } from "./scoring.js";
+import { contextAt, evalSamplingOf } from "./settings.js";
+
+/** What an evaluation found. */
+export interface Evaluation {
+  readonly spreads: Readonly<Record<string, Spread>>;
+  readonly metrics: Readonly<Record<string, number>>;
+}
+
+/** Metrics that are watched whether or not they are rewarded. */
+const WATCHED: readonly Term[] = [
+  reconstructionTerm("l1"),
+  reconstructionTerm("l2"),
+  reconstructionTerm("psnr"),
+  reconstructionTerm("ssim"),
+];
+
+/** The condition of a batch, as a policy takes it. */
+export function conditionOf(batch: Batch, start: TrainConfig["rollout"]["start"]): Condition {
+  if (start === "empty") return {};
+  const { features, isReal } = batch;
+  if (features === undefined) return { classes: batch.classes };
+  return isReal === undefined ? { features } : { features, isReal };
+}
+
+/** Samples and images as the reward wants them, decoded once. `codes` int64 `[B, G, T]`. */
+export function decodeFor(parts: RunParts, images: Tensor, codes: Tensor, decodeBatch: number): Judged {
+  const { tokenizer, grid, terms } = parts;
+  return noGrad(() =>
+    tidy(() => {
+      const flat = codes.flatten(0, 1);
+      const pieces = flat.split(decodeBatch).map((piece) => tokenizer.decodeCode(piece, grid));
+      const samples = cat(pieces);
+      if (!terms.some((term) => term.name === "latent_cosine")) return { images, samples };
+      return { images, samples, latents: latentsOf(tokenizer, images, flat, grid) };
+    }),
+  );
+}
+
+/**
+ * Evaluate the policy as it is now.
+ *
+ * @returns `eval/reward` and every metric with its spread over all samples, in natural units; `eval/nats_per_token` of the true
+ *   codes; the share of the codebook that samples use; how far an image's samples lie apart.
+ */
+export async function evaluate(config: TrainConfig, parts: RunParts): Promise<Evaluation> {
+  const values = new Map<string, number[]>();
+  const add = (name: string, tensor: Tensor): void => {
+    values.set(name, [...(values.get(name) ?? []), ...(tensor.flatten().toList() as number[])]);
+  };
+  const used = new Set<number>();
+  const rewarded = new Set(parts.terms.map((term) => term.name));
+  const watched = WATCHED.filter((term) => !rewarded.has(term.name));
+  let index = 0;
+  for await (const batch of parts.evalBatches()) {
+    using generator = stream(config.seed, "eval", index++);
+    tidy(() => {
+      const images = batch.images as Tensor;
+      const trueCodes = parts.tokenizer.encode(images);
+      const condition = conditionOf(batch, config.rollout.start);
+      const rollout = autocast(parts.policyCast ?? { device: "cpu", dtype: null }, () =>
+        sampleRollout(parts.policy, condition, {
+          context: contextAt(config, Number.MAX_SAFE_INTEGER, parts.codes),
+          numGenerations: config.eval.numGenerations,
+          trueCodes,
+          sampling: evalSamplingOf(config),
+          generator,
+          ...(config.rollout.microBatch !== null && { microBatch: config.rollout.microBatch }),
+        }),
+      );
+      const judged = decodeFor(parts, images, rollout.codes, config.tokenizer.decodeBatch ?? 8);
+      const { total, terms } = judge(parts.terms, judged);
+      add("eval/reward", total);
+      const clamped = { ...judged, samples: judged.samples.clamp(-1, 1) };
+      const others = watched.length === 0 ? {} : judge(watched, clamped).terms;
+      for (const [name, tensor] of Object.entries({ ...terms, ...others })) add(`eval/${name}`, tensor);
+      const [b, g] = total.dims(2);
+      if (g > 1) {
+        const bySample = judged.samples.unflatten(0, [b, g]);
+        add("eval/diversity", bySample.std(1).mean([1, 2, 3]));
+      }
+      for (const code of rollout.tokens.unique().toList() as number[]) used.add(code);
+      const truth = { tokens: trueCodes, start: condition, context: null, support: null, sampling: {} };
+      const micro = config.rollout.microBatch === null ? {} : { microBatch: config.rollout.microBatch };
+      const { logprobs } = noGrad(() => scoreCodes(parts.policy, truth, micro));
+      add("eval/nats_per_token", logprobs.neg());
+    });
+    batch.dispose();
+  }
+  const spreads = Object.fromEntries([...values].map(([name, numbers]) => [name, spreadOf(numbers)]));
+  return { spreads, metrics: { "eval/codebook_usage": used.size / parts.tokenizer.codebookSize } };
+}
+
+/**
+ * Whether the reward is being gamed: it rose since the first evaluation while every watched metric outside it fell.
+ *
+ * @param names - rewarded terms.
+ */
+export function isHacked(first: Evaluation, now: Evaluation, names: ReadonlySet<string>): boolean {
+  const mean = (evaluation: Evaluation, name: string): number =>
+    evaluation.spreads[`eval/${name}`]?.mean ?? Number.NaN;
+  if (!(mean(now, "reward") > mean(first, "reward"))) return false;
+  const outside = WATCHED.filter((term) => !names.has(term.name));
+  return (
+    outside.length > 0 && outside.every(({ name, sign }) => sign * (mean(now, name) - mean(first, name)) < 0)
+  );
+}

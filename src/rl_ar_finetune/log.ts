@@ -1,0 +1,243 @@
+/**
+ * What a run leaves behind: `metrics.jsonl`, `metrics.csv`, `env.json`, TensorBoard events and pages of samples, and what
+ * it shows meanwhile. Metrics are computed elsewhere; the screen is `console.ts`, event files are `events.ts`.
+ */
+import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readFileSync, writeSync } from "node:fs";
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+
+import { writePng } from "../data/images.js";
+import { replaceFile, writeAll } from "../torch/files.js";
+import { expected, type Tensor } from "../torch/index.js";
+import { jsonLine, type RunConsole } from "./console.js";
+import { environment } from "./environment.js";
+import { EventWriter } from "./events.js";
+import { MetricWindow, type Spread } from "./metrics.js";
+import type { PlainData } from "./plain_data.js";
+
+/** A file of JSON objects, one a line, each with a `step`. Every line is with the system as soon as it is added. */
+export class StepLines implements Disposable {
+  readonly path: string;
+  #fd: number | null;
+
+  /**
+   * @param options.resumeAt - steps that are done: later lines, and one that was cut short, are dropped.
+   * @throws RangeError when there is such a file and no `resumeAt`: the run it belongs to would be mixed up with this.
+   */
+  constructor(path: string, options: { resumeAt?: number } = {}) {
+    this.path = path;
+    if (options.resumeAt !== undefined) keepLines(path, options.resumeAt);
+    else if (existsSync(path))
+      throw expected(path, "no file", "one of another run", "Resume that run, or take another folder");
+    this.#fd = openSync(path, "a");
+  }
+
+  add(record: Readonly<Record<string, unknown>>): void {
+    if (this.#fd === null) throw expected("StepLines.add", "an open file", `${this.path}, which was closed`);
+    writeSync(this.#fd, `${jsonLine(record)}\n`);
+  }
+
+  /** Wait until all lines are on the disk. */
+  flush(): void {
+    if (this.#fd !== null) fsyncSync(this.#fd);
+  }
+
+  close(): void {
+    if (this.#fd !== null) closeSync(this.#fd);
+    this.#fd = null;
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/** Drop the lines after a step. The file is replaced whole, so an interruption loses nothing. */
+function keepLines(path: string, lastStep: number): void {
+  if (!existsSync(path)) return;
+  const kept = wholeLines(path).filter((line, i) => stepOf(line, `${path}:${i + 1}`) <= lastStep);
+  replaceFile(path, (fd) => writeAll(fd, Buffer.from(kept.map((line) => `${line}\n`).join(""))));
+}
+
+/** Lines that end; what stands behind the last end was cut short. */
+const wholeLines = (path: string): string[] => readFileSync(path, "utf8").split("\n").slice(0, -1);
+
+function stepOf(line: string, where: string): number {
+  let step: unknown;
+  try {
+    ({ step } = JSON.parse(line) as { step?: unknown });
+  } catch {
+    step = undefined;
+  }
+  if (typeof step !== "number")
+    throw expected(where, "an object with a step", line.slice(0, 40), "Remove the line");
+  return step;
+}
+
+/** The objects of a file of lines; a last line that was cut short is left out. */
+export function readLines(path: string): Record<string, unknown>[] {
+  return wholeLines(path).map((line, i) => {
+    stepOf(line, `${path}:${i + 1}`);
+    return JSON.parse(line) as Record<string, unknown>;
+  });
+}
+
+/** Write the metrics as a table: a column a metric, in the order in which they first came, a line a step. */
+export function writeCsv(path: string, records: readonly Readonly<Record<string, unknown>>[]): void {
+  const columns = [...new Set(records.flatMap((record) => Object.keys(record)))];
+  const lines = [columns, ...records.map((record) => columns.map((name) => record[name]))];
+  const text = lines.map((cells) => `${cells.map(csvCell).join(",")}\n`).join("");
+  replaceFile(path, (fd) => writeAll(fd, Buffer.from(text)));
+}
+
+function csvCell(value: unknown): string {
+  if (value === undefined || value === null) return "";
+  const text = typeof value === "object" ? JSON.stringify(value) : String(value);
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
+
+/** How a {@link RunLog} is kept. */
+export interface RunLogOptions {
+  /** Iterations between points in TensorBoard and tables on the screen; `log.every`. */
+  readonly every: number;
+  /** Iterations of the whole run. */
+  readonly total: number;
+  readonly console: RunConsole;
+  readonly tensorboard?: boolean;
+  readonly csv?: boolean;
+  /** Iterations that are done, of a run that is resumed. */
+  readonly resumeAt?: number;
+}
+
+/** The records of a run. Close it, or hold it with `using`. */
+export class RunLog implements Disposable {
+  readonly folder: string;
+  readonly #options: RunLogOptions;
+  readonly #lines: StepLines;
+  readonly #samples: StepLines;
+  readonly #events: EventWriter | null;
+  readonly #window = new MetricWindow();
+  #last: number;
+
+  /**
+   * @param folder - the run's; created where absent.
+   * @throws RangeError when it holds another run's metrics and `resumeAt` is left out.
+   */
+  constructor(folder: string, options: RunLogOptions) {
+    const { resumeAt, tensorboard = true } = options;
+    const resume = resumeAt === undefined ? {} : { resumeAt };
+    this.folder = folder;
+    this.#options = options;
+    this.#last = resumeAt ?? -1;
+    mkdirSync(join(folder, "samples"), { recursive: true });
+    this.#lines = new StepLines(join(folder, "metrics.jsonl"), resume);
+    this.#samples = new StepLines(join(folder, "samples.jsonl"), resume);
+    const next = resumeAt === undefined ? {} : { resumeAt: resumeAt + 1 };
+    this.#events = tensorboard ? new EventWriter(join(folder, "tb"), next) : null;
+    const name = resumeAt === undefined ? "env.json" : `env.${resumeAt}.json`;
+    const text = `${JSON.stringify(environment(), null, 2)}\n`;
+    replaceFile(join(folder, name), (fd) => writeAll(fd, Buffer.from(text)));
+  }
+
+  /**
+   * An iteration is done, or, with step 0, what there was before the first.
+   *
+   * @param metrics - by name. NaN becomes null.
+   * @param options.count - tokens or samples that the means are over: their weight in the interval's.
+   * @param options.spreads - numbers whose spread over the interval is wanted; each adds its mean, std, min and max.
+   * @throws RangeError when the step is not after the one before.
+   */
+  step(
+    step: number,
+    metrics: Readonly<Record<string, number>>,
+    options: { count?: number; spreads?: Readonly<Record<string, Spread>> } = {},
+  ): void {
+    if (!(Number.isSafeInteger(step) && step > this.#last)) {
+      throw expected("RunLog.step", `a step after ${this.#last}`, step, "Log each iteration once, in order");
+    }
+    this.#last = step;
+    const { count = 1, spreads = {} } = options;
+    const all = { ...spreadMetrics(spreads), ...metrics };
+    this.#lines.add({ step, time: Date.now() / 1000, ...all });
+    this.#window.add(metrics, count);
+    for (const [name, spread] of Object.entries(spreads)) this.#window.addSpread(name, spread);
+    const { every, total, console } = this.#options;
+    if (step > 0) console.step(step, all);
+    if (step % every !== 0 && step !== total && step !== 0) return;
+    const values = this.#window.values();
+    this.#events?.scalars(step, values);
+    console.interval(step, values);
+    this.#window.reset();
+  }
+
+  /**
+   * A page of images, to `samples/` and to TensorBoard.
+   *
+   * @param name - such as `train` or `eval`.
+   * @param image - float `[1, 3, H, W]` in [-1, 1].
+   * @param about - what is on it: rewards, classes, identities.
+   */
+  async image(
+    step: number,
+    name: string,
+    image: Tensor,
+    about: { readonly [key: string]: PlainData } = {},
+  ): Promise<void> {
+    const file = `samples/step_${String(step).padStart(6, "0")}_${name}.png`;
+    const path = join(this.folder, file);
+    await writePng(path, image);
+    this.#samples.add({ step, name, file, ...about });
+    this.#events?.image(step, `samples/${name}`, await readFile(path));
+  }
+
+  /** Text for TensorBoard, such as the configuration. */
+  text(step: number, name: string, text: string): void {
+    this.#events?.text(step, name, text);
+  }
+
+  /** A line for the user. */
+  say(text: string): void {
+    this.#options.console.say(text);
+  }
+
+  /** Wait until all is on the disk: before a checkpoint, whose step must not outrun its metrics. */
+  flush(): void {
+    this.#lines.flush();
+    this.#samples.flush();
+    this.#events?.flush();
+  }
+
+  /** What the interval holds so far, for a checkpoint. */
+  state(): PlainData {
+    return { window: this.#window.state(), rewards: [...this.#options.console.state()] };
+  }
+
+  load(state: PlainData): void {
+    const { window, rewards } = state as { window: PlainData; rewards: readonly number[] };
+    this.#window.load(window);
+    this.#options.console.load(rewards);
+  }
+
+  /** Write `metrics.csv` and close all files. */
+  close(): void {
+    this.#options.console.close();
+    this.#lines.close();
+    this.#samples.close();
+    this.#events?.close();
+    if (this.#options.csv ?? true) writeCsv(join(this.folder, "metrics.csv"), readLines(this.#lines.path));
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+function spreadMetrics(spreads: Readonly<Record<string, Spread>>): Record<string, number> {
+  const entries = Object.entries(spreads).flatMap(([name, { mean, std, min, max }]) => [
+    [`${name}/mean`, mean],
+    [`${name}/std`, std],
+    [`${name}/min`, min],
+    [`${name}/max`, max],
+  ]);
+  return Object.fromEntries(entries) as Record<string, number>;
+}

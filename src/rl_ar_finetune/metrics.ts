@@ -1,0 +1,143 @@
+/**
+ * Metrics of several iterations as one: means weighted by what they count, extremes, sums and spreads, from sufficient
+ * statistics that a checkpoint can hold. Plain numbers only: a metric never keeps a graph alive.
+ */
+import { expected } from "../torch/index.js";
+import type { PlainData } from "./plain_data.js";
+
+/** Count, mean, standard deviation (over n) and extremes of some numbers. */
+export interface Spread {
+  readonly count: number;
+  readonly mean: number;
+  readonly std: number;
+  readonly min: number;
+  readonly max: number;
+}
+
+/** Two passes in float64; NaN is left out, and all are NaN where nothing is left. */
+export function spreadOf(numbers: Iterable<number>): Spread {
+  const finite = [...numbers].filter((x) => !Number.isNaN(x));
+  const count = finite.length;
+  if (count === 0) return { count, mean: Number.NaN, std: Number.NaN, min: Number.NaN, max: Number.NaN };
+  let [sum, squares, min, max] = [0, 0, Infinity, -Infinity];
+  for (const x of finite) [sum, min, max] = [sum + x, Math.min(min, x), Math.max(max, x)];
+  const mean = sum / count;
+  for (const x of finite) squares += (x - mean) ** 2;
+  return { count, mean, std: Math.sqrt(squares / count), min, max };
+}
+
+/** How values of one metric become one. */
+type Rule = "mean" | "max" | "min" | "sum" | "last";
+
+/** Metrics that are counts of what happened, to be added up. */
+const SUMS = new Set(["optim/steps", "optim/skipped_steps"]);
+
+/** A metric's rule follows from its name. */
+export function ruleOf(name: string): Rule {
+  if (/[/_]max$/.test(name)) return "max";
+  if (/[/_]min$/.test(name)) return "min";
+  if (SUMS.has(name)) return "sum";
+  return /^progress\/|^optim\/lr$/.test(name) ? "last" : "mean";
+}
+
+interface Entry {
+  readonly kind: Rule | "spread";
+  /** Weights so far. */
+  count: number;
+  /** Mean, extreme, sum or last value. */
+  value: number;
+  /** Of a spread: sum of squared distances from the mean, and extremes. */
+  squares: number;
+  min: number;
+  max: number;
+}
+
+/** Metrics over a window of iterations. */
+export class MetricWindow {
+  #entries = new Map<string, Entry>();
+
+  /** Whether nothing has been added since the last {@link reset}. */
+  get isEmpty(): boolean {
+    return this.#entries.size === 0;
+  }
+
+  /**
+   * Add an iteration's metrics.
+   *
+   * Names that end in `max` or `min` give extremes, counts of steps are added up, `progress/...` and `optim/lr` stay as
+   * they were last, everything else becomes a mean. NaN is left out.
+   *
+   * @param count - weight in means: the tokens, samples or groups that the values are means of.
+   */
+  add(values: Readonly<Record<string, number>>, count = 1): void {
+    if (!(count >= 0 && count < Infinity))
+      throw expected("MetricWindow.add", "a finite count of at least 0", count);
+    for (const [name, value] of Object.entries(values)) {
+      if (typeof value !== "number")
+        throw expected(`MetricWindow.add: ${name}`, "a number", value, "Read tensors with item()");
+      const entry = this.#entry(name, ruleOf(name));
+      if (Number.isNaN(value) || count === 0) continue;
+      const isFirst = entry.count === 0;
+      entry.count += count;
+      if (isFirst) entry.value = value;
+      else if (entry.kind === "mean") entry.value += ((value - entry.value) * count) / entry.count;
+      else if (entry.kind === "sum") entry.value += value;
+      else if (entry.kind === "last") entry.value = value;
+      else entry.value = Math[entry.kind as "max" | "min"](entry.value, value);
+    }
+  }
+
+  /** Add numbers whose spread over all iterations is wanted: it becomes `<name>/mean`, `/std`, `/min` and `/max`. */
+  addSpread(name: string, { count, mean, std, min, max }: Spread): void {
+    const entry = this.#entry(name, "spread");
+    if (count === 0) return;
+    const total = entry.count + count;
+    const distance = entry.count === 0 ? 0 : mean - entry.value;
+    entry.squares += std ** 2 * count + (distance ** 2 * entry.count * count) / total;
+    entry.value = entry.count === 0 ? mean : entry.value + (distance * count) / total;
+    entry.min = Math.min(entry.min, min);
+    entry.max = Math.max(entry.max, max);
+    entry.count = total;
+  }
+
+  /** The metrics of the window; NaN for those that had no number. */
+  values(): Record<string, number> {
+    const result: Record<string, number> = {};
+    for (const [name, entry] of this.#entries) {
+      const { kind, count, value, squares, min, max } = entry;
+      const isKnown = count > 0;
+      if (kind !== "spread") result[name] = isKnown ? value : Number.NaN;
+      else {
+        result[`${name}/mean`] = isKnown ? value : Number.NaN;
+        result[`${name}/std`] = isKnown ? Math.sqrt(squares / count) : Number.NaN;
+        result[`${name}/min`] = isKnown ? min : Number.NaN;
+        result[`${name}/max`] = isKnown ? max : Number.NaN;
+      }
+    }
+    return result;
+  }
+
+  reset(): void {
+    this.#entries.clear();
+  }
+
+  /** What has been added, for a checkpoint. */
+  state(): PlainData {
+    return [...this.#entries].map(([name, entry]) => ({ name, ...entry }));
+  }
+
+  load(state: PlainData): void {
+    const entries = state as unknown as readonly (Entry & { name: string })[];
+    this.#entries = new Map(entries.map(({ name, ...entry }) => [name, entry]));
+  }
+
+  #entry(name: string, kind: Entry["kind"]): Entry {
+    let entry = this.#entries.get(name);
+    if (entry === undefined) {
+      entry = { kind, count: 0, value: 0, squares: 0, min: Infinity, max: -Infinity };
+      this.#entries.set(name, entry);
+    }
+    if (entry.kind !== kind) throw expected(`MetricWindow: ${name}`, `a ${entry.kind}, as before`, kind);
+    return entry;
+  }
+}

@@ -1,0 +1,289 @@
+/**
+ * What a sample is worth: metrics of one decoded batch, turned so that higher is better, weighted and added. Metrics
+ * are those of `src/metrics`; advantages are made of the totals elsewhere.
+ */
+import {
+  type LPIPS,
+  type LpipsReference,
+  l1,
+  l1Map,
+  l2,
+  l2Map,
+  latentCosine,
+  msSsim,
+  type NLayerDiscriminator,
+  psnr,
+  ssim,
+  ssimMap,
+} from "../metrics/index.js";
+import {
+  type AutocastState,
+  autocast,
+  expected,
+  functional as F,
+  keep,
+  noGrad,
+  stack,
+  type Tensor,
+  tidy,
+} from "../torch/index.js";
+
+/** Rewards that compare a decoded image with its input. */
+export type ReconstructionType = "l1" | "l2" | "psnr" | "ssim" | "ms_ssim" | "lpips";
+
+/** How rewards are put on one scale before they are used: as they are, or mean 0 and standard deviation 1. */
+export type Normalization = "none" | "batch" | "group";
+
+/** A batch to be judged: everything is computed from this one decode. */
+export interface Judged {
+  /** float32 `[B, 3, H, W]` in [-1, 1]. */
+  readonly images: Tensor;
+  /** float32 `[B * G, 3, H, W]`, about [-1, 1], not clamped; sample n belongs to image floor(n / G). */
+  readonly samples: Tensor;
+  /** Latents of the images before quantisation, float `[B, ...]`, and of the samples, `[B * G, ...]`. */
+  readonly latents?: { readonly images: Tensor; readonly samples: Tensor };
+}
+
+/** One term of a reward. */
+export interface Term {
+  readonly name: string;
+  readonly weight: number;
+  /** -1 for a loss or a distance, 1 for a score: what `measure` gives times this is better the higher it is. */
+  readonly sign: 1 | -1;
+  /** Values in the metric's own units, float `[B * G]`. */
+  readonly measure: (judged: Judged) => Tensor;
+  /** The same at each pixel, float `[B * G, H, W]`, for terms that have it. */
+  readonly map?: (judged: Judged) => Tensor;
+}
+
+/** What a batch was found to be worth. */
+export interface Rewards {
+  /** float64 `[B, G]`: weighted sum of the terms, higher is better. */
+  readonly total: Tensor;
+  /** float64 `[B, G]` by name, in the metrics' own units, unweighted. */
+  readonly terms: Readonly<Record<string, Tensor>>;
+}
+
+/** Settings of {@link reconstructionTerm}. */
+export interface TermOptions {
+  /** 1 where left out. */
+  readonly weight?: number;
+  /** Samples that a metric compares at a time. */
+  readonly chunk?: number;
+  /** The network of `"lpips"`. */
+  readonly lpips?: LPIPS;
+  /** Run the network's convolutions in a narrow dtype; its distances stay float32. */
+  readonly amp?: AutocastState;
+}
+
+/**
+ * A term that compares samples with their images.
+ *
+ * Features that LPIPS takes from the images are computed once a batch and serve all G samples.
+ *
+ * @throws RangeError for `"lpips"` without its network.
+ */
+export function reconstructionTerm(type: ReconstructionType, options: TermOptions = {}): Term {
+  const { weight = 1, chunk, lpips, amp } = options;
+  if (!Number.isFinite(weight)) throw expected(`reward.${type}.weight`, "a finite number", weight);
+  const parts = chunk === undefined ? {} : { chunk };
+  const loss = { name: type, weight, sign: -1 as const };
+  const score = { name: type, weight, sign: 1 as const };
+  switch (type) {
+    case "l1":
+      return {
+        ...loss,
+        measure: (j) => l1(j.images, j.samples, parts),
+        map: (j) => l1Map(j.images, j.samples, parts),
+      };
+    case "l2":
+      return {
+        ...loss,
+        measure: (j) => l2(j.images, j.samples, parts),
+        map: (j) => l2Map(j.images, j.samples, parts),
+      };
+    case "psnr":
+      return { ...score, measure: (j) => psnr(j.images, j.samples, parts) };
+    case "ssim":
+      return {
+        ...score,
+        measure: (j) => ssim(j.images, j.samples, parts),
+        map: (j) => ssimMap(j.images, j.samples, parts),
+      };
+    case "ms_ssim":
+      return { ...score, measure: (j) => msSsim(j.images, j.samples, parts) };
+    case "lpips": {
+      if (lpips === undefined) {
+        const remedy =
+          "Its backbone is torchvision's VGG16, AlexNet or SqueezeNet 1.1: set reward.lpips.path";
+        throw expected("reward.lpips", "the metric's network", "none", remedy);
+      }
+      return {
+        ...loss,
+        measure: (j) => inCast(amp, () => lpips.distance(referenceOf(lpips, j), j.samples, parts)),
+        map: (j) => inCast(amp, () => lpips.distanceMap(referenceOf(lpips, j), j.samples, parts)),
+      };
+    }
+    default: {
+      throw expected("reconstructionTerm", "l1, l2, psnr, ssim, ms_ssim or lpips", type satisfies never);
+    }
+  }
+}
+
+function inCast<T>(amp: AutocastState | undefined, fn: () => T): T {
+  return amp === undefined ? fn() : autocast(amp, fn);
+}
+
+/** Features of the last images that were judged: the ceiling and the samples of a batch share them. */
+const references = new WeakMap<LPIPS, { images: Tensor; reference: LpipsReference }>();
+
+function referenceOf(lpips: LPIPS, { images }: Judged): LpipsReference {
+  const held = references.get(lpips);
+  if (held !== undefined && held.images === images) return held.reference;
+  for (const feature of held?.reference.features ?? []) feature.dispose();
+  const reference = lpips.reference(images);
+  for (const feature of reference.features) keep(feature);
+  references.set(lpips, { images, reference });
+  return reference;
+}
+
+/** How real a PatchGAN discriminator finds the samples: its mean logit. */
+export function patchGanTerm(discriminator: NLayerDiscriminator, weight = 1, chunk?: number): Term {
+  const parts = chunk === undefined ? {} : { chunk };
+  return { name: "patch_gan", weight, sign: 1, measure: (j) => discriminator.score(j.samples, parts) };
+}
+
+/** 1 - cosine between the latents of samples and images; the batch must bring them. */
+export function latentCosineTerm(weight = 1): Term {
+  return {
+    name: "latent_cosine",
+    weight,
+    sign: -1,
+    measure: ({ latents }) => {
+      if (latents === undefined)
+        throw expected("reward.latent_cosine", "latents of images and samples", "none");
+      return latentCosine(latents.images, latents.samples);
+    },
+  };
+}
+
+/** A reward of the user's: higher is better. */
+export function customTerm(
+  name: string,
+  reward: (images: Tensor, samples: Tensor) => Tensor,
+  weight = 1,
+): Term {
+  return { name, weight, sign: 1, measure: (j) => reward(j.images, j.samples) };
+}
+
+/**
+ * Judge a batch by several terms.
+ *
+ * @param options.normalize - put each term on one scale before it is weighted: `"batch"` over all samples, `"group"`
+ *   over the samples of an image. Terms of different units can then be mixed by weight alone.
+ * @throws RangeError when there is no term, when two have one name, or when a term gives another shape than `[B * G]`.
+ */
+export function judge(
+  terms: readonly Term[],
+  judged: Judged,
+  options: { normalize?: Normalization } = {},
+): Rewards {
+  const { normalize = "none" } = options;
+  if (terms.length === 0)
+    throw expected("reward", "at least one term", "none", "Give a weight to one, such as l2");
+  const names = terms.map((term) => term.name);
+  const twice = names.find((name, i) => names.indexOf(name) !== i);
+  if (twice !== undefined) throw expected("reward", "terms of different names", `${twice} twice`);
+  const b = judged.images.size(0);
+  const n = judged.samples.size(0);
+  return noGrad(() =>
+    tidy(() => {
+      const values: Record<string, Tensor> = {};
+      const parts = terms.map((term) => {
+        const measured = tidy(() => term.measure(judged));
+        if (measured.shape.join() !== `${n}`)
+          throw expected(`reward.${term.name}`, `one value a sample, [${n}]`, measured);
+        const value = measured.double().reshape(b, n / b);
+        values[term.name] = value;
+        return scaled(value, normalize).mul(term.weight * term.sign);
+      });
+      return { total: parts.reduce((sum, part) => sum.add(part)), terms: values };
+    }),
+  );
+}
+
+/** Mean 0 and standard deviation 1 (n - 1), over all values or over each row; values of no spread become 0. */
+function scaled(values: Tensor, normalize: Normalization): Tensor {
+  if (normalize === "none") return values;
+  const dims = normalize === "batch" ? [0, 1] : [1];
+  const centered = values.sub(values.mean(dims, { keepdim: true }));
+  const count = normalize === "batch" ? values.numel : values.size(1);
+  const std = centered
+    .square()
+    .sum(dims, { keepdim: true })
+    .div(Math.max(count - 1, 1))
+    .sqrt();
+  const least = values.abs().amax(dims, true).mul(1e-12).clamp(Number.MIN_VALUE);
+  return centered.div(std.maximum(least)).mul(std.gt(least));
+}
+
+/**
+ * Rewards by place: the terms' maps, weighted, and averaged over the pixels of each code, so that a code can be
+ * credited for what it shows.
+ *
+ * The mean over the codes of an image is the reward that {@link judge} gives with the same terms, up to LPIPS's
+ * interpolation.
+ *
+ * @param grid - rows and columns of codes.
+ * @returns float64 `[B, G, T]`, T = rows * columns, in raster order.
+ * @throws RangeError when a term has no map.
+ */
+export function judgeByPlace(
+  terms: readonly Term[],
+  judged: Judged,
+  grid: readonly [number, number],
+): Tensor {
+  const b = judged.images.size(0);
+  const n = judged.samples.size(0);
+  return noGrad(() =>
+    tidy(() => {
+      const maps = terms.map((term) => {
+        if (term.map === undefined) {
+          const remedy = "l1, l2, ssim and lpips have maps; leave the others out, or reward whole samples";
+          throw expected(`reward.${term.name}`, "a value at each pixel", "one a sample", remedy);
+        }
+        const map = tidy(() => (term.map as (j: Judged) => Tensor)(judged)); // [B * G, H, W]
+        const pooled = F.interpolate(map.unsqueeze(1).double(), { size: grid, mode: "area" });
+        return pooled.mul(term.weight * term.sign);
+      });
+      if (maps.length === 0) throw expected("reward", "at least one term", "none");
+      return stack(maps)
+        .sum(0)
+        .reshape(b, n / b, grid[0] * grid[1]);
+    }),
+  );
+}
+
+/**
+ * Rewards of decoded images: the negative of a loss or distance, or a score, so that higher is better.
+ *
+ * @param inputImages - float32 `[B, 3, H, W]` in [-1, 1].
+ * @param decodedImages - float32 `[B * G, 3, H, W]`; sample n belongs to image floor(n / G).
+ * @param options.type - `"l2"` where left out; mean over pixels and colours, not the sum.
+ * @param options.normalize - true (where left out) standardises over the batch: mean 0, standard deviation 1.
+ * @returns float64 `[B * G]`.
+ */
+export function reconstructionReward(
+  inputImages: Tensor,
+  decodedImages: Tensor,
+  options: TermOptions & { type?: ReconstructionType; normalize?: boolean } = {},
+): Tensor {
+  const { type = "l2", normalize = true, ...rest } = options;
+  const judged = { images: inputImages, samples: decodedImages };
+  return tidy(() => {
+    const { total } = judge([reconstructionTerm(type, rest)], judged, {
+      normalize: normalize ? "batch" : "none",
+    });
+    return total.flatten();
+  });
+}

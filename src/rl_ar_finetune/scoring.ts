@@ -1,0 +1,351 @@
+/**
+ * Log-probabilities of codes that are already there, through the sampler's own `distribution`: teacher-forced, with
+ * gradients, and in chunks of positions that the backward computes again, so that no `[N, T, V]` array ever exists.
+ * Losses are in `losses.ts`.
+ *
+ * Sequences of a group that read the same context share one forward and one backward: position t has one row of logits
+ * for all G of them, and gathering G codes from it gives exactly the gradient of G passes.
+ */
+import type { ArPolicy } from "../policies/policy.js";
+import {
+  arange,
+  cat,
+  checkpoint,
+  type Device,
+  expected,
+  noGrad,
+  stream,
+  type Tensor,
+  tensor,
+  tidy,
+} from "../torch/index.js";
+import { exactKl, straightThroughGumbel } from "./losses.js";
+import {
+  checkSampling,
+  distribution,
+  entropyOf,
+  guidanceScale,
+  isPlain,
+  type Sampling,
+  withoutDropout,
+} from "./sampling.js";
+import { mapStart, type Start, type StartParts, startParts } from "./start.js";
+
+/** Codes and how they came about. A `Rollout` is one. */
+export interface Drawn {
+  /** int64 `[B, G, T]`, or `[N, T]` for sequences without groups: what is scored. */
+  readonly tokens: Tensor;
+  /** Where the B (or N) sequences start; left out for a policy that needs neither codes nor a condition. */
+  readonly start?: Start;
+  /** int64 `[B, T - 1]`: what all of a group read before codes 1 ... T - 1; null where each sequence read itself. */
+  readonly context?: Tensor | null;
+  /** uint8, what could be drawn: `[B, G, T, ceil(V / 8)]`, or `[B, T, ...]` with a context, `[N, T, ...]` without G. */
+  readonly support?: Tensor | null;
+  readonly sampling?: Sampling;
+}
+
+/** What a head reads at T positions of R rows: float `[R, T, D]`, and the same under the null condition. */
+export interface States {
+  readonly hidden: Tensor;
+  readonly nullHidden: Tensor | null;
+}
+
+/** {@link Drawn} as rows of a forward pass: R contexts, under each of which K codes a position were drawn. */
+export interface Passes {
+  readonly rows: number;
+  /** Rows that a start serves: G where sequences read themselves, else 1. */
+  readonly repeats: number;
+  readonly start: StartParts;
+  /** int64 `[R, T - 1]`. */
+  readonly inputs: Tensor;
+  /** int64 `[R, K, T]`. */
+  readonly tokens: Tensor;
+  /** uint8 `[R, T, ceil(V / 8)]`. */
+  readonly support: Tensor | null;
+  readonly sampling: Sampling;
+}
+
+/**
+ * See codes as rows of a forward pass: B rows where a group shares its context, else B * G.
+ *
+ * @throws RangeError when shapes disagree.
+ */
+export function passesOf(where: string, drawn: Drawn): Passes {
+  const { context = null, support = null, sampling = {} } = drawn;
+  checkSampling(`${where}.sampling`, sampling);
+  const tokens = drawn.tokens.ndim === 2 ? drawn.tokens.unsqueeze(1) : drawn.tokens; // [B, G, T]
+  if (tokens.ndim !== 3) throw expected(where, "tokens int64 [B, G, T] or [N, T]", tokens);
+  const [b, g, t] = tokens.dims(3);
+  const start = startParts(where, drawn.start ?? {}, tokens);
+  if (start.given.size(0) !== b) throw expected(where, `a start of ${b} rows, as tokens has`, start.given);
+  if (context !== null) {
+    if (context.shape.join() !== [b, t - 1].join())
+      throw expected(where, `a context int64 [${b}, ${t - 1}]`, context);
+    return { rows: b, repeats: 1, start, inputs: context, tokens, support, sampling };
+  }
+  const own = tokens.reshape(b * g, 1, t);
+  const inputs = own.select(1, 0).narrow(1, 0, t - 1);
+  const flat = support?.ndim === 4 ? support.flatten(0, 1) : support;
+  return { rows: b * g, repeats: g, start, inputs, tokens: own, support: flat, sampling };
+}
+
+/** Rows `from` ... `from + count - 1` of passes; starts are repeated only now, so that features stay B rows. */
+export function someRows(passes: Passes, from: number, count: number): Passes {
+  const { repeats, start, inputs, tokens, support } = passes;
+  const narrow = (rows: Tensor): Tensor => rows.narrow(0, from, count);
+  const images = arange(from, from + count, 1, { device: inputs.device as Device }).floorDivide(repeats);
+  return {
+    ...passes,
+    rows: count,
+    repeats: 1,
+    start: mapStart(start, (rows) => rows.indexSelect(0, images)),
+    inputs: narrow(inputs),
+    tokens: narrow(tokens),
+    support: support && narrow(support),
+  };
+}
+
+/** Run a policy's trunk over rows as {@link someRows} gives them: one start each. */
+export function statesOf(policy: ArPolicy, passes: Passes): States {
+  return tidy(() => {
+    const { start, inputs, sampling } = passes;
+    const [s, t] = [start.given.size(1), inputs.size(1) + 1];
+    const tokens = s === 0 ? inputs : cat([start.given, inputs], 1); // [R, S + T - 1]
+    const at = (hidden: Tensor): Tensor => hidden.narrow(1, s, t); // positions that predict what was drawn
+    return {
+      hidden: at(policy.hidden(tokens, start.condition)),
+      nullHidden: sampling.guidance ? at(policy.hidden(tokens, policy.nullCondition(start.condition))) : null,
+    };
+  });
+}
+
+/** What to compute besides log-probabilities, and how. */
+export interface ScoreOptions {
+  /** Entropy of each position's distribution. */
+  readonly wantsEntropy?: boolean;
+  /** int64 `[B, T]`: true codes, whose plain log-probability (no temperature, filter or guidance) is wanted too. */
+  readonly trueCodes?: Tensor;
+  /** A model whose divergence KL(policy || reference) at each position is wanted, over all codes. */
+  readonly reference?: ArPolicy;
+  /** Rows of a forward pass at a time, without gradients only; all of them where left out. */
+  readonly microBatch?: number;
+  /** Positions at a time whose `[V]` logits exist; about 4 million logits where left out. */
+  readonly chunk?: number;
+}
+
+/** Nats, float32 (float64 for a float64 policy). */
+export interface Scores {
+  /** In the shape of the tokens. */
+  readonly logprobs: Tensor;
+  /** `[R, T]`, R = B with a context, else B * G; null where not asked for. So are the others. */
+  readonly entropy: Tensor | null;
+  readonly truth: Tensor | null;
+  readonly kl: Tensor | null;
+}
+
+/**
+ * Log-probabilities of codes under a policy, as `sampleCodesWithLogprobs` would give them, with gradients to all its
+ * parameters unless inside `noGrad`. Dropout is off.
+ *
+ * A recorded support stands for top-k and top-p: it stays the same while the policy moves, so that ratios to the old
+ * policy stay defined. Without one the filters are computed anew, and a code that they cut has -Infinity.
+ *
+ * @throws RangeError when shapes disagree.
+ */
+export function scoreCodes(policy: ArPolicy, drawn: Drawn, options: ScoreOptions = {}): Scores {
+  const where = "scoreCodes";
+  const { reference, microBatch } = options;
+  return tidy(() =>
+    withoutDropout(reference ? [policy, reference] : [policy], () => {
+      const passes = passesOf(where, drawn);
+      const parts = rangesOf(passes.rows, microBatch ?? passes.rows).map(([from, count]) => {
+        return scoreRows(policy, someRows(passes, from, count), null, truthOf(options, from, count));
+      });
+      const join = (of: (part: Scores) => Tensor | null): Tensor | null => {
+        const tensors = parts.map(of).filter((part) => part !== null);
+        return tensors.length > 0 ? cat(tensors) : null;
+      };
+      const logprobs = (join((part) => part.logprobs) as Tensor).reshape(...drawn.tokens.shape);
+      return {
+        logprobs,
+        entropy: join((p) => p.entropy),
+        truth: join((p) => p.truth),
+        kl: join((p) => p.kl),
+      };
+    }),
+  );
+}
+
+function truthOf(options: ScoreOptions, from: number, count: number): ScoreOptions {
+  const { trueCodes } = options;
+  return trueCodes === undefined ? options : { ...options, trueCodes: trueCodes.narrow(0, from, count) };
+}
+
+/**
+ * Score rows of {@link Passes}.
+ *
+ * @param states - what the trunk gave for these rows, or null to run it now.
+ * @param options - `trueCodes` has a row a pass here, `[R, T]`.
+ * @returns logprobs `[R, K, T]`, the others `[R, T]`.
+ */
+export function scoreRows(
+  policy: ArPolicy,
+  passes: Passes,
+  states: States | null,
+  options: ScoreOptions = {},
+): Scores {
+  return tidy(() => {
+    const { hidden, nullHidden } = states ?? statesOf(policy, passes);
+    const { wantsEntropy = false, trueCodes, reference } = options;
+    const [r, k, t] = passes.tokens.dims(3);
+    const flat = (rows: Tensor): Tensor => rows.reshape(r * t, -1); // one position a row
+    const arrays: Partial<Record<keyof Chunk, Tensor>> = {
+      hidden: flat(hidden),
+      tokens: flat(passes.tokens.transpose(1, 2)),
+    };
+    if (nullHidden !== null) {
+      arrays.nullHidden = flat(nullHidden);
+      arrays.scale = flat(scalesOf(policy, passes, hidden));
+    }
+    if (passes.support !== null) arrays.support = flat(passes.support);
+    if (trueCodes !== undefined) arrays.truth = flat(trueCodes);
+    if (reference !== undefined) {
+      const other = noGrad(() => statesOf(reference, passes));
+      arrays.otherHidden = flat(other.hidden);
+      if (other.nullHidden !== null) arrays.otherNullHidden = flat(other.nullHidden);
+    }
+    const names = Object.keys(arrays) as (keyof Chunk)[];
+    const size = options.chunk ?? chunkOf(policy);
+    // `split` gathers its gradients once; a slice a chunk would add up as many full-size gradients as chunks.
+    const pieces = names.map((name) => (arrays[name] as Tensor).split(size));
+    const columnsOf = (...inputs: Tensor[]): Tensor => {
+      const chunk = Object.fromEntries(names.map((name, i) => [name, inputs[i]])) as unknown as Chunk;
+      return scoreChunk(policy, passes.sampling, chunk, options);
+    };
+    const columns = (pieces[0] as Tensor[]).map((_, i) => {
+      return checkpoint(
+        columnsOf,
+        pieces.map((piece) => piece[i] as Tensor),
+      );
+    });
+    const all = cat(columns).reshape(r, t, -1); // [R, T, K + extras]
+    let next = k;
+    const extra = (isWanted: boolean): Tensor | null => (isWanted ? all.select(2, next++) : null);
+    return {
+      logprobs: all.narrow(2, 0, k).transpose(1, 2),
+      entropy: extra(wantsEntropy),
+      truth: extra(trueCodes !== undefined),
+      kl: extra(reference !== undefined),
+    };
+  });
+}
+
+/** What gives the distribution at some positions, one a row: `[c, D]`, `[c, D]`, `[c, 1]`, uint8 `[c, ceil(V / 8)]`. */
+export interface PositionStates {
+  hidden: Tensor;
+  nullHidden?: Tensor;
+  /** Guidance scale; with `nullHidden`. */
+  scale?: Tensor;
+  support?: Tensor;
+}
+
+/** Log-probabilities `[c, V]` of the distribution at some positions, and the policy's plain logits. */
+export function distributionAt(
+  policy: ArPolicy,
+  sampling: Sampling,
+  { hidden, nullHidden, scale, support }: PositionStates,
+): { logp: Tensor; logits: Tensor } {
+  return tidy(() => {
+    const logits = policy.logits(hidden);
+    const guided = nullHidden && { nullLogits: policy.logits(nullHidden), scale: scale ?? 1 };
+    return { logits, logp: distribution(logits, sampling, { ...guided, ...(support && { support }) }) };
+  });
+}
+
+interface Chunk extends PositionStates {
+  tokens: Tensor;
+  truth?: Tensor;
+  otherHidden?: Tensor;
+  otherNullHidden?: Tensor;
+}
+
+/** Columns `[c, K + extras]`: log-probabilities of K codes, then entropy, truth and divergence where wanted. */
+function scoreChunk(policy: ArPolicy, sampling: Sampling, chunk: Chunk, options: ScoreOptions): Tensor {
+  return tidy(() => {
+    const { tokens, truth, otherHidden, otherNullHidden, ...here } = chunk;
+    const { logp, logits } = distributionAt(policy, sampling, here);
+    const columns = [logp.gather(1, tokens)];
+    if (options.wantsEntropy) columns.push(entropyOf(logp).unsqueeze(1));
+    if (truth !== undefined) columns.push((isPlain(sampling) ? logp : distribution(logits)).gather(1, truth));
+    if (options.reference !== undefined && otherHidden !== undefined) {
+      const { nullHidden: _, ...shared } = here;
+      const there = {
+        ...shared,
+        hidden: otherHidden,
+        ...(otherNullHidden && { nullHidden: otherNullHidden }),
+      };
+      const other = noGrad(() => distributionAt(options.reference as ArPolicy, sampling, there).logp);
+      columns.push(exactKl(logp, other).unsqueeze(1));
+    }
+    return columns.length === 1 ? (columns[0] as Tensor) : cat(columns, 1);
+  });
+}
+
+/**
+ * Vectors of codes that are drawn with a gradient, for the straight-through baseline: the codebook's rows go forward,
+ * the gradient is that of the soft draw (see `straightThroughGumbel`). In chunks like the scores; the same seed draws the
+ * same codes.
+ *
+ * @param codebook - float `[V, C]`: rows as the frozen decoder reads them (normalised, where it normalises them).
+ * @returns float `[R, T, C]`.
+ */
+export function straightThroughVectors(
+  policy: ArPolicy,
+  states: States,
+  codebook: Tensor,
+  options: { seed: number | bigint; tau?: number; chunk?: number },
+): Tensor {
+  const { seed, chunk = chunkOf(policy), ...gumbel } = options;
+  return tidy(() => {
+    const [r, t, d] = states.hidden.dims(3);
+    const vectors = states.hidden
+      .reshape(r * t, d)
+      .split(chunk)
+      .map((piece, i) => {
+        const drawn = (hidden: Tensor): Tensor => {
+          const logits = policy.logits(hidden);
+          // Made anew in the backward, which must draw the same noise.
+          using generator = stream(seed, "straight-through", i, logits.device as Device);
+          return straightThroughGumbel(logits, { ...gumbel, generator }).matmul(codebook);
+        };
+        return checkpoint((hidden) => tidy(() => drawn(hidden)), [piece]);
+      });
+    return cat(vectors).reshape(r, t, codebook.size(1));
+  });
+}
+
+/** Positions whose logits may exist at a time. */
+export function chunkOf(policy: ArPolicy): number {
+  return Math.max(1, Math.floor(2 ** 22 / policy.vocabSize));
+}
+
+/** Guidance scale at each position of rows, which the policy counts to its block size: `[R, T]`. */
+export function scalesOf(policy: ArPolicy, passes: Passes, like: Tensor): Tensor {
+  const { guidance } = passes.sampling;
+  const [r, , t] = passes.tokens.dims(3);
+  const s = passes.start.given.size(1);
+  const scaleAt = (i: number): number => (guidance ? guidanceScale(guidance, s + i, policy.blockSize) : 1);
+  const dtype = like.dtype === "float64" ? "float64" : "float32";
+  return tensor(
+    Array.from({ length: t }, (_, i) => scaleAt(i)),
+    { dtype, device: like.device as Device },
+  ).expand(r, t);
+}
+
+/** `[from, count]` of parts of at most `size` that cover `total`. */
+export function rangesOf(total: number, size: number): (readonly [number, number])[] {
+  return Array.from(
+    { length: Math.ceil(total / size) },
+    (_, i) => [i * size, Math.min(size, total - i * size)] as const,
+  );
+}
