@@ -2,10 +2,12 @@
  * How fast a policy writes codes: one GPT-B of LlamaGen (12 layers, width 768, 16384 codes) with random weights, 256
  * codes greedily, weights plain and packed, float32 and bfloat16.
  *
- *     npm run bench decode -- [batch ...]
+ *     npm run bench decode -- [batch ...] [--threads 2] [--runs 3]
  *
- * Prints tokens a second and milliseconds a step, the median of the runs; shared machines are noisy.
+ * Prints tokens a second and milliseconds a step, the median of the runs. On a busy machine take one thread, and the
+ * processor's time rather than the clock's.
  */
+import { parseArgs } from "node:util";
 import { packLinears } from "../src/nn/index.js";
 import { type ArPolicy, LlamaGen, llamaGenPresets } from "../src/policies/index.js";
 import {
@@ -14,6 +16,7 @@ import {
   manualSeed,
   noGrad,
   randn,
+  setNumThreads,
   type Tensor,
   tidy,
   version,
@@ -21,11 +24,17 @@ import {
 } from "../src/torch/index.js";
 
 const CODES = 256;
-const RUNS = 3;
 
-/** Milliseconds to write all codes. */
-function write(policy: ArPolicy, batch: number): number {
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { threads: { type: "string" }, runs: { type: "string", default: "3" } },
+});
+if (values.threads !== undefined) setNumThreads(Number(values.threads));
+
+/** Milliseconds to write all codes, by the clock and of the processor. */
+function write(policy: ArPolicy, batch: number): { clock: number; processor: number } {
   using cache = policy.openCache(batch);
+  const used = process.cpuUsage();
   const begin = performance.now();
   tidy(() => {
     const classes = zeros([batch], { dtype: "int64" });
@@ -37,22 +46,24 @@ function write(policy: ArPolicy, batch: number): number {
     }
     logits.argmax(-1).toArray();
   });
-  return performance.now() - begin;
+  const clock = performance.now() - begin;
+  const { user, system } = process.cpuUsage(used);
+  return { clock, processor: (user + system) / 1000 };
 }
+
+const median = (list: number[]): number => list.sort((a, b) => a - b)[Math.floor(list.length / 2)] as number;
 
 function measure(name: string, policy: ArPolicy, batch: number): void {
   // Inside, autocast keeps the weights that it has cast from one step to the next.
-  const times = noGrad(() => Array.from({ length: RUNS }, () => write(policy, batch))).sort((a, b) => a - b);
-  const median = times[Math.floor(RUNS / 2)] as number;
-  const rate = (1000 * batch * CODES) / median;
-  console.log(
-    `${name.padEnd(32)} batch ${batch}: ${rate.toFixed(0)} tokens/s, ${(median / CODES).toFixed(2)} ms a step`,
-  );
+  const runs = noGrad(() => Array.from({ length: Number(values.runs) }, () => write(policy, batch)));
+  const [clock, processor] = [median(runs.map((run) => run.clock)), median(runs.map((run) => run.processor))];
+  const rate = ((1000 * batch * CODES) / clock).toFixed(0).padStart(5);
+  const step = `${(clock / CODES).toFixed(1)} ms a step, ${(processor / CODES).toFixed(1)} of the processor`;
+  console.log(`batch ${batch}, ${name.padEnd(28)} ${rate} tokens/s, ${step}`);
 }
 
-const batches = process.argv.slice(2).map(Number);
 console.log(`LibTorch ${version().torch}, ${getNumThreads()} threads`);
-for (const batch of batches.length > 0 ? batches : [16, 1]) {
+for (const batch of positionals.length > 0 ? positionals.map(Number) : [16, 1]) {
   manualSeed(0);
   using policy = new LlamaGen(llamaGenPresets["GPT-B"]).eval();
   noGrad(() => tidy(() => policy.output.weight.copy_(randn(policy.output.weight.shape).mul(0.02))));

@@ -238,7 +238,7 @@ export interface PolicyAndOptimizer<P extends ArPolicy = ArPolicy> {
 }
 
 /** Constructor of a policy of the user's own. */
-export type PolicyClass = new (options: Record<string, unknown>) => ArPolicy;
+export type PolicyClass = new (options: never) => ArPolicy;
 
 /** Which policy, how large, and how fast it learns. */
 export interface ArConfig {
@@ -269,7 +269,8 @@ export function buildArPolicy(vocabSize: number, blockSize: number, arCfg: ArCon
   const { type, cls, lr, weightDecay, betas, extra = {}, ...sizes } = cfg;
   const options = { ...sizes, ...extra, vocabSize, blockSize };
   let policy: ArPolicy;
-  if (cls !== undefined) policy = new cls(options);
+  if (cls === LlamaGen) policy = new LlamaGen(llamaGenOptions(options));
+  else if (cls !== undefined) policy = new cls(options as never);
   else if (type === "gpt") policy = new GPT(options as GptOptions);
   else if (type === "llamagen" || type === "llammagen") policy = new LlamaGen(llamaGenOptions(options));
   else throw expected("buildArPolicy", 'ar.type "gpt" or "llamagen"', type);
@@ -391,7 +392,7 @@ function tryOpen(path: string, wrapper: string | undefined): WeightsFile | null 
 /** A policy of the same kind with a copy of the weights of its own. */
 export function clonePolicy(policy: ArPolicy): ArPolicy {
   const Policy = policy.constructor as PolicyClass;
-  const copy = init.skipInit(() => new Policy(policy.options as Record<string, unknown>));
+  const copy = init.skipInit(() => new Policy(policy.options as never));
   copy.loadStateDict(policy.stateDict());
   const [first] = policy.parameters();
   return first === undefined ? copy : copy.to({ dtype: first.dtype, device: first.device as Device });

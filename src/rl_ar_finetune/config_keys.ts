@@ -10,7 +10,6 @@ import type {
   ContextSection,
   DataConfig,
   GuidanceSection,
-  LoraSection,
   NetworkTerm,
   RewardFunction,
   RewardSection,
@@ -182,33 +181,6 @@ export const tokenizer: z.ZodType<TokenizerSection> = section<TokenizerSection>(
   ),
 });
 
-const lora: z.ZodType<LoraSection> = section<LoraSection>({
-  rank: key(
-    z.int().min(0),
-    0,
-    "width of low-rank adapters, trained in place of the policy's weights; 0 trains the weights",
-    "Set 8 to 64 when the optimizer's state does not fit.",
-  ),
-  alpha: key(
-    z.number().gt(0).nullable(),
-    null,
-    "adapters are scaled by alpha / rank; null is rank",
-    "Rarely.",
-  ),
-  dropout: key(
-    z.number().min(0).lt(1),
-    0,
-    "dropout of the adapters' input",
-    "Leave it at 0: dropout is off while sampling and scoring.",
-  ),
-  targets: key(
-    z.array(text).nullable(),
-    null,
-    "ends of the paths of adapted layers, such as wqkv; null adapts all projections",
-    "Name fewer to train less.",
-  ),
-});
-
 export const ar: z.ZodType<ArSection> = section<ArSection>({
   type: key(
     z.enum(["gpt", "llamagen"]).nullable(),
@@ -260,7 +232,6 @@ export const ar: z.ZodType<ArSection> = section<ArSection>({
     "compute the blocks again in the backward pass instead of keeping what they computed",
     "Switch it on when an update runs out of memory and microBatch is 1 already.",
   ),
-  lora,
 });
 
 export const blockSize: z.ZodType<number | null> = key(

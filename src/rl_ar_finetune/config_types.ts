@@ -43,14 +43,6 @@ export interface TokenizerSection {
   readonly decodeBatch: number | null;
 }
 
-/** Low-rank adapters. */
-export interface LoraSection {
-  readonly rank: number;
-  readonly alpha: number | null;
-  readonly dropout: number;
-  readonly targets: readonly string[] | null;
-}
-
 /** The policy: read from `path`, built from `type` and sizes, or given. */
 export interface ArSection {
   readonly type: "gpt" | "llamagen" | null;
@@ -60,10 +52,9 @@ export interface ArSection {
   readonly nHead: number | null;
   readonly nEmbd: number | null;
   readonly extra: Readonly<Record<string, unknown>>;
-  readonly cls: (new (options: Record<string, unknown>) => ArPolicy) | null;
+  readonly cls: (new (options: never) => ArPolicy) | null;
   readonly policy: ArPolicy | null;
   readonly gradientCheckpointing: boolean;
-  readonly lora: LoraSection;
 }
 
 /** What the policy reads while it draws; `settings.ts` turns it into a {@link RolloutContext}. */

@@ -38,7 +38,8 @@ export function conditionOf(batch: Batch, start: TrainConfig["rollout"]["start"]
 
 /** Samples and images as the reward wants them, decoded once. `codes` int64 `[B, G, T]`. */
 export function decodeFor(parts: RunParts, images: Tensor, codes: Tensor, decodeBatch: number): Judged {
-  const { tokenizer, grid, terms } = parts;
+  const { tokenizer, terms } = parts;
+  const grid = [images.size(2) / tokenizer.downsample, images.size(3) / tokenizer.downsample] as const;
   return noGrad(() =>
     tidy(() => {
       const flat = codes.flatten(0, 1);
@@ -64,16 +65,19 @@ export async function evaluate(config: TrainConfig, parts: RunParts): Promise<Ev
   const used = new Set<number>();
   const rewarded = new Set(parts.terms.map((term) => term.name));
   const watched = WATCHED.filter((term) => !rewarded.has(term.name));
+  // The average of the weights is what a user will sample from, where there is one.
+  const withAverage = (fn: () => void): void =>
+    parts.ema === null ? tidy(fn) : parts.ema.withAverage(() => tidy(fn));
   let index = 0;
   for await (const batch of parts.evalBatches()) {
     using generator = stream(config.seed, "eval", index++);
-    tidy(() => {
+    withAverage(() => {
       const images = batch.images as Tensor;
       const trueCodes = parts.tokenizer.encode(images);
       const condition = conditionOf(batch, config.rollout.start);
       const rollout = autocast(parts.policyCast ?? { device: "cpu", dtype: null }, () =>
         sampleRollout(parts.policy, condition, {
-          context: contextAt(config, Number.MAX_SAFE_INTEGER, parts.codes),
+          context: contextAt(config, Number.MAX_SAFE_INTEGER, trueCodes.size(1)),
           numGenerations: config.eval.numGenerations,
           trueCodes,
           sampling: evalSamplingOf(config),

@@ -37,7 +37,7 @@ export function ruleOf(name: string): Rule {
   if (/[/_]max$/.test(name)) return "max";
   if (/[/_]min$/.test(name)) return "min";
   if (SUMS.has(name)) return "sum";
-  return /^progress\/|^optim\/lr$/.test(name) ? "last" : "mean";
+  return /^progress\/|^optim\/lr$|_total$/.test(name) ? "last" : "mean";
 }
 
 interface Entry {
@@ -64,8 +64,8 @@ export class MetricWindow {
   /**
    * Add an iteration's metrics.
    *
-   * Names that end in `max` or `min` give extremes, counts of steps are added up, `progress/...` and `optim/lr` stay as
-   * they were last, everything else becomes a mean. NaN is left out.
+   * Names that end in `max` or `min` give extremes, counts of steps are added up, `progress/...`, `optim/lr` and
+   * names that end in `_total` stay as they were last, everything else becomes a mean. NaN is left out.
    *
    * @param count - weight in means: the tokens, samples or groups that the values are means of.
    */

@@ -1,68 +1,133 @@
 /**
- * The folder of a run: which it is, and what happens when there is a run in it already. What is written there is in
- * `log.ts` and `checkpoint.ts`.
+ * The folder of a run: which one, what to do when it holds a run already, and that one process at a time writes to it.
+ * What is in it is written by `log.ts` and `checkpoint.ts`.
  */
-import { existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { hostname } from "node:os";
 import { join } from "node:path";
 
-import { expected } from "../torch/index.js";
+import { replaceFile, writeAll } from "../torch/files.js";
 import { listCheckpoints } from "./checkpoint.js";
-import type { TrainConfig } from "./config.js";
+import { ConfigError, type RunConfig, type TrainConfig } from "./config.js";
 import { configYaml } from "./config_docs.js";
 
-/** A run's folder, made and ready. */
-export interface RunFolder {
+/** What a run writes into its folder. Nothing else there is ever removed. */
+const RUN_FILES =
+  /^(checkpoints|dumps|samples|tb|metrics\.(jsonl|csv)|samples\.jsonl|config\.yaml|env(\.\d+)?\.json|report\.html)$/;
+
+const LOCK = ".lock";
+
+/** What can be answered to `ask`. */
+export type IfExists = Exclude<RunConfig["ifExists"], "ask">;
+
+/** A folder to write a run to. Give it back with `dispose()`, or hold it with `using`. */
+export interface RunFolder extends Disposable {
   readonly path: string;
-  readonly checkpoints: string;
-  /** Whether the run in it is to go on. */
+  /** Whether it holds a run that is to go on. */
   readonly isResumed: boolean;
+  dispose(): void;
 }
 
 /**
- * Make a run's folder, or take the one that is there as `run.ifExists` says.
+ * Make the folder of a run ready, as `run.dir` and `run.ifExists` say, and keep other processes out of it.
  *
- * @throws RangeError when there is a run in it and nobody said what to do.
+ * @param options.ask - asks the user about a folder that holds a run, for `ask`; `fail` where left out.
+ * @throws ConfigError when the folder holds a run and `ifExists` is `fail`, or another process writes to it.
  */
-export function openRunFolder(config: TrainConfig): RunFolder {
-  const { dir, ifExists } = config.run;
-  let path =
-    dir ??
-    join(
-      "runs",
-      `${new Date().toISOString().slice(0, 19).replaceAll(":", "-")}-${config.preset ?? config.algorithm}`,
-    );
-  const isTaken = (folder: string): boolean => existsSync(folder) && readdirSync(folder).length > 0;
-  let isResumed = false;
-  if (isTaken(path)) {
-    const checkpoints = listCheckpoints(join(path, "checkpoints")).length;
-    if (ifExists === "resume") isResumed = checkpoints > 0;
-    if (ifExists === "overwrite" || (ifExists === "resume" && !isResumed)) {
-      for (const name of OWN) rmSync(join(path, name), { recursive: true, force: true });
-    }
-    if (ifExists === "new") {
-      let number = 2;
-      while (isTaken(`${path}-${number}`)) number++;
-      path = `${path}-${number}`;
-    }
-    if (ifExists === "fail" || ifExists === "ask") {
-      const remedy = "Set run.ifExists=resume to go on with it, new for another name, or overwrite";
-      throw expected("run.dir", "a folder without a run", `${path} with ${checkpoints} checkpoints`, remedy);
-    }
+export async function openRunFolder(
+  config: TrainConfig,
+  options: { ask?: (folder: string) => Promise<IfExists>; now?: () => Date } = {},
+): Promise<RunFolder> {
+  const { ask = async () => "fail" as const, now = () => new Date() } = options;
+  const wanted = config.run.dir ?? freeName(join("runs", nameOf(config, now())));
+  const { ifExists } = config.run;
+  const holdsRun = filesOf(wanted).length > 0;
+  const policy = holdsRun && ifExists === "ask" ? await ask(wanted) : ifExists;
+  if (holdsRun && (policy === "fail" || policy === "ask")) {
+    const last = listCheckpoints(join(wanted, "checkpoints")).at(-1) ?? "no checkpoint";
+    throw new ConfigError([
+      `run.dir: expected a folder without a run, got ${wanted}, which holds one (${last}). ` +
+        "Set run.ifExists to resume, new or overwrite, or name another folder.",
+    ]);
   }
-  for (const name of ["checkpoints", "dumps"]) mkdirSync(join(path, name), { recursive: true });
-  if (!isResumed) writeFileSync(join(path, "config.yaml"), configYaml(config));
-  return { path, checkpoints: join(path, "checkpoints"), isResumed };
+  const path = holdsRun && policy === "new" ? freeName(wanted) : wanted;
+  mkdirSync(path, { recursive: true });
+  takeLock(path);
+  // A run that was killed before its first checkpoint has nothing to go on from.
+  const isResumed = holdsRun && policy === "resume" && listCheckpoints(join(path, "checkpoints")).length > 0;
+  if (holdsRun && (policy === "overwrite" || (policy === "resume" && !isResumed))) {
+    for (const name of filesOf(path)) rmSync(join(path, name), { recursive: true });
+  }
+  if (isResumed) sweep(path);
+  const dispose = (): void => rmSync(join(path, LOCK), { force: true });
+  return { path, isResumed, dispose, [Symbol.dispose]: dispose };
 }
 
-/** What a run writes into its folder: all that overwriting it takes away. */
-const OWN: readonly string[] = [
-  "checkpoints",
-  "config.yaml",
-  "dumps",
-  "env.json",
-  "metrics.csv",
-  "metrics.jsonl",
-  "samples",
-  "samples.jsonl",
-  "tb",
-];
+/** Remove files that a run was writing when it was killed; those of checkpoints are removed where they are written. */
+function sweep(path: string): void {
+  for (const folder of [path, join(path, "samples"), join(path, "dumps")]) {
+    if (!existsSync(folder)) continue;
+    for (const name of readdirSync(folder)) {
+      if (/^\..*\.tmp$/.test(name)) rmSync(join(folder, name));
+    }
+  }
+}
+
+/** Write the resolved configuration to `config.yaml`. */
+export function writeConfig(folder: string, config: TrainConfig): void {
+  replaceFile(join(folder, "config.yaml"), (fd) => writeAll(fd, Buffer.from(configYaml(config))));
+}
+
+const filesOf = (folder: string): string[] =>
+  existsSync(folder) ? readdirSync(folder).filter((name) => RUN_FILES.test(name)) : [];
+
+/** Such as `2026-11-22_18-30-05_vapi`. */
+function nameOf(config: TrainConfig, now: Date): string {
+  const time = now.toISOString().slice(0, 19).replace("T", "_").replaceAll(":", "-");
+  return `${time}_${config.preset ?? config.algorithm}`;
+}
+
+function freeName(path: string): string {
+  if (filesOf(path).length === 0) return path;
+  for (let i = 2; ; i++) if (filesOf(`${path}-${i}`).length === 0) return `${path}-${i}`;
+}
+
+interface Owner {
+  readonly pid: number;
+  readonly host: string;
+}
+
+/** Only one process may append to the files and clear away the leftovers of interrupted saves. */
+function takeLock(folder: string): void {
+  const path = join(folder, LOCK);
+  const me: Owner = { pid: process.pid, host: hostname() };
+  const owner = readOwner(path);
+  if (owner !== null && isAlive(owner)) {
+    throw new ConfigError([
+      `run.dir: expected a folder that no other process writes to, got ${folder} (process ${owner.pid} on ${owner.host}). ` +
+        `End that process, or remove ${path} if there is none.`,
+    ]);
+  }
+  rmSync(path, { force: true });
+  writeFileSync(path, JSON.stringify(me), { flag: "wx" });
+}
+
+function readOwner(path: string): Owner | null {
+  try {
+    return JSON.parse(readFileSync(path, "utf8")) as Owner;
+  } catch {
+    return null; // no lock, or one that was cut short and so is nobody's
+  }
+}
+
+/** Whether a lock's owner may still be there: on another machine nobody can tell. */
+function isAlive({ pid, host }: Owner): boolean {
+  if (host !== hostname()) return true;
+  if (pid === process.pid) return true;
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "EPERM";
+  }
+}

@@ -12,6 +12,7 @@ import {
   type Loader,
   onePass,
   openSource,
+  type ReadOptions,
   splitSource,
   subset,
 } from "../data/index.js";
@@ -46,6 +47,7 @@ import {
   reconstructionTerm,
   type Term,
 } from "./rewards.js";
+import { groupOf, readOptionsOf, sourceOptionsOf } from "./settings.js";
 import { ValueHead } from "./value_head.js";
 
 /** Everything that a run works with; it lives as long as the run. */
@@ -61,9 +63,6 @@ export interface RunParts {
   readonly terms: readonly Term[];
   /** What the policy computes in, or null for its own dtype. */
   readonly policyCast: AutocastState | null;
-  /** T: codes of an image, and how they lie. */
-  readonly codes: number;
-  readonly grid: readonly [number, number];
   /** Fingerprint of the images, null for a user's own loader. */
   readonly fingerprint: string | null;
   /** Batches of the training images from a cursor on. */
@@ -107,9 +106,20 @@ export async function openRunParts(config: TrainConfig): Promise<RunParts> {
       config.data.size,
     );
   }
-  const codes = side * side;
+  // A loader's images have the size that it gives them.
+  const isLoader = config.dataloader !== null;
+  const codes = isLoader ? (config.rollout.maxLen ?? side * side) : side * side;
+  if ((config.rollout.maxLen ?? codes) !== codes) {
+    const remedy = `The decoder wants all codes of an image: change data.size, or leave maxLen out`;
+    throw expected(
+      "rollout.maxLen",
+      `${codes}, the codes of an image of ${config.data.size} px`,
+      config.rollout.maxLen,
+      remedy,
+    );
+  }
   const policy = policyOf(config, device, tokenizer.codebookSize, codes);
-  if (policy.blockSize < codes) {
+  if (policy.blockSize < codes && !isLoader) {
     const remedy = `Use images of ${Math.sqrt(policy.blockSize) * tokenizer.downsample} px, or another policy`;
     throw expected("data.size", `images of at most ${policy.blockSize} codes, the policy's`, codes, remedy);
   }
@@ -130,8 +140,6 @@ export async function openRunParts(config: TrainConfig): Promise<RunParts> {
         : new Ema(policy, { decay: config.ema.decay, warmup: config.ema.warmup }),
     terms: termsOf(config, device),
     policyCast: castOf(config.precision.policy, device),
-    codes,
-    grid: [side, side],
     ...images,
   };
 }
@@ -240,13 +248,7 @@ type Images = Pick<RunParts, "fingerprint" | "batchesFrom" | "evalBatches" | "ev
 
 async function imagesOf(config: TrainConfig, device: Device, codebookSize: number): Promise<Images> {
   const { data, seed, dataloader, rollout } = config;
-  const shape = {
-    size: data.size,
-    crop: data.crop,
-    device,
-    codebookSize,
-    ...(data.workers !== null && { workers: data.workers }),
-  };
+  const { flip: _, seed: __, ...shape } = { ...readOptionsOf(config), device, codebookSize };
   if (dataloader !== null) {
     const options = { batchSize: rollout.images, size: data.size, crop: data.crop, device };
     return {
@@ -255,16 +257,13 @@ async function imagesOf(config: TrainConfig, device: Device, codebookSize: numbe
       ...(await evalOf(config, undefined, shape)),
     };
   }
-  const options = {
-    label: data.label ?? undefined,
-    image: data.image ?? undefined,
-    classNames: data.classNames ?? undefined,
-  };
+  const options = sourceOptionsOf(config);
   const whole = await openSource(data.source as string, options);
   const own = data.evalSource === null ? undefined : await openSource(data.evalSource, options);
+  const group = groupOf(config);
   const isSplit = own === undefined && config.eval.every > 0 && data.evalPart > 0;
   const parts = isSplit
-    ? splitSource(whole, { heldOut: data.evalPart, seed })
+    ? splitSource(whole, { heldOut: data.evalPart, seed, ...(group && { groupOf: group }) })
     : { train: whole, heldOut: own };
   if (parts.train.kind !== "images") {
     throw expected(
@@ -278,10 +277,9 @@ async function imagesOf(config: TrainConfig, device: Device, codebookSize: numbe
     fingerprint: parts.train.fingerprint,
     batchesFrom: (cursor) =>
       new BatchReader(parts.train, {
-        ...shape,
-        batchSize: rollout.images,
-        seed,
-        flip: data.flip,
+        ...readOptionsOf(config),
+        device,
+        codebookSize,
         ...(cursor && { cursor }),
       }),
     ...(await evalOf(config, parts.heldOut, shape)),
@@ -291,7 +289,7 @@ async function imagesOf(config: TrainConfig, device: Device, codebookSize: numbe
 async function evalOf(
   config: TrainConfig,
   heldOut: ImageSource | undefined,
-  shape: { size: number; crop: "center" | "smallest_side"; device: Device },
+  shape: ReadOptions,
 ): Promise<Pick<Images, "evalBatches" | "evalImages">> {
   if (heldOut === undefined || config.eval.every === 0) {
     return { evalImages: 0, evalBatches: async function* () {} };

@@ -7,7 +7,8 @@
  * "The Curious Case of Neural Text Degeneration". Deviation: codes that tie with the last one kept are kept too, so
  * that a filter depends on logits alone and not on the order of a sort.
  */
-import type { Guidance } from "../policies/guidance.js";
+import { concatConditions } from "../policies/condition.js";
+import { type Guidance, guidanceScale } from "../policies/guidance.js";
 import type { ArPolicy, Condition, DecodeCache } from "../policies/policy.js";
 import {
   callTensor,
@@ -24,7 +25,9 @@ import {
   tidy,
   where,
 } from "../torch/index.js";
-import { joinConditions, type Start, startParts } from "./start.js";
+import { type Start, startParts } from "./start.js";
+
+export { guidanceScale };
 
 /** How logits become the distribution that codes are drawn from: guidance, temperature, top-k, top-p, in this order. */
 export interface Sampling {
@@ -70,14 +73,6 @@ export function checkSampling(where: string, sampling: Sampling): void {
   const { scale, power = 1 } = guidance;
   if (!Number.isFinite(scale)) throw expected(`${where}.guidance.scale`, "a finite number", scale);
   if (!(power > 0)) throw expected(`${where}.guidance.power`, "a positive number", power);
-}
-
-/** Scale of guidance at code `index` of a sequence of `length` codes; see `Guidance`. */
-export function guidanceScale(guidance: Guidance, index: number, length: number): number {
-  const { scale, schedule = "constant", power = 1, interval = [0, Infinity] } = guidance;
-  if (index < interval[0] || index >= interval[1]) return 1;
-  if (schedule === "constant") return scale;
-  return 1 + ((scale - 1) * (1 - Math.cos(Math.PI * (index / length) ** power))) / 2;
 }
 
 /** What {@link distribution} needs besides logits where there is guidance or a recorded support. */
@@ -278,7 +273,7 @@ export function sampleCodesWithLogprobs(
         const steps: Step[] = [];
         using run = openRun(policy, isGuided ? 2 * b : b, numGenerations, length);
         let logits = isGuided
-          ? run.prefill(cat([given, given]), joinConditions(condition, policy.nullCondition(condition)))
+          ? run.prefill(cat([given, given]), concatConditions(condition, policy.nullCondition(condition)))
           : run.prefill(given, condition);
         for (let t = 0; t < maxLen; t++) {
           const isLast = t === maxLen - 1;

@@ -1,9 +1,9 @@
 /**
- * What a sequence starts from: codes that are given, and a condition. Selecting, repeating and joining them by rows;
+ * What a sequence starts from: codes that are given, and a condition. Selecting and repeating them by rows;
  * what a condition means is the policy's affair.
  */
 import type { Condition } from "../policies/policy.js";
-import { cat, empty, expected, expectedType, Tensor, zerosLike } from "../torch/index.js";
+import { empty, expected, expectedType, Tensor } from "../torch/index.js";
 
 /**
  * Where sequences start: codes int64 `[B, S]`, a condition of B images, or the pair of both, in which a tensor stands
@@ -65,28 +65,4 @@ export function mapStart(start: StartParts, fn: (rows: Tensor) => Tensor): Start
 export function mapCondition(condition: Condition, fn: (rows: Tensor) => Tensor): Condition {
   const fields = Object.entries(condition).filter(([, value]) => value !== undefined) as [string, Tensor][];
   return Object.fromEntries(fields.map(([name, value]) => [name, fn(value)]));
-}
-
-/**
- * Two conditions as one batch, the rows of `a` first; an `isDropped` that only one has is false in the other.
- *
- * @throws TypeError when one has classes or features and the other has not.
- */
-export function joinConditions(a: Condition, b: Condition): Condition {
-  const names = [...new Set([...Object.keys(a), ...Object.keys(b)])] as (keyof Condition)[];
-  const joined: Condition = {};
-  for (const name of names) {
-    const [x, y] = [a[name], b[name]];
-    if (x === undefined && y === undefined) continue;
-    if ((x === undefined || y === undefined) && name !== "isDropped") {
-      throw expectedType(
-        "joinConditions",
-        `${name} in both conditions`,
-        "it in one",
-        "See ArPolicy.nullCondition",
-      );
-    }
-    joined[name] = cat([x ?? zerosLike(y as Tensor), y ?? zerosLike(x as Tensor)]);
-  }
-  return joined;
 }

@@ -2,6 +2,9 @@
  * The training loop: one function of numbered steps. What each step does is in the file that it calls; what the numbers
  * mean is in `config_keys.ts`.
  */
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+
 import type { Cursor } from "../data/index.js";
 import { autocast, memory, noGrad, saveSafetensors, stream, type Tensor, tidy } from "../torch/index.js";
 import {
@@ -28,7 +31,7 @@ import {
 import type { PlainData } from "./plain_data.js";
 import { judge } from "./rewards.js";
 import { type Rollout, sampleRollout } from "./rollout.js";
-import { openRunFolder } from "./run_folder.js";
+import { openRunFolder, writeConfig } from "./run_folder.js";
 import { openRunParts, type RunParts } from "./run_parts.js";
 import { samplePage } from "./sample_page.js";
 import { algorithmOptions, contextAt, keepsGraph, lrScheduleOf, samplingOf } from "./settings.js";
@@ -87,8 +90,10 @@ export async function trainRlLoop(
 ): Promise<TrainResult> {
   // 1. The configuration, the run's folder, and whether there is a run in it to go on with.
   const { config, notes } = isResolved(cfg) ? cfg : resolveConfig({ values: cfg });
-  const folder = openRunFolder(config);
-  using saved = folder.isResumed ? loadCheckpoint(folder.checkpoints) : null;
+  using folder = await openRunFolder(config);
+  const checkpoints = join(folder.path, "checkpoints");
+  using saved = folder.isResumed ? loadCheckpoint(checkpoints) : null;
+  if (saved === null) writeConfig(folder.path, config);
 
   // 2. The parts, and their state where the run goes on.
   const parts = await openRunParts(config);
@@ -135,7 +140,7 @@ export async function trainRlLoop(
         const trueCodes = parts.tokenizer.encode(images);
         const rollout = cast(parts, () =>
           sampleRollout(parts.policy, condition, {
-            context: contextAt(config, step, parts.codes),
+            context: contextAt(config, step, trueCodes.size(1)),
             numGenerations: config.rollout.numGenerations,
             trueCodes,
             sampling: samplingOf(config),
@@ -190,10 +195,11 @@ export async function trainRlLoop(
     }
 
     // 7. The record.
-    const rewardMean = plain.total.mean().item();
-    const ceilingMean = best.mean().item();
+    const rewardMean = meanOf(plain.total);
+    const ceilingMean = meanOf(best);
     const tokens = rollout.tokens.numel;
-    const seconds = clock.seconds();
+    const times = clock.times();
+    const seconds = Object.values(times).reduce((sum, part) => sum + part, 0);
     const hacked =
       evaluation !== null &&
       progress.first !== null &&
@@ -210,7 +216,7 @@ export async function trainRlLoop(
         "reward/gap": ceilingMean - rewardMean,
         "reward/group_std": tidy(() => (rewards.size(1) > 1 ? plain.total.std(1).mean().item() : 0)),
         "advantage/frac_zero_std": result.constantGroups / rewards.size(0),
-        "policy/entropy": rollout.entropy.mean().item(),
+        "policy/entropy": meanOf(rollout.entropy),
         "tokens/codebook_usage": tidy(() => rollout.tokens.unique().numel) / parts.tokenizer.codebookSize,
         "optim/lr": config.optimizer.lr * lrFactor(step),
         "optim/skipped_total": progress.skipped,
@@ -221,7 +227,7 @@ export async function trainRlLoop(
         "perf/rss_gb": process.memoryUsage.rss() / 2 ** 30,
         "perf/peak_gb": memory({ resetPeak: true }).peakBytes / 2 ** 30,
         "perf/native_tensors": memory().tensors,
-        ...clock.times(),
+        ...times,
         ...(evaluation?.metrics ?? {}),
         ...(evaluation !== null && { "eval/hacking_alarm": hacked ? 1 : 0 }),
       },
@@ -244,13 +250,13 @@ export async function trainRlLoop(
     }
 
     // 8. The checkpoint, and whether to go on.
-    const isBest = evaluation !== null && isNewBest(config, folder.checkpoints, evaluation);
+    const isBest = evaluation !== null && isNewBest(config, checkpoints, evaluation);
     if (evaluation !== null) progress.evaluationsSinceBest = isBest ? 0 : progress.evaluationsSinceBest + 1;
     if (config.eval.patience > 0 && progress.evaluationsSinceBest >= config.eval.patience) end = "patience";
     else if (options.signal?.aborted && progress.step < total) end = "interrupted";
     const isDue =
       progress.step % config.save.every === 0 || progress.step === total || end !== "done" || isBest;
-    if (isDue) save(config, parts, progress, log, folder.checkpoints, isBest ? evaluation : null);
+    if (isDue) save(config, parts, progress, log, checkpoints, isBest ? evaluation : null);
     const { nonFinite, nonFiniteInARow } = config.limits;
     if (progress.skipped > nonFinite || progress.skippedInARow > nonFiniteInARow) {
       throw new DivergedError(
@@ -296,6 +302,8 @@ function updatePolicy(
     }
   });
 }
+
+const meanOf = (tensor: Tensor): number => tidy(() => tensor.mean().item());
 
 const termNames = (parts: RunParts): Set<string> => new Set(parts.terms.map((term) => term.name));
 
@@ -400,28 +408,24 @@ function dump(
   images: Tensor,
 ): void {
   const { rollout, rewards, trueCodes } = made;
+  mkdirSync(join(folder, "dumps"), { recursive: true });
   noGrad(() =>
     tidy(() => {
       const tensors = { images, trueCodes, rewards, tokens: rollout.tokens, logprobs: rollout.logprobs };
-      saveSafetensors(`${folder}/dumps/step_${String(step).padStart(6, "0")}.safetensors`, tensors);
+      saveSafetensors(join(folder, "dumps", `step_${String(step).padStart(6, "0")}.safetensors`), tensors);
     }),
   );
 }
 
 /** Seconds since the last mark, by name. */
 class Clock {
-  readonly #start = performance.now();
-  #last = this.#start;
+  #last = performance.now();
   readonly #times: Record<string, number> = {};
 
   mark(name: string): void {
     const now = performance.now();
     this.#times[name] = (now - this.#last) / 1000;
     this.#last = now;
-  }
-
-  seconds(): number {
-    return (performance.now() - this.#start) / 1000;
   }
 
   /** All marks, and what lies after the last, so that they sum to the step's seconds. */

@@ -25,12 +25,9 @@ function create(
   options: RandomOptions,
   fallback: DType = "float32",
 ): Tensor {
-  const kwargs: Record<string, Argument> = {
-    dtype: options.dtype ?? fallback,
-    device: options.device ?? "cpu",
-  };
-  if (options.generator !== undefined) kwargs.generator = options.generator;
-  const tensor = callTensor<Tensor>(name, args, kwargs);
+  const { dtype = fallback, device = "cpu", generator } = options;
+  const drawn = generator === undefined ? args : [...args, generator];
+  const tensor = callTensor<Tensor>(name, [...drawn, dtype, null, device]);
   return options.requiresGrad ? tensor.requiresGrad_() : tensor;
 }
 

@@ -59,8 +59,7 @@ export function describe(value: unknown): string {
     return value.length > 8 ? `[${shown}, ... ${value.length} in all]` : `[${shown}]`;
   }
   if (value !== null && typeof value === "object") {
-    const own =
-      Object.hasOwn(value, "toString") || value.constructor?.prototype.toString !== Object.prototype.toString;
+    const own = "toString" in value && value.toString !== Object.prototype.toString;
     return own ? String(value) : (value.constructor?.name ?? "object");
   }
   return String(value);

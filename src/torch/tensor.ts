@@ -363,7 +363,7 @@ export class Tensor extends TensorHandle {
   }
   div(other: Operand, roundingMode: "trunc" | "floor" | null = null): Tensor {
     if (roundingMode === null) return call("aten::div.Tensor", [this, other]);
-    return call("aten::div.Tensor_mode", [this, other], { rounding_mode: roundingMode });
+    return call("aten::div.Tensor_mode", [this, other, roundingMode]);
   }
   /** `other - this`. */
   rsub(other: Operand): Tensor {
@@ -441,7 +441,7 @@ export class Tensor extends TensorHandle {
   }
   /** `beta * this + alpha * (a @ b)`. */
   addmm(a: Tensor, b: Tensor, options: { beta?: number; alpha?: number } = {}): Tensor {
-    return call("aten::addmm", [this, a, b], options);
+    return call("aten::addmm", [this, a, b, options.beta, options.alpha]);
   }
 
   // ---- In place ----
@@ -625,23 +625,17 @@ export class Tensor extends TensorHandle {
 
   /** Sum over all elements, or over `dim`. */
   sum(dim: Dims | null = null, options: { keepdim?: boolean; dtype?: DType } = {}): Tensor {
-    return call("aten::sum.dim_IntList", [this, dim === null ? null : asList(dim)], { ...options });
+    return call("aten::sum.dim_IntList", [this, dim, options.keepdim, options.dtype]);
   }
   mean(dim: Dims | null = null, options: { keepdim?: boolean; dtype?: DType } = {}): Tensor {
-    return call("aten::mean.dim", [this, dim === null ? null : asList(dim)], { ...options });
+    return call("aten::mean.dim", [this, dim, options.keepdim, options.dtype]);
   }
   /** Standard deviation; `correction` 1 divides by n - 1, as PyTorch does. */
   std(dim: Dims | null = null, options: { keepdim?: boolean; correction?: number } = {}): Tensor {
-    return call("aten::std.correction", [this, dim === null ? null : asList(dim)], {
-      correction: 1,
-      ...options,
-    });
+    return call("aten::std.correction", [this, dim, options.correction ?? 1, options.keepdim]);
   }
   var(dim: Dims | null = null, options: { keepdim?: boolean; correction?: number } = {}): Tensor {
-    return call("aten::var.correction", [this, dim === null ? null : asList(dim)], {
-      correction: 1,
-      ...options,
-    });
+    return call("aten::var.correction", [this, dim, options.correction ?? 1, options.keepdim]);
   }
   /** p-norm over all elements, or over `dim`. */
   norm(p = 2, dim: Dims | null = null, keepdim = false): Tensor {
@@ -674,13 +668,13 @@ export class Tensor extends TensorHandle {
     dim = -1,
     options: { largest?: boolean; sorted?: boolean } = {},
   ): { values: Tensor; indices: Tensor } {
-    return pair(callUntyped("aten::topk", [this, k, dim], options));
+    return pair(callUntyped("aten::topk", [this, k, dim, options.largest, options.sorted]));
   }
   sort(
     dim = -1,
     options: { descending?: boolean; stable?: boolean } = {},
   ): { values: Tensor; indices: Tensor } {
-    return pair(callUntyped("aten::sort.stable", [this], { stable: false, dim, ...options }));
+    return pair(callUntyped("aten::sort.stable", [this, options.stable ?? false, dim, options.descending]));
   }
   argsort(dim = -1, descending = false): Tensor {
     return call("aten::argsort", [this, dim, descending]);
@@ -689,7 +683,7 @@ export class Tensor extends TensorHandle {
     return call("aten::logsumexp", [this, asList(dim), keepdim]);
   }
   cumsum(dim: number, dtype?: DType): Tensor {
-    return call("aten::cumsum", [this, dim], { dtype: dtype ?? null });
+    return call("aten::cumsum", [this, dim, dtype]);
   }
   all(dim: Dims | null = null, keepdim = false): Tensor {
     return call("aten::all.dims", [this, dim === null ? null : asList(dim), keepdim]);

@@ -81,8 +81,9 @@ test("rules by name", () => {
     "progress/epoch",
     "kl/approx",
     "eval/max_pool",
+    "optim/skipped_total",
   ];
-  assert.deepEqual(names.map(ruleOf), ["max", "max", "min", "sum", "last", "last", "mean", "mean"]);
+  assert.deepEqual(names.map(ruleOf), ["max", "max", "min", "sum", "last", "last", "mean", "mean", "last"]);
 });
 
 test("NaN is left out, and told where nothing else is there", () => {

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { joinConditions, mapStart, startParts } from "../../src/rl_ar_finetune/start.js";
+import { mapStart, startParts } from "../../src/rl_ar_finetune/start.js";
 import { arange, ones, type Tensor, tensor } from "../../src/torch/index.js";
 
 const LONG = { dtype: "int64" } as const;
@@ -66,16 +66,4 @@ test("rows of a start go together", () => {
       { classes: [8, 9], isDropped: [1, 1] },
     ],
   );
-});
-
-test("two conditions become one batch; what only one drops, the other keeps", () => {
-  const a = { classes: tensor([1, 2], LONG) };
-  const b = { classes: tensor([3, 3], LONG), isDropped: ones([2]).bool() };
-  assert.deepEqual(lists({ ...joinConditions(a, b) }), { classes: [1, 2, 3, 3], isDropped: [0, 0, 1, 1] });
-  assert.deepEqual(lists({ ...joinConditions(b, a) }), { classes: [3, 3, 1, 2], isDropped: [1, 1, 0, 0] });
-  assert.throws(() => joinConditions(a, {}), {
-    name: "TypeError",
-    message:
-      "joinConditions: expected classes in both conditions, got it in one. See ArPolicy.nullCondition.",
-  });
 });

@@ -171,6 +171,10 @@ test("what cannot be differentiated says so", () => {
     const squared = y.pow(2);
     y.add_(1);
     assert.throws(() => squared.sum().backward(), /has been modified by an inplace operation/);
+    assert.throws(() => grad(Array(40000).fill(x), Array(30000).fill(x)), {
+      name: "RangeError",
+      message: "autograd: expected at most 65536 tensors, got 80000.",
+    });
   });
 });
 

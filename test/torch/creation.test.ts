@@ -19,6 +19,7 @@ import {
   randint,
   randn,
   randperm,
+  stack,
   tensor,
   tidy,
   zeros,
@@ -174,8 +175,8 @@ test("creation takes dtype, device and requiresGrad", () => {
     );
     const like = ones([2, 1], { dtype: "float64" });
     assert.deepEqual(
-      [zerosLike(like).dtype, zerosLike(like, { dtype: "int8" }).toList()],
-      ["float64", [[0], [0]]],
+      [zerosLike(like).dtype, zerosLike(like, { dtype: "int8" }).dtype, zerosLike(like).toList()],
+      ["float64", "int8", [[0], [0]]],
     );
     assert.deepEqual(
       [onesLike(like, { dtype: "int8" }).dtype, onesLike(like).toList()],
@@ -184,6 +185,13 @@ test("creation takes dtype, device and requiresGrad", () => {
     assert.deepEqual([emptyLike(like).shape, emptyLike(like, { dtype: "bool" }).dtype], [[2, 1], "bool"]);
     assert.deepEqual(fullLike(like, 2.5).toList(), [[2.5], [2.5]]);
     assert.throws(() => empty([-1]), /Trying to create tensor with negative dimension -1/);
+    assert.deepEqual(
+      [stack([like, like]).shape, cat([like, like]).shape],
+      [
+        [2, 2, 1],
+        [4, 1],
+      ],
+    );
     assert.throws(() => cat([]), /expected a non-empty list of Tensors/);
   });
 });

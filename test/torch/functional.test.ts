@@ -278,6 +278,30 @@ test("interpolate takes a size or a scale", () => {
   });
 });
 
+test("options left out are PyTorch's defaults", () => {
+  tidy(() => {
+    const x = randn([1, 4, 5, 5]);
+    const w = randn([4, 4, 2, 2]);
+    const plain = { stride: 1, padding: 0, dilation: 1, groups: 1 };
+    const same: [Tensor, Tensor][] = [
+      [F.conv2d(x, w), F.conv2d(x, w, null, plain)],
+      [F.convTranspose2d(x, w), F.convTranspose2d(x, w, null, { ...plain, outputPadding: 0 })],
+      [
+        F.avgPool2d(x, 2),
+        F.avgPool2d(x, 2, { stride: 2, padding: 0, ceilMode: false, countIncludePad: true }),
+      ],
+      [F.maxPool2d(x, 2), F.maxPool2d(x, 2, { stride: 2, padding: 0, ceilMode: false })],
+    ];
+    const sizes = same.map(([each]) => each.size(-1));
+    assert.deepEqual(sizes, [4, 6, 2, 2]);
+    same.push([F.cosineSimilarity(x, x.add(1)), F.cosineSimilarity(x, x.add(1), 1, 1e-8)]);
+    same.push([F.normalize(x), F.normalize(x, { p: 2, dim: 1, eps: 1e-12 })]);
+    const heads = (count: number): Tensor => ones([1, count, 2, 4]);
+    assert.throws(() => F.scaledDotProductAttention(heads(4), heads(2), heads(2)), /must match the size/);
+    for (const [each, wanted] of same) assert.ok(each.equal(wanted));
+  });
+});
+
 test("losses take their reductions, and refuse targets that do not fit", () => {
   tidy(() => {
     const [x, y] = [tensor([1, 2, 4]), tensor([1, 4, 8])];

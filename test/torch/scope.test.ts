@@ -383,6 +383,12 @@ test("large freed blocks are used again, never more than was live at once, and e
   assert.ok(near(cached(), 3));
   emptyCache();
   assert.equal(cached(), 0);
+  const both = [make(8), make(8)]; // with `other`, 18 were live
+  for (const each of both) each.dispose();
+  assert.ok(near(cached(), 16));
+  const fourth = make(3); // 2 live + 3 new leave room for one of 8 waiting
+  assert.ok(near(cached(), 8));
+  fourth.dispose();
   assert.deepEqual(
     tidy(() => other.sum().item()),
     0,

@@ -23,6 +23,7 @@ import {
   zeros,
 } from "../../src/torch/index.js";
 import { elementSize } from "../../src/torch/tensor.js";
+import { expectClose } from "../support/close.js";
 import { noLeak } from "../support/leak.js";
 
 test("shape, strides, dtype, device, offset and counts are LibTorch's", () => {
@@ -265,6 +266,88 @@ test("equal compares shape and values; NaN equals nothing", () => {
     assert.equal(x.equal(tensor([1, 3])), false);
     assert.equal(x.equal(tensor([[1, 2]])), false);
     assert.equal(tensor([NaN]).equal(tensor([NaN])), false);
+  });
+});
+
+test("arguments left out are PyTorch's defaults", () => {
+  tidy(() => {
+    const x = tensor([1, 3]);
+    expectClose(x.softplus(), [Math.log1p(Math.E), Math.log1p(Math.exp(3))]);
+    expectClose(x.neg().leakyRelu(), [-0.01, -0.03]);
+    expectClose(x.mul(20).softplus(), [20, 60], { rtol: 1e-7 });
+    const square = ones([2, 2]);
+    const lists = [
+      square.triu(),
+      square.tril(),
+      square.diagonal(),
+      square.addcdiv(square, square),
+      square.addcmul(square, square),
+      square.clone().add_(1),
+      square.clone().sub_(1),
+      square.add(1),
+      square.sub(1),
+      tensor([0n, 2n]).bincount(),
+      x.sort().values,
+      x.argsort(),
+      x.amax(),
+      x.flatten(),
+      square.split(1)[0] as Tensor,
+      square.unbind()[0] as Tensor,
+      square.chunk(2)[0] as Tensor,
+      x.topk(1).values,
+      x.max(0).values,
+      x.slice(0, 1),
+      x.std(),
+      x.var(),
+    ].map((each) => each.toList());
+    assert.deepEqual(lists, [
+      [
+        [1, 1],
+        [0, 1],
+      ],
+      [
+        [1, 0],
+        [1, 1],
+      ],
+      [1, 1],
+      [
+        [2, 2],
+        [2, 2],
+      ],
+      [
+        [2, 2],
+        [2, 2],
+      ],
+      [
+        [2, 2],
+        [2, 2],
+      ],
+      [
+        [0, 0],
+        [0, 0],
+      ],
+      [
+        [2, 2],
+        [2, 2],
+      ],
+      [
+        [0, 0],
+        [0, 0],
+      ],
+      [1, 0, 1],
+      [1, 3],
+      [0, 1],
+      3,
+      [1, 3],
+      [[1, 1]],
+      [1, 1],
+      [[1, 1]],
+      [3],
+      3,
+      [3],
+      Math.fround(Math.SQRT2),
+      2,
+    ]);
   });
 });
 

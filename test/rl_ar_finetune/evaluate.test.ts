@@ -1,0 +1,61 @@
+/** Evaluation: the same images and draws every time, worked by hand where a tokenizer's images are known. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { resolveConfig } from "../../src/rl_ar_finetune/config.js";
+import { type Evaluation, evaluate, isHacked } from "../../src/rl_ar_finetune/evaluate.js";
+import { openRunParts } from "../../src/rl_ar_finetune/run_parts.js";
+import { noGrad } from "../../src/torch/index.js";
+import { tinyFolder, tinyRun } from "../support/train_run.js";
+
+const spread = (mean: number) => ({ count: 2, mean, std: 0, min: mean, max: mean });
+
+const evaluation = (means: Record<string, number>): Evaluation => ({
+  spreads: Object.fromEntries(Object.entries(means).map(([name, mean]) => [`eval/${name}`, spread(mean)])),
+  metrics: {},
+});
+
+test("the reward is gamed when it rises and every metric outside it gets worse", () => {
+  const first = evaluation({ reward: -1, l1: 0.5, l2: 0.25, psnr: 12, ssim: 0.5 });
+  const of = (means: Record<string, number>, ...rewarded: string[]): boolean =>
+    isHacked(first, evaluation(means), new Set(rewarded));
+  assert.equal(of({ reward: -0.5, l1: 0.6, l2: 0.3, psnr: 11, ssim: 0.4 }), true);
+  assert.equal(of({ reward: -0.5, l1: 0.6, l2: 0.3, psnr: 11, ssim: 0.51 }), false);
+  assert.equal(of({ reward: -0.5, l1: 0.6, l2: 0.3, psnr: 11, ssim: 0.51 }, "ssim"), true);
+  assert.equal(of({ reward: -1, l1: 0.6, l2: 0.3, psnr: 11, ssim: 0.4 }), false);
+  assert.equal(of({ reward: -0.5 }, "l1", "l2", "psnr", "ssim"), false);
+});
+
+test("two evaluations of a policy are the same, and its numbers are those of the images", async (t) => {
+  const folder = await tinyFolder(t);
+  const values = {
+    reward: { l2: { weight: 2 } },
+    rollout: { images: 3 },
+    eval: { every: 1, images: 4, numGenerations: 3 },
+    data: { evalPart: 0.3 },
+  };
+  const { config } = resolveConfig({ values: tinyRun(folder, values) });
+  const parts = await openRunParts(config);
+  assert.equal(parts.evalImages, 4);
+  const first = await evaluate(config, parts);
+  const again = await evaluate(config, parts);
+  assert.deepEqual(again, first);
+
+  const { spreads } = first;
+  // 4 images in batches of 3 and 1, with 3 samples each.
+  assert.equal(spreads["eval/l2"]?.count, 12);
+  const l2 = spreads["eval/l2"]?.mean as number;
+  assert.ok(Math.abs((spreads["eval/reward"]?.mean as number) + 2 * l2) < 1e-12);
+  // Random weights are about uniform over 32 codes.
+  assert.ok(Math.abs((spreads["eval/nats_per_token"]?.mean as number) - Math.log(32)) < 0.1);
+  for (const name of ["l1", "psnr", "ssim", "diversity"])
+    assert.ok(Number.isFinite(spreads[`eval/${name}`]?.mean), name);
+  const usage = first.metrics["eval/codebook_usage"] as number;
+  assert.ok(usage > 0 && usage <= 1 && Number.isInteger(usage * 32));
+
+  // Another policy is judged otherwise.
+  noGrad(() => {
+    for (const parameter of parts.policy.parameters()) parameter.mul_(-3);
+  });
+  assert.notDeepEqual(await evaluate(config, parts), first);
+});

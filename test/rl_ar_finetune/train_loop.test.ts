@@ -1,0 +1,338 @@
+/** The loop as a whole, on runs of seconds: what it computes, records and leaves, and what it does when things go wrong. */
+import assert from "node:assert/strict";
+import { readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+
+import { DivergedError } from "../../src/rl_ar_finetune/train_loop.js";
+import { full, loadSafetensors, type Tensor, tidy } from "../../src/torch/index.js";
+import {
+  checkpointsOf,
+  metricsOf,
+  quietRun,
+  Shown,
+  tinyFolder,
+  tinyRun,
+  tinyTokenizer,
+  writeEmoji,
+} from "../support/train_run.js";
+
+const last = <T>(items: readonly T[]): T => items.at(-1) as T;
+
+/** Bytes of the parts of a run's last checkpoint. */
+function weightsOf(dir: string): Record<string, Buffer> {
+  const folder = join(dir, "checkpoints", last(checkpointsOf(dir)));
+  const names = readdirSync(folder).filter((name) => name.endsWith(".safetensors"));
+  return Object.fromEntries(names.map((name) => [name, readFileSync(join(folder, name))]));
+}
+
+test("every algorithm in every context", async (t) => {
+  const folder = await tinyFolder(t);
+  const contexts = [
+    { type: "free" },
+    { type: "prefix", length: 5 },
+    { type: "teacher_forced" },
+    { type: "noisy_teacher_forced", noise: 0.5 },
+  ];
+  for (const algorithm of ["reinforce", "rloo", "grpo", "ppo"]) {
+    for (const context of contexts) {
+      const where = `${algorithm} ${context.type}`;
+      const dir = join(folder, where.replace(" ", "_"));
+      const { step, end } = await quietRun(
+        tinyRun(folder, { algorithm, run: { dir }, rollout: { context } }),
+      );
+      assert.deepEqual([step, end], [2, "done"], where);
+      const lines = metricsOf(dir);
+      assert.equal(lines.length, 2, where);
+      for (const line of lines) {
+        assert.ok(Number.isFinite(line["reward/mean"]), where);
+        assert.ok((line["optim/grad_norm"] as number) > 0, where);
+        assert.ok(
+          (line["sampling/logp_diff_max"] as number) < 1e-4,
+          `${where}: ${line["sampling/logp_diff_max"]}`,
+        );
+      }
+    }
+  }
+});
+
+test("the reward rises where there is something to learn", async (t) => {
+  const folder = await tinyFolder(t);
+  const dark = (_: Tensor, samples: Tensor): Tensor => tidy(() => samples.mean([1, 2, 3]).neg());
+  for (const type of ["prefix", "teacher_forced"]) {
+    const dir = join(folder, type);
+    const changes = {
+      run: { dir },
+      rollout: { context: { type }, numGenerations: 8 },
+      reward: { l2: { weight: 0 }, custom: { weight: 1, fn: dark } },
+      update: { auxCe: 0 },
+      optimizer: { lr: 2e-2 },
+      train: { iters: 40 },
+      save: { every: 40 },
+    };
+    await quietRun(tinyRun(folder, changes));
+    const rewards = metricsOf(dir).map((line) => line["reward/mean"] as number);
+    const mean = (part: number[]): number => part.reduce((a, b) => a + b, 0) / part.length;
+    const spread = mean(metricsOf(dir).map((line) => line["reward/std"] as number));
+    const [before, after] = [mean(rewards.slice(0, 5)), mean(rewards.slice(-5))];
+    assert.ok(after - before > spread, `${type}: ${before} -> ${after}, spread ${spread}`);
+  }
+});
+
+test("a run is the same for any micro-batch and for a kept graph", async (t) => {
+  const folder = await tinyFolder(t);
+  const run = async (name: string, changes: object): Promise<Record<string, number | null>[]> => {
+    const dir = join(folder, name);
+    await quietRun(tinyRun(folder, { run: { dir }, train: { iters: 3 }, ...changes }));
+    return metricsOf(dir);
+  };
+  const same = (
+    got: Record<string, number | null>[],
+    wanted: Record<string, number | null>[],
+    where: string,
+  ): void => {
+    assert.equal(got.length, wanted.length);
+    for (const [i, line] of wanted.entries()) {
+      for (const [name, value] of Object.entries(line)) {
+        const other = got[i]?.[name] as number;
+        const tolerance = 1e-6 * Math.max(1, Math.abs(value as number));
+        assert.ok(
+          Math.abs(other - (value as number)) <= tolerance,
+          `${where} ${i} ${name}: ${other}, not ${value}`,
+        );
+      }
+    }
+  };
+  for (const algorithm of ["reinforce", "rloo", "grpo", "ppo"]) {
+    const whole = await run(`${algorithm}_whole`, { algorithm });
+    same(await run(`${algorithm}_parts`, { algorithm, update: { microBatch: 2 } }), whole, algorithm);
+  }
+  const rollout = { images: 4, numGenerations: 4, context: { type: "teacher_forced" } };
+  const plain = await run("plain", { rollout });
+  same(await run("kept", { rollout: { ...rollout, keepGraph: true } }), plain, "keepGraph");
+});
+
+test("the record: names, times, memory", async (t) => {
+  const folder = await tinyFolder(t);
+  const changes = {
+    ema: { decay: 0.9 },
+    reward: { ssim: { weight: 0.1 } },
+    kl: { coef: 0.01 },
+    grpo: { epochs: 2 },
+    eval: { every: 10, images: 4, numGenerations: 2 },
+    log: { imagesEvery: 10 },
+    save: { every: 10 },
+    train: { iters: 21 },
+  };
+  const { dir, first, last: final } = await quietRun(tinyRun(folder, changes));
+  const all = metricsOf(dir, { isPlain: false });
+  const [start, ...lines] = all;
+  assert.deepEqual(
+    all.map(({ step }) => step),
+    Array.from({ length: 22 }, (_, i) => i),
+  );
+  const names =
+    "reward/mean reward/std reward/min reward/max reward/l2/mean reward/l2/std reward/ssim/mean reward/group_std " +
+    "reward/vq_ceiling reward/gap advantage/mean advantage/std advantage/min advantage/max advantage/abs_max " +
+    "advantage/frac_zero_std loss/total loss/policy loss/kl kl/ref_k3 kl/approx kl/approx_k1 policy/entropy policy/ratio_mean " +
+    "policy/ratio_max clip_ratio/low_mean clip_ratio/high_mean clip_ratio/region_mean sampling/logp_diff_mean " +
+    "sampling/logp_diff_max optim/lr optim/grad_norm optim/grad_norm_clipped_frac optim/skipped_steps tokens/codebook_usage " +
+    "progress/epoch progress/images_seen perf/tokens_per_s perf/step_s perf/rss_gb perf/native_tensors time/data " +
+    "time/rollout time/decode time/reward time/update time/other";
+  for (const line of lines) {
+    for (const name of names.split(" "))
+      assert.ok(Number.isFinite(line[name]), `step ${line.step}: ${name} ${line[name]}`);
+    const times = Object.entries(line).filter(([name]) => name.startsWith("time/"));
+    const sum = times.reduce((total, [, seconds]) => total + (seconds as number), 0);
+    const seconds = line["perf/step_s"] as number;
+    assert.ok(Math.abs(sum - seconds) <= 0.05 * seconds, `step ${line.step}: ${sum} of ${seconds} s`);
+  }
+  for (const line of [start, lines[9], lines[19], lines[20]]) {
+    for (const name of ["eval/reward/mean", "eval/psnr/mean", "eval/l2/mean", "eval/nats_per_token/mean"]) {
+      assert.ok(Number.isFinite(line?.[name]), `step ${line?.step}: ${name}`);
+    }
+  }
+  assert.equal(start?.["eval/reward/mean"], first?.spreads["eval/reward"]?.mean);
+  assert.equal(lines[20]?.["eval/reward/mean"], final?.spreads["eval/reward"]?.mean);
+  assert.deepEqual(
+    readdirSync(join(dir, "samples")).sort(),
+    [10, 20, 21].map((n) => `step_0000${n}_train.png`),
+  );
+
+  // AdamW's and the average's tensors are made by the first step; from then on nothing is added.
+  const tensors = lines.map((line) => line["perf/native_tensors"]);
+  assert.deepEqual(new Set(tensors.slice(1)).size, 1, `native tensors: ${tensors.join(" ")}`);
+});
+
+test("an abort ends the run after its step, and it can go on from there", async (t) => {
+  const folder = await tinyFolder(t);
+  const changes = { train: { iters: 6 }, save: { every: 4 }, ema: { decay: 0.9 } };
+  const whole = await quietRun(tinyRun(folder, { ...changes, run: { dir: join(folder, "whole") } }));
+  const abort = new AbortController();
+  abort.abort();
+  const dir = join(folder, "stopped");
+  for (const step of [1, 2]) {
+    const stopped = await quietRun(tinyRun(folder, { ...changes, run: { dir, ifExists: "resume" } }), {
+      signal: abort.signal,
+    });
+    assert.deepEqual([stopped.end, stopped.step], ["interrupted", step]);
+    assert.equal(last(checkpointsOf(dir)), `step_00000${step}`);
+  }
+  const { end, step } = await quietRun(tinyRun(folder, { ...changes, run: { dir, ifExists: "resume" } }));
+  assert.deepEqual([end, step], ["done", 6]);
+  assert.deepEqual(weightsOf(dir), weightsOf(whole.dir));
+  assert.deepEqual(metricsOf(dir), metricsOf(whole.dir));
+});
+
+test("a damaged newest checkpoint is passed over, and the user told", async (t) => {
+  const folder = await tinyFolder(t);
+  const changes = { train: { iters: 5 }, save: { every: 2, keep: 3 } };
+  const { dir } = await quietRun(tinyRun(folder, changes));
+  const [weights, metrics] = [weightsOf(dir), metricsOf(dir)];
+  assert.deepEqual(checkpointsOf(dir), ["step_000002", "step_000004", "step_000005"]);
+  for (const name of ["step_000005", "step_000004"])
+    truncateSync(join(dir, "checkpoints", name, "policy.safetensors"), 100);
+  const screen = new Shown();
+  const resumed = await quietRun(tinyRun(folder, { ...changes, run: { ifExists: "resume" } }), { screen });
+  assert.equal(resumed.step, 5);
+  for (const name of ["step_000005", "step_000004"]) {
+    const path = join(dir, "checkpoints", name);
+    assert.match(screen.text, new RegExp(`passed over ${path}: policy.safetensors has 100 bytes, not \\d+`));
+  }
+  assert.deepEqual(weightsOf(dir), weights);
+  assert.deepEqual(metricsOf(dir), metrics);
+});
+
+test("another configuration or other images are refused, unless forced", async (t) => {
+  const folder = await tinyFolder(t);
+  await quietRun(tinyRun(folder));
+  const again = (changes: object, force = false) =>
+    quietRun(tinyRun(folder, { run: { ifExists: "resume" }, ...changes }), { force });
+  await assert.rejects(again({ optimizer: { lr: 0.5 }, rollout: { temperature: 0.9 } }), (error: Error) => {
+    assert.equal(error.name, "ConfigError");
+    assert.match(error.message, /optimizer\.lr/);
+    assert.match(error.message, /0\.001/);
+    assert.match(error.message, /0\.5/);
+    assert.match(error.message, /rollout\.temperature/);
+    return true;
+  });
+  await writeEmoji(join(folder, "images"), 2, 100);
+  await assert.rejects(again({}), (error: Error) => {
+    assert.equal(error.name, "ConfigError");
+    assert.match(
+      error.message,
+      /^resume: expected the images that the run was begun with \(fingerprint [0-9a-f]{12}\), got others \([0-9a-f]{12}\)\. /,
+    );
+    return true;
+  });
+  const forced = await again({ optimizer: { lr: 0.5 }, train: { iters: 4 } }, true);
+  assert.equal(forced.step, 4);
+  assert.ok((last(metricsOf(forced.dir))["optim/lr"] as number) > 0.001);
+});
+
+test("a step with a reward that is no number is left out, counted and kept for inspection; too many end the run", async (t) => {
+  const folder = await tinyFolder(t);
+  let calls = 0;
+  const bad = new Set([2, 5, 6, 7]);
+  // Sequences are judged, then the reconstructions that are the ceiling: two calls an iteration.
+  const fn = (_: Tensor, samples: Tensor): Tensor => {
+    const isBad = calls % 2 === 0 && bad.has(calls / 2 + 1);
+    calls++;
+    return isBad ? full([samples.size(0)], Number.NaN) : tidy(() => samples.mean([1, 2, 3]));
+  };
+  const config = tinyRun(folder, {
+    reward: { l2: { weight: 0 }, custom: { weight: 1, fn } },
+    limits: { nonFiniteInARow: 2, nonFinite: 100 },
+    save: { every: 1, keep: 20 },
+    train: { iters: 9 },
+  });
+  const dir = join(folder, "run");
+  await assert.rejects(quietRun(config), (error: Error) => {
+    assert.ok(error instanceof DivergedError, String(error));
+    assert.equal(
+      error.message,
+      "step 7: expected finite losses and gradients, got 3 steps in a row (4 in all) that were not. " +
+        `Their batches are in ${dir}/dumps; lower optimizer.lr.`,
+    );
+    return true;
+  });
+  const lines = metricsOf(dir);
+  assert.deepEqual(
+    lines.map((line) => line["optim/skipped_total"]),
+    [0, 1, 1, 1, 2, 3, 4],
+  );
+  assert.deepEqual(
+    lines.map((line) => line["reward/mean"] === null),
+    [false, true, false, false, true, true, true],
+  );
+  const dumps = readdirSync(join(dir, "dumps")).sort();
+  assert.deepEqual(
+    dumps,
+    [2, 5, 6, 7].map((n) => `step_00000${n}.safetensors`),
+  );
+  const { tensors } = loadSafetensors(join(dir, "dumps", "step_000002.safetensors"));
+  assert.deepEqual(Object.keys(tensors).sort(), ["images", "logprobs", "rewards", "tokens", "trueCodes"]);
+  assert.ok((tensors.rewards as Tensor).isnan().all().item());
+  for (const tensor of Object.values(tensors)) tensor.dispose();
+  const policyAt = (step: number): Buffer =>
+    readFileSync(join(dir, "checkpoints", `step_00000${step}`, "policy.safetensors"));
+  assert.ok(policyAt(1).equals(policyAt(2)));
+  assert.ok(!policyAt(2).equals(policyAt(3)));
+  assert.ok(policyAt(4).equals(policyAt(6)));
+});
+
+test("a folder that holds a run: refused, another name, overwritten, begun again where nothing was saved", async (t) => {
+  const folder = await tinyFolder(t);
+  const dir = join(folder, "run");
+  const run = (ifExists: string) => quietRun(tinyRun(folder, { run: { ifExists } }));
+  await run("fail");
+  await assert.rejects(run("fail"), {
+    name: "ConfigError",
+    message:
+      `run.dir: expected a folder without a run, got ${dir}, which holds one (step_000002). ` +
+      "Set run.ifExists to resume, new or overwrite, or name another folder.",
+  });
+  const other = await run("new");
+  assert.equal(other.dir, `${dir}-2`);
+  assert.deepEqual(weightsOf(other.dir), weightsOf(dir));
+  writeFileSync(join(dir, "notes.txt"), "mine");
+  await run("overwrite");
+  assert.equal(metricsOf(dir).length, 2);
+  assert.equal(readFileSync(join(dir, "notes.txt"), "utf8"), "mine");
+  rmSync(join(dir, "checkpoints"), { recursive: true });
+  await run("resume");
+  assert.equal(metricsOf(dir).length, 2);
+  assert.deepEqual(weightsOf(other.dir), weightsOf(dir));
+});
+
+test("a tokenizer and a loader of a program's own; a loader is resumed where it was", async (t) => {
+  const folder = await tinyFolder(t);
+  const model = tinyTokenizer();
+  t.after(() => model.dispose());
+  const begun: number[] = [];
+  async function* loader(from: { position: number }): AsyncGenerator<Tensor> {
+    begun.push(from.position);
+    for (let i = from.position; i < 3; i++) {
+      using images = full([2, 3, 16, 8], i / 4);
+      yield images;
+    }
+  }
+  // Images of 4 x 2 codes; their size is the loader's, not data.size.
+  const config = (iters: number, name: string) => ({
+    run: { dir: join(folder, name), ifExists: "resume" },
+    tokenizer: model,
+    dataloader: loader,
+    block_size: 8,
+    ar: { type: "gpt", n_layer: 1, n_head: 2, n_embd: 16 },
+    rollout: { num_generations: 2, context: "prefix" },
+    train: { iters, threads: 1 },
+  });
+  const signal = AbortSignal.abort();
+  await quietRun(config(4, "parts"), { signal });
+  await quietRun(config(4, "parts"), { signal });
+  await quietRun(config(4, "parts"));
+  assert.deepEqual(begun, [0, 1, 2, 0]);
+  await quietRun(config(4, "whole"));
+  assert.deepEqual(weightsOf(join(folder, "parts")), weightsOf(join(folder, "whole")));
+  assert.deepEqual(metricsOf(join(folder, "parts")), metricsOf(join(folder, "whole")));
+});
