@@ -2,9 +2,10 @@
  * What the tensor floor costs: one operator called from JavaScript, beside Python where a Python with torch is found
  * (PYTHON, then python3); plain and packed linear layers; making and freeing tensors; memory that is used again.
  *
- *     npm run bench -- core
+ *     npm run bench core -- [threads]
  *
- * The two languages take turns and medians are compared. On a shared machine trust the ratios, not the times.
+ * One thread where nothing is said: with more, other work on the machine shows in every time. The two languages take
+ * turns and medians are compared. On a shared machine trust the ratios, not the times.
  */
 import { type ChildProcessByStdio, spawn, spawnSync } from "node:child_process";
 import { createInterface } from "node:readline";
@@ -15,7 +16,6 @@ import { Linear, packLinears } from "../src/nn/index.js";
 import {
   emptyCache,
   functional as F,
-  getNumThreads,
   manualSeed,
   memory,
   noGrad,
@@ -120,7 +120,7 @@ function findPython(): string | undefined {
 }
 
 function startPeer(python: string): { ask: Peer; child: ChildProcessByStdio<Writable, Readable, null> } {
-  const child = spawn(python, [PEER], { stdio: ["pipe", "pipe", "inherit"] });
+  const child = spawn(python, [PEER, String(threads)], { stdio: ["pipe", "pipe", "inherit"] });
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
   const ask: Peer = async (name, count) => {
     child.stdin.write(`${name} ${count}\n`);
@@ -133,13 +133,11 @@ function startPeer(python: string): { ask: Peer; child: ChildProcessByStdio<Writ
 
 async function hostCost(): Promise<void> {
   const python = findPython();
-  const threads = getNumThreads();
-  setNumThreads(1);
   const all = cases();
   const ours = all.map((): number[] => []);
   const theirs = all.map((): number[] => []);
   const peer = python === undefined ? undefined : startPeer(python);
-  console.log(`Microseconds a call, one thread, LibTorch ${version().torch}`);
+  console.log(`Microseconds a call, LibTorch ${version().torch}`);
   if (peer === undefined) console.log("No Python with torch: set PYTHON to compare with one.");
   for (let round = 0; round <= ROUNDS; round++) {
     for (const [i, each] of all.entries()) {
@@ -163,7 +161,6 @@ async function hostCost(): Promise<void> {
     }
   }
   peer?.child.stdin.end();
-  setNumThreads(threads);
 }
 
 // ---- Packed weights ----
@@ -184,7 +181,7 @@ function compare(name: string, first: () => void, second: () => void, rounds: nu
 }
 
 function packedLinears(): void {
-  console.log(`\nMicroseconds of a linear layer, 768 to 3072, plain and packed, ${getNumThreads()} threads`);
+  console.log(`\nMicroseconds of a linear layer, 768 to 3072, plain and packed`);
   for (const dtype of ["float32", "bfloat16"] as const) {
     const layers = [new Linear(768, 3072), new Linear(768, 3072)] as const;
     for (const layer of layers) layer.to({ dtype });
@@ -242,6 +239,9 @@ function temporaries(): void {
   }
 }
 
+const threads = Number(process.argv[2] ?? 1);
+setNumThreads(threads);
+console.log(`Threads in an operator: ${threads}`);
 manualSeed(0);
 await hostCost();
 packedLinears();

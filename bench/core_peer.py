@@ -1,11 +1,12 @@
-"""The cases of bench/core.ts in Python: reads "name count" a line, answers with nanoseconds a call."""
+"""The cases of bench/core.ts in Python: python core_peer.py THREADS reads "name count" a line and answers with the
+nanoseconds of a call."""
 import sys
 import time
 
 import torch
 import torch.nn.functional as F
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(sys.argv[1]))
 torch.manual_seed(0)
 p, q = torch.ones(1), torch.ones(1)
 square, other = torch.randn(4, 4), torch.randn(4, 4)

@@ -110,7 +110,7 @@ export function restoreRandomState(state: RandomState): void {
 /**
  * A seed for the stream `name` at `step`: the first 63 bits of SHA-256 over the three.
  *
- * Two streams share nothing, however many numbers either draws, and a run that resumes at a step needs no state.
+ * What one stream draws changes nothing in another, and a run that resumes at a step needs no state.
  */
 export function deriveSeed(seed: number | bigint, name: string, step: number | bigint = 0): bigint {
   const digest = createHash("sha256").update(`${seed}/${name}/${step}`).digest();

@@ -25,6 +25,7 @@ import {
   tidy,
   zeros,
 } from "../../src/torch/index.js";
+import { expectClose } from "../support/close.js";
 import { noLeak } from "../support/leak.js";
 
 const scalar = (value: Argument, dtype: DType): Tensor =>
@@ -245,6 +246,25 @@ test("lists of tensors, of tensors or null, of numbers and of booleans", () => {
       assert.match(thrown(() => call("aten::stack", [[]])).message, /stack expects a non-empty TensorList$/);
     }),
   );
+});
+
+test("lists of numbers or null, as oneDNN's fused operators take them", (t) => {
+  const FUSED = "mkldnn::_linear_pointwise";
+  if (!operatorNames().includes(FUSED)) return t.skip("this LibTorch has no oneDNN");
+  tidy(() => {
+    const [x, w] = [randn([2, 4]), randn([3, 4])];
+    const run = (name: string, numbers: Argument, algorithm: string): Tensor =>
+      callTensor(FUSED, [x, w, null, name, numbers, algorithm]);
+    const product = x.matmul(w.transpose(0, 1));
+    expectClose(run("none", [], ""), product, { atol: 1e-5 });
+    expectClose(run("leaky_relu", [0.25], ""), product.leakyRelu(0.25), { atol: 1e-5 });
+    expectClose(run("hardtanh", [-0.5, 0.5], ""), product.clamp(-0.5, 0.5), { atol: 1e-5 });
+    assert.match(
+      thrown(() => run("leaky_relu", ["x"], "")).message,
+      /argument 'scalars': expected a list of numbers or nulls, got "x"/,
+    );
+    assert.throws(() => run("leaky_relu", [null], ""), TorchError);
+  });
 });
 
 test("a call takes 65,536 values and refuses more, as arguments or as results", () => {
