@@ -2,13 +2,14 @@
  * Images between files and tensors: reading a few as a batch, writing PNG, laying out grids. Formats are decoded in
  * `decode.ts`, sizes changed in `resample.ts`; data sets are opened by `open_source.ts`.
  */
-import { readdir, rename, rm, stat, writeFile } from "node:fs/promises";
+import { rename, rm, stat, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 
 import sharp from "sharp";
 
 import { cat, expected, full, type Tensor, tensor, tidy } from "../torch/index.js";
 import { type Crop, IMAGE_FILE, readPixels } from "./decode.js";
+import { listFiles } from "./paths.js";
 import { centerCrop, type Pixels, smallestSideCrop } from "./resample.js";
 
 export { type Crop, readPixels } from "./decode.js";
@@ -54,7 +55,7 @@ export async function readImages(
 }
 
 /**
- * Image files at a path: the file itself, or all below a folder, in the order of their names.
+ * Image files at a path: the file itself, or all below a folder, in the order of their names; links are followed.
  *
  * @throws RangeError when there is none.
  */
@@ -62,11 +63,9 @@ export async function listImages(path: string): Promise<string[]> {
   const info = await stat(path).catch(() => undefined);
   if (info === undefined) throw expected("images", "a file or folder", path, "Check the path");
   if (info.isFile()) return [path];
-  const entries = await readdir(path, { recursive: true, withFileTypes: true });
-  const files = entries
-    .filter((entry) => entry.isFile() && IMAGE_FILE.test(entry.name))
-    .map((entry) => join(entry.parentPath, entry.name))
-    .sort();
+  const files = (await listFiles(path))
+    .filter((name) => IMAGE_FILE.test(name))
+    .map((name) => join(path, name));
   if (files.length === 0) throw expected("images", "at least one image file", `none below ${path}`);
   return files;
 }

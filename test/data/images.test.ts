@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
@@ -85,6 +85,13 @@ test("readImages gives squares; listImages their files in order; both say what i
   using batch = await readImages(files, 8);
   assert.deepEqual(batch.shape, [5, 3, 8, 8]);
   assert.equal(memory().tensors, before + 1);
+  const linked = mkdtempSync(join(tmpdir(), "rlar-linked-"));
+  symlinkSync(folder, join(linked, "folder"));
+  symlinkSync(at("grey.png"), join(linked, "z.png"));
+  const found = await listImages(linked);
+  rmSync(linked, { recursive: true });
+  assert.deepEqual(found.slice(-2), [join(linked, "folder", "wide.png"), join(linked, "z.png")]);
+  assert.equal(found.length, 6);
   const missing = at("nowhere");
   await assert.rejects(listImages(missing), {
     message: `images: expected a file or folder, got ${missing}. Check the path.`,
