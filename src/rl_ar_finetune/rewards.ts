@@ -60,6 +60,8 @@ export interface Term {
 export interface Rewards {
   /** float64 `[B, G]`: weighted sum of the terms, higher is better. */
   readonly total: Tensor;
+  /** The same sum of the terms as they are measured; `total` itself without normalisation. */
+  readonly plain: Tensor;
   /** float64 `[B, G]` by name, in the metrics' own units, unweighted. */
   readonly terms: Readonly<Record<string, Tensor>>;
 }
@@ -199,15 +201,18 @@ export function judge(
   return noGrad(() =>
     tidy(() => {
       const values: Record<string, Tensor> = {};
-      const parts = terms.map((term) => {
+      for (const term of terms) {
         const measured = tidy(() => term.measure(judged));
         if (measured.shape.join() !== `${n}`)
           throw expected(`reward.${term.name}`, `one value a sample, [${n}]`, measured);
-        const value = measured.double().reshape(b, n / b);
-        values[term.name] = value;
-        return scaled(value, normalize).mul(term.weight * term.sign);
-      });
-      return { total: parts.reduce((sum, part) => sum.add(part)), terms: values };
+        values[term.name] = measured.double().reshape(b, n / b);
+      }
+      const sumOf = (scale: Normalization): Tensor =>
+        terms
+          .map(({ name, weight, sign }) => scaled(values[name] as Tensor, scale).mul(weight * sign))
+          .reduce((sum, part) => sum.add(part));
+      const plain = sumOf("none");
+      return { total: normalize === "none" ? plain : sumOf(normalize), plain, terms: values };
     }),
   );
 }

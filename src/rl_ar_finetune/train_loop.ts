@@ -155,14 +155,13 @@ export async function trainRlLoop(
         const ceiling = decodeFor(parts, images, trueCodes.unsqueeze(1), decodeBatch);
         clock.mark("time/decode");
         const rewards = judge(parts.terms, judged, { normalize: config.reward.normalize });
-        const plain = config.reward.normalize === "none" ? rewards : judge(parts.terms, judged);
         const best = judge(parts.terms, ceiling);
         clock.mark("time/reward");
         return {
           trueCodes,
           rollout,
           rewards: rewards.total,
-          plain,
+          plain: { total: rewards.plain, terms: rewards.terms },
           best: best.total,
           samples: judged.samples,
           ceiling: ceiling.samples,

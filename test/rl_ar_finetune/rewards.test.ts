@@ -84,6 +84,8 @@ test("normalised terms weigh the same whatever their units; a term without sprea
   tidy(() => {
     const judged = batch();
     const plain = judge([reconstructionTerm("l2")], judged, { normalize: "batch" }).total;
+    const asMeasured = judge([reconstructionTerm("l2")], judged, { normalize: "batch" }).plain;
+    expectClose(asMeasured, judge([reconstructionTerm("l2")], judged).total, { rtol: 0, atol: 0 });
     const thousandfold = customTerm("l2k", (x, y) =>
       y.sub(x.repeatInterleave(3, 0)).square().mean([1, 2, 3]).mul(-1000),
     );
