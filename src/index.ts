@@ -12,12 +12,14 @@ export {
   writePng,
 } from "./data/index.js";
 export {
+  FeatureClassifier,
   LPIPS,
   type LpipsOptions,
   l1,
   l2,
   msSsim,
   NLayerDiscriminator,
+  PerceptualDistance,
   psnr,
   ssim,
 } from "./metrics/index.js";
@@ -40,8 +42,10 @@ export {
   buildGptPolicy,
   buildTokenizerFrozen,
   buildToklipTokenizer,
+  openClassifier,
   openDiscriminator,
   openLpips,
+  openPerceptual,
   openPolicy,
   openTokenizer,
   type PolicyAndOptimizer,
@@ -50,6 +54,7 @@ export {
 export { type Checkpoint, type LoadedCheckpoint, loadCheckpoint } from "./rl_ar_finetune/checkpoint.js";
 export {
   ConfigError,
+  type ConfigKind,
   type ConfigSources,
   type ResolvedConfig,
   type RewardFunction,
@@ -58,6 +63,24 @@ export {
   type TrainConfigInput,
 } from "./rl_ar_finetune/config.js";
 export type { Evaluation } from "./rl_ar_finetune/evaluate.js";
+export {
+  type FitConfig,
+  type FitResult,
+  type FitState,
+  type FitStep,
+  type FitTask,
+  fitLoop,
+} from "./rl_ar_finetune/fit_loop.js";
+export { FitNetwork, type FitNetworkOptions } from "./rl_ar_finetune/fit_network.js";
+export { evaluateModels, type ModelEvaluation } from "./rl_ar_finetune/model_eval.js";
+export { evaluationText } from "./rl_ar_finetune/model_eval_text.js";
+export {
+  type EvalRow,
+  type Judge,
+  MEASURES,
+  type Measures,
+  type ModelEvalOptions,
+} from "./rl_ar_finetune/model_eval_types.js";
 export {
   type GrpoOptions,
   grpoUpdate,
@@ -71,6 +94,8 @@ export {
   type UpdateResult,
 } from "./rl_ar_finetune/optimize.js";
 export { type PresetName, presets } from "./rl_ar_finetune/presets.js";
+export { type PretrainConfig, pretrainKind } from "./rl_ar_finetune/pretrain_keys.js";
+export { pretrainPolicy } from "./rl_ar_finetune/pretrain_task.js";
 export { type ReconstructionType, type Rewards, reconstructionReward } from "./rl_ar_finetune/rewards.js";
 export { type Rollout, type RolloutContext, sampleRollout } from "./rl_ar_finetune/rollout.js";
 export {
@@ -79,6 +104,8 @@ export {
   type Sampling,
   sampleCodesWithLogprobs,
 } from "./rl_ar_finetune/sampling.js";
+export { type TokenizerTrainConfig, tokenizerKind } from "./rl_ar_finetune/tokenizer_keys.js";
+export { trainTokenizer } from "./rl_ar_finetune/tokenizer_task.js";
 export {
   DivergedError,
   type TrainOptions,

@@ -46,5 +46,6 @@ function usedNames(found: ModelDescription): Readonly<Record<string, string>> | 
 
 function configMetadata(found: ModelDescription): Record<string, string> {
   if (found.kind === "tokenizer") return { config: JSON.stringify(found.tokenizer.config) };
+  if (found.kind === "classifier") return { config: JSON.stringify(found.config) };
   return found.kind === "policy" ? { config: JSON.stringify(found.policy.config) } : {};
 }

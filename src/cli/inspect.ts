@@ -82,6 +82,7 @@ export function usedBy(found: ModelDescription | null): string[] | null {
 export function nameOf(found: ModelDescription | null): string {
   if (found === null) return "unknown";
   if (found.kind === "metric") return found.network;
+  if (found.kind === "classifier") return "feature classifier";
   if (found.kind === "tokenizer") return `tokenizer ${found.tokenizer.name}`;
   const names = { gpt: "GPT (minGPT style)", llamagen: "LlamaGen", ibq_ar: "IBQ's transformer" };
   return `policy ${names[found.policy.family]}`;
@@ -89,6 +90,7 @@ export function nameOf(found: ModelDescription | null): string {
 
 function configOf(found: ModelDescription | null): Record<string, unknown> {
   if (found?.kind === "policy") return { ...found.policy.config };
+  if (found?.kind === "classifier") return { ...found.config };
   if (found?.kind !== "tokenizer") return {};
   const { config, grid } = found.tokenizer;
   return grid === undefined ? { ...config } : { ...config, grid };

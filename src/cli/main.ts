@@ -7,12 +7,17 @@ import { Command, CommanderError, InvalidArgumentError, Option } from "commander
 import { ConfigError } from "../rl_ar_finetune/config.js";
 import { presets } from "../rl_ar_finetune/presets.js";
 import { DivergedError } from "../rl_ar_finetune/train_loop.js";
+import { config, kinds } from "./config.js";
 import { convert } from "./convert.js";
 import { doctor } from "./doctor.js";
+import { emoji } from "./emoji.js";
+import { evaluate } from "./eval.js";
+import { classifier, type FitCommandOptions, pretrain, tokenizer } from "./fit.js";
 import { inspect } from "./inspect.js";
 import { reconstruct } from "./reconstruct.js";
+import { report } from "./report.js";
 import { sample } from "./sample.js";
-import { config, train } from "./train.js";
+import { train } from "./train.js";
 
 /** 0 ok, 2 a wrong command line or configuration, 3 data or a model that cannot be used, 4 diverged. */
 const EXIT = { usage: 2, data: 3, diverged: 4 } as const;
@@ -31,6 +36,10 @@ function integer(text: string): number {
 
 function integers(text: string): number[] {
   return text.split(",").map(integer);
+}
+
+function numbers(text: string): number[] {
+  return text.split(",").map(number);
 }
 
 const device = (): Option => new Option("--device <device>", "cpu, cuda or cuda:N").default("cpu");
@@ -140,10 +149,111 @@ program
   .addOption(json())
   .action(sample);
 
-const preset = (): Option =>
-  new Option("--preset <name>", "values to start from; rlar config presets tells of them").choices(
-    Object.keys(presets),
-  );
+program
+  .command("eval")
+  .description(
+    "Judge a tokenizer, a policy, or two policies with equal seeds: reconstruction, completion, free samples, likelihood.",
+  )
+  .addOption(
+    new Option("--run <dir>", "a run's folder: its images, tokenizer and policies, before and after"),
+  )
+  .addOption(new Option("--config <file>", "a training's configuration: its images, tokenizer and policy"))
+  .addOption(new Option("--tokenizer <file>", "weights of the tokenizer"))
+  .addOption(new Option("--policy <file>", "A: weights of the policy, or of the one before"))
+  .addOption(new Option("--against <file>", "B: weights of the one after, set against A's frontier"))
+  .addOption(
+    new Option(
+      "--features <file>",
+      "a network to measure sets by; give it again for each, the reward's own first",
+    )
+      .argParser((file: string, before: string[]) => [...before, file])
+      .default([], "none"),
+  )
+  .addOption(new Option("--lpips <file>", "torchvision's VGG16, AlexNet or SqueezeNet weights, for LPIPS"))
+  .addOption(new Option("--data <images>", "images of the training, as data.source"))
+  .addOption(new Option("--eval-data <images>", "held-out images, rather than a part of the others"))
+  .addOption(new Option("--eval-part <p>", "part that is held out (default: 0.1)").argParser(number))
+  .addOption(new Option("--group <regexp>", "what must not be on both sides, as data.group"))
+  .addOption(new Option("--label <name>", "what holds the class, as data.label"))
+  .addOption(new Option("--size <px>", "side of the squares (default: 256)").argParser(integer))
+  .addOption(
+    new Option("--crop <crop>", "how an image becomes a square (default: center)").choices([
+      "center",
+      "smallest_side",
+    ]),
+  )
+  .addOption(
+    new Option("--seed <n>", "seed of the training, which decides the split (default: 0)").argParser(integer),
+  )
+  .addOption(new Option("--unconditional", "sequences start from no class and no text"))
+  .addOption(new Option("--samples <n>", "free samples a row; 0 for none").argParser(integer).default(2000))
+  .addOption(
+    new Option("--classes <how>", "their classes: as the training images, or all alike")
+      .choices(["data", "balanced"])
+      .default("data"),
+  )
+  .addOption(
+    new Option(
+      "--prefix <k>",
+      "codes given to completions, such as 16,32,48, or none (default: half of them)",
+    ).argParser((text: string) => (text === "none" ? [] : integers(text))),
+  )
+  .addOption(new Option("--draws <n>", "completions an image").argParser(integer).default(1))
+  .addOption(new Option("--images <n>", "most held-out images").argParser(integer).default(1000))
+  .addOption(new Option("--train-images <n>", "most training images").argParser(integer).default(50_000))
+  .addOption(
+    new Option("--temperatures <t>", "logits are divided by it, such as 1,0.9,0.8")
+      .argParser(numbers)
+      .default([1], "1"),
+  )
+  .addOption(
+    new Option("--cfg <scales>", "classifier-free guidance, such as 1,1.5,2; 1 is none")
+      .argParser(numbers)
+      .default([1], "1"),
+  )
+  .addOption(
+    new Option("--cfg-schedule <s>", "how the scale grows")
+      .choices(["constant", "power_cosine"])
+      .default("constant"),
+  )
+  .addOption(
+    new Option("--top-k <k>", "keep the k likeliest codes; 0 keeps all").argParser(integer).default(0),
+  )
+  .addOption(
+    new Option("--top-p <p>", "keep the likeliest codes of this total probability")
+      .argParser(number)
+      .default(1),
+  )
+  .addOption(
+    new Option("--seeds <n>", "of the draws, such as 0,1,2: then mean, least and greatest")
+      .argParser(integers)
+      .default([0], "0"),
+  )
+  .addOption(new Option("--resamples <n>", "for 95 % intervals; 0 for none").argParser(integer).default(200))
+  .addOption(new Option("--batch <n>", "sequences at a time").argParser(integer).default(128))
+  .addOption(heads())
+  .addOption(codes())
+  .addOption(
+    new Option("--dtype <dtype>", "of the policies").choices(["float32", "bfloat16"]).default("float32"),
+  )
+  .addOption(device())
+  .addOption(
+    new Option("--threads <n>", "of the processor (default: as many as there are)").argParser(integer),
+  )
+  .addOption(new Option("--out <dir>", "a folder for pages of samples and completions"))
+  .addOption(new Option("--npz <file>", "the free samples: arr_0 uint8 [N, H, W, 3], arr_1 their classes"))
+  .addOption(new Option("--json <file>", "everything: numbers, intervals, settings, seeds, hashes, commit"))
+  .addOption(new Option("--explain", "say what each measure is, and stop"))
+  .action(evaluate);
+
+const preset = (names?: readonly string[]): Option => {
+  const option = new Option("--preset <name>", "values to start from; rlar config presets tells of them");
+  return names === undefined ? option : option.choices(names);
+};
+const dryRun = (): Option =>
+  new Option("--dry-run", "print the whole configuration and the numbers that follow from it, and stop");
+const force = (): Option =>
+  new Option("--force", "go on with a run although its configuration or images changed");
 
 program
   .command("train")
@@ -151,15 +261,65 @@ program
     "Fine-tune a policy. Defaults < preset < file < key=value; rlar config explain lists the keys.",
   )
   .argument("[config...]", "a YAML file, then key=value such as train.iters=100 reward.lpips.weight=1")
-  .addOption(preset())
-  .addOption(
-    new Option("--dry-run", "print the whole configuration and the numbers that follow from it, and stop"),
-  )
-  .addOption(new Option("--force", "go on with a run although its configuration or images changed"))
+  .addOption(preset(Object.keys(presets)))
+  .addOption(dryRun())
+  .addOption(force())
   .addOption(json())
   .action(async (args, options) => {
     process.exitCode = await train(args, options);
   });
+
+/** A command that learns from examples; all of them are told the same way what to do. */
+function fitCommand(
+  name: string,
+  description: string,
+  example: string,
+  run: (args: readonly string[], options: FitCommandOptions) => Promise<number>,
+): void {
+  program
+    .command(name)
+    .description(
+      `${description} Defaults < preset < file < key=value; rlar config explain --for ${name} lists the keys.`,
+    )
+    .argument("[config...]", `a YAML file, then key=value such as ${example}`)
+    .addOption(preset(Object.keys(kinds[name]?.presets ?? {})))
+    .addOption(dryRun())
+    .addOption(force())
+    .addOption(json())
+    .action(async (args, options) => {
+      process.exitCode = await run(args, options);
+    });
+}
+
+fitCommand(
+  "pretrain",
+  "Train a policy on the codes of images, from random weights or going on from a file.",
+  "data.source=IMAGES tokenizer.path=FILE ar.type=gpt",
+  pretrain,
+);
+fitCommand(
+  "tokenizer",
+  "Train a tokenizer, from random weights or going on from a file.",
+  "data.source=IMAGES data.size=32 model.preset=VQ-4-small",
+  tokenizer,
+);
+fitCommand(
+  "classifier",
+  "Train a small classifier of images, whose features metrics and rewards can use.",
+  "data.source=IMAGES data.size=32",
+  classifier,
+);
+
+program
+  .command("emoji")
+  .description("Make the default data set: 6,880 emoji in two styles, from two npm packages, as one tar.")
+  .addOption(new Option("--out <tar>", "the file to write (default: emoji_32px.tar)"))
+  .addOption(new Option("--size <px>", "width and height").choices(["32", "64"]).default("32"))
+  .addOption(new Option("--google <tgz>", "the package emoji-datasource-google, rather than fetch it"))
+  .addOption(new Option("--fluent <tgz>", "the package @lobehub/fluent-emoji-3d, rather than fetch it"))
+  .addOption(new Option("--force", "replace an existing file"))
+  .addOption(json())
+  .action(emoji);
 
 program
   .command("config")
@@ -167,7 +327,18 @@ program
   .argument("<what>", "show, explain, presets or schema")
   .argument("[args...]", "a file and key=value, or keys")
   .addOption(preset())
+  .addOption(
+    new Option("--for <command>", "whose configuration").choices(Object.keys(kinds)).default("train"),
+  )
   .action(config);
+
+program
+  .command("report")
+  .description("Write a run, or several beside each other, as one HTML page that needs nothing else.")
+  .argument("<runs...>", "folders of runs; an eval.json in one, from rlar eval --json, goes on the page")
+  .addOption(new Option("--out <html>", "the page to write (default: report.html in the first folder)"))
+  .addOption(json())
+  .action(report);
 
 program
   .command("doctor")

@@ -1,15 +1,13 @@
-/** `rlar train` and `rlar config`: runs and what they are configured by. */
-import { existsSync } from "node:fs";
-
-import { batchNumbers, ConfigError, type ResolvedConfig, resolveConfig } from "../rl_ar_finetune/config.js";
-import {
-  configJsonSchema,
-  configYaml,
-  explainConfig,
-  explanationText,
-} from "../rl_ar_finetune/config_docs.js";
-import { type PresetName, presets } from "../rl_ar_finetune/presets.js";
-import { trainRlLoop } from "../rl_ar_finetune/train_loop.js";
+/** `rlar train`: a run of reinforcement learning. */
+import { writeReport } from "../dashboard/report.js";
+import { batchNumbers } from "../rl_ar_finetune/config.js";
+import { configYaml } from "../rl_ar_finetune/config_docs.js";
+import type { PresetName } from "../rl_ar_finetune/presets.js";
+import { trainKind } from "../rl_ar_finetune/train_kind.js";
+import { type TrainResult, trainRlLoop } from "../rl_ar_finetune/train_loop.js";
+import { askOnTerminal } from "./ask.js";
+import { readConfig } from "./config.js";
+import { interruptible } from "./interrupt.js";
 
 /** Options of `rlar train`. */
 export interface TrainCommandOptions {
@@ -19,25 +17,13 @@ export interface TrainCommandOptions {
   json?: boolean;
 }
 
-/** A file, where the first argument is one, and `key=value` arguments. */
-function sourcesOf(
-  args: readonly string[],
-  preset: PresetName | undefined,
-  isComplete = true,
-): ResolvedConfig {
-  const [first, ...rest] = args;
-  const isFile = first !== undefined && !first.includes("=");
-  if (isFile && !existsSync(first)) {
-    throw new ConfigError([
-      `${first}: expected a configuration file or key=value, got neither. Check the path.`,
-    ]);
-  }
-  return resolveConfig({
-    ...(isFile ? { file: first, overrides: rest } : { overrides: args }),
-    ...(preset && { preset }),
-    isComplete,
-  });
-}
+/** How a run ended, in words. */
+const ENDS: Readonly<Record<TrainResult["end"], string>> = {
+  done: "done",
+  interrupted: "interrupted",
+  patience: "no better any more",
+  kl: "too far from the reference (kl.stop)",
+};
 
 /**
  * Run a configuration; Ctrl-C ends after the step that is under way, with a checkpoint, and a second one at once.
@@ -45,7 +31,7 @@ function sourcesOf(
  * @returns the exit code: 0, or 130 after an interruption.
  */
 export async function train(args: readonly string[], options: TrainCommandOptions): Promise<number> {
-  const resolved = sourcesOf(args, options.preset);
+  const resolved = readConfig(trainKind, args, { preset: options.preset });
   const { config, notes } = resolved;
   if (options.dryRun) {
     const numbers = Object.entries(batchNumbers(config)).map(([name, value]) => `# ${name}: ${value}\n`);
@@ -53,58 +39,19 @@ export async function train(args: readonly string[], options: TrainCommandOption
     for (const note of notes) process.stdout.write(`# ${note}\n`);
     return 0;
   }
-  const controller = new AbortController();
-  const stop = (): void => {
-    if (controller.signal.aborted) process.exit(130);
-    controller.abort();
-    process.stderr.write("\nending after this step; once more ends at once\n");
-  };
-  process.on("SIGINT", stop).on("SIGTERM", stop);
-  try {
-    const { dir, step, end } = await trainRlLoop(resolved, {
-      signal: controller.signal,
-      force: options.force ?? false,
-      json: options.json ?? false,
-    });
-    const text = end === "interrupted" ? "interrupted" : end === "patience" ? "no better any more" : "done";
-    if (!options.json) {
-      process.stdout.write(
-        `${text} after step ${step}: ${dir}\n` +
-          `resume: the same command with run.dir=${dir} run.ifExists=resume\n` +
-          `samples: rlar sample --policy ${dir}/checkpoints/step_${String(step).padStart(6, "0")}/policy.safetensors --tokenizer ${config.tokenizer.path}\n`,
-      );
-    }
-    return end === "interrupted" ? 130 : 0;
-  } finally {
-    process.off("SIGINT", stop).off("SIGTERM", stop);
+  const { force = false, json = false } = options;
+  const ask = json ? undefined : askOnTerminal();
+  const { dir, step, end } = await interruptible((signal) =>
+    trainRlLoop(resolved, { signal, force, json, ...(ask && { ask }) }),
+  );
+  const page = await writeReport(dir);
+  if (!json) {
+    process.stdout.write(
+      `${ENDS[end]} after step ${step}: ${dir}\n` +
+        `look at it: ${page}\n` +
+        `resume: the same command with run.dir=${dir} run.ifExists=resume\n` +
+        `samples: rlar sample --policy ${dir}/checkpoints/step_${String(step).padStart(6, "0")}/policy.safetensors --tokenizer ${config.tokenizer.path}\n`,
+    );
   }
-}
-
-/** `rlar config`: print a whole configuration, explain keys, list presets, or give the JSON schema. */
-export function config(what: string, args: readonly string[], options: { preset?: PresetName }): void {
-  switch (what) {
-    case "show":
-      process.stdout.write(configYaml(sourcesOf(args, options.preset, false).config, { comments: true }));
-      return;
-    case "explain": {
-      const found = args.length === 0 ? explainConfig() : args.flatMap((path) => explainConfig(path));
-      if (found.length === 0) {
-        throw new ConfigError([
-          `config explain: expected a key or a section, got ${args.join(" ")}. rlar config explain lists all.`,
-        ]);
-      }
-      process.stdout.write(explanationText(found));
-      return;
-    }
-    case "presets":
-      for (const [name, { about }] of Object.entries(presets)) process.stdout.write(`${name}\n  ${about}\n`);
-      return;
-    case "schema":
-      process.stdout.write(`${JSON.stringify(configJsonSchema(), null, 2)}\n`);
-      return;
-    default:
-      throw new ConfigError([
-        `config: expected show, explain, presets or schema, got ${what}. rlar config --help tells more.`,
-      ]);
-  }
+  return end === "interrupted" ? 130 : 0;
 }

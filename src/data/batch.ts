@@ -55,10 +55,18 @@ export interface Batches {
   /** Where the batch that `next` will give begins. */
   readonly cursor: Cursor;
   readonly unreadable: Unreadable;
+  /**
+   * Images that were passed over up to here, by their index in the set, and what is wrong with each: plain data, for a
+   * reader that goes on from the cursor and is to count on. Absent where nothing is passed over.
+   */
+  readonly passedOver?: PassedOver;
   /** The next batch, which the caller disposes of. */
   next(): Promise<Batch>;
   close(): void;
 }
+
+/** What is wrong with images, by their index in the set. */
+export type PassedOver = Readonly<Record<string, string>>;
 
 /** Images that were passed over. */
 export interface Unreadable {

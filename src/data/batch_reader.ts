@@ -3,10 +3,18 @@
  * cursor; how many threads decode and how far ahead changes nothing.
  */
 import { type Device, expected } from "../torch/index.js";
-import { type Batch, type Batches, type BatchShape, batchOf, type Row, type Unreadable } from "./batch.js";
+import {
+  type Batch,
+  type Batches,
+  type BatchShape,
+  batchOf,
+  type PassedOver,
+  type Row,
+  type Unreadable,
+} from "./batch.js";
 import type { Crop } from "./decode.js";
 import { DecodePool, DecodePoolError } from "./decode_pool.js";
-import { type Cursor, checkCursor, draw, epochOrder, START } from "./order.js";
+import { balancedOrder, type Cursor, checkCursor, draw, epochOrder, fitsWindow, START } from "./order.js";
 import type { ImageSource } from "./source.js";
 
 /** How images become batches. */
@@ -37,18 +45,23 @@ export interface BatchReaderOptions extends ReadOptions {
   readonly seed?: number | bigint;
   /** Where to begin, from {@link Batch.cursor}. */
   readonly cursor?: Cursor;
+  /** What was passed over before that, from {@link Batches.passedOver}: it counts, and is not read again. */
+  readonly passedOver?: PassedOver;
   /** Mirror every other image, chosen anew each epoch. */
   readonly flip?: boolean;
+  /** From 0, the default, to 1: how far classes of different sizes are evened out, see `balancedOrder`. */
+  readonly balance?: number;
 }
 
 /** One image to read, and where the next one is. */
 interface Place {
   readonly index: number;
-  readonly epoch: number;
+  /** How many times the image came before, for what is chosen anew each time. */
+  readonly round: number;
   readonly after: Cursor;
 }
 
-/** What differs from epoch to epoch. */
+/** What differs from one time to the next. */
 interface Augmentation {
   readonly seed: number | bigint;
   readonly flip: boolean;
@@ -61,7 +74,7 @@ const NAMED = 20;
 
 /**
  * Endless batches of a set in a random order, all of one size: a batch may begin in one epoch and end in the next. In
- * each epoch every readable image comes once. Hold it with `using`.
+ * each epoch every readable image comes once, unless classes are balanced. Hold it with `using`.
  *
  * An image that cannot be read is passed over, and the one after it takes its place.
  */
@@ -73,14 +86,21 @@ export class BatchReader implements Batches {
 
   /** @throws RangeError for options that do not fit the set. */
   constructor(source: ImageSource, options: BatchReaderOptions) {
-    const { seed = 0, cursor = START, flip = false } = options;
+    const { seed = 0, cursor = START, flip = false, balance = 0, passedOver = {} } = options;
     checkCursor("BatchReader", cursor, source.length);
     if (flip && source.kind === "codes") {
       throw expected("BatchReader", "images to flip", "codes", "Extract the codes of flipped images too");
     }
+    if (!(balance >= 0 && balance <= 1)) throw expected("balance", "a number from 0 to 1", balance);
+    if (balance > 0 && !fitsWindow(source)) {
+      const what =
+        "0 for a set whose row groups take more than 512 MiB, since a class is drawn from all of them";
+      throw expected("balance", what, balance, "Use tar shards or a folder to even classes out");
+    }
     this.#cursor = cursor;
     this.#batchSize = options.batchSize;
-    this.#rows = new RowQueue(source, options, shuffled(source, seed, cursor), { seed, flip });
+    this.#rows = new RowQueue(source, options, shuffled(source, seed, cursor, balance), { seed, flip });
+    this.#rows.passedOver = passedOver;
   }
 
   get cursor(): Cursor {
@@ -89,6 +109,10 @@ export class BatchReader implements Batches {
 
   get unreadable(): Unreadable {
     return this.#rows.unreadable;
+  }
+
+  get passedOver(): PassedOver {
+    return this.#rows.passedOver;
   }
 
   /**
@@ -129,15 +153,24 @@ export async function* onePass(source: ImageSource, options: ReadOptions): Async
   }
 }
 
-function* shuffled(source: ImageSource, seed: number | bigint, from: Cursor): Generator<Place, never> {
+function* shuffled(
+  source: ImageSource,
+  seed: number | bigint,
+  from: Cursor,
+  balance: number,
+): Generator<Place, never> {
   const { length } = source;
+  const classIds = balance > 0 ? Int32Array.from({ length }, (_, i) => source.classOf(i)) : undefined;
   let position = from.position;
   for (let epoch = from.epoch; ; epoch++) {
-    const order = epochOrder(source, seed, epoch);
+    const { order, rounds } =
+      classIds === undefined
+        ? { order: epochOrder(source, seed, epoch), rounds: undefined }
+        : balancedOrder(classIds, balance, seed, epoch);
     for (; position < length; position++) {
       const isLast = position + 1 === length;
       const after = isLast ? { epoch: epoch + 1, position: 0 } : { epoch, position: position + 1 };
-      yield { index: order[position] as number, epoch, after };
+      yield { index: order[position] as number, round: rounds?.[position] ?? epoch, after };
     }
     position = 0;
   }
@@ -145,7 +178,7 @@ function* shuffled(source: ImageSource, seed: number | bigint, from: Cursor): Ge
 
 function* inOrder({ length }: ImageSource): Generator<Place> {
   for (let index = 0; index < length; index++) {
-    yield { index, epoch: 0, after: { epoch: 0, position: index + 1 } };
+    yield { index, round: 0, after: { epoch: 0, position: index + 1 } };
   }
 }
 
@@ -184,6 +217,14 @@ class RowQueue {
     this.#maxUnreadable =
       maxUnreadable ?? Math.max(source.length / 100, Math.min(10, Math.ceil(source.length / 10)));
     this.#pool = source.kind === "images" ? new DecodePool(options.workers) : undefined;
+  }
+
+  get passedOver(): PassedOver {
+    return Object.fromEntries(this.#problems);
+  }
+
+  set passedOver(known: PassedOver) {
+    for (const [index, problem] of Object.entries(known)) this.#problems.set(Number(index), problem);
   }
 
   get unreadable(): Unreadable {
@@ -236,12 +277,12 @@ class RowQueue {
   }
 
   /** Never rejects: a row may fail long before its turn comes, while nobody waits for it. */
-  async #read({ index, epoch }: Place): Promise<Outcome> {
+  async #read({ index, round }: Place): Promise<Outcome> {
     const known = this.#problems.get(index);
     if (known !== undefined) return { problem: known };
     const id = this.#source.idOf(index);
     try {
-      return { row: await this.#readRow(id, index, epoch) };
+      return { row: await this.#readRow(id, index, round) };
     } catch (error) {
       if (error instanceof DecodePoolError) return { failure: error };
       const { message } = error as Error;
@@ -249,9 +290,9 @@ class RowQueue {
     }
   }
 
-  async #readRow(id: string, index: number, epoch: number): Promise<Row> {
+  async #readRow(id: string, index: number, round: number): Promise<Row> {
     const toss = (name: string, count: number): number =>
-      this.#random === undefined || count === 1 ? 0 : draw(this.#random.seed, name, epoch, index, count);
+      this.#random === undefined || count === 1 ? 0 : draw(this.#random.seed, name, round, index, count);
     const { image, codes, features } = await this.#source.locate(
       index,
       toss("variant", this.#source.variants),

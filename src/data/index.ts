@@ -1,9 +1,11 @@
 /** The data floor's public names. */
-export { Batch, type Batches, type BatchParts, type Unreadable } from "./batch.js";
+export { type AugmentOptions, augment } from "./augment.js";
+export { Batch, type Batches, type BatchParts, type PassedOver, type Unreadable } from "./batch.js";
 export { BatchReader, type BatchReaderOptions, onePass, type ReadOptions } from "./batch_reader.js";
 export { openCodes } from "./codes.js";
 export type { Crop, FilePart, ImageBytes } from "./decode.js";
 export { DecodePoolError } from "./decode_pool.js";
+export { EMOJI_PACKAGES, type EmojiOptions, type EmojiSummary, prepareEmoji } from "./emoji.js";
 export { openFolder } from "./folder.js";
 export { openIdx } from "./idx.js";
 export {
@@ -25,7 +27,14 @@ export {
 } from "./iterable.js";
 export type { Features } from "./npy.js";
 export { openSource } from "./open_source.js";
-export { type Cursor, epochOrder, permutation, START } from "./order.js";
+export {
+  type BalancedOrder,
+  balancedOrder,
+  type Cursor,
+  epochOrder,
+  permutation,
+  START,
+} from "./order.js";
 export { openParquet } from "./parquet.js";
 export { centerCrop, cropTo, type Filter, type Pixels, resize, smallestSideCrop } from "./resample.js";
 export {

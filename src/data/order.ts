@@ -43,6 +43,11 @@ function permutationOf(seed: number | bigint, name: string, epoch: number, n: nu
  */
 const WINDOW_BYTES = 2 ** 29;
 
+/** Whether the blocks of a set, if it has any, may all be open at once. */
+export function fitsWindow({ blocks = [] }: { readonly blocks?: readonly Block[] }): boolean {
+  return blocks.reduce((sum, block) => sum + block.bytes, 0) <= WINDOW_BYTES;
+}
+
 /**
  * The order of one epoch.
  *
@@ -57,8 +62,7 @@ export function epochOrder(
   epoch: number,
 ): Int32Array {
   const { length, blocks } = source;
-  const bytes = (blocks ?? []).reduce((sum, block) => sum + block.bytes, 0);
-  if (blocks === undefined || bytes <= WINDOW_BYTES) return permutation(seed, epoch, length);
+  if (blocks === undefined || fitsWindow({ blocks })) return permutation(seed, epoch, length);
   const starts = new Int32Array(blocks.length + 1);
   for (const [i, block] of blocks.entries()) starts[i + 1] = (starts[i] as number) + block.length;
 
@@ -83,13 +87,97 @@ export function epochOrder(
   return order;
 }
 
-/** A number from 0 to `count - 1` for one image in one epoch: its flip, or which of its crops. */
+/** The order of an epoch in which an image may come several times. */
+export interface BalancedOrder {
+  /** Indices, `[length]`. */
+  readonly order: Int32Array;
+  /** How many times each had come before, in all epochs, `[length]`. */
+  readonly rounds: Int32Array;
+}
+
+/**
+ * The order of one epoch that evens classes out: a class of `n` images gets places in proportion to
+ * `n ** (1 - balance)`, so none at 0 and all at 1 have equally many whatever their size.
+ *
+ * An epoch has as many places as there are images, each class as many in every epoch. A class goes through its images
+ * in a new random order each time, on from where the epoch before ended: none comes again before all of the class
+ * have come. Which blocks the images lie in is not looked at.
+ *
+ * @param classIds - class of each image.
+ * @param balance - from 0 to 1.
+ */
+export function balancedOrder(
+  classIds: ArrayLike<number>,
+  balance: number,
+  seed: number | bigint,
+  epoch: number,
+): BalancedOrder {
+  const { length } = classIds;
+  const members = new Map<number, number[]>();
+  for (let i = 0; i < length; i++) {
+    const id = classIds[i] as number;
+    const own = members.get(id);
+    if (own === undefined) members.set(id, [i]);
+    else own.push(i);
+  }
+  const classes = [...members].sort(([a], [b]) => a - b);
+  const places = apportion(
+    classes.map(([, images]) => images.length ** (1 - balance)),
+    length,
+  );
+  const walks = classes.map(([id, images], c) =>
+    walk(images, epoch * (places[c] as number), (round) =>
+      permutationOf(seed, `order/class/${id}`, round, images.length),
+    ),
+  );
+  const classOf = new Int32Array(length);
+  let start = 0;
+  for (const [c, count] of places.entries()) {
+    classOf.fill(c, start, start + count);
+    start += count;
+  }
+  const order = new Int32Array(length);
+  const rounds = new Int32Array(length);
+  for (const [i, place] of permutation(seed, epoch, length).entries()) {
+    const { index, round } = (walks[classOf[place] as number] as Walk).next().value;
+    order[i] = index;
+    rounds[i] = round;
+  }
+  return { order, rounds };
+}
+
+type Walk = Generator<{ readonly index: number; readonly round: number }, never>;
+
+/** Goes through the images of a class again and again, from the `start`-th place of all. */
+function* walk(images: readonly number[], start: number, orderOf: (round: number) => Int32Array): Walk {
+  let at = start % images.length;
+  for (let round = Math.floor(start / images.length); ; round++) {
+    const order = orderOf(round);
+    for (; at < images.length; at++) yield { index: images[order[at] as number] as number, round };
+    at = 0;
+  }
+}
+
+/** Whole numbers in proportion to `weights` that sum to `total`: those with the largest remainders are rounded up. */
+function apportion(weights: readonly number[], total: number): Int32Array {
+  const sum = weights.reduce((all, weight) => all + weight, 0);
+  const exact = weights.map((weight) => (weight / sum) * total);
+  const shares = Int32Array.from(exact, Math.floor);
+  const left = total - shares.reduce((all, share) => all + share, 0);
+  const byRemainder = exact
+    .map((value, c) => ({ c, remainder: value - Math.floor(value) }))
+    .sort((a, b) => b.remainder - a.remainder || a.c - b.c);
+  for (const { c } of byRemainder.slice(0, left)) (shares[c] as number)++;
+  return shares;
+}
+
+/** A number from 0 to `count - 1` for one image in one round: its flip, or which of its crops. */
 export function draw(
   seed: number | bigint,
   name: string,
-  epoch: number,
+  round: number,
   index: number,
   count: number,
 ): number {
-  return Number(deriveSeed(seed, `${name}/${epoch}`, index) % BigInt(count));
+  return Number(deriveSeed(seed, `${name}/${round}`, index) % BigInt(count));
 }

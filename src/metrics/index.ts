@@ -1,9 +1,41 @@
 /** The metrics floor's public names. */
 export type { LpipsNet } from "./backbones.js";
+export { type ClassifierConfig, FeatureClassifier } from "./classifier.js";
+export {
+  classAccuracy,
+  frechetDistance,
+  type InceptionScore,
+  inceptionScore,
+  type KernelOptions,
+  kernelDistance,
+  kernelDistanceOfSubsets,
+  type Moments,
+  MomentsAccumulator,
+  moments,
+} from "./distribution.js";
+export {
+  type BootstrapOptions,
+  bootstrap,
+  frechetInterval,
+  type Interval,
+} from "./distribution_bootstrap.js";
+export {
+  type DensityCoverage,
+  densityCoverage,
+  meanPairwiseDistance,
+  type Neighbours,
+  nearestNeighbours,
+  type PrecisionRecall,
+  precisionRecall,
+} from "./distribution_neighbours.js";
+export type { FeatureNetwork } from "./features.js";
+export { InceptionV3, inceptionClasses } from "./inception.js";
 export { latentCosine } from "./latent.js";
-export { LPIPS, type LpipsOptions, type LpipsReference } from "./lpips.js";
+export { LPIPS, type LpipsOptions } from "./lpips.js";
 export type { ChunkOptions } from "./pairs.js";
 export { type DiscriminatorOptions, NLayerDiscriminator } from "./patchgan.js";
+export { PerceptualDistance } from "./perceptual.js";
 export { l1, l1Map, l2, l2Map, msSsim, psnr, ssim, ssimMap } from "./pixel.js";
 export { RangeGuard } from "./range.js";
-export { type MetricNetwork, recogniseMetricNetwork } from "./recognise.js";
+export { type MetricNetwork, recogniseClassifier, recogniseMetricNetwork } from "./recognise.js";
+export type { UnitFeatures } from "./unit_features.js";

@@ -7,7 +7,7 @@
  */
 import { fileURLToPath } from "node:url";
 import { Buffer, Conv2d, init, type LoadReport, Module, type Readable, type StateDict } from "../nn/index.js";
-import { expected, functional as F, loadSafetensors, type Tensor, tensor, tidy } from "../torch/index.js";
+import { expected, loadSafetensors, type Tensor, tensor, tidy } from "../torch/index.js";
 import {
   atTaps,
   BACKBONES,
@@ -17,20 +17,17 @@ import {
   type LpipsNet,
   lpipsKey,
 } from "./backbones.js";
-import {
-  atLeastFloat32,
-  type ChunkOptions,
-  checkImages,
-  chunkOf,
-  joined,
-  pairUp,
-  portions,
-  ranges,
-} from "./pairs.js";
+import { atLeastFloat32, type ChunkOptions, checkImages, chunkOf, pairUp } from "./pairs.js";
 import { RangeGuard } from "./range.js";
-
-/** Added to the length of a feature vector before dividing by it. */
-const EPS = 1e-10;
+import {
+  checkPaired,
+  compareFeatures,
+  compareImages,
+  type Taps,
+  type TapWeight,
+  type UnitFeatures,
+  unitFeatures,
+} from "./unit_features.js";
 
 const HEADS_FILE = fileURLToPath(
   new URL("../../../src/metrics/weights/lpips_heads.safetensors", import.meta.url),
@@ -52,14 +49,6 @@ export interface LpipsOptions {
   heads?: Weights;
   /** Whether to check the range of all images; see {@link RangeGuard}. On where left out. */
   checkRange?: boolean;
-}
-
-/** Features of images, computed once for all their samples. A plain object: `tidy` finds the tensors in it. */
-export interface LpipsReference {
-  /** Of each tap: `[B, C, h, w]`, of length 1 over C. */
-  readonly features: readonly Tensor[];
-  /** Height and width of the images. */
-  readonly size: readonly [height: number, width: number];
 }
 
 /** One head: a 1 x 1 convolution without bias, under the key it has behind a dropout. */
@@ -95,6 +84,13 @@ export class LPIPS extends Module {
   readonly shift: Buffer;
   readonly scale: Buffer;
   readonly #heads: Head[];
+  readonly #taps: Taps = (images, use) =>
+    tidy(() => {
+      const { dtype } = (this.features[0] as Conv2d).weight;
+      const scaled = images.sub(this.shift).div(this.scale).to({ dtype });
+      return atTaps(this.net, this.features, scaled, use);
+    });
+  readonly #weightOf: TapWeight = (k) => atLeastFloat32((this.#heads[k] as Head).weight);
   readonly #guard: RangeGuard | null;
 
   /**
@@ -152,10 +148,11 @@ export class LPIPS extends Module {
    * @param images - float `[B, 3, H, W]` in [-1, 1].
    * @throws RangeError when the images are too small, or out of range; see {@link RangeGuard}.
    */
-  reference(images: Tensor, options: ChunkOptions = {}): LpipsReference {
+  reference(images: Tensor, options: ChunkOptions = {}): UnitFeatures {
     this.#check("LPIPS.reference", images);
     this.#guard?.checkImages(images);
-    return this.#reference(images, chunkOf("LPIPS.reference", options, images.size(2), images.size(3)));
+    const chunk = chunkOf("LPIPS.reference", options, images.size(2), images.size(3));
+    return unitFeatures(this.#taps, images, chunk);
   }
 
   /**
@@ -165,18 +162,18 @@ export class LPIPS extends Module {
    * @param samples - float `[B * G, 3, H, W]`, about [-1, 1]; sample n belongs to image floor(n / G).
    * @returns float32 `[B * G]`.
    */
-  distance(reference: LpipsReference, samples: Tensor, options: ChunkOptions = {}): Tensor {
+  distance(reference: UnitFeatures, samples: Tensor, options: ChunkOptions = {}): Tensor {
     const chunk = this.#checkSamples("LPIPS.distance", reference, samples, options);
-    return this.#compare(reference, samples, chunk, false);
+    return compareFeatures(this.#taps, this.#weightOf, reference, samples, chunk, false);
   }
 
   /**
    * {@link distance} before its mean over positions, each tap's map enlarged to the images by bilinear interpolation:
    * float32 `[B * G, H, W]`. Its mean is the distance but for what the interpolation moves across the border.
    */
-  distanceMap(reference: LpipsReference, samples: Tensor, options: ChunkOptions = {}): Tensor {
+  distanceMap(reference: UnitFeatures, samples: Tensor, options: ChunkOptions = {}): Tensor {
     const chunk = this.#checkSamples("LPIPS.distanceMap", reference, samples, options);
-    return this.#compare(reference, samples, chunk, true);
+    return compareFeatures(this.#taps, this.#weightOf, reference, samples, chunk, true);
   }
 
   /**
@@ -187,76 +184,12 @@ export class LPIPS extends Module {
    * @returns float32 `[B * G]`.
    */
   forward(images: Tensor, samples: Tensor, options: ChunkOptions = {}): Tensor {
-    const { images: b, perImage, height, width } = pairUp("LPIPS", images, samples);
+    const { height, width } = pairUp("LPIPS", images, samples);
     this.#check("LPIPS", images);
     const chunk = chunkOf("LPIPS", options, height, width);
     this.#guard?.checkImages(images);
     this.#guard?.checkSamples(samples);
-    return tidy(() => {
-      const parts = ranges(b, Math.max(1, Math.floor(chunk / perImage))).map(([start, count]) =>
-        tidy(() => {
-          const reference = this.#reference(images.narrow(0, start, count), chunk);
-          return this.#compare(
-            reference,
-            samples.narrow(0, start * perImage, count * perImage),
-            chunk,
-            false,
-          );
-        }),
-      );
-      return joined(parts);
-    });
-  }
-
-  #reference(images: Tensor, chunk: number): LpipsReference {
-    return tidy(() => {
-      const parts = ranges(images.size(0), chunk).map(([start, count]) =>
-        this.#atTaps(images.narrow(0, start, count), (features) => features),
-      );
-      const taps = parts[0] as Tensor[];
-      const features = taps.map((_, k) => joined(parts.map((part) => part[k] as Tensor)));
-      return { features, size: [images.size(2), images.size(3)] };
-    });
-  }
-
-  #compare(reference: LpipsReference, samples: Tensor, chunk: number, isMap: boolean): Tensor {
-    const b = (reference.features[0] as Tensor).size(0);
-    const perImage = samples.size(0) / b;
-    const [height, width] = reference.size;
-    return tidy(() => {
-      const parts = portions(b, perImage, chunk).map((part) =>
-        tidy(() => {
-          const start = part.image * perImage + part.sample;
-          const count = part.images * part.samples;
-          const terms = this.#atTaps(samples.narrow(0, start, count), (features, k) => {
-            const own = (reference.features[k] as Tensor).narrow(0, part.image, part.images).unsqueeze(1);
-            const squared = features.unflatten(0, [part.images, part.samples]).sub(own).square(); // [b, g, C, h, w]
-            const weight = atLeastFloat32((this.#heads[k] as Head).weight);
-            if (!isMap) return squared.mean([3, 4]).mul(weight).sum(2).flatten();
-            const map = squared
-              .mul(weight.reshape(-1, 1, 1))
-              .sum(2)
-              .flatten(0, 1)
-              .unsqueeze(1); // [b * g, 1, h, w]
-            return F.interpolate(map, { size: [height, width], mode: "bilinear" }).squeeze(1);
-          });
-          return terms.reduce((sum, term) => sum.add(term));
-        }),
-      );
-      return joined(parts);
-    });
-  }
-
-  /** Use the features of images at each tap, divided by their length over the channels. */
-  #atTaps<T>(images: Tensor, use: (features: Tensor, k: number) => T): T[] {
-    return tidy(() => {
-      const { dtype } = (this.features[0] as Conv2d).weight;
-      const scaled = images.sub(this.shift).div(this.scale).to({ dtype });
-      return atTaps(this.net, this.features, scaled, (output, k) => {
-        const wide = atLeastFloat32(output);
-        return use(wide.div(wide.norm(2, 1, true).add(EPS)), k);
-      });
-    });
+    return compareImages(this.#taps, this.#weightOf, images, samples, chunk);
   }
 
   #check(where: string, images: Tensor): void {
@@ -273,16 +206,10 @@ export class LPIPS extends Module {
     );
   }
 
-  #checkSamples(where: string, reference: LpipsReference, samples: Tensor, options: ChunkOptions): number {
-    checkImages(where, samples, "samples");
-    const [height, width] = reference.size;
-    const b = (reference.features[0] as Tensor).size(0);
-    const isPaired = Number.isInteger(samples.size(0) / b);
-    if (!isPaired || samples.size(2) !== height || samples.size(3) !== width) {
-      throw expected(where, `samples [${b} * G, 3, ${height}, ${width}]`, samples);
-    }
+  #checkSamples(where: string, reference: UnitFeatures, samples: Tensor, options: ChunkOptions): number {
+    const chunk = checkPaired(where, reference, samples, options);
     this.#guard?.checkSamples(samples);
-    return chunkOf(where, options, height, width);
+    return chunk;
   }
 }
 

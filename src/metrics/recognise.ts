@@ -2,6 +2,8 @@
  * Which metric's network a file holds, judged by names and shapes alone.
  */
 import { BACKBONES, backboneShapes, headKey, lpipsKey } from "./backbones.js";
+import { type ClassifierConfig, classifierShapes } from "./classifier.js";
+import { FID_CLASSES, inceptionClasses } from "./inception.js";
 
 /** What {@link recogniseMetricNetwork} can tell. */
 export type MetricNetwork =
@@ -14,13 +16,16 @@ export type MetricNetwork =
   | "LPIPS vgg"
   | "LPIPS alex"
   | "LPIPS squeeze"
-  | "PatchGAN discriminator";
+  | "PatchGAN discriminator"
+  | "Inception v3 (FID)"
+  | "Inception v3 (torchvision)";
 
 type Shapes = Readonly<Record<string, readonly number[]>>;
 
 /**
  * Name the network that a state dict's shapes are those of: a backbone with or without its classifier, heads of
- * LPIPS, both together, or a PatchGAN of any width and depth.
+ * LPIPS, both together, a PatchGAN of any width and depth, or Inception v3, which has 1008 classes where it is the one
+ * of FIDs.
  *
  * @param shapes - by key, wrappers such as `discriminator.` taken off.
  * @returns null for anything else, a backbone with a layer too many included.
@@ -39,7 +44,24 @@ export function recogniseMetricNetwork(shapes: Shapes): MetricNetwork | null {
     if (isSame(own, backbone)) return `torchvision ${torchvision}` as MetricNetwork;
     if (isSame(own, heads)) return `LPIPS heads ${net}`;
   }
-  return isDiscriminator(shapes) ? "PatchGAN discriminator" : null;
+  if (isDiscriminator(shapes)) return "PatchGAN discriminator";
+  const numClasses = inceptionClasses(shapes);
+  if (numClasses === null) return null;
+  return numClasses === FID_CLASSES ? "Inception v3 (FID)" : "Inception v3 (torchvision)";
+}
+
+/** The sizes of the {@link FeatureClassifier} that a state dict's shapes are those of, or null. */
+export function recogniseClassifier(shapes: Shapes): Required<Omit<ClassifierConfig, "classNames">> | null {
+  const widthOf = (key: string): number | undefined => shapes[key]?.[0];
+  const numClasses = widthOf("head.weight");
+  const widths = [widthOf("stem.weight")];
+  while (widths.at(-1) !== undefined) widths.push(widthOf(`blocks.${widths.length - 1}.0.conv1.weight`));
+  let depth = 0;
+  while (widthOf(`blocks.0.${depth}.conv1.weight`) !== undefined) depth++;
+  const known = widths.filter((width) => width !== undefined);
+  if (numClasses === undefined || known.length < 2) return null;
+  const config = { numClasses, widths: known, depth };
+  return isSame(shapes, classifierShapes(config)) ? config : null;
 }
 
 function isSame(a: Shapes, b: Shapes): boolean {

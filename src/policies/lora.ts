@@ -4,9 +4,10 @@
  *
  * Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
  */
-import { Linear, Module, type Parameter } from "../nn/index.js";
+import { Linear, Module, type Parameter, type StateDict } from "../nn/index.js";
 import { expected, functional as F, keep, noGrad, type Tensor, tidy } from "../torch/index.js";
 import { placeOf, zeroLinear } from "./layers.js";
+import type { ArPolicy, Condition, DecodeCache } from "./policy.js";
 
 /** Names of the projections inside the blocks of all policies here. */
 export const LORA_TARGETS: readonly string[] = [
@@ -53,6 +54,8 @@ class Adapter extends Module {
 
 /** A layer under adaptation. */
 interface Adapted {
+  /** Of the layer in its module. */
+  readonly path: string;
   readonly layer: Linear;
   readonly adapter: Adapter;
   /** The layer's own weight, while the adapter is merged into it. */
@@ -88,7 +91,7 @@ export class Lora extends Module {
       Object.defineProperty(this, path, { value: adapter, enumerable: true });
       const plain = layer.forward.bind(layer);
       layer.forward = (x) => this.#apply(layer, adapter, x, plain(x));
-      return { layer, adapter, original: null };
+      return { path, layer, adapter, original: null };
     });
   }
 
@@ -132,15 +135,30 @@ export class Lora extends Module {
       noGrad(() =>
         tidy(() => {
           adapted.original = keep(weight.clone());
-          const { lora_A, lora_B } = adapted.adapter;
-          const sum = weight
-            .to({ dtype: lora_A.weight.dtype })
-            .add(lora_B.weight.matmul(lora_A.weight), this.#scale);
-          weight.copy_(sum);
+          weight.copy_(this.#sum(adapted));
         }),
       );
     }
     this.#isMerged = true;
+  }
+
+  /** A layer's weight and its adapter's, in the adapter's dtype. */
+  #sum({ layer, adapter: { lora_A, lora_B } }: Adapted): Tensor {
+    const wide = layer.weight.to({ dtype: lora_A.weight.dtype });
+    return wide.add(lora_B.weight.matmul(lora_A.weight), this.#scale);
+  }
+
+  /**
+   * What {@link merge} would make of the adapted layers' weights, as new tensors under the keys of the adapted module:
+   * `{ ...policy.stateDict(), ...lora.mergedWeights() }` is a policy without adapters. The layers stay as they are.
+   */
+  mergedWeights(): StateDict {
+    if (this.#isMerged) return {};
+    const entries = this.#adapted.map((adapted) => {
+      const { dtype } = adapted.layer.weight;
+      return [`${adapted.path}.weight`, noGrad(() => tidy(() => this.#sum(adapted).to({ dtype })))] as const;
+    });
+    return Object.fromEntries(entries);
   }
 
   /** Put the layers' weights back, bit for bit. */
@@ -206,4 +224,71 @@ export function addLora(module: Module, options: LoraOptions): Lora {
     }
   }
   return new Lora(module, layers, options);
+}
+
+/**
+ * The policy that a policy was before it got its adapters, in the same memory: every call runs with the adapters off.
+ * A reference for a divergence that costs no second copy. It has no parameters of its own, and ends with the adapters.
+ */
+export class WithoutAdapters extends Module implements ArPolicy {
+  readonly #policy: ArPolicy;
+  readonly #lora: Lora;
+
+  constructor(policy: ArPolicy, lora: Lora) {
+    super();
+    this.#policy = policy;
+    this.#lora = lora;
+  }
+
+  get vocabSize(): number {
+    return this.#policy.vocabSize;
+  }
+
+  get blockSize(): number {
+    return this.#policy.blockSize;
+  }
+
+  get hiddenSize(): number {
+    return this.#policy.hiddenSize;
+  }
+
+  get options(): object {
+    return this.#policy.options;
+  }
+
+  get gradientCheckpointing(): boolean {
+    return this.#policy.gradientCheckpointing;
+  }
+
+  hidden(tokens: Tensor, condition: Condition): Tensor {
+    return this.#lora.withAdaptersOff(() => this.#policy.hidden(tokens, condition));
+  }
+
+  logits(hidden: Tensor): Tensor {
+    return this.#lora.withAdaptersOff(() => this.#policy.logits(hidden));
+  }
+
+  forward(tokens: Tensor, condition: Condition): Tensor {
+    return this.#lora.withAdaptersOff(() => this.#policy.forward(tokens, condition));
+  }
+
+  nullCondition(condition: Condition): Condition {
+    return this.#lora.withAdaptersOff(() => this.#policy.nullCondition(condition));
+  }
+
+  openCache(batch: number, options?: { maxLen?: number }): DecodeCache {
+    return this.#policy.openCache(batch, options);
+  }
+
+  prefill(cache: DecodeCache, tokens: Tensor, condition: Condition): Tensor {
+    return this.#lora.withAdaptersOff(() => this.#policy.prefill(cache, tokens, condition));
+  }
+
+  decode(cache: DecodeCache, token: Tensor): Tensor {
+    return this.#lora.withAdaptersOff(() => this.#policy.decode(cache, token));
+  }
+
+  repeatCache(cache: DecodeCache, times: number, into?: DecodeCache): DecodeCache {
+    return this.#policy.repeatCache(cache, times, into);
+  }
 }

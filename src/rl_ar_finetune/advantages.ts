@@ -1,12 +1,15 @@
 /**
- * From rewards to advantages: whitening, groups, leave-one-out, and generalised advantage estimation.
+ * From rewards to advantages: whitening, groups, leave-one-out, returns by place, and generalised advantage estimation.
  *
  * Statistics are taken in two passes in float64: the rewards of a group may differ by 1e-4 of their size, where
  * `E[x^2] - E[x]^2` in float32 is noise. Deviations from the papers:
  * - a group whose standard deviation is no more than `minStd` of its largest |reward| is constant: its advantages are
  *   exactly 0 and it is counted, where the papers divide rounding errors by a small constant;
  * - the constant added to the standard deviation is relative to the rewards (1e-8 of them), so that it never shrinks
- *   the advantages of a small but clean spread; `absoluteEpsilon` is the papers' own.
+ *   the advantages of a small but clean spread; `absoluteEpsilon` is the papers' own;
+ * - where every code has a return of its own, which the papers do not have, the group's mean is taken place by place
+ *   (what is hard to draw at a place is the same for all of a group) and its standard deviation over all places, so
+ *   that places where much is at stake keep more weight than others.
  */
 import { expected, onesLike, stack, type Tensor, tidy, where, zerosLike } from "../torch/index.js";
 
@@ -14,7 +17,7 @@ import { expected, onesLike, stack, type Tensor, tidy, where, zerosLike } from "
 export interface Advantages {
   /** float64, in the shape of the rewards; no gradient. */
   readonly advantages: Tensor;
-  /** bool `[B]`: groups whose rewards are all the same. */
+  /** bool `[B]`: groups whose rewards are all the same, at every place. */
   readonly isConstant: Tensor;
 }
 
@@ -29,14 +32,28 @@ export interface SpreadOptions {
 }
 
 /**
+ * What is still to come at each place: `sum over s >= t of decay^(s - t) r_s`.
+ *
+ * 0 leaves each place its own reward, 1 gives it all later ones too.
+ *
+ * @param rewards - float `[..., T]`.
+ * @returns float64 `[..., T]`.
+ */
+export function returnsToGo(rewards: Tensor, decay: number): Tensor {
+  if (!(decay >= 0 && decay <= 1)) throw expected("returnsToGo", "a decay in [0, 1]", decay);
+  return tidy(() => gae(rewards, zerosLike(rewards), { gamma: 1, lambda: decay }).advantages);
+}
+
+/**
  * Rewards whitened over the whole batch: `(r - mean) / std`, the seed's REINFORCE advantage.
  *
- * @param rewards - float `[B, G]` or `[N]`.
+ * @param rewards - float `[B, G]` or `[N]`; `[B, G, T]` for a return a code.
  * @returns `isConstant` has one element: whether all rewards are the same.
  */
 export function standardizedAdvantages(rewards: Tensor, options: SpreadOptions = {}): Advantages {
   return tidy(() => {
-    const flat = rewards.detach().reshape(1, -1);
+    const places = rewards.ndim === 3 ? [rewards.size(2)] : [];
+    const flat = rewards.detach().reshape(1, -1, ...places);
     requireSeveral("standardizedAdvantages", flat);
     const { advantages, isConstant } = groupAdvantages(flat, { ...options, scale: "group" });
     return { advantages: advantages.reshape(...rewards.shape), isConstant };
@@ -47,9 +64,9 @@ export function standardizedAdvantages(rewards: Tensor, options: SpreadOptions =
  * Rewards against the mean of their group, `r - mean_g`, over the standard deviation of the group (GRPO), of all
  * rewards, or over nothing (Dr. GRPO).
  *
- * With `"group"` no advantage exceeds `(G - 1) / sqrt(G)`.
+ * With `"group"` no advantage exceeds `(G - 1) / sqrt(G)`, or with returns by place that times `sqrt(T)`.
  *
- * @param rewards - float `[B, G]`, G >= 2.
+ * @param rewards - float `[B, G]`, or `[B, G, T]` for a return a code; G >= 2.
  * @see Shao et al. 2024, "DeepSeekMath", sec. 4.1.2; Liu et al. 2025, "Understanding R1-Zero-Like Training", sec. 3.2.
  */
 export function groupAdvantages(
@@ -59,16 +76,15 @@ export function groupAdvantages(
   const { scale = "group", epsilon = 1e-8, absoluteEpsilon = 0, minStd = 1e-6 } = options;
   return tidy(() => {
     requireSeveral("groupAdvantages", rewards);
-    const { r, centered, isConstant } = center(rewards, minStd);
+    const { centered, isConstant, std, size } = center(rewards, minStd);
     const zero = zerosLike(centered);
     if (scale === "none")
-      return { advantages: where(isConstant, zero, centered), isConstant: isConstant.squeeze(1) };
-    const over = scale === "group" ? r : r.reshape(1, -1);
-    const std = over.std(1, { keepdim: true }); // [B, 1] or [1, 1], n - 1
-    const least = over.abs().amax(1, true).mul(epsilon).add(absoluteEpsilon);
+      return { advantages: where(isConstant, zero, centered), isConstant: isConstant.flatten() };
+    const all = scale === "group" ? { std, size } : center(rewards.flatten(0, 1).unsqueeze(0), minStd);
+    const least = all.size.mul(epsilon).add(absoluteEpsilon);
     return {
-      advantages: where(isConstant, zero, centered.div(std.add(least))),
-      isConstant: isConstant.squeeze(1),
+      advantages: where(isConstant, zero, centered.div(all.std.add(least))),
+      isConstant: isConstant.flatten(),
     };
   });
 }
@@ -76,7 +92,7 @@ export function groupAdvantages(
 /**
  * Rewards against the mean of the others of their group: `G / (G - 1) * (r - mean_g)`.
  *
- * @param rewards - float `[B, G]`, G >= 2.
+ * @param rewards - float `[B, G]`, or `[B, G, T]` for a return a code; G >= 2.
  * @see Ahmadian et al. 2024, "Back to Basics: Revisiting REINFORCE Style Optimization", arXiv 2402.14740.
  */
 export function rlooAdvantages(rewards: Tensor, options: Pick<SpreadOptions, "minStd"> = {}): Advantages {
@@ -85,24 +101,38 @@ export function rlooAdvantages(rewards: Tensor, options: Pick<SpreadOptions, "mi
     const { centered, isConstant } = center(rewards, options.minStd ?? 1e-6);
     const g = rewards.size(1);
     const advantages = where(isConstant, zerosLike(centered), centered.mul(g / (g - 1)));
-    return { advantages, isConstant: isConstant.squeeze(1) };
+    return { advantages, isConstant: isConstant.flatten() };
   });
 }
 
+/** What is known of groups; all but `centered` are `[B, 1]` or `[B, 1, 1]`. */
+interface Centered {
+  /** Less the group's mean, at each place. */
+  readonly centered: Tensor;
+  /** n - 1, over the group and all its places. */
+  readonly std: Tensor;
+  /** Largest |reward|. */
+  readonly size: Tensor;
+  readonly isConstant: Tensor;
+}
+
 /** Two passes: the mean, then what is left. NaN stays NaN, so that an update sees it. */
-function center(rewards: Tensor, minStd: number): { r: Tensor; centered: Tensor; isConstant: Tensor } {
+function center(rewards: Tensor, minStd: number): Centered {
   const r = rewards.detach().double();
-  const centered = r.sub(r.mean(1, { keepdim: true })); // [B, G]
+  const [, g, t = 1] = r.shape as [number, number, number?];
+  const group = r.ndim === 3 ? [1, 2] : [1];
+  const centered = r.sub(r.mean(1, { keepdim: true })); // [B, G] or [B, G, T]
   const std = centered
     .square()
-    .sum(1, { keepdim: true })
-    .div(rewards.size(1) - 1)
+    .sum(group, { keepdim: true })
+    .div((g - 1) * t)
     .sqrt();
-  return { r, centered, isConstant: std.le(r.abs().amax(1, true).mul(minStd)) };
+  const size = r.abs().amax(group, true);
+  return { centered, std, size, isConstant: std.le(size.mul(minStd)) };
 }
 
 function requireSeveral(name: string, rewards: Tensor): void {
-  if (rewards.ndim !== 2) throw expected(name, "rewards [B, G]", rewards);
+  if (rewards.ndim !== 2 && rewards.ndim !== 3) throw expected(name, "rewards [B, G] or [B, G, T]", rewards);
   if (rewards.size(1) < 2) {
     throw expected(
       name,

@@ -2,8 +2,20 @@
  * From names and files to parts: the one place that knows concrete tokenizers and policies. What it builds goes on
  * as interfaces.
  */
-import { LPIPS, type LpipsNet, NLayerDiscriminator, recogniseMetricNetwork } from "../metrics/index.js";
-import { AdamW, init, type Parameter } from "../nn/index.js";
+import {
+  type ClassifierConfig,
+  type DiscriminatorOptions,
+  FeatureClassifier,
+  type FeatureNetwork,
+  InceptionV3,
+  inceptionClasses,
+  LPIPS,
+  type LpipsNet,
+  NLayerDiscriminator,
+  PerceptualDistance,
+  recogniseMetricNetwork,
+} from "../metrics/index.js";
+import { AdamW, init, type Module, type Parameter } from "../nn/index.js";
 import {
   type ArPolicy,
   buildPolicy,
@@ -17,25 +29,41 @@ import {
 import {
   buildTokenizer,
   buildTokenizerFrozen,
+  createTokenizer,
   type FrozenTokenizer,
   IBQ,
   type IBQArgs,
   ibqConfig,
   recogniseTokenizer,
+  TOKENIZER_PRESETS,
   type TokenizerConfig,
   type TokenizerDescription,
+  type TokenizerModel,
+  type TokenizerPreset,
   VQModel,
 } from "../tokenizers/index.js";
 import {
+  arange,
   type Device,
   type DType,
   expected,
+  noGrad,
   openWeights,
   requireDevice,
   type Tensor,
+  tidy,
   type WeightsFile,
 } from "../torch/index.js";
+import {
+  describeWeights,
+  type StatedSizes,
+  statedConfig,
+  statedSizes,
+  wrongKind,
+} from "./describe_weights.js";
 
+export { type DescribeOptions, describeWeights, type ModelDescription } from "./describe_weights.js";
+export { addLora, WithoutAdapters } from "../policies/index.js";
 export { buildTokenizerFrozen };
 
 /** Where a model goes, and which of a file's weights it takes. */
@@ -45,84 +73,6 @@ export interface OpenOptions {
   wrapper?: string;
   /** The running average of the weights, or the weights of the last step; the average where there is one. */
   weights?: "raw" | "ema";
-}
-
-/** What a file of weights was found to be. */
-export type ModelDescription =
-  | { readonly kind: "tokenizer"; readonly tokenizer: TokenizerDescription }
-  | { readonly kind: "policy"; readonly policy: PolicyDescription }
-  | { readonly kind: "metric"; readonly network: string };
-
-/** Sizes that a file of ours states because shapes do not tell them. */
-interface StatedSizes {
-  nHead?: number;
-  blockSize?: number;
-  numClasses?: number;
-}
-
-/** What {@link describeWeights} may be told in place of finding it out. */
-export interface DescribeOptions extends StatedSizes {
-  weights?: "raw" | "ema";
-  /** What the caller knows of a tokenizer; see {@link recogniseTokenizer}. */
-  tokenizerConfig?: Partial<TokenizerConfig>;
-}
-
-/**
- * Say which model a file of weights holds, from its header alone.
- *
- * @returns null when it is none that is known here.
- * @throws RangeError when it is a known one that is not whole.
- */
-export function describeWeights(file: WeightsFile, options: DescribeOptions = {}): ModelDescription | null {
-  const { shapes } = file;
-  const { weights, tokenizerConfig, ...sizes } = options;
-  const stated = statedConfig(file);
-  const network = recogniseMetricNetwork(shapes);
-  if (network !== null) return { kind: "metric", network };
-  // A transformer's file may hold its tokenizer as well, which then is the lesser part.
-  const policy = recognisePolicy(shapes, { where: file.path, ...statedSizes(stated), ...sizes });
-  if (policy !== null) return { kind: "policy", policy };
-  const config = { ...(stated as Partial<TokenizerConfig>), ...tokenizerConfig };
-  const tokenizer = recogniseTokenizer(shapes, { config, ...(weights && { weights }) });
-  return tokenizer === null ? null : { kind: "tokenizer", tokenizer };
-}
-
-/** The configuration that `rlar convert` and the trainers write beside the weights. */
-function statedConfig(file: WeightsFile): Record<string, unknown> {
-  const text = file.metadata.config;
-  if (text === undefined) return {};
-  try {
-    return JSON.parse(text) as Record<string, unknown>;
-  } catch {
-    throw expected(`${file.path}: metadata.config`, "JSON", text.slice(0, 40), "Convert the file again");
-  }
-}
-
-function statedSizes(config: Record<string, unknown>): StatedSizes {
-  const sizes: StatedSizes = {};
-  const numClasses = config.numClasses ?? config.classNum;
-  if (typeof config.nHead === "number") sizes.nHead = config.nHead;
-  if (typeof config.blockSize === "number") sizes.blockSize = config.blockSize;
-  if (typeof numClasses === "number") sizes.numClasses = numClasses;
-  return sizes;
-}
-
-function wrongKind(
-  path: string,
-  wanted: string,
-  found: ModelDescription | null,
-  file: WeightsFile,
-): RangeError {
-  const names = file.names.slice(0, 3).join(", ");
-  const got =
-    found === null
-      ? `${file.names.length} tensors of an unknown model (${names}, ...)`
-      : found.kind === "metric"
-        ? found.network
-        : found.kind === "policy"
-          ? `a policy (${found.policy.family})`
-          : `a tokenizer (${found.tokenizer.name})`;
-  return expected(path, wanted, got, "rlar inspect FILE shows what is in it");
 }
 
 /** A loaded tokenizer and what its file was found to be. */
@@ -148,6 +98,17 @@ export function openTokenizer(
   if (description === null) throw wrongKind(path, "a tokenizer", describeWeights(file), file);
   const model = buildTokenizer(description, (key) => file.tensor(key));
   return { tokenizer: buildTokenizerFrozen(model.to({ device })), description };
+}
+
+/** A tokenizer with random weights: a named one, with sizes of its own where `changes` has them. */
+export function buildTokenizerModel(
+  preset: TokenizerPreset,
+  changes: Partial<TokenizerConfig> = {},
+): TokenizerModel {
+  const base = TOKENIZER_PRESETS[preset];
+  // Attention is at the lowest resolution, however many there are.
+  const attnLevels = [(changes.chMult ?? base.chMult).length - 1];
+  return createTokenizer({ ...base, attnLevels, ...changes });
 }
 
 /** A loaded policy and what its file was found to be. */
@@ -345,6 +306,88 @@ export function openLpips(path: string, options: { device?: Device } = {}): LPIP
   return new LPIPS({ net, backbone }).to({ device });
 }
 
+/** A classifier of random weights, to train. */
+export function buildClassifier(config: ClassifierConfig): FeatureClassifier {
+  return new FeatureClassifier(config);
+}
+
+/**
+ * A classifier that `rlar classifier` trained, frozen. Its `name` has the path, for the numbers that it gives.
+ *
+ * @throws RangeError when the file holds none, or a weight is not finite.
+ */
+export function openClassifier(path: string, options: { device?: Device } = {}): FeatureClassifier {
+  const { device = "cpu" } = options;
+  requireDevice(device);
+  using file = openWeights(path);
+  const found = describeWeights(file);
+  if (found?.kind !== "classifier") throw wrongKind(path, "a classifier of rlar classifier", found, file);
+  const model = init.skipInit(() => new FeatureClassifier(found.config));
+  loadFinite(model, file);
+  model.name = `classifier of ${found.config.numClasses} classes (${path})`;
+  return model.eval().requiresGrad_(false).to({ device });
+}
+
+/** Fill a module from a file, all of it. */
+function loadFinite(model: Module, file: WeightsFile): void {
+  const weights = file.names.map((name) => {
+    return [name, { shape: file.info(name).shape, read: () => file.tensor(name) }] as const;
+  });
+  model.loadStateDict(Object.fromEntries(weights));
+  for (const [name, value] of Object.entries(model.stateDict())) {
+    if (tidy(() => value.isfinite().all().item()) === 1) continue;
+    throw expected(`${file.path}: ${name}`, "finite weights", "some that are not", "Take another checkpoint");
+  }
+}
+
+/**
+ * A network whose features describe images, told by its file: a classifier of `rlar classifier`, or Inception v3 with
+ * the weights of published FIDs or torchvision's. Its `name` says which.
+ *
+ * @throws RangeError when the file holds none, or a weight is not finite.
+ */
+export function openFeatureNetwork(
+  path: string,
+  options: { device?: Device } = {},
+): FeatureNetwork & Disposable {
+  const { device = "cpu" } = options;
+  requireDevice(device);
+  using file = openWeights(path);
+  const found = describeWeights(file);
+  if (found?.kind === "classifier") return openClassifier(path, options);
+  const numClasses = inceptionClasses(file.shapes);
+  if (numClasses === null) {
+    throw wrongKind(path, "a classifier of rlar classifier, or Inception v3", found, file);
+  }
+  const model = init.skipInit(() => new InceptionV3(numClasses));
+  loadFinite(model, file);
+  return model.to({ device });
+}
+
+/** The perceptual distance in the features of a classifier's file; see {@link openClassifier}. */
+export function openPerceptual(path: string, options: { device?: Device } = {}): PerceptualDistance {
+  return new PerceptualDistance(openClassifier(path, options));
+}
+
+/** A network that says how far apart images look, told by its file: LPIPS, or the distance of a classifier. */
+export function openDistance(
+  path: string,
+  options: { device?: Device } = {},
+): { name: "lpips" | "perceptual"; network: LPIPS | PerceptualDistance } {
+  using file = openWeights(path);
+  if (describeWeights(file)?.kind !== "classifier") {
+    return { name: "lpips", network: openLpips(path, options) };
+  }
+  // Batches of a data set are in range, however bright.
+  const network = new PerceptualDistance(openClassifier(path, options), { checkRange: false });
+  return { name: "perceptual", network };
+}
+
+/** PatchGAN's discriminator with random weights, to train. */
+export function buildDiscriminator(options: DiscriminatorOptions): NLayerDiscriminator {
+  return new NLayerDiscriminator(options);
+}
+
 /**
  * PatchGAN's discriminator from a file of its own or from a tokenizer's training, under any of the usual prefixes.
  *
@@ -396,6 +439,32 @@ export function clonePolicy(policy: ArPolicy): ArPolicy {
   copy.loadStateDict(policy.stateDict());
   const [first] = policy.parameters();
   return first === undefined ? copy : copy.to({ dtype: first.dtype, device: first.device as Device });
+}
+
+/**
+ * What a policy needs to start from a tokenizer's codebook: its rows as the decoder reads them, float32 `[V, C]`.
+ *
+ * @throws RangeError for a tokenizer of the user's own, whose codebook is not known here.
+ */
+export function codebookOf(tokenizer: FrozenTokenizer): { codebook: Tensor; nCodebookEmbd: number } {
+  const { vq, codebookSize } = tokenizer;
+  if (!(vq instanceof IBQ || vq instanceof VQModel)) {
+    const remedy = "Leave usePretrainedCodebook out";
+    throw expected("ar.extra.usePretrainedCodebook", "an IBQ or VQ tokenizer", vq, remedy);
+  }
+  const codebook = noGrad(() =>
+    tidy(() => {
+      const device = vq.parameters()[0]?.device as Device;
+      const codes = arange(0, codebookSize, 1, { device }).unsqueeze(0);
+      return vq.quantize
+        .getCodebookEntry(codes, [1, codebookSize])
+        .flatten(2)
+        .select(0, 0)
+        .transpose(0, 1)
+        .float();
+    }),
+  );
+  return { codebook, nCodebookEmbd: codebook.size(1) };
 }
 
 /**

@@ -24,7 +24,7 @@ import { join } from "node:path";
 import type { StateDict } from "../nn/index.js";
 import { replaceFile, writeAll } from "../torch/files.js";
 import { expected, expectedType, loadSafetensors, saveSafetensors, type Tensor } from "../torch/index.js";
-import { ConfigError, type TrainConfig } from "./config.js";
+import { ConfigError, type ConfigKind, type TrainConfig } from "./config.js";
 import {
   type ConfigChange,
   changesText,
@@ -34,6 +34,7 @@ import {
 } from "./config_docs.js";
 import { type Versions, versions } from "./environment.js";
 import { decodeData, encodeData, type PlainData } from "./plain_data.js";
+import { trainKind } from "./train_kind.js";
 
 /** The format of the folder; another number is refused. */
 const FORMAT = 1;
@@ -226,7 +227,8 @@ function recordOf(folder: string, name: string): FileRecord {
   return { name, bytes: statSync(path).size, sha256: sha256Of(path) };
 }
 
-function sha256Of(path: string): string {
+/** SHA-256 of a file, in hexadecimal. */
+export function sha256Of(path: string): string {
   const hash = createHash("sha256");
   const buffer = Buffer.allocUnsafe(2 ** 20);
   const fd = openSync(path, "r");
@@ -257,14 +259,15 @@ export interface RunIdentity {
  * @returns all keys that differ, to be told to the user.
  * @throws ConfigError with every difference that matters, unless forced.
  */
-export function requireSameRun(
+export function requireSameRun<T extends object = TrainConfig>(
   saved: RunIdentity,
-  now: { readonly config: TrainConfig; readonly data: string | null },
+  now: { readonly config: T; readonly kind?: ConfigKind<T>; readonly data: string | null },
   options: { force?: boolean } = {},
 ): ConfigChange[] {
-  const changes = diffConfigs(saved.config, plainConfig(now.config));
+  const { config, kind = trainKind as unknown as ConfigKind<T> } = now;
+  const changes = diffConfigs(saved.config, plainConfig(config, kind));
   if (options.force === true) return changes;
-  const serious = changesThatMatter(changes, now.config);
+  const serious = changesThatMatter(changes, config, kind);
   const problems: string[] = [];
   if (serious.length > 0) {
     const list = changesText(serious).replaceAll("\n", "; ");

@@ -1,5 +1,5 @@
 /**
- * A training configuration from what a user gave: defaults, then a preset, a file, a program's values and the command
+ * A configuration from what a user gave: defaults, then a preset, a file, a program's values and the command
  * line, each over the one before. Every problem is found at once, each with its place.
  */
 import type * as z from "zod";
@@ -14,11 +14,11 @@ import {
   layerOfYaml,
   shown,
 } from "./config_input.js";
-import { missingParts, notesOf, type Origins, problemsOf } from "./config_rules.js";
-import { configKeys, configSchema, isSection, keyAt } from "./config_schema.js";
-import type { TrainConfig, TrainConfigInput } from "./config_types.js";
-import { type PresetName, presets } from "./presets.js";
+import type { ConfigKind, KeyTable, Origins } from "./config_kind.js";
+import type { ConfigInput, TrainConfig } from "./config_types.js";
+import { trainKind } from "./train_kind.js";
 
+export type { ConfigKind } from "./config_kind.js";
 export { type BatchNumbers, batchNumbers, sharesContext } from "./config_rules.js";
 export { CONFIG_ALIASES } from "./config_schema.js";
 export type * from "./config_types.js";
@@ -41,15 +41,15 @@ export class ConfigError extends RangeError {
 }
 
 /** Where values come from; later ones win. */
-export interface ConfigSources {
+export interface ConfigSources<T extends object = TrainConfig> {
   /** Overridden by a `preset` in the file, and that by one in `values` or `overrides`. */
-  readonly preset?: PresetName;
+  readonly preset?: string;
   /** A YAML or JSON file. */
   readonly file?: string;
   /** The same as text, as a checkpoint or an editor has it. */
   readonly text?: string;
   /** From a program: objects such as a dataloader, a policy or a reward function may be among them. */
-  readonly values?: TrainConfigInput;
+  readonly values?: ConfigInput<T>;
   /** From a command line: `rollout.temperature=0.9`, values in YAML's syntax. */
   readonly overrides?: readonly string[];
   /** Whether data, tokenizer and policy must be named; true where left out. */
@@ -57,9 +57,10 @@ export interface ConfigSources {
 }
 
 /** A configuration, and what to tell the user before it is used. */
-export interface ResolvedConfig {
+export interface ResolvedConfig<T extends object = TrainConfig> {
+  readonly kind: ConfigKind<T>;
   /** Every key present, frozen. */
-  readonly config: TrainConfig;
+  readonly config: T;
   /** Combinations that are allowed and likely to disappoint, a sentence or two each. */
   readonly notes: readonly string[];
 }
@@ -70,19 +71,29 @@ export interface ResolvedConfig {
  * Keys may be in camelCase or snake_case, and have the names in {@link CONFIG_ALIASES}. `null` unsets a value, a list
  * replaces the whole list before it.
  *
+ * @param kind - which command it configures; `rlar train` where left out.
  * @throws ConfigError with every problem: unknown keys with the nearest name, values out of range, keys that do not
  *   fit together, syntax of the file with line and column.
  */
-export function resolveConfig(sources: ConfigSources = {}): ResolvedConfig {
+export function resolveConfig(sources?: ConfigSources): ResolvedConfig;
+export function resolveConfig<T extends object>(
+  sources: ConfigSources<T>,
+  kind: ConfigKind<T>,
+): ResolvedConfig<T>;
+export function resolveConfig(
+  sources: ConfigSources<object> = {},
+  kind: ConfigKind<object> = trainKind as ConfigKind<object>,
+): ResolvedConfig<object> {
   const given: Layer[] = [];
-  if (sources.file !== undefined) given.push(layerOfFile(sources.file));
-  if (sources.text !== undefined) given.push(layerOfYaml(sources.text, "configuration"));
-  if (sources.values !== undefined) given.push(layerOfValues(sources.values as Record<string, unknown>));
-  if (sources.overrides !== undefined) given.push(layerOfOverrides(sources.overrides));
+  if (sources.file !== undefined) given.push(layerOfFile(kind, sources.file));
+  if (sources.text !== undefined) given.push(layerOfYaml(kind, sources.text, "configuration"));
+  if (sources.values !== undefined)
+    given.push(layerOfValues(kind, sources.values as Record<string, unknown>));
+  if (sources.overrides !== undefined) given.push(layerOfOverrides(kind, sources.overrides));
   const problems = given.flatMap((layer) => layer.problems);
   const named = given.map((layer) => layer.values.get("preset")).findLast((value) => value !== undefined);
   const preset: Given = named ?? { value: sources.preset ?? null, where: "preset" };
-  const layers = [...presetLayer(preset, problems), ...given];
+  const layers = [...presetLayer(kind, preset, problems), ...given];
 
   const known = new Map<string, Given>();
   for (const layer of layers) for (const [path, value] of layer.values) known.set(path, value);
@@ -91,40 +102,38 @@ export function resolveConfig(sources: ConfigSources = {}): ResolvedConfig {
     const found = known.get(path) ?? (inside === undefined ? undefined : known.get(inside));
     return found?.where ?? path;
   };
-  const parsed = configSchema.safeParse(
-    treeOf([...layers, { values: new Map([["preset", preset]]), problems: [] }]),
+  const parsed = kind.schema.safeParse(
+    treeOf(kind, [...layers, { values: new Map([["preset", preset]]), problems: [] }]),
   );
-  if (!parsed.success) problems.push(...rangeProblems(parsed.error, known));
+  if (!parsed.success) problems.push(...rangeProblems(kind, parsed.error, known));
   if (!parsed.success || problems.length > 0) throw new ConfigError([...new Set(problems)]);
-  const config = freeze(parsed.data);
+  const config = freeze(kind, parsed.data);
 
   const isGiven = (path: string): boolean => given.some((layer) => layer.values.has(path));
   const origins: Origins = { isGiven, whereOf };
-  const wrong = problemsOf(config, origins);
-  if (sources.isComplete !== false) wrong.push(...missingParts(config, origins));
+  const wrong = kind.problems(config, origins);
+  if (sources.isComplete !== false) wrong.push(...kind.missing(config, origins));
   if (wrong.length > 0) throw new ConfigError(wrong);
-  return { config, notes: notesOf(config, origins) };
+  return { kind, config, notes: kind.notes(config, origins) };
 }
 
-function presetLayer({ value, where }: Given, problems: string[]): Layer[] {
+function presetLayer(kind: ConfigKind<object>, { value, where }: Given, problems: string[]): Layer[] {
   if (value === null) return [];
+  const { presets } = kind;
   if (typeof value === "string" && Object.hasOwn(presets, value)) {
-    const layer = layerOfValues(
-      presets[value as PresetName].values as Record<string, unknown>,
-      `preset ${value}`,
-    );
-    return [layer];
+    return [layerOfValues(kind, presets[value]?.values as Record<string, unknown>, `preset ${value}`)];
   }
-  problems.push(`${where}: expected ${Object.keys(presets).join(", ")} or null, got ${shown(value)}.`);
+  const names = Object.keys(presets).join(", ");
+  problems.push(`${where}: expected ${names === "" ? "" : `${names} or `}null, got ${shown(value)}.`);
   return [];
 }
 
 /** Nested values of all layers, the later over the earlier. */
-function treeOf(layers: readonly Layer[]): Record<string, unknown> {
+function treeOf(kind: KeyTable, layers: readonly Layer[]): Record<string, unknown> {
   const tree: Record<string, unknown> = {};
   for (const { values } of layers) {
     const wholeFirst = [...values].sort(
-      ([a], [b]) => Number(keyAt(b)?.isRecord ?? false) - Number(keyAt(a)?.isRecord ?? false),
+      ([a], [b]) => Number(kind.keyAt(b)?.isRecord ?? false) - Number(kind.keyAt(a)?.isRecord ?? false),
     );
     for (const [path, { value }] of wholeFirst) {
       const names = path.split(".");
@@ -134,7 +143,7 @@ function treeOf(layers: readonly Layer[]): Record<string, unknown> {
         at[name] = next === undefined || next === null ? {} : next;
         at = at[name] as Record<string, unknown>;
       }
-      const isRecord = keyAt(path)?.isRecord === true && typeof value === "object" && value !== null;
+      const isRecord = kind.keyAt(path)?.isRecord === true && typeof value === "object" && value !== null;
       at[names.at(-1) as string] = isRecord ? { ...value } : value;
     }
   }
@@ -142,14 +151,14 @@ function treeOf(layers: readonly Layer[]): Record<string, unknown> {
 }
 
 /** Messages of values that the schema refuses: one a key, in the words of its range. */
-function rangeProblems(error: z.core.$ZodError, known: ReadonlyMap<string, Given>): string[] {
+function rangeProblems(kind: KeyTable, error: z.core.$ZodError, known: ReadonlyMap<string, Given>): string[] {
   const paths = new Set(
     error.issues.map(({ path }) =>
-      configKeys.find((key) => key.path.every((name, i) => path[i] === name))?.path.join("."),
+      kind.keys.find((key) => key.path.every((name, i) => path[i] === name))?.path.join("."),
     ),
   );
   return [...paths].flatMap((path) => {
-    const key = path === undefined ? undefined : keyAt(path);
+    const key = path === undefined ? undefined : kind.keyAt(path);
     const given = path === undefined ? undefined : known.get(path);
     if (key === undefined || given === undefined) return [];
     return [`${given.where}: expected ${key.expects}${unitOf(key.unit)}, got ${shown(given.value)}.`];
@@ -159,11 +168,12 @@ function rangeProblems(error: z.core.$ZodError, known: ReadonlyMap<string, Given
 const unitOf = (unit: string | undefined): string => (unit === undefined ? "" : ` (${unit})`);
 
 /** Freeze what the schema made: sections and lists, not what a program passed. */
-function freeze<T extends object>(value: T, path = ""): T {
+function freeze<T extends object>(kind: KeyTable, value: T, path = ""): T {
   for (const [name, item] of Object.entries(value) as [string, unknown][]) {
     const at = path === "" ? name : `${path}.${name}`;
-    if (isSection(at)) freeze(item as object, at);
-    else if (keyAt(at)?.live === undefined && typeof item === "object" && item !== null) Object.freeze(item);
+    if (kind.isSection(at)) freeze(kind, item as object, at);
+    else if (kind.keyAt(at)?.live === undefined && typeof item === "object" && item !== null)
+      Object.freeze(item);
   }
   return Object.freeze(value);
 }

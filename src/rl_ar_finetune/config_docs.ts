@@ -6,8 +6,9 @@ import { Document, isMap, isScalar, type Pair, type Scalar, type YAMLMap } from 
 import * as z from "zod";
 import { isPlain } from "./config_input.js";
 import type { Key } from "./config_key.js";
-import { CONFIG_ALIASES, configKeys, configSchema, isSection, keyAt } from "./config_schema.js";
+import type { ConfigKind, KeyTable } from "./config_kind.js";
 import type { TrainConfig } from "./config_types.js";
+import { trainKind } from "./train_kind.js";
 
 /** What there is to know of one key. */
 export interface KeyExplanation {
@@ -32,15 +33,15 @@ export interface KeyExplanation {
  *
  * @returns an empty list for a path that is none.
  */
-export function explainConfig(path = ""): KeyExplanation[] {
+export function explainConfig(path = "", kind: KeyTable = trainKind): KeyExplanation[] {
   const isInside = (name: string): boolean => path === "" || name === path || name.startsWith(`${path}.`);
-  return configKeys.map(explain).filter((explanation) => isInside(explanation.path));
+  return kind.keys.map((key) => explain(kind, key)).filter((explanation) => isInside(explanation.path));
 }
 
-function explain(key: Key): KeyExplanation {
+function explain(kind: KeyTable, key: Key): KeyExplanation {
   const path = key.path.join(".");
-  const aliases = Object.keys(CONFIG_ALIASES).filter(
-    (name) => CONFIG_ALIASES[name]?.includes(path) && !isSection(name),
+  const aliases = Object.keys(kind.aliases).filter(
+    (name) => kind.aliases[name]?.includes(path) && !kind.isSection(name),
   );
   const { expects, help, when, unit = null } = key;
   return { path, expects, default: key.default, unit, help, when, aliases, isLive: key.live !== undefined };
@@ -76,8 +77,10 @@ function flow(value: unknown): string {
 }
 
 /** A JSON Schema of configuration files, for completion and checks in an editor. */
-export function configJsonSchema(): Record<string, unknown> {
-  const schema = z.toJSONSchema(configSchema, {
+export function configJsonSchema(
+  kind: KeyTable & Pick<ConfigKind<object>, "schema"> = trainKind,
+): Record<string, unknown> {
+  const schema = z.toJSONSchema(kind.schema, {
     io: "input",
     unrepresentable: "any",
   }) as unknown as JsonObject;
@@ -85,7 +88,7 @@ export function configJsonSchema(): Record<string, unknown> {
     delete object.default;
     for (const [name, item] of Object.entries(object.properties ?? {})) {
       const at = path === "" ? name : `${path}.${name}`;
-      const key = keyAt(at);
+      const key = kind.keyAt(at);
       if (key === undefined) visit(item, at);
       else if (key.live !== undefined) delete object.properties?.[name];
       else
@@ -93,7 +96,8 @@ export function configJsonSchema(): Record<string, unknown> {
     }
   };
   visit(schema, "");
-  return { ...schema, title: "Configuration of rl-ar-finetune" };
+  const command = kind.name === "train" ? "" : `: rlar ${kind.name}`;
+  return { ...schema, title: `Configuration of rl-ar-finetune${command}` };
 }
 
 interface JsonObject extends Record<string, unknown> {
@@ -104,10 +108,12 @@ interface JsonObject extends Record<string, unknown> {
  * A configuration as plain data, in the order of the schema. A program's own objects become text such as
  * `<ImageLoader>`, which tells runs apart and cannot be read back.
  */
-export function plainConfig(config: TrainConfig): Record<string, unknown> {
+export function plainConfig(config: TrainConfig): Record<string, unknown>;
+export function plainConfig<T extends object>(config: T, kind: ConfigKind<T>): Record<string, unknown>;
+export function plainConfig(config: object, kind: KeyTable = trainKind): Record<string, unknown> {
   const visit = (value: unknown, path: string): unknown => {
-    if (!isSection(path) && path !== "")
-      return keyAt(path)?.live !== undefined && value !== null ? nameOf(value) : plain(value);
+    if (!kind.isSection(path) && path !== "")
+      return kind.keyAt(path)?.live !== undefined && value !== null ? nameOf(value) : plain(value);
     const entries = Object.entries(value as object);
     return Object.fromEntries(
       entries.map(([name, item]) => [name, visit(item, path === "" ? name : `${path}.${name}`)]),
@@ -131,12 +137,21 @@ const nameOf = (value: unknown): string =>
  *
  * @param options.comments - whether each key says what it is; true where left out.
  */
-export function configYaml(config: TrainConfig, options: { comments?: boolean } = {}): string {
-  const document = new Document(plainConfig(config));
+export function configYaml(config: TrainConfig, options?: { comments?: boolean }): string;
+export function configYaml<T extends object>(
+  config: T,
+  options: { comments?: boolean; kind: ConfigKind<T> },
+): string;
+export function configYaml(
+  config: object,
+  options: { comments?: boolean; kind?: ConfigKind<object> } = {},
+): string {
+  const { comments: isCommented = true, kind = trainKind as ConfigKind<object> } = options;
+  const document = new Document(plainConfig(config, kind));
   const visit = (map: YAMLMap, path: string): void => {
     for (const pair of map.items as Pair<Scalar<string>>[]) {
       const at = path === "" ? pair.key.value : `${path}.${pair.key.value}`;
-      const key = keyAt(at);
+      const key = kind.keyAt(at);
       if (key === undefined) {
         if (path === "") pair.key.spaceBefore = true;
         if (isMap(pair.value)) visit(pair.value, at);
@@ -144,7 +159,7 @@ export function configYaml(config: TrainConfig, options: { comments?: boolean } 
       }
       const given = isScalar(pair.value) ? pair.value.value : null;
       const range = `${key.expects}${key.unit === undefined ? "" : `; ${key.unit}`}`;
-      const comments = options.comments === false ? [] : [` ${key.help} (${range})`];
+      const comments = !isCommented ? [] : [` ${key.help} (${range})`];
       if (key.live !== undefined && given !== null) {
         comments.push(` the program passed ${String(given)}`);
         (pair.value as unknown as Scalar).value = null;
@@ -195,27 +210,20 @@ export function changesText(changes: readonly ConfigChange[]): string {
   return changes.map(({ path, before, after }) => `${path}: ${value(before)} -> ${value(after)}`).join("\n");
 }
 
-/** Keys that say where a run goes and what is watched, and not what it computes. */
-const FREE = new Set([
-  "preset",
-  "run.dir",
-  "run.ifExists",
-  "data.source",
-  "data.workers",
-  "ar.gradientCheckpointing",
-  "eval.every",
-  "eval.patience",
-]);
-
 /**
  * The changes that make a resumed run another one than it was, bit for bit: sizes of batches in memory, threads and
  * the device are among them, since they change the rounding. A data set counts by its fingerprint, not by its place.
  */
-export function changesThatMatter(changes: readonly ConfigChange[], after: TrainConfig): ConfigChange[] {
-  const { schedule, warmup } = after.optimizer;
-  const mayGrow = schedule === "constant" && warmup === 0; // nothing else depends on where the run ends
-  return changes.filter(({ path }) => {
-    if (path === "train.iters") return !mayGrow;
-    return !FREE.has(path) && !/^(save|log|limits)\./.test(path);
-  });
+export function changesThatMatter(changes: readonly ConfigChange[], after: TrainConfig): ConfigChange[];
+export function changesThatMatter<T extends object>(
+  changes: readonly ConfigChange[],
+  after: T,
+  kind: ConfigKind<T>,
+): ConfigChange[];
+export function changesThatMatter(
+  changes: readonly ConfigChange[],
+  after: object,
+  kind: ConfigKind<object> = trainKind as ConfigKind<object>,
+): ConfigChange[] {
+  return changes.filter(({ path }) => !kind.mayChange(path, after));
 }

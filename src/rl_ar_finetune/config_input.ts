@@ -5,7 +5,8 @@
 import { readFileSync } from "node:fs";
 import { type Document, isAlias, isMap, isScalar, LineCounter, type Node, parseDocument } from "yaml";
 
-import { CONFIG_ALIASES, configKeys, isSection, keyAt, withoutAlias } from "./config_schema.js";
+import type { Key } from "./config_key.js";
+import type { KeyTable } from "./config_kind.js";
 
 /** A value, and how to name its place in a message. */
 export interface Given {
@@ -35,26 +36,32 @@ export function camelCase(name: string): string {
 }
 
 /** Values that a program passes; objects of its own are taken as they are. */
-export function layerOfValues(values: Readonly<Record<string, unknown>>, name = "config"): Layer {
+export function layerOfValues(
+  kind: KeyTable,
+  values: Readonly<Record<string, unknown>>,
+  name = "config",
+): Layer {
   const written: Written[] = [];
   const visit = (value: unknown, path: readonly string[]): void => {
     if (value === undefined) return;
-    if (!isPlain(value) || isWhole(path)) written.push({ path, value, place: `${name}.` });
+    if (!isPlain(value) || isWhole(kind, path)) written.push({ path, value, place: `${name}.` });
     else for (const [key, item] of Object.entries(value)) visit(item, [...path, key]);
   };
   visit(values, []);
-  return layerOf(written, { mayBeLive: true });
+  return layerOf(kind, written, { mayBeLive: true });
 }
 
 /** Values of a command line: `rollout.temperature=0.9`, each value in YAML's syntax. */
-export function layerOfOverrides(overrides: readonly string[]): Layer {
+export function layerOfOverrides(kind: KeyTable, overrides: readonly string[]): Layer {
   const place = "command line: ";
   const problems: string[] = [];
   const written = overrides.flatMap((text): Written[] => {
     const at = text.indexOf("=");
     const path = text.slice(0, at).trim().split(".");
     if (at < 1) {
-      problems.push(`${place}expected key=value, got ${text}. rlar config explain lists the keys.`);
+      problems.push(
+        `${place}expected key=value, got ${text}. rlar config explain${kind.name === "train" ? "" : ` --for ${kind.name}`} lists the keys.`,
+      );
       return [];
     }
     const source = text.slice(at + 1).trim();
@@ -64,16 +71,16 @@ export function layerOfOverrides(overrides: readonly string[]): Layer {
       );
       return [];
     }
-    const { found, errors } = readYaml(source, () => place, path);
+    const { found, errors } = readYaml(kind, source, () => place, path);
     problems.push(...errors.map(({ reason }) => `${place}${path.join(".")}: ${reason}`));
     return found;
   });
-  const layer = layerOf(written, {});
+  const layer = layerOf(kind, written, {});
   return { values: layer.values, problems: [...problems, ...layer.problems] };
 }
 
 /** Values of a YAML (or JSON) file; places are lines and columns. */
-export function layerOfFile(file: string): Layer {
+export function layerOfFile(kind: KeyTable, file: string): Layer {
   let text: string;
   try {
     text = readFileSync(file, "utf8");
@@ -81,14 +88,14 @@ export function layerOfFile(file: string): Layer {
     const problem = `${file}: expected a configuration that can be read, got ${(error as Error).message}.`;
     return { values: new Map(), problems: [problem] };
   }
-  return layerOfYaml(text, file);
+  return layerOfYaml(kind, text, file);
 }
 
 /** Values of YAML text; `name` stands for the file in messages. */
-export function layerOfYaml(text: string, name: string): Layer {
-  const { found, errors } = readYaml(text, ([line, column]) => `${name}:${line}:${column}: `, []);
+export function layerOfYaml(kind: KeyTable, text: string, name: string): Layer {
+  const { found, errors } = readYaml(kind, text, ([line, column]) => `${name}:${line}:${column}: `, []);
   const problems = errors.map(({ place, reason }) => `${place}${reason}`);
-  const layer = layerOf(found, {});
+  const layer = layerOf(kind, found, {});
   return { values: layer.values, problems: [...problems, ...layer.problems] };
 }
 
@@ -96,6 +103,7 @@ type Position = readonly [line: number, column: number];
 
 /** Assignments of YAML text below a path. */
 function readYaml(
+  kind: KeyTable,
   text: string,
   placeOf: (at: Position) => string,
   below: readonly string[],
@@ -123,7 +131,7 @@ function readYaml(
   if (errors.length > 0) return { found, errors };
   const visit = (given: Node | null, path: readonly string[], offset: number): void => {
     const node = isAlias(given) ? (given.resolve(document) ?? null) : given;
-    if (!isMap(node) || isWhole(path)) {
+    if (!isMap(node) || isWhole(kind, path)) {
       if (path.length === 0) {
         const got = node === null || (isScalar(node) && node.value === null) ? null : kindOf(node);
         if (got !== null) refuse(offset, `expected keys with values, got ${got}.`);
@@ -151,33 +159,34 @@ export function isPlain(value: unknown): value is Record<string, unknown> {
 }
 
 /** Whether what stands here is one value, even if it is written with keys. */
-function isWhole(path: readonly string[]): boolean {
+function isWhole(kind: KeyTable, path: readonly string[]): boolean {
   const name = path.map(camelCase).join(".");
-  const key = keyAt(name) ?? (isSection(name) ? undefined : keyAt(CONFIG_ALIASES[name]?.[0] ?? ""));
+  const key =
+    kind.keyAt(name) ?? (kind.isSection(name) ? undefined : kind.keyAt(kind.aliases[name]?.[0] ?? ""));
   return key?.isRecord === true || key?.live !== undefined;
 }
 
 /** Assignments under the schema's names. */
-function layerOf(written: readonly Written[], options: { mayBeLive?: boolean }): Layer {
+function layerOf(kind: KeyTable, written: readonly Written[], options: { mayBeLive?: boolean }): Layer {
   const values = new Map<string, Given>();
   const problems: string[] = [];
   const isWeak = new Set<string>();
   for (const { path, value, place } of written) {
     const name = path.map(camelCase).join(".");
     const where = `${place}${path.join(".")}`;
-    if (isSection(name) && (value === null || CONFIG_ALIASES[name] === undefined)) {
+    if (kind.isSection(name) && (value === null || kind.aliases[name] === undefined)) {
       problems.push(`${where}: expected keys with values, got ${shown(value)}.`);
       continue;
     }
-    const assigned = withoutAlias(name, value);
+    const assigned = kind.meaningOf(name, value);
     if ("expected" in assigned) {
       problems.push(`${where}: expected ${assigned.expected}, got ${shown(value)}.`);
       continue;
     }
-    for (const { path: target, value: meant } of assigned) {
-      const key = keyAt(target) ?? recordAt(target);
+    for (const { path: target, value: meant, isWeak: isWeaker = false } of assigned) {
+      const key = kind.keyAt(target) ?? recordAt(kind, target);
       if (key === undefined) {
-        problems.push(`${where}: unknown key. ${adviceOn(name)}`);
+        problems.push(`${where}: unknown key. ${adviceOn(kind, name)}`);
         continue;
       }
       if (key.live !== undefined && meant !== null && options.mayBeLive !== true) {
@@ -188,8 +197,6 @@ function layerOf(written: readonly Written[], options: { mayBeLive?: boolean }):
       }
       const before = values.get(target);
       const isSame = before !== undefined && JSON.stringify(before.value) === JSON.stringify(meant);
-      // "reward.type: l2" sets the other weights to 0, unless they are given too.
-      const isWeaker = name === "reward.type";
       if (before !== undefined && !isSame && !isWeaker && !isWeak.has(target)) {
         problems.push(`${where}: expected ${target} once, got it twice. It is given as ${before.where} too.`);
         continue;
@@ -204,8 +211,8 @@ function layerOf(written: readonly Written[], options: { mayBeLive?: boolean }):
 }
 
 /** The key whose record a path goes into, such as `ar.extra` for `ar.extra.rope`. */
-export function recordAt(path: string): ReturnType<typeof keyAt> {
-  return configKeys.find((key) => key.isRecord && path.startsWith(`${key.path.join(".")}.`));
+export function recordAt(kind: KeyTable, path: string): Key | undefined {
+  return kind.keys.find((key) => key.isRecord && path.startsWith(`${key.path.join(".")}.`));
 }
 
 /** A value in a message, on one line and short. */
@@ -219,23 +226,23 @@ export function shown(value: unknown): string {
   return text.length > 60 ? `${text.slice(0, 60)}...` : text;
 }
 
-const keyNames: readonly string[] = [
-  ...configKeys.map((key) => key.path.join(".")),
-  ...Object.keys(CONFIG_ALIASES),
+const namesOf = (kind: KeyTable): string[] => [
+  ...kind.keys.map((key) => key.path.join(".")),
+  ...Object.keys(kind.aliases),
 ];
 
 /** What an unknown key may have been meant to be. */
-function adviceOn(path: string): string {
+function adviceOn(kind: KeyTable, path: string): string {
   const names = path.split(".");
-  const above = names.map((_, i) => keyAt(names.slice(0, i).join("."))).find((key) => key !== undefined);
+  const above = names.map((_, i) => kind.keyAt(names.slice(0, i).join("."))).find((key) => key !== undefined);
   if (above !== undefined) return `${above.path.join(".")} takes ${above.expects}, and no keys.`;
-  const depth = names.findIndex((_, i) => !isSection(names.slice(0, i + 1).join(".")));
+  const depth = names.findIndex((_, i) => !kind.isSection(names.slice(0, i + 1).join(".")));
   const parent = names.slice(0, depth);
-  const siblings = childrenOf(parent);
+  const siblings = childrenOf(kind, parent);
   const near = nearest(names[depth] as string, siblings);
   if (near !== undefined) return `Did you mean "${[...parent, near, ...names.slice(depth + 1)].join(".")}"?`;
   const last = (names.at(-1) as string).toLowerCase();
-  const elsewhere = keyNames.find((name) => name.split(".").at(-1)?.toLowerCase() === last);
+  const elsewhere = namesOf(kind).find((name) => name.split(".").at(-1)?.toLowerCase() === last);
   if (depth === names.length - 1 && elsewhere !== undefined) return `Did you mean "${elsewhere}"?`;
   if (parent.join() === "ar") return "An option of the policy's own class goes into ar.extra.";
   const of = depth === 0 ? "Keys are" : `Keys of ${parent.join(".")} are`;
@@ -243,9 +250,9 @@ function adviceOn(path: string): string {
 }
 
 /** Names of the keys and sections in a section. */
-function childrenOf(parent: readonly string[]): string[] {
+function childrenOf(kind: KeyTable, parent: readonly string[]): string[] {
   const start = parent.map((name) => `${name}.`).join("");
-  const inside = keyNames.filter((name) => name.startsWith(start));
+  const inside = namesOf(kind).filter((name) => name.startsWith(start));
   return [...new Set(inside.map((name) => name.slice(start.length).split(".")[0] as string))];
 }
 

@@ -10,6 +10,7 @@ import type {
   ContextSection,
   DataConfig,
   GuidanceSection,
+  LoraSection,
   NetworkTerm,
   RewardFunction,
   RewardSection,
@@ -18,6 +19,7 @@ import type {
   RunConfig,
   TokenizerSection,
   TrainConfig,
+  TunedArSection,
 } from "./config_types.js";
 
 const count = z.int().min(1);
@@ -104,6 +106,12 @@ export const data: z.ZodType<DataConfig> = section<DataConfig>({
     "mirror half of the training images",
     "Switch it on where left and right mean the same and the set is small.",
   ),
+  balance: key(
+    z.number().min(0).max(1),
+    0,
+    "how far classes are evened out in training: 0 shows every image as often, 1 every class",
+    "Raise it when a few classes have most of the images, and the others matter as much.",
+  ),
   group: key(
     text.nullable(),
     null,
@@ -181,7 +189,7 @@ export const tokenizer: z.ZodType<TokenizerSection> = section<TokenizerSection>(
   ),
 });
 
-export const ar: z.ZodType<ArSection> = section<ArSection>({
+const arKeys: { readonly [K in keyof ArSection]-?: z.ZodType<ArSection[K]> } = {
   type: key(
     z.enum(["gpt", "llamagen"]).nullable(),
     null,
@@ -232,6 +240,33 @@ export const ar: z.ZodType<ArSection> = section<ArSection>({
     "compute the blocks again in the backward pass instead of keeping what they computed",
     "Switch it on when an update runs out of memory and microBatch is 1 already.",
   ),
+};
+
+export const ar: z.ZodType<ArSection> = section<ArSection>(arKeys);
+
+/** {@link ar} for a policy that is fine-tuned. */
+export const tunedAr: z.ZodType<TunedArSection> = section<TunedArSection>({
+  ...arKeys,
+  lora: section<LoraSection>({
+    rank: key(
+      count.nullable(),
+      null,
+      "width of low-rank adapters, which are trained in place of the policy's weights; null trains the weights",
+      "Set 8 to 64 when optimizer and reference do not fit in memory; the learning rate wants about ten times more.",
+    ),
+    alpha: key(
+      z.number().gt(0).nullable(),
+      null,
+      "the adapters' outputs are multiplied by this over the rank; null is the rank",
+      "Keep it when the rank changes, so that the learning rate can stay.",
+    ),
+    targets: key(
+      z.array(text).min(1).nullable(),
+      null,
+      "ends of the paths of the layers that get adapters, such as wqkv; null is every projection of the blocks",
+      "To adapt attention alone, or the head too.",
+    ),
+  }),
 });
 
 export const blockSize: z.ZodType<number | null> = key(
@@ -376,6 +411,18 @@ export const reward: z.ZodType<RewardSection> = section<RewardSection>({
     "whether terms are centred and divided by their standard deviation, over the rollout or each group, before the weights",
     "Set group when terms differ in scale: perceptual distances are often ten times the squared error.",
   ),
+  credit: key(
+    z.enum(["sequence", "place"]),
+    "sequence",
+    "what a code is credited for: the whole image, or the pixels of its own place and of later ones",
+    "place tells T codes apart where sequence pays all of them alike; l1, l2, ssim, lpips and perceptual have values by place.",
+  ),
+  creditDecay: key(
+    part,
+    0.9,
+    "with credit by place, how much of a later place's reward a code gets for each place in between: 0 is its own place alone, 1 all later ones alike",
+    "Raise it for free and prefix contexts, where later codes follow from this one; lower it for teacher-forced ones. Ppo has lambda for that.",
+  ),
   l1: term(
     0,
     "the mean absolute difference of pixels, counted negatively",
@@ -405,6 +452,14 @@ export const reward: z.ZodType<RewardSection> = section<RewardSection>({
       "torchvision's weights of VGG16, AlexNet or SqueezeNet 1.1",
       "Needed as soon as the weight is not 0.",
     ),
+  }),
+  perceptual: section<NetworkTerm>({
+    weight: weight(
+      0,
+      "the distance in the features of a classifier that was trained on such images, counted negatively",
+      "In place of LPIPS for small images that are no photographs; look at the terms' scales before mixing.",
+    ),
+    path: key(text.nullable(), null, "file of rlar classifier", "Needed as soon as the weight is not 0."),
   }),
   latentCosine: term(
     0,

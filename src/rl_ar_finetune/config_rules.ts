@@ -3,15 +3,9 @@
  * keys are in the schema.
  */
 import { shown } from "./config_input.js";
+import type { Origins } from "./config_kind.js";
 import { configKeys } from "./config_schema.js";
 import type { TrainConfig } from "./config_types.js";
-
-/** Which keys were given, and how to name them in a message. */
-export interface Origins {
-  isGiven(path: string): boolean;
-  /** Such as `run.yaml:3:5: rollout.topK`; the path itself for a default. */
-  whereOf(path: string): string;
-}
 
 /** How a rollout is cut for the update. */
 export interface BatchNumbers {
@@ -35,6 +29,11 @@ export function sharesContext(config: TrainConfig): boolean {
   return /teacher_forced$/.test(config.rollout.context.type);
 }
 
+/** Times a rollout is gone through. */
+function epochsOf(config: TrainConfig): number {
+  return config.algorithm === "ste" ? 1 : config[config.algorithm].epochs;
+}
+
 /** The numbers that follow from rollout, mini-batch, micro-batch and epochs. */
 export function batchNumbers(config: TrainConfig): BatchNumbers {
   const { images, numGenerations } = config.rollout;
@@ -49,7 +48,7 @@ export function batchNumbers(config: TrainConfig): BatchNumbers {
     rows: images * rowsAnImage,
     miniBatch,
     miniBatches,
-    steps: miniBatches * config[config.algorithm].epochs,
+    steps: miniBatches * epochsOf(config),
     microBatch,
     microBatchesAStep: Math.ceil(rowsAStep / microBatch),
   };
@@ -64,10 +63,13 @@ export function activeTerms(config: TrainConfig): string[] {
 }
 
 /** Terms that compare a sample with its image: what the cross-entropy has to balance. */
-const COMPARING = new Set(["l1", "l2", "psnr", "ssim", "msSsim", "lpips", "latentCosine"]);
+const COMPARING = new Set(["l1", "l2", "psnr", "ssim", "msSsim", "lpips", "perceptual", "latentCosine"]);
+
+/** Terms that have a value at each pixel. */
+const MAPPED = new Set(["l1", "l2", "ssim", "lpips", "perceptual"]);
 
 /** Smallest images of terms that have one. */
-const SMALLEST: Readonly<Record<string, number>> = { ssim: 11, msSsim: 176 };
+const SMALLEST: Readonly<Record<string, number>> = { ssim: 11, msSsim: 176, perceptual: 8 };
 
 /** What is wrong between keys, as whole messages. */
 export function problemsOf(config: TrainConfig, origins: Origins): string[] {
@@ -153,6 +155,9 @@ export function problemsOf(config: TrainConfig, origins: Origins): string[] {
       "The gradient of k1 is 0 on average, so it adds noise and no pull: set kl.placement: reward, or estimator k2, k3 or exact";
     refuse("kl.estimator", "k2, k3, k3_own or exact in the loss", kl.estimator, remedy);
   }
+  if (kl.target !== null && kl.coef === 0) {
+    refuse("kl.coef", "a coefficient above 0 with kl.target, to start from", 0, "Set kl.coef=0.01");
+  }
   if (blockSize !== null) {
     if (rollout.maxLen !== null && rollout.maxLen > blockSize) {
       refuse(
@@ -192,7 +197,7 @@ export function problemsOf(config: TrainConfig, origins: Origins): string[] {
   if (terms.length === 0) {
     refuse("reward", "at least one term with a weight", "none", "Set reward.l2.weight=1");
   }
-  for (const name of ["lpips", "patchGan"] as const) {
+  for (const name of ["lpips", "perceptual", "patchGan"] as const) {
     if (reward[name].weight !== 0 && reward[name].path === null) {
       const remedy = `Give the file, or set reward.${name}.weight=0`;
       refuse(
@@ -203,12 +208,55 @@ export function problemsOf(config: TrainConfig, origins: Origins): string[] {
       );
     }
   }
+  const { perceptual } = reward;
+  if (perceptual.weight !== 0 && perceptual.path !== null && perceptual.path === config.eval.perceptual) {
+    const remedy =
+      "A network that is rewarded cannot watch over itself: train it with another seed, or leave this out";
+    refuse("eval.perceptual", "another file than reward.perceptual.path", config.eval.perceptual, remedy);
+  }
+  if (reward.credit === "place") {
+    const whole = terms.filter((name) => !MAPPED.has(name));
+    if (whole.length > 0) {
+      const remedy = `Leave ${whole.join(" and ")} out, or set reward.credit: sequence`;
+      refuse("reward.credit", "sequence with terms that have one value a sample", "place", remedy);
+    }
+    if (algorithm === "grpo" && grpo.level === "sequence") {
+      const remedy = "One ratio a sequence has no use for a reward a code: set one of them otherwise";
+      refuse("grpo.level", "token with reward.credit place", "sequence", remedy);
+    }
+  }
+  if (algorithm === "ste") problems.push(...steProblems(config, terms, origins));
   for (const name of terms) {
     const least = SMALLEST[name] ?? 0;
     if (data.size < least)
       refuse("data.size", `at least ${least} for reward.${name}`, data.size, `Leave ${name} out`);
   }
   return problems;
+}
+
+/** What the straight-through baseline cannot serve: it draws codes from plain distributions, in given contexts. */
+function steProblems(config: TrainConfig, terms: readonly string[], origins: Origins): string[] {
+  const { rollout, reward, kl } = config;
+  const wanted: readonly (readonly [path: string, what: string, got: unknown, isRight: boolean])[] = [
+    ["rollout.context.type", "a teacher-forced context", rollout.context.type, sharesContext(config)],
+    ["rollout.temperature", "1", rollout.temperature, rollout.temperature === 1],
+    ["rollout.topK", "0", rollout.topK, rollout.topK === 0],
+    ["rollout.topP", "1", rollout.topP, rollout.topP === 1],
+    ["rollout.guidance.scale", "1", rollout.guidance.scale, rollout.guidance.scale === 1],
+    ["rollout.keepGraph", "false", rollout.keepGraph, !rollout.keepGraph],
+    ["reward.normalize", "none", reward.normalize, reward.normalize === "none"],
+    ["reward.credit", "sequence", reward.credit, reward.credit === "sequence"],
+    ["reward.latentCosine.weight", "0", reward.latentCosine.weight, !terms.includes("latentCosine")],
+    ["kl.coef", "0", kl.coef, kl.coef === 0],
+    ["kl.stop", "null", kl.stop, kl.stop === null],
+  ];
+  return wanted.flatMap(([path, what, got, isRight]) =>
+    isRight
+      ? []
+      : [
+          `${origins.whereOf(path)}: expected ${what} for ste, got ${shown(got)}. Set it, or take another algorithm.`,
+        ],
+  );
 }
 
 /** What is missing before training can begin. */
@@ -279,11 +327,19 @@ export function notesOf(config: TrainConfig, origins: Origins): string[] {
         "noise. Set rollout.context.ramp, or less noise, unless this one was.",
     );
   }
+  const unread = (why: string, paths: readonly string[]): void => {
+    const given = paths.filter((path) => origins.isGiven(path));
+    if (given.length > 0) notes.push(`${given.join(", ")}: not read ${why}.`);
+  };
   if (kl.coef === 0) {
-    const idle = ["kl.estimator", "kl.placement", "kl.path"].filter((path) => origins.isGiven(path));
-    if (idle.length > 0) notes.push(`${idle.join(", ")}: not read while kl.coef is 0.`);
+    unread("while kl.coef is 0", ["kl.estimator", "kl.placement", ...(kl.stop === null ? ["kl.path"] : [])]);
   }
-  for (const other of ["reinforce", "rloo", "grpo", "ppo"]) {
+  if (kl.target === null) unread("without kl.target", ["kl.horizon"]);
+  if (config.ar.lora.rank === null) unread("without ar.lora.rank", ["ar.lora.alpha", "ar.lora.targets"]);
+  if (config.reward.credit === "sequence") unread("while reward.credit is sequence", ["reward.creditDecay"]);
+  else if (algorithm === "ppo") unread("by ppo, which has ppo.lambda", ["reward.creditDecay"]);
+  if (algorithm === "ste") unread("while algorithm is ste", ["update.tokenDropout", "update.maxLen"]);
+  for (const other of ["reinforce", "rloo", "grpo", "ppo", "ste"]) {
     if (other === algorithm) continue;
     const idle = configKeys
       .map((key) => key.path.join("."))
@@ -300,7 +356,8 @@ export function notesOf(config: TrainConfig, origins: Origins): string[] {
   return notes;
 }
 
-function isPattern(text: string): boolean {
+/** Whether a text can be used as a regular expression. */
+export function isPattern(text: string): boolean {
   try {
     return new RegExp(text) instanceof RegExp;
   } catch {

@@ -1,6 +1,6 @@
 /**
  * The shape of a training configuration, section by section. Defaults, ranges and what each key is for are in
- * `config_keys.ts` and `config_update_keys.ts`, which must have exactly these keys to compile; `rlar config explain`
+ * `config_keys.ts`, `config_update_keys.ts` and `config_run_keys.ts`, which must have exactly these keys to compile; `rlar config explain`
  * prints them.
  */
 import type { Loader } from "../data/index.js";
@@ -27,6 +27,7 @@ export interface DataConfig {
   readonly size: number;
   readonly crop: "center" | "smallest_side";
   readonly flip: boolean;
+  readonly balance: number;
   readonly group: string | null;
   readonly featureTokens: number | null;
   readonly maxUnreadable: number | null;
@@ -55,6 +56,18 @@ export interface ArSection {
   readonly cls: (new (options: never) => ArPolicy) | null;
   readonly policy: ArPolicy | null;
   readonly gradientCheckpointing: boolean;
+}
+
+/** Low-rank adapters in place of training all weights. */
+export interface LoraSection {
+  readonly rank: number | null;
+  readonly alpha: number | null;
+  readonly targets: readonly string[] | null;
+}
+
+/** A policy that is fine-tuned. */
+export interface TunedArSection extends ArSection {
+  readonly lora: LoraSection;
 }
 
 /** What the policy reads while it draws; `settings.ts` turns it into a {@link RolloutContext}. */
@@ -104,12 +117,15 @@ export type RewardFunction = (images: Tensor, samples: Tensor) => Tensor;
 /** What a sample is worth. */
 export interface RewardSection {
   readonly normalize: "none" | "batch" | "group";
+  readonly credit: "sequence" | "place";
+  readonly creditDecay: number;
   readonly l1: RewardTerm;
   readonly l2: RewardTerm;
   readonly psnr: RewardTerm;
   readonly ssim: RewardTerm;
   readonly msSsim: RewardTerm;
   readonly lpips: NetworkTerm;
+  readonly perceptual: NetworkTerm;
   readonly latentCosine: RewardTerm;
   readonly patchGan: NetworkTerm;
   readonly custom: RewardTerm & { readonly fn: RewardFunction | null };
@@ -160,6 +176,10 @@ export interface PpoSection extends AlgorithmSection {
   readonly whiten: boolean;
 }
 
+export interface SteSection {
+  readonly tau: number;
+}
+
 /** What all algorithms share. */
 export interface UpdateSection {
   readonly miniBatch: number | null;
@@ -176,6 +196,9 @@ export interface KlSection {
   readonly estimator: KlLossKind | "exact" | null;
   readonly placement: "loss" | "reward" | null;
   readonly path: string | null;
+  readonly target: number | null;
+  readonly horizon: number;
+  readonly stop: number | null;
 }
 
 export interface OptimizerSection {
@@ -209,6 +232,7 @@ export interface EvalSection {
   readonly temperature: number | null;
   readonly topK: number | null;
   readonly topP: number | null;
+  readonly perceptual: string | null;
   readonly best: string;
   readonly mode: "max" | "min";
   readonly patience: number;
@@ -248,15 +272,16 @@ export interface TrainConfig {
   readonly data: DataConfig;
   readonly dataloader: Loader | null;
   readonly tokenizer: TokenizerSection;
-  readonly ar: ArSection;
+  readonly ar: TunedArSection;
   readonly blockSize: number | null;
   readonly rollout: RolloutSection;
   readonly reward: RewardSection;
-  readonly algorithm: "reinforce" | "rloo" | "grpo" | "ppo";
+  readonly algorithm: "reinforce" | "rloo" | "grpo" | "ppo" | "ste";
   readonly reinforce: ReinforceSection;
   readonly rloo: RlooSection;
   readonly grpo: GrpoSection;
   readonly ppo: PpoSection;
+  readonly ste: SteSection;
   readonly update: UpdateSection;
   readonly kl: KlSection;
   readonly optimizer: OptimizerSection;
@@ -282,8 +307,11 @@ export type PartialDeep<T> = {
   readonly [K in keyof T]?: T[K] extends Leaf | null ? T[K] : T[K] extends object ? PartialDeep<T[K]> : T[K];
 };
 
+/** What a program passes: any part of a configuration; spellings and other names of its keys are taken too. */
+export type ConfigInput<T> = PartialDeep<T> | Readonly<Record<string, unknown>>;
+
 /**
  * What a program passes: any part of a {@link TrainConfig}. `snake_case` spellings of the keys are taken too, and the
  * names in `CONFIG_ALIASES`, so that a configuration in the form of the original description works as it is.
  */
-export type TrainConfigInput = PartialDeep<TrainConfig> | Readonly<Record<string, unknown>>;
+export type TrainConfigInput = ConfigInput<TrainConfig>;

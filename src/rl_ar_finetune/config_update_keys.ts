@@ -1,41 +1,32 @@
 /**
- * Keys of learning: algorithms, updates, optimizer, evaluation, saving and limits. Those of what a run is made of are
- * in `config_keys.ts`.
+ * Keys of learning: algorithms, updates, the pull towards a reference. Those of what a run is made of are in
+ * `config_keys.ts`, those of how it goes in `config_run_keys.ts`.
  */
 import * as z from "zod";
 
 import { key, section } from "./config_key.js";
 import type {
   AlgorithmSection,
-  EmaSection,
-  EvalSection,
   GrpoSection,
   KlSection,
-  LimitsSection,
-  LogSection,
-  OptimizerSection,
   PpoSection,
-  Precision,
-  PrecisionSection,
   ReinforceSection,
   RlooSection,
-  SaveSection,
   SpreadSection,
+  SteSection,
   TrainConfig,
-  TrainSection,
   UpdateSection,
 } from "./config_types.js";
 
 const count = z.int().min(1);
 const positive = z.number().gt(0);
 const atLeast0 = z.number().min(0);
-const every = z.int().min(0);
 
 export const algorithm: z.ZodType<TrainConfig["algorithm"]> = key(
-  z.enum(["reinforce", "rloo", "grpo", "ppo"]),
+  z.enum(["reinforce", "rloo", "grpo", "ppo", "ste"]),
   "grpo",
   "how rewards become an update; the section of its name has its options, those of the others are not read",
-  "rloo for the fewest knobs, reinforce for one sequence an image, ppo for many steps a rollout.",
+  "rloo for the fewest knobs, reinforce for one sequence an image, ppo for many steps a rollout; ste differentiates the decoder, as a baseline.",
 );
 
 type Fields<T> = { readonly [K in keyof T]-?: z.ZodType<T[K]> };
@@ -192,6 +183,15 @@ export const ppo: z.ZodType<PpoSection> = section<PpoSection>({
   ),
 });
 
+export const ste: z.ZodType<SteSection> = section<SteSection>({
+  tau: key(
+    positive,
+    1,
+    "temperature of the soft draw whose gradient stands for that of the drawn code",
+    "Lower it for a gradient that is less biased and noisier.",
+  ),
+});
+
 export const update: z.ZodType<UpdateSection> = section<UpdateSection>({
   miniBatch: key(
     count.nullable(),
@@ -238,7 +238,7 @@ export const kl: z.ZodType<KlSection> = section<KlSection>({
   coef: key(
     atLeast0,
     0,
-    "weight of the divergence from a frozen reference; at 0 no reference is loaded",
+    "weight of the divergence from a frozen reference; at 0 none is loaded, unless stop wants it",
     "Set 1e-3 to 0.1 when samples drift although auxCe is on.",
   ),
   estimator: key(
@@ -259,230 +259,25 @@ export const kl: z.ZodType<KlSection> = section<KlSection>({
     "file of the reference; null is the policy as it was when training began",
     "Give the base model when training goes on from a fine-tuned one.",
   ),
-});
-
-export const optimizer: z.ZodType<OptimizerSection> = section<OptimizerSection>({
-  lr: key(
-    positive,
-    1e-5,
-    "learning rate of AdamW",
-    "Halve it when kl/ref or clip_ratio jump; new policies want 2e-4, large ones 1e-6.",
-  ),
-  betas: key(
-    z.tuple([z.number().min(0).lt(1), z.number().min(0).lt(1)]),
-    [0.9, 0.95],
-    "decay of the mean of the gradient and of its square",
-    "0.999 for the second suits runs of many thousand steps.",
-  ),
-  eps: key(positive, 1e-8, "added to the root of the squares' mean", "Rarely."),
-  weightDecay: key(
-    atLeast0,
-    0,
-    "part of each weight that goes at a step, times the learning rate",
-    "Leave it at 0 for short fine-tuning.",
-  ),
-  schedule: key(
-    z.enum(["constant", "linear", "cosine"]),
-    "cosine",
-    "how the learning rate runs after the warm-up",
-    "constant lets train.iters be raised when a run is resumed.",
-  ),
-  warmup: key(
-    z.number().min(0).lt(1),
-    0.03,
-    "part of train.iters in which the learning rate rises",
-    "Raise it when the first iterations do harm.",
-  ),
-  finalLr: key(
-    z.number().min(0).max(1),
-    0.1,
-    "part of the learning rate that linear and cosine end at",
-    "0 for a run that will not go on.",
-  ),
-  maxGradNorm: key(
-    positive.nullable(),
-    1,
-    "largest norm of the gradient, all weights as one vector; null is no limit",
-    "Look at optim/grad_norm: clipping should be the exception.",
-  ),
-});
-
-export const ema: z.ZodType<EmaSection> = section<EmaSection>({
-  decay: key(
-    z.number().min(0).lt(1).nullable(),
-    null,
-    "part of the running average of the weights that stays at a step; null keeps none",
-    "Set 0.999 for runs of a thousand steps; evaluation then uses the average.",
-  ),
-  warmup: key(z.boolean(), true, "let the average forget its start soon", "Rarely."),
-});
-
-const precisionOf = (what: string, when: string): z.ZodType<Precision> =>
-  key(
-    z.enum(["auto", "float32", "bfloat16"]),
-    "auto",
-    `type in which ${what} are computed; auto is bfloat16 on CUDA, float32 on a CPU`,
-    when,
-  );
-
-export const precision: z.ZodType<TrainConfig["precision"]> = section<PrecisionSection>({
-  policy: precisionOf(
-    "the policy's layers, but for its head and losses,",
-    "bfloat16 on CPUs that have it; float32 when sampling/logp_diff_max is above 0.01.",
-  ),
-  rewards: precisionOf(
-    "the reward's networks",
-    "float32 when rewards of a group differ by less than a thousandth.",
-  ),
-});
-
-export const evaluation: z.ZodType<EvalSection> = section<EvalSection>({
-  every: key(
-    every,
-    50,
-    "iterations between evaluations, of which one comes before the first; 0 is none",
-    "Raise it when time/eval is a large part.",
-    "iterations",
-  ),
-  images: key(
-    count,
-    64,
-    "images set apart that are evaluated on, always the same",
-    "Raise it when eval metrics jump.",
-    "images",
-  ),
-  numGenerations: key(count, 4, "sequences an image", "Raise it when eval metrics jump.", "sequences"),
-  temperature: key(
+  target: key(
     positive.nullable(),
     null,
-    "as in rollout; null is rollout's",
-    "To watch the policy as it will be used.",
+    "divergence that coef is steered towards, rising while kl/ref is above it and falling while it is below; null keeps coef",
+    "Set it where one coef is too weak late and too strong early; coef is where it starts.",
+    "nats a token",
   ),
-  topK: key(
-    z.int().min(0).nullable(),
-    null,
-    "as in rollout; null is rollout's",
-    "To watch the policy as it will be used.",
-  ),
-  topP: key(
-    z.number().gt(0).max(1).nullable(),
-    null,
-    "as in rollout; null is rollout's",
-    "To watch the policy as it will be used.",
-  ),
-  best: key(
-    z.string().min(1),
-    "eval/reward/mean",
-    "metric that decides which checkpoint is the best one",
-    "Take one that is no part of the reward, such as eval/lpips/mean, to see through a reward that is gamed.",
-  ),
-  mode: key(
-    z.enum(["max", "min"]),
-    "max",
-    "whether more of that metric is better, or less",
-    "Together with best.",
-  ),
-  patience: key(
-    z.int().min(0),
-    0,
-    "evaluations without a new best after which the run ends; 0 never ends it",
-    "Set 5 for runs that nobody watches.",
-    "evaluations",
-  ),
-});
-
-export const save: z.ZodType<SaveSection> = section<SaveSection>({
-  every: key(
-    every,
-    100,
-    "iterations between checkpoints, of which one comes after the last; 0 saves that one alone",
-    "Lower it where a run may be cut short.",
-    "iterations",
-  ),
-  keep: key(count, 3, "checkpoints that stay, beside the best one", "Raise it to look back further."),
-  ckptPath: key(
-    z.string().min(1).nullable(),
-    null,
-    "file to write the policy's weights to at each checkpoint, as safetensors whatever its ending",
-    "For programs that want the weights at one place.",
-  ),
-});
-
-export const log: z.ZodType<LogSection> = section<LogSection>({
-  every: key(
-    count,
-    10,
-    "iterations between lines on the console and points in TensorBoard; metrics.jsonl has every one",
-    "Lower it for slow iterations.",
-    "iterations",
-  ),
-  imagesEvery: key(
-    every,
-    50,
-    "iterations between pages of samples; 0 makes none",
-    "Lower it to see what the reward rewards.",
-    "iterations",
-  ),
-  imageRows: key(
-    count,
-    8,
-    "images on such a page, each with its reconstruction and samples",
-    "Rarely.",
-    "images",
-  ),
-  tensorboard: key(
-    z.boolean(),
-    true,
-    "write TensorBoard's event files to tb/",
-    "Switch it off to save space.",
-  ),
-  csv: key(z.boolean(), true, "write metrics.csv at the end", "Switch it off when nobody opens it."),
-});
-
-export const limits: z.ZodType<LimitsSection> = section<LimitsSection>({
-  nonFiniteInARow: key(
-    count,
-    5,
-    "steps in a row that may be left out because the loss or gradient is not finite; one more ends the run with exit code 4",
-    "Rarely: look for the cause.",
-    "steps",
-  ),
-  nonFinite: key(
-    count,
-    100,
-    "such steps in the whole run; one more ends it with exit code 4",
-    "Rarely: look for the cause.",
-    "steps",
-  ),
-  ratioGap: key(
+  horizon: key(
     positive,
-    0.1,
-    "largest mean |ratio - 1| before the first step of an update: above it sampler and scorer disagree",
-    "Raise it a little for bfloat16 policies that are otherwise sound.",
+    10_000,
+    "sequences over which an error of 20 % or more changes coef by a factor of about 1.2",
+    "Lower it for runs of few iterations.",
+    "sequences",
   ),
-});
-
-export const train: z.ZodType<TrainSection> = section<TrainSection>({
-  iters: key(
-    count,
-    1000,
-    "iterations, each a rollout and its update",
-    "60 to 200 show whether a reward works.",
-    "iterations",
-  ),
-  device: key(
-    z
-      .string()
-      .regex(/^(auto|cpu|cuda(:\d+)?)$/)
-      .describe("auto, cpu, cuda or cuda:N"),
-    "auto",
-    "cpu, cuda or cuda:N; auto is cuda where there is one",
-    "To leave the GPU to others.",
-  ),
-  threads: key(
-    count.nullable(),
+  stop: key(
+    positive.nullable(),
     null,
-    "threads of an operator on the CPU; null leaves it to LibTorch",
-    "Set 1 to share a machine.",
+    "running mean of kl/ref (nine parts old, one part new) above which the run ends, with a checkpoint; null never ends it",
+    "Set 0.1 to 1 for runs that nobody watches; with coef 0 the reference is loaded for this alone.",
+    "nats a token",
   ),
 });

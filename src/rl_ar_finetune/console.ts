@@ -64,7 +64,7 @@ export class RunConsole {
   step(step: number, metrics: Metrics): void {
     const { total, screen, json, now } = this.#options;
     this.#times = [...this.#times.slice(-TIMED), now()];
-    const reward = metrics["reward/mean"];
+    const reward = metrics["reward/mean"] ?? metrics["train/loss"];
     if (reward !== undefined && Number.isFinite(reward))
       this.#rewards = [...this.#rewards.slice(1 - HISTORY), reward];
     if (json) screen.write(`${jsonLine({ step, ...metrics })}\n`);
@@ -144,7 +144,7 @@ export function jsonLine(record: Readonly<Record<string, unknown>>): string {
 /** What {@link liveLine} needs beside the metrics. */
 export interface LiveLineOptions {
   readonly total: number;
-  /** The latest ones, the newest last. */
+  /** The latest ones, the newest last; losses where nothing is rewarded. */
   readonly rewards: readonly number[];
   readonly secondsLeft: number | null;
   readonly width: number;
@@ -166,6 +166,11 @@ export function liveLine(step: number, metrics: Metrics, options: LiveLineOption
     const top = ceiling === undefined ? "" : ` (ceil ${short(ceiling)})`;
     parts.push(`reward ${short(reward)}${arrow} ${sparkline(rewards, ceiling)}${top}`);
   }
+  const loss = metrics["train/loss"];
+  if (reward === undefined && loss !== undefined) {
+    const arrow = before === undefined || loss === before ? "" : loss > before ? " ↑" : " ↓";
+    parts.push(`loss ${short(loss)}${arrow} ${sparkline(rewards)}`);
+  }
   const kl = metrics["kl/ref"] ?? metrics["kl/ref_k3"] ?? metrics["kl/ref_exact"] ?? metrics["kl/approx"];
   const [low, high] = [metrics["clip_ratio/low_mean"], metrics["clip_ratio/high_mean"]];
   const [entropy, norm] = [metrics["policy/entropy"], metrics["optim/grad_norm"]];
@@ -176,8 +181,9 @@ export function liveLine(step: number, metrics: Metrics, options: LiveLineOption
   if (norm !== undefined) parts.push(`gn ${short(norm)}`);
   const seconds = metrics["perf/step_s"];
   if (seconds !== undefined) parts.push(`${short(seconds)}s${times(metrics)}`);
-  const pace = metrics["perf/tokens_per_s"];
+  const [pace, images] = [metrics["perf/tokens_per_s"], metrics["perf/images_per_s"]];
   if (pace !== undefined) parts.push(`${compact(pace)} tok/s`);
+  if (images !== undefined) parts.push(`${compact(images)} img/s`);
   let line = "";
   for (const part of parts) {
     const longer = line === "" ? part : `${line}  ${part}`;
@@ -226,7 +232,7 @@ export function table(metrics: Metrics, width: number): string {
     cells.push(`${rest} ${short(value)}`);
     groups.set(group, cells);
   }
-  const order = ["reward", "eval", "advantage", "policy", "kl", "clip_ratio", "optim", "loss"];
+  const order = ["reward", "train", "eval", "advantage", "policy", "kl", "clip_ratio", "optim", "loss"];
   const rank = (group: string): number => (order.includes(group) ? order.indexOf(group) : order.length);
   const sorted = [...groups].sort(([a], [b]) => rank(a) - rank(b));
   const margin = Math.max(...[...groups.keys()].map((group) => group.length), 0) + 4;
@@ -261,11 +267,15 @@ const PLAIN: readonly string[] = [
   "optim/skipped_steps",
   "perf/step_s",
   "perf/tokens_per_s",
+  "perf/images_per_s",
 ];
 
 /** One line for a log: `step=120/1000 reward/mean=-0.0312 ... left=21m`, to be searched and cut. */
 export function plainLine(step: number, total: number, metrics: Metrics, secondsLeft: number | null): string {
-  const shown = PLAIN.flatMap((name) =>
+  // A supervised trainer names few metrics, of which all count.
+  const isFit = !Object.keys(metrics).some((name) => /^(eval\/)?reward\//.test(name));
+  const own = Object.keys(metrics).filter((name) => isFit && /^(train|eval)\//.test(name));
+  const shown = [...own, ...PLAIN.filter((name) => !own.includes(name))].flatMap((name) =>
     metrics[name] === undefined ? [] : [`${name}=${short(metrics[name])}`],
   );
   const left = secondsLeft === null ? [] : [`left=${duration(secondsLeft)}`];

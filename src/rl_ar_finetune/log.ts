@@ -181,7 +181,7 @@ export class RunLog implements Disposable {
     step: number,
     name: string,
     image: Tensor,
-    about: { readonly [key: string]: PlainData } = {},
+    about: { readonly [key: string]: PlainData | undefined } = {},
   ): Promise<void> {
     const file = `samples/step_${String(step).padStart(6, "0")}_${name}.png`;
     const path = join(this.folder, file);

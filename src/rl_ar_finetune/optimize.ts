@@ -7,6 +7,8 @@
  *   before the first step that difference is measured, and refused when it is large;
  * - means are over the window of an optimizer step, never over a micro-batch;
  * - groups of one reward have advantage 0 and still count in those means;
+ * - rewards may come with each token, where the papers have one a sequence: a token is then credited with its own
+ *   and, decayed, with later ones, never with earlier ones;
  * - a divergence in the loss is not reweighted for codes that an older policy drew;
  * - PPO's value head does not train the trunk unless asked to, and advantages are whitened over the rollout;
  * - dropout is off throughout.
@@ -27,6 +29,7 @@ import {
   type GaeOptions,
   gae,
   groupAdvantages,
+  returnsToGo,
   rlooAdvantages,
   type SpreadOptions,
   standardizedAdvantages,
@@ -61,7 +64,8 @@ export { type BatchPlan, planBatches } from "./update.js";
  * Log-probabilities are computed anew, with gradients; those of the batch only tell how far off that is. Nothing corrects
  * for steps in between: for more than one step a rollout take `grpoUpdate`.
  *
- * @param batch - tokens int64 `[N, T]`, logprobs float `[N, T]`, rewards float `[N]`, or a rollout `[B, G, ...]`.
+ * @param batch - tokens int64 `[N, T]`, logprobs float `[N, T]`, rewards float `[N]` or `[N, T]`, or a rollout
+ *   `[B, G, ...]`.
  * @returns steps taken and skipped, and metrics; the optimizer's gradients are dropped.
  * @throws Error when the batch's log-probabilities are not those of the policy: see `maxRatioGap`.
  */
@@ -79,7 +83,7 @@ export function reinforceUpdate(
 /**
  * REINFORCE with the mean of the group's other rewards as the baseline.
  *
- * @param batch - a rollout with rewards `[B, G]`, G >= 2.
+ * @param batch - a rollout with rewards `[B, G]` or `[B, G, T]`, G >= 2.
  * @see Ahmadian et al. 2024, "Back to Basics: Revisiting REINFORCE Style Optimization", arXiv 2402.14740.
  */
 export function rlooUpdate(
@@ -112,7 +116,7 @@ export interface GrpoOptions extends UpdateOptions, SpreadOptions, Omit<ClipOpti
  * and the loss is about 0: its gradient is what counts. Dr. GRPO, DAPO, BNPO, GSPO (`level: "sequence"`) and CISPO are
  * options.
  *
- * @param batch - a rollout with rewards `[B, G]`, G >= 2.
+ * @param batch - a rollout with rewards `[B, G]` or `[B, G, T]`, G >= 2.
  * @see Shao et al. 2024, "DeepSeekMath", eq. 3, arXiv 2402.03300.
  */
 export function grpoUpdate(
@@ -124,8 +128,9 @@ export function grpoUpdate(
   const { clipLow = 0.2, clipHigh = 0.28, dualClip, level = "token", objective = "clip", ratioCap } = options;
   const advantagesOf = (rewards: Tensor): Advantages => groupAdvantages(rewards, options);
   const clip = { clipLow, clipHigh, level, ...(dualClip !== undefined && { dualClip }) };
-  if (level === "sequence" && batch.advantages?.ndim === 3) {
-    throw expected("grpoUpdate", "one advantage a sequence with level sequence", batch.advantages);
+  for (const signal of [batch.advantages, batch.rewards]) {
+    if (level === "token" || signal?.shape.join() !== batch.tokens.shape.join()) continue;
+    throw expected("grpoUpdate", "one number a sequence with level sequence", signal);
   }
   const isCispo = objective === "cispo";
   const loss = {
@@ -139,7 +144,7 @@ export function grpoUpdate(
   return policyUpdate("grpoUpdate", policy, optimizer, batch, defaults, advantagesOf, loss);
 }
 
-/** REINFORCE, RLOO and GRPO: one reward a sequence, no value head. */
+/** REINFORCE, RLOO and GRPO: no value head. */
 function policyUpdate(
   where: string,
   policy: ArPolicy,
@@ -154,12 +159,12 @@ function policyUpdate(
     withoutDropout(kl ? [policy, kl.reference] : [policy], () => {
       const prepared = prepare(where, batch, options);
       const view = kl && askReference(policy, prepared, kl);
-      const { advantages, isConstant } = signalOf(where, batch, prepared, view, advantagesOf);
+      const { advantages, isConstant } = signalOf(where, batch, prepared, view, advantagesOf, options);
       const signal = {
         advantages,
         constantGroups: isConstant?.sum().item() ?? 0,
         groups: isConstant?.numel ?? 1,
-        reference: view?.logprobs ?? null,
+        view,
       };
       const objective = { ...loss, ...objectiveOf(options, kl), value: null };
       return runUpdate(where, policy, optimizer, prepared, signal, objective, options);
@@ -173,6 +178,7 @@ function signalOf(
   prepared: Prepared,
   view: ReferenceView | null,
   advantagesOf: (rewards: Tensor) => Advantages,
+  options: UpdateOptions,
 ): { advantages: Tensor; isConstant: Tensor | null } {
   const { passes, mask } = prepared;
   if ((batch.rewards === undefined) === (batch.advantages === undefined)) {
@@ -188,31 +194,34 @@ function signalOf(
     checkPerSequence(where, "advantages", advantages, batch.tokens);
     return { advantages: asRows(advantages.detach().double(), passes), isConstant: null };
   }
-  checkPerSequence(where, "rewards", batch.rewards, batch.tokens, false);
+  checkPerSequence(where, "rewards", batch.rewards, batch.tokens);
   const rewards = batch.rewards.double();
-  const penalty = view?.penalty
-    ?.mul(mask)
-    .sum(2)
-    .reshape(...rewards.shape);
-  const { advantages, isConstant } = advantagesOf(penalty ? rewards.sub(penalty) : rewards);
+  const penalty = view?.penalty?.mul(mask); // [R, K, T]
+  if (!isByPlace(batch)) {
+    const sums = penalty?.sum(2).reshape(...rewards.shape);
+    const { advantages, isConstant } = advantagesOf(sums ? rewards.sub(sums) : rewards);
+    return { advantages: asRows(advantages, passes), isConstant };
+  }
+  if (batch.mask !== undefined) {
+    // The mean over a group would be one of different numbers of sequences at different places.
+    throw expectedType(where, "no mask with rewards a token", "one", "Set the rewards of such tokens to 0");
+  }
+  const [b, g, t] = batch.tokens.ndim === 3 ? batch.tokens.dims(3) : batch.tokens.unsqueeze(1).dims(3);
+  const owed = asRows(rewards, passes);
+  const returns = returnsToGo(penalty ? owed.sub(penalty) : owed, options.creditDecay ?? 1);
+  const { advantages, isConstant } = advantagesOf(returns.reshape(b, g, t));
   return { advantages: asRows(advantages, passes), isConstant };
 }
 
-function checkPerSequence(
-  where: string,
-  name: string,
-  given: Tensor,
-  tokens: Tensor,
-  mayBeToken = true,
-): void {
+/** Whether rewards came with each token. */
+const isByPlace = ({ rewards, tokens }: UpdateBatch): boolean =>
+  rewards?.shape.join() === tokens.shape.join();
+
+function checkPerSequence(where: string, name: string, given: Tensor, tokens: Tensor): void {
   const perSequence = tokens.shape.slice(0, -1);
   const [a, b, c] = [given.shape.join(), perSequence.join(), tokens.shape.join()];
-  if (a === b || (mayBeToken && a === c)) return;
-  throw expected(
-    where,
-    `${name} [${perSequence.join(", ")}]${mayBeToken ? " or in the shape of the tokens" : ""}`,
-    given,
-  );
+  if (a === b || a === c) return;
+  throw expected(where, `${name} [${perSequence.join(", ")}] or in the shape of the tokens`, given);
 }
 
 /** The parts of an objective that every update shares. */
@@ -221,7 +230,7 @@ function objectiveOf(
   kl: Required<KlOptions> | null,
 ): Omit<Objective, "policyLoss" | "clip" | "value"> {
   const { aggregation = "grpo", maxLen, entropyCoef = 0, auxCe = 0 } = options;
-  const inLoss = kl !== null && kl.placement === "loss";
+  const inLoss = kl !== null && kl.placement === "loss" && kl.coef !== 0;
   return {
     aggregation,
     ...(maxLen !== undefined && { maxLen }),
@@ -233,6 +242,7 @@ function objectiveOf(
 
 function klWithDefaults(kl: KlOptions | undefined, usual: "loss" | "reward"): Required<KlOptions> | null {
   if (kl === undefined) return null;
+  if (kl.coef === 0) return { ...kl, placement: "loss", estimator: "k3" }; // only measured
   const { placement = usual, estimator = placement === "loss" ? "k3" : "k1" } = kl;
   return { ...kl, placement, estimator };
 }
@@ -257,12 +267,12 @@ export interface PpoOptions
 /**
  * PPO: generalised advantages from a value head, the clipped surrogate, several epochs.
  *
- * A sequence's reward comes with its last token; a divergence from a reference is taken from each token's reward
+ * A sequence's reward comes with its last token, unless rewards come with each; a divergence from a reference is taken from each token's reward
  * unless placed in the loss. Where a group shares its context one value a position serves all its sequences.
  * Defaults: 4 epochs, clip 0.2, gamma 1, lambda 0.95, target KL 0.02 (the update ends above 1.5 times that, before
  * the step).
  *
- * @param batch - a rollout with rewards `[B, G]`; G may be 1.
+ * @param batch - a rollout with rewards `[B, G]` or `[B, G, T]`; G may be 1.
  * @see Schulman et al. 2017, "Proximal Policy Optimization Algorithms", arXiv 1707.06347.
  */
 export function ppoUpdate(
@@ -289,12 +299,13 @@ export function ppoUpdate(
       const { rewards, advantages: given, tokens } = batch;
       if (rewards === undefined || given !== undefined)
         throw expectedType(where, "rewards and no advantages", "others");
-      checkPerSequence(where, "rewards", rewards, tokens, false);
+      checkPerSequence(where, "rewards", rewards, tokens);
       const prepared = prepare(where, batch, defaults);
       const { mask } = prepared;
       const view = kl && askReference(policy, prepared, kl);
       const oldValues = valuesOf(policy, valueHead, prepared); // [R, T]
-      const score = lastCounted(mask).mul(asRows(rewards.double(), prepared.passes)); // [R, K, T]
+      const owed = asRows(rewards.double(), prepared.passes); // [R, K, 1] or [R, K, T]
+      const score = owed.mul(isByPlace(batch) ? mask : lastCounted(mask)); // [R, K, T]
       const perToken = view?.penalty ? score.sub(view.penalty.mul(mask)) : score;
       const values = oldValues.unsqueeze(1).expand(...mask.shape);
       const { advantages, returns } = gae(perToken, values, { ...options, mask });
@@ -302,7 +313,7 @@ export function ppoUpdate(
         advantages: (options.whiten ?? true) ? whiten(advantages, mask) : advantages,
         constantGroups: 0,
         groups: 1,
-        reference: view?.logprobs ?? null,
+        view,
         oldValues,
         returns,
       };

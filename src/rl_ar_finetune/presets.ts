@@ -1,17 +1,12 @@
 /**
  * Configurations to start from. Each is a few values over the defaults; `rlar config show preset=NAME` prints the whole.
  */
-import type { PartialDeep, TrainConfig } from "./config_types.js";
-
-/** Values, and where they come from. */
-export interface Preset {
-  readonly about: string;
-  readonly values: PartialDeep<TrainConfig>;
-}
+import type { Preset } from "./config_kind.js";
+import type { TrainConfig } from "./config_types.js";
 
 export type PresetName = "seed" | "vapi" | "completion";
 
-export const presets: Readonly<Record<PresetName, Preset>> = {
+export const presets: Readonly<Record<PresetName, Preset<TrainConfig>>> = {
   seed: {
     about:
       "GRPO on free rollouts of minGPT with the squared error as reward, as this project was first described.",

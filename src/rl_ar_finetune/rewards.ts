@@ -4,7 +4,6 @@
  */
 import {
   type LPIPS,
-  type LpipsReference,
   l1,
   l1Map,
   l2,
@@ -12,9 +11,11 @@ import {
   latentCosine,
   msSsim,
   type NLayerDiscriminator,
+  type PerceptualDistance,
   psnr,
   ssim,
   ssimMap,
+  type UnitFeatures,
 } from "../metrics/index.js";
 import {
   type AutocastState,
@@ -29,7 +30,7 @@ import {
 } from "../torch/index.js";
 
 /** Rewards that compare a decoded image with its input. */
-export type ReconstructionType = "l1" | "l2" | "psnr" | "ssim" | "ms_ssim" | "lpips";
+export type ReconstructionType = "l1" | "l2" | "psnr" | "ssim" | "ms_ssim" | "lpips" | "perceptual";
 
 /** How rewards are put on one scale before they are used: as they are, or mean 0 and standard deviation 1. */
 export type Normalization = "none" | "batch" | "group";
@@ -54,6 +55,8 @@ export interface Term {
   readonly measure: (judged: Judged) => Tensor;
   /** The same at each pixel, float `[B * G, H, W]`, for terms that have it. */
   readonly map?: (judged: Judged) => Tensor;
+  /** Frees its network and what it holds of the last images, for whoever opened the network for this term alone. */
+  readonly dispose?: () => void;
 }
 
 /** What a batch was found to be worth. */
@@ -74,6 +77,8 @@ export interface TermOptions {
   readonly chunk?: number;
   /** The network of `"lpips"`. */
   readonly lpips?: LPIPS;
+  /** The classifier of `"perceptual"`. */
+  readonly perceptual?: PerceptualDistance;
   /** Run the network's convolutions in a narrow dtype; its distances stay float32. */
   readonly amp?: AutocastState;
 }
@@ -81,12 +86,13 @@ export interface TermOptions {
 /**
  * A term that compares samples with their images.
  *
- * Features that LPIPS takes from the images are computed once a batch and serve all G samples.
+ * Features that LPIPS and the perceptual distance take from the images are computed once a batch and serve all G
+ * samples.
  *
- * @throws RangeError for `"lpips"` without its network.
+ * @throws RangeError for `"lpips"` and `"perceptual"` without their networks.
  */
 export function reconstructionTerm(type: ReconstructionType, options: TermOptions = {}): Term {
-  const { weight = 1, chunk, lpips, amp } = options;
+  const { weight = 1, chunk, amp } = options;
   if (!Number.isFinite(weight)) throw expected(`reward.${type}.weight`, "a finite number", weight);
   const parts = chunk === undefined ? {} : { chunk };
   const loss = { name: type, weight, sign: -1 as const };
@@ -114,20 +120,34 @@ export function reconstructionTerm(type: ReconstructionType, options: TermOption
       };
     case "ms_ssim":
       return { ...score, measure: (j) => msSsim(j.images, j.samples, parts) };
-    case "lpips": {
-      if (lpips === undefined) {
+    case "lpips":
+    case "perceptual": {
+      const network = options[type];
+      if (network === undefined) {
         const remedy =
-          "Its backbone is torchvision's VGG16, AlexNet or SqueezeNet 1.1: set reward.lpips.path";
-        throw expected("reward.lpips", "the metric's network", "none", remedy);
+          type === "lpips"
+            ? "Its backbone is torchvision's VGG16, AlexNet or SqueezeNet 1.1: set reward.lpips.path"
+            : "rlar classifier trains one: set reward.perceptual.path";
+        throw expected(`reward.${type}`, "the metric's network", "none", remedy);
       }
       return {
         ...loss,
-        measure: (j) => inCast(amp, () => lpips.distance(referenceOf(lpips, j), j.samples, parts)),
-        map: (j) => inCast(amp, () => lpips.distanceMap(referenceOf(lpips, j), j.samples, parts)),
+        measure: (j) => inCast(amp, () => network.distance(referenceOf(network, j), j.samples, parts)),
+        map: (j) => inCast(amp, () => network.distanceMap(referenceOf(network, j), j.samples, parts)),
+        dispose: () => {
+          for (const feature of references.get(network)?.reference.features ?? []) feature.dispose();
+          references.delete(network);
+          if ("network" in network) network.network.dispose();
+          else network.dispose();
+        },
       };
     }
     default: {
-      throw expected("reconstructionTerm", "l1, l2, psnr, ssim, ms_ssim or lpips", type satisfies never);
+      throw expected(
+        "reconstructionTerm",
+        "l1, l2, psnr, ssim, ms_ssim, lpips or perceptual",
+        type satisfies never,
+      );
     }
   }
 }
@@ -137,22 +157,36 @@ function inCast<T>(amp: AutocastState | undefined, fn: () => T): T {
 }
 
 /** Features of the last images that were judged: the ceiling and the samples of a batch share them. */
-const references = new WeakMap<LPIPS, { images: Tensor; reference: LpipsReference }>();
+const references = new WeakMap<LPIPS | PerceptualDistance, { images: Tensor; reference: UnitFeatures }>();
 
-function referenceOf(lpips: LPIPS, { images }: Judged): LpipsReference {
-  const held = references.get(lpips);
+function referenceOf(network: LPIPS | PerceptualDistance, { images }: Judged): UnitFeatures {
+  const held = references.get(network);
   if (held !== undefined && held.images === images) return held.reference;
   for (const feature of held?.reference.features ?? []) feature.dispose();
-  const reference = lpips.reference(images);
+  const reference = network.reference(images);
   for (const feature of reference.features) keep(feature);
-  references.set(lpips, { images, reference });
+  references.set(network, { images, reference });
   return reference;
+}
+
+/** Name of {@link unrewardedTerm}. */
+export const UNREWARDED = "perceptual_held_out";
+
+/** The distance in the features of a classifier that no reward uses, to be watched beside them. */
+export function unrewardedTerm(perceptual: PerceptualDistance): Term {
+  return { ...reconstructionTerm("perceptual", { perceptual }), name: UNREWARDED };
 }
 
 /** How real a PatchGAN discriminator finds the samples: its mean logit. */
 export function patchGanTerm(discriminator: NLayerDiscriminator, weight = 1, chunk?: number): Term {
   const parts = chunk === undefined ? {} : { chunk };
-  return { name: "patch_gan", weight, sign: 1, measure: (j) => discriminator.score(j.samples, parts) };
+  return {
+    name: "patch_gan",
+    weight,
+    sign: 1,
+    measure: (j) => discriminator.score(j.samples, parts),
+    dispose: () => discriminator.dispose(),
+  };
 }
 
 /** 1 - cosine between the latents of samples and images; the batch must bring them. */
@@ -220,9 +254,10 @@ export function judge(
 /** Mean 0 and standard deviation 1 (n - 1), over all values or over each row; values of no spread become 0. */
 function scaled(values: Tensor, normalize: Normalization): Tensor {
   if (normalize === "none") return values;
-  const dims = normalize === "batch" ? [0, 1] : [1];
+  const all = values.shape.map((_, dim) => dim);
+  const dims = normalize === "batch" ? all : all.slice(1);
   const centered = values.sub(values.mean(dims, { keepdim: true }));
-  const count = normalize === "batch" ? values.numel : values.size(1);
+  const count = normalize === "batch" ? values.numel : values.numel / values.size(0);
   const std = centered
     .square()
     .sum(dims, { keepdim: true })
@@ -232,39 +267,55 @@ function scaled(values: Tensor, normalize: Normalization): Tensor {
   return centered.div(std.maximum(least)).mul(std.gt(least));
 }
 
+/** What each place of a batch was found to be worth. */
+export interface PlaceRewards extends Omit<Rewards, "total"> {
+  /** float64 `[B, G, T]`, T = rows * columns, in raster order: weighted sum of the terms, higher is better. */
+  readonly places: Tensor;
+}
+
 /**
  * Rewards by place: the terms' maps, weighted, and averaged over the pixels of each code, so that a code can be
  * credited for what it shows.
  *
- * The mean over the codes of an image is the reward that {@link judge} gives with the same terms, up to LPIPS's
- * interpolation.
+ * The mean over the codes of an image is the reward that {@link judge} gives with the same terms, up to
+ * the interpolation of lpips and perceptual; `terms` and `plain` are such means.
  *
  * @param grid - rows and columns of codes.
- * @returns float64 `[B, G, T]`, T = rows * columns, in raster order.
+ * @param options.normalize - as for {@link judge}, over all places of the batch or of the image.
  * @throws RangeError when a term has no map.
  */
 export function judgeByPlace(
   terms: readonly Term[],
   judged: Judged,
   grid: readonly [number, number],
-): Tensor {
+  options: { normalize?: Normalization } = {},
+): PlaceRewards {
+  const { normalize = "none" } = options;
   const b = judged.images.size(0);
   const n = judged.samples.size(0);
   return noGrad(() =>
     tidy(() => {
       const maps = terms.map((term) => {
         if (term.map === undefined) {
-          const remedy = "l1, l2, ssim and lpips have maps; leave the others out, or reward whole samples";
+          const remedy =
+            "l1, l2, ssim, lpips and perceptual have maps; leave the others out, or reward whole samples";
           throw expected(`reward.${term.name}`, "a value at each pixel", "one a sample", remedy);
         }
         const map = tidy(() => (term.map as (j: Judged) => Tensor)(judged)); // [B * G, H, W]
         const pooled = F.interpolate(map.unsqueeze(1).double(), { size: grid, mode: "area" });
-        return pooled.mul(term.weight * term.sign);
+        return pooled.reshape(b, n / b, grid[0] * grid[1]); // [B, G, T]
       });
       if (maps.length === 0) throw expected("reward", "at least one term", "none");
-      return stack(maps)
-        .sum(0)
-        .reshape(b, n / b, grid[0] * grid[1]);
+      const sumOf = (values: readonly Tensor[]): Tensor =>
+        stack(values.map((value, i) => value.mul((terms[i] as Term).weight * (terms[i] as Term).sign))).sum(
+          0,
+        );
+      const means = maps.map((map) => map.mean(2));
+      return {
+        places: sumOf(maps.map((map) => scaled(map, normalize))),
+        plain: sumOf(means),
+        terms: Object.fromEntries(terms.map((term, i) => [term.name, means[i] as Tensor])),
+      };
     }),
   );
 }

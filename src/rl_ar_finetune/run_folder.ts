@@ -8,12 +8,13 @@ import { join } from "node:path";
 
 import { replaceFile, writeAll } from "../torch/files.js";
 import { listCheckpoints } from "./checkpoint.js";
-import { ConfigError, type RunConfig, type TrainConfig } from "./config.js";
+import { ConfigError, type ConfigKind, type RunConfig, type TrainConfig } from "./config.js";
 import { configYaml } from "./config_docs.js";
+import { trainKind } from "./train_kind.js";
 
 /** What a run writes into its folder. Nothing else there is ever removed. */
 const RUN_FILES =
-  /^(checkpoints|dumps|samples|tb|metrics\.(jsonl|csv)|samples\.jsonl|config\.yaml|env(\.\d+)?\.json|report\.html)$/;
+  /^(checkpoints|dumps|samples|tb|metrics\.(jsonl|csv)|samples\.jsonl|config\.yaml|model\.safetensors|env(\.\d+)?\.json|report\.html)$/;
 
 const LOCK = ".lock";
 
@@ -28,18 +29,24 @@ export interface RunFolder extends Disposable {
   dispose(): void;
 }
 
+/** What a configuration must say of its run. */
+interface RunOwner {
+  readonly run: RunConfig;
+}
+
 /**
  * Make the folder of a run ready, as `run.dir` and `run.ifExists` say, and keep other processes out of it.
  *
  * @param options.ask - asks the user about a folder that holds a run, for `ask`; `fail` where left out.
  * @throws ConfigError when the folder holds a run and `ifExists` is `fail`, or another process writes to it.
  */
-export async function openRunFolder(
-  config: TrainConfig,
-  options: { ask?: (folder: string) => Promise<IfExists>; now?: () => Date } = {},
+export async function openRunFolder<T extends RunOwner = TrainConfig>(
+  config: T,
+  options: { ask?: (folder: string) => Promise<IfExists>; now?: () => Date; kind?: ConfigKind<T> } = {},
 ): Promise<RunFolder> {
   const { ask = async () => "fail" as const, now = () => new Date() } = options;
-  const wanted = config.run.dir ?? freeName(join("runs", nameOf(config, now())));
+  const kind = options.kind ?? (trainKind as unknown as ConfigKind<T>);
+  const wanted = config.run.dir ?? freeName(join("runs", `${timeOf(now())}_${kind.nameOf(config)}`));
   const { ifExists } = config.run;
   const holdsRun = filesOf(wanted).length > 0;
   const policy = holdsRun && ifExists === "ask" ? await ask(wanted) : ifExists;
@@ -74,18 +81,20 @@ function sweep(path: string): void {
 }
 
 /** Write the resolved configuration to `config.yaml`. */
-export function writeConfig(folder: string, config: TrainConfig): void {
-  replaceFile(join(folder, "config.yaml"), (fd) => writeAll(fd, Buffer.from(configYaml(config))));
+export function writeConfig<T extends object = TrainConfig>(
+  folder: string,
+  config: T,
+  kind: ConfigKind<T> = trainKind as unknown as ConfigKind<T>,
+): void {
+  const text = configYaml(config, { kind });
+  replaceFile(join(folder, "config.yaml"), (fd) => writeAll(fd, Buffer.from(text)));
 }
 
 const filesOf = (folder: string): string[] =>
   existsSync(folder) ? readdirSync(folder).filter((name) => RUN_FILES.test(name)) : [];
 
-/** Such as `2026-11-22_18-30-05_vapi`. */
-function nameOf(config: TrainConfig, now: Date): string {
-  const time = now.toISOString().slice(0, 19).replace("T", "_").replaceAll(":", "-");
-  return `${time}_${config.preset ?? config.algorithm}`;
-}
+/** Such as `2026-11-22_18-30-05`. */
+const timeOf = (now: Date): string => now.toISOString().slice(0, 19).replace("T", "_").replaceAll(":", "-");
 
 function freeName(path: string): string {
   if (filesOf(path).length === 0) return path;
@@ -110,6 +119,12 @@ function takeLock(folder: string): void {
   }
   rmSync(path, { force: true });
   writeFileSync(path, JSON.stringify(me), { flag: "wx" });
+}
+
+/** Whether a process writes to a folder right now; one on another machine counts as long as its lock is there. */
+export function isHeld(folder: string): boolean {
+  const owner = readOwner(join(folder, LOCK));
+  return owner !== null && isAlive(owner);
 }
 
 function readOwner(path: string): Owner | null {

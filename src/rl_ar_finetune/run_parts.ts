@@ -2,26 +2,13 @@
  * The parts of a run, made from its configuration: tokenizer, policy, reference, optimizer, average, reward, images.
  * What they do together is in `train_loop.ts`.
  */
-import {
-  type Batch,
-  type Batches,
-  BatchReader,
-  type Cursor,
-  fromIterable,
-  type ImageSource,
-  type Loader,
-  onePass,
-  openSource,
-  type ReadOptions,
-  splitSource,
-  subset,
-} from "../data/index.js";
-import { AdamW, Ema, type ParameterGroup } from "../nn/index.js";
-import type { ArPolicy } from "../policies/index.js";
+import { AdamW, Ema, type Module, type ParameterGroup } from "../nn/index.js";
+import type { ArPolicy, Lora } from "../policies/index.js";
 import type { FrozenTokenizer } from "../tokenizers/index.js";
 import {
   type AutocastState,
   type Device,
+  type DType,
   deriveSeed,
   expected,
   isCudaAvailable,
@@ -30,15 +17,18 @@ import {
   setNumThreads,
 } from "../torch/index.js";
 import {
+  addLora,
   buildArPolicy,
   buildTokenizerFrozen,
   clonePolicy,
   openDiscriminator,
   openLpips,
+  openPerceptual,
   openPolicy,
   openTokenizer,
+  WithoutAdapters,
 } from "./builder.js";
-import type { Precision, TrainConfig } from "./config.js";
+import type { ArSection, Precision, TrainConfig } from "./config.js";
 import {
   customTerm,
   latentCosineTerm,
@@ -46,31 +36,36 @@ import {
   type ReconstructionType,
   reconstructionTerm,
   type Term,
+  unrewardedTerm,
 } from "./rewards.js";
-import { groupOf, readOptionsOf, sourceOptionsOf } from "./settings.js";
+import { openImages, type RunImages } from "./run_images.js";
 import { ValueHead } from "./value_head.js";
 
-/** Everything that a run works with; it lives as long as the run. */
-export interface RunParts {
+/** Everything that a run works with. Disposing of it frees what was opened or built, not what a program passed in. */
+export interface RunParts extends RunImages, Disposable {
   readonly device: Device;
   readonly tokenizer: FrozenTokenizer;
   readonly policy: ArPolicy;
-  /** The frozen policy that KL is measured against; null at coefficient 0, when it is not even loaded. */
+  /** Adapters of the policy, which are trained in place of its weights; null without `ar.lora`. */
+  readonly lora: Lora | null;
+  /** What the optimizer moves and the average is of, but for a value head: the adapters, or the policy. */
+  readonly trained: Module;
+  /** The frozen policy that KL is measured against; null where nothing measures it, when it is not even loaded. */
   readonly reference: ArPolicy | null;
   readonly valueHead: ValueHead | null;
   readonly optimizer: AdamW;
   readonly ema: Ema | null;
   readonly terms: readonly Term[];
+  /** The distance of `eval.perceptual`, which no reward uses; null where there is none. */
+  readonly unrewarded: Term | null;
   /** What the policy computes in, or null for its own dtype. */
   readonly policyCast: AutocastState | null;
-  /** Fingerprint of the images, null for a user's own loader. */
-  readonly fingerprint: string | null;
-  /** Batches of the training images from a cursor on. */
-  readonly batchesFrom: (cursor: Cursor | undefined) => Batches;
-  /** The images that are evaluated on, always the same. */
-  readonly evalBatches: () => AsyncIterable<Batch>;
-  readonly evalImages: number;
+  /** Type for packed weights while codes are drawn one by one; null where nothing is packed. */
+  readonly packAs: DType | null;
 }
+
+/** Notes a part that the run has to free, and gives it back. */
+type Own = <T extends Disposable>(part: T) => T;
 
 /** bfloat16 where asked for, or on CUDA where it is left open. */
 export function castOf(precision: Precision, device: Device): AutocastState | null {
@@ -80,7 +75,7 @@ export function castOf(precision: Precision, device: Device): AutocastState | nu
 }
 
 /** The device that is asked for; `auto` is CUDA where there is one. */
-export function deviceOf(config: TrainConfig): Device {
+export function deviceOf(config: { readonly train: { readonly device: string } }): Device {
   const { device } = config.train;
   if (device !== "auto") return device as Device;
   return isCudaAvailable() ? "cuda" : "cpu";
@@ -89,15 +84,34 @@ export function deviceOf(config: TrainConfig): Device {
 /**
  * Open and build all parts.
  *
- * @throws RangeError naming the part that cannot be had, and what to do.
+ * @throws RangeError naming the part that cannot be had, and what to do; what was opened before it is freed.
  */
 export async function openRunParts(config: TrainConfig): Promise<RunParts> {
+  const opened: Disposable[] = [];
+  const free = (): void => {
+    for (const part of opened.splice(0).reverse()) part[Symbol.dispose]();
+  };
+  const own = <T extends Disposable>(part: T): T => {
+    opened.push(part);
+    return part;
+  };
+  try {
+    return { ...(await openOwned(config, own)), [Symbol.dispose]: free };
+  } catch (error) {
+    free();
+    throw error;
+  }
+}
+
+/** @param own - is given every part that the run has to free, in the order in which they are made. */
+async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, typeof Symbol.dispose>> {
   const device = deviceOf(config);
   requireDevice(device);
   if (config.train.threads !== null) setNumThreads(config.train.threads);
   // Weights that no file gives are drawn from the default generator.
   manualSeed(deriveSeed(config.seed, "init"));
   const tokenizer = tokenizerOf(config, device);
+  if (config.tokenizer.model === null) own(tokenizer);
   const side = config.data.size / tokenizer.downsample;
   if (!Number.isInteger(side)) {
     throw expected(
@@ -119,32 +133,50 @@ export async function openRunParts(config: TrainConfig): Promise<RunParts> {
     );
   }
   const policy = policyOf(config, device, tokenizer.codebookSize, codes);
+  if (config.ar.policy === null) own(policy);
   if (policy.blockSize < codes && !isLoader) {
     const remedy = `Use images of ${Math.sqrt(policy.blockSize) * tokenizer.downsample} px, or another policy`;
     throw expected("data.size", `images of at most ${policy.blockSize} codes, the policy's`, codes, remedy);
   }
   policy.gradientCheckpointing = config.ar.gradientCheckpointing;
-  const reference = config.kl.coef === 0 ? null : referenceOf(config, device, policy, tokenizer.codebookSize);
-  const valueHead = config.algorithm === "ppo" ? new ValueHead(policy.hiddenSize).to({ device }) : null;
-  const images = await imagesOf(config, device, tokenizer.codebookSize);
+  const lora = loraOf(config, policy);
+  if (lora !== null) {
+    // A program's own policy keeps what it has learnt.
+    own({ [Symbol.dispose]: () => keptOrNot(config, lora).dispose() });
+  }
+  const reference = referenceOf(config, device, policy, lora, tokenizer.codebookSize, own);
+  const valueHead = config.algorithm === "ppo" ? own(new ValueHead(policy.hiddenSize).to({ device })) : null;
+  const trained = lora ?? policy;
+  const policyCast = castOf(config.precision.policy, device);
+  const images = await openImages(config, {
+    batchSize: config.rollout.images,
+    device,
+    codebookSize: tokenizer.codebookSize,
+    wants: "which rewards compare samples with",
+  });
   return {
     device,
     tokenizer,
     policy,
+    lora,
+    trained,
     reference,
     valueHead,
-    optimizer: optimizerOf(config, policy, valueHead),
+    optimizer: own(optimizerOf(config, trained, valueHead)),
     ema:
       config.ema.decay === null
         ? null
-        : new Ema(policy, { decay: config.ema.decay, warmup: config.ema.warmup }),
-    terms: termsOf(config, device),
-    policyCast: castOf(config.precision.policy, device),
+        : own(new Ema(trained, { decay: config.ema.decay, warmup: config.ema.warmup })),
+    terms: termsOf(config, device, own),
+    unrewarded: unrewardedOf(config, device, own),
+    policyCast,
+    packAs: packAsOf(policy, policyCast),
     ...images,
   };
 }
 
-function tokenizerOf(config: TrainConfig, device: Device): FrozenTokenizer {
+/** The frozen tokenizer, from a program or a file. */
+export function tokenizerOf(config: Pick<TrainConfig, "tokenizer">, device: Device): FrozenTokenizer {
   const { model, path, wrapper, weights, config: known } = config.tokenizer;
   if (model !== null) return "vq" in model ? model : buildTokenizerFrozen(model);
   return openTokenizer(path as string, {
@@ -155,7 +187,13 @@ function tokenizerOf(config: TrainConfig, device: Device): FrozenTokenizer {
   }).tokenizer;
 }
 
-function policyOf(config: TrainConfig, device: Device, vocabSize: number, codes: number): ArPolicy {
+/** The policy: a program's, a file's, or a new one for sequences of `codes`. */
+export function policyOf(
+  config: { readonly ar: ArSection; readonly blockSize: number | null },
+  device: Device,
+  vocabSize: number,
+  codes: number,
+): ArPolicy {
   const { policy, path, wrapper, type, nLayer, nHead, nEmbd, extra, cls } = config.ar;
   const blockSize = config.blockSize ?? codes;
   if (policy !== null) {
@@ -186,10 +224,43 @@ function policyOf(config: TrainConfig, device: Device, vocabSize: number, codes:
   return built.policy.to({ device });
 }
 
-function referenceOf(config: TrainConfig, device: Device, policy: ArPolicy, codebookSize: number): ArPolicy {
-  const { path } = config.kl;
+/** Adapters where the configuration asks for them. */
+function loraOf({ ar }: TrainConfig, policy: ArPolicy): Lora | null {
+  const { rank, alpha, targets } = ar.lora;
+  if (rank === null) return null;
+  return addLora(policy, {
+    rank,
+    ...(alpha !== null && { alpha }),
+    ...(targets !== null && { targets }),
+  });
+}
+
+function keptOrNot({ ar }: TrainConfig, lora: Lora): Lora {
+  if (ar.policy !== null && !lora.isMerged) lora.merge();
+  return lora;
+}
+
+/** The type of the policy's products on a CPU, where packed layers are made for it. */
+function packAsOf(policy: ArPolicy, cast: AutocastState | null): DType | null {
+  const [first] = policy.parameters();
+  if (first === undefined || first.device !== "cpu") return null;
+  const dtype = cast?.dtype ?? first.dtype;
+  return dtype === "float32" || dtype === "bfloat16" ? dtype : null;
+}
+
+function referenceOf(
+  config: TrainConfig,
+  device: Device,
+  policy: ArPolicy,
+  lora: Lora | null,
+  codebookSize: number,
+  own: Own,
+): ArPolicy | null {
+  const { path, coef, stop } = config.kl;
   const { nHead } = config.ar;
-  const reference =
+  if (coef === 0 && stop === null) return null;
+  if (path === null && lora !== null) return new WithoutAdapters(policy, lora);
+  const reference = own(
     path === null
       ? clonePolicy(policy)
       : openPolicy(path, {
@@ -197,15 +268,16 @@ function referenceOf(config: TrainConfig, device: Device, policy: ArPolicy, code
           codebookSize,
           ...(nHead !== null && { nHead }),
           blockSize: policy.blockSize,
-        }).policy;
+        }).policy,
+  );
   reference.eval().requiresGrad_(false);
   return reference;
 }
 
-function optimizerOf(config: TrainConfig, policy: ArPolicy, valueHead: ValueHead | null): AdamW {
+function optimizerOf(config: TrainConfig, trained: Module, valueHead: ValueHead | null): AdamW {
   const { lr, betas, eps, weightDecay } = config.optimizer;
-  const trained = policy.namedParameters().filter(([, parameter]) => parameter.requiresGrad);
-  const groups: ParameterGroup[] = [{ params: trained }];
+  const params = trained.namedParameters().filter(([, parameter]) => parameter.requiresGrad);
+  const groups: ParameterGroup[] = [{ params }];
   if (valueHead !== null) {
     const named = valueHead.namedParameters().map(([name, value]) => [`value_head.${name}`, value] as const);
     groups.push({ params: named, lr: config.ppo.valueLr, eps: 1e-5 });
@@ -213,7 +285,17 @@ function optimizerOf(config: TrainConfig, policy: ArPolicy, valueHead: ValueHead
   return new AdamW(groups, { lr, betas, eps, weightDecay });
 }
 
-function termsOf(config: TrainConfig, device: Device): Term[] {
+/** A term with a network that was opened for it. */
+function owned(term: Term, own: Own): Term {
+  own({ [Symbol.dispose]: () => term.dispose?.() });
+  return term;
+}
+
+function unrewardedOf({ eval: { perceptual: path } }: TrainConfig, device: Device, own: Own): Term | null {
+  return path === null ? null : owned(unrewardedTerm(openPerceptual(path, { device })), own);
+}
+
+function termsOf(config: TrainConfig, device: Device, own: Own): Term[] {
   const { reward } = config;
   const amp = castOf(config.precision.rewards, device);
   const common = { ...(reward.chunk !== null && { chunk: reward.chunk }), ...(amp !== null && { amp }) };
@@ -227,79 +309,26 @@ function termsOf(config: TrainConfig, device: Device): Term[] {
   ];
   for (const [type, weight] of pixel)
     if (weight !== 0) terms.push(reconstructionTerm(type, { ...common, weight }));
-  const { lpips, patchGan, latentCosine, custom } = reward;
+  const { lpips, perceptual, patchGan, latentCosine, custom } = reward;
   if (lpips.weight !== 0) {
     if (lpips.path === null)
       throw expected("reward.lpips.path", "torchvision's VGG16, AlexNet or SqueezeNet weights", "none");
     const network = openLpips(lpips.path, { device });
-    terms.push(reconstructionTerm("lpips", { ...common, weight: lpips.weight, lpips: network }));
+    terms.push(owned(reconstructionTerm("lpips", { ...common, weight: lpips.weight, lpips: network }), own));
+  }
+  if (perceptual.weight !== 0) {
+    if (perceptual.path === null)
+      throw expected("reward.perceptual.path", "a file of rlar classifier", "none");
+    const network = openPerceptual(perceptual.path, { device });
+    const options = { ...common, weight: perceptual.weight, perceptual: network };
+    terms.push(owned(reconstructionTerm("perceptual", options), own));
   }
   if (patchGan.weight !== 0) {
     if (patchGan.path === null)
       throw expected("reward.patchGan.path", "a PatchGAN discriminator's weights", "none");
-    terms.push(patchGanTerm(openDiscriminator(patchGan.path, { device }), patchGan.weight));
+    terms.push(owned(patchGanTerm(openDiscriminator(patchGan.path, { device }), patchGan.weight), own));
   }
   if (latentCosine.weight !== 0) terms.push(latentCosineTerm(latentCosine.weight));
   if (custom.fn !== null && custom.weight !== 0) terms.push(customTerm("custom", custom.fn, custom.weight));
   return terms;
-}
-
-type Images = Pick<RunParts, "fingerprint" | "batchesFrom" | "evalBatches" | "evalImages">;
-
-async function imagesOf(config: TrainConfig, device: Device, codebookSize: number): Promise<Images> {
-  const { data, seed, dataloader, rollout } = config;
-  const { flip: _, seed: __, ...shape } = { ...readOptionsOf(config), device, codebookSize };
-  if (dataloader !== null) {
-    const options = { batchSize: rollout.images, size: data.size, crop: data.crop, device };
-    return {
-      fingerprint: null,
-      batchesFrom: (cursor) => fromIterable(dataloader as Loader, { ...options, ...(cursor && { cursor }) }),
-      ...(await evalOf(config, undefined, shape)),
-    };
-  }
-  const options = sourceOptionsOf(config);
-  const whole = await openSource(data.source as string, options);
-  const own = data.evalSource === null ? undefined : await openSource(data.evalSource, options);
-  const group = groupOf(config);
-  const isSplit = own === undefined && config.eval.every > 0 && data.evalPart > 0;
-  const parts = isSplit
-    ? splitSource(whole, { heldOut: data.evalPart, seed, ...(group && { groupOf: group }) })
-    : { train: whole, heldOut: own };
-  if (parts.train.kind !== "images") {
-    throw expected(
-      "data.source",
-      "images, which rewards compare samples with",
-      "code files",
-      "Use them to pre-train",
-    );
-  }
-  return {
-    fingerprint: parts.train.fingerprint,
-    batchesFrom: (cursor) =>
-      new BatchReader(parts.train, {
-        ...readOptionsOf(config),
-        device,
-        codebookSize,
-        ...(cursor && { cursor }),
-      }),
-    ...(await evalOf(config, parts.heldOut, shape)),
-  };
-}
-
-async function evalOf(
-  config: TrainConfig,
-  heldOut: ImageSource | undefined,
-  shape: ReadOptions,
-): Promise<Pick<Images, "evalBatches" | "evalImages">> {
-  if (heldOut === undefined || config.eval.every === 0) {
-    return { evalImages: 0, evalBatches: async function* () {} };
-  }
-  const count = Math.min(config.eval.images, heldOut.length);
-  // Spread over the set, whose order is often that of its classes.
-  const chosen = subset(
-    heldOut,
-    Array.from({ length: count }, (_, i) => Math.floor((i * heldOut.length) / count)),
-  );
-  const batchSize = Math.min(config.rollout.images, count);
-  return { evalImages: count, evalBatches: () => onePass(chosen, { ...shape, batchSize }) };
 }

@@ -9,6 +9,7 @@
 import type { ArPolicy } from "../policies/policy.js";
 import {
   arange,
+  autocast,
   cat,
   checkpoint,
   type Device,
@@ -313,10 +314,13 @@ export function straightThroughVectors(
       .split(chunk)
       .map((piece, i) => {
         const drawn = (hidden: Tensor): Tensor => {
-          const logits = policy.logits(hidden);
+          const logits = policy.logits(hidden).to({ dtype: codebook.dtype });
           // Made anew in the backward, which must draw the same noise.
           using generator = stream(seed, "straight-through", i, logits.device as Device);
-          return straightThroughGumbel(logits, { ...gumbel, generator }).matmul(codebook);
+          const hot = straightThroughGumbel(logits, { ...gumbel, generator });
+          // In a narrow dtype the rows would be rounded, and the decoder would read others than those of codes.
+          const device = logits.device.startsWith("cuda") ? "cuda" : "cpu";
+          return autocast({ device, dtype: null }, () => hot.matmul(codebook));
         };
         return checkpoint((hidden) => tidy(() => drawn(hidden)), [piece]);
       });

@@ -7,13 +7,14 @@ import { schedules } from "../nn/index.js";
 import type { ArPolicy } from "../policies/index.js";
 import type { SpreadOptions } from "./advantages.js";
 import { sharesContext } from "./config_rules.js";
-import type { AlgorithmSection, TrainConfig } from "./config_types.js";
+import type { AlgorithmSection, OptimizerSection, TrainConfig } from "./config_types.js";
 import type { GrpoOptions, PpoOptions, UpdateOptions } from "./optimize.js";
 import type { RolloutContext } from "./rollout.js";
 import type { Sampling } from "./sampling.js";
+import type { SteOptions } from "./ste.js";
 
 /** How the training images are opened. */
-export function sourceOptionsOf({ data }: TrainConfig): SourceOptions {
+export function sourceOptionsOf({ data }: Pick<TrainConfig, "data">): SourceOptions {
   const { label, image, classNames } = data;
   return {
     ...(label !== null && { label: label === "none" ? null : label }),
@@ -23,7 +24,7 @@ export function sourceOptionsOf({ data }: TrainConfig): SourceOptions {
 }
 
 /** What an image shows, from its identity: the first group of `data.group`, or all that it matches. */
-export function groupOf({ data }: TrainConfig): ((id: string) => string) | undefined {
+export function groupOf({ data }: Pick<TrainConfig, "data">): ((id: string) => string) | undefined {
   if (data.group === null) return undefined;
   const pattern = new RegExp(data.group);
   return (id) => {
@@ -32,14 +33,21 @@ export function groupOf({ data }: TrainConfig): ((id: string) => string) | undef
   };
 }
 
-/** How images become batches of a rollout, but for cursor, device and codebook. */
-export function readOptionsOf({ data, rollout, seed }: TrainConfig): BatchReaderOptions {
-  const { size, crop, flip, featureTokens, maxUnreadable, workers } = data;
+/** How images become batches, but for cursor, device and codebook. */
+export function readOptionsOf({
+  data,
+  rollout,
+  seed,
+}: Pick<TrainConfig, "data" | "seed"> & {
+  readonly rollout: { readonly images: number };
+}): BatchReaderOptions {
+  const { size, crop, flip, balance, featureTokens, maxUnreadable, workers } = data;
   return {
     batchSize: rollout.images,
     size,
     crop,
     flip,
+    balance,
     seed,
     ...(featureTokens !== null && { featureTokens }),
     ...(maxUnreadable !== null && { maxUnreadable }),
@@ -95,8 +103,12 @@ export function contextAt(config: TrainConfig, step: number, codes: number): Rol
 
 /** The learning rate's factor at each iteration, counted from 0. */
 export function lrScheduleOf(config: TrainConfig): schedules.Schedule {
-  const { schedule, warmup: part, finalLr: final } = config.optimizer;
-  const { iters: total } = config.train;
+  return lrSchedule(config.optimizer, config.train.iters);
+}
+
+/** The learning rate's factor at each of `total` updates, counted from 0. */
+export function lrSchedule(optimizer: OptimizerSection, total: number): schedules.Schedule {
+  const { schedule, warmup: part, finalLr: final } = optimizer;
   const warmup = Math.min(Math.round(part * total), total - 1);
   if (schedule === "constant") return schedules.constant({ warmup });
   return schedules[schedule]({ total, warmup, final });
@@ -112,16 +124,22 @@ export type AlgorithmOptions =
   | { readonly algorithm: "reinforce"; readonly options: UpdateOptions & SpreadOptions }
   | { readonly algorithm: "rloo"; readonly options: UpdateOptions & Pick<SpreadOptions, "minStd"> }
   | { readonly algorithm: "grpo"; readonly options: GrpoOptions }
-  | { readonly algorithm: "ppo"; readonly options: Omit<PpoOptions, "valueHead"> };
+  | { readonly algorithm: "ppo"; readonly options: Omit<PpoOptions, "valueHead"> }
+  | { readonly algorithm: "ste"; readonly options: Omit<SteOptions, "tokenizer" | "terms" | "seed"> };
 
 /**
  * The options of an update.
  *
- * @param reference - the frozen policy, wanted when `kl.coef` is not 0.
+ * @param reference - the frozen policy, where the divergence from it counts or is watched.
+ * @param klCoef - weight of that divergence, where it is no longer that of the configuration.
  */
-export function algorithmOptions(config: TrainConfig, reference: ArPolicy | null = null): AlgorithmOptions {
+export function algorithmOptions(
+  config: TrainConfig,
+  reference: ArPolicy | null = null,
+  klCoef: number = config.kl.coef,
+): AlgorithmOptions {
   const { algorithm } = config;
-  const shared = sharedOptions(config, reference);
+  const shared = sharedOptions(config, reference, klCoef);
   switch (algorithm) {
     case "reinforce":
       return { algorithm, options: { ...shared, ...config.reinforce, ...limitsOf(config.reinforce) } };
@@ -141,6 +159,21 @@ export function algorithmOptions(config: TrainConfig, reference: ArPolicy | null
         options: { ...shared, ...ppo, ...limitsOf(ppo), ...(dualClip !== null && { dualClip }) },
       };
     }
+    case "ste": {
+      const { miniBatch, microBatch, auxCe, entropyCoef } = config.update;
+      return {
+        algorithm,
+        options: {
+          tau: config.ste.tau,
+          numGenerations: config.rollout.numGenerations,
+          auxCe,
+          entropyCoef,
+          maxGradNorm: config.optimizer.maxGradNorm ?? Infinity,
+          ...(miniBatch !== null && { miniBatch }),
+          ...(microBatch !== null && { microBatch }),
+        },
+      };
+    }
   }
 }
 
@@ -152,16 +185,18 @@ function limitsOf({ advantageClip, targetKl }: AlgorithmSection): {
   return { advantageClip: advantageClip ?? Infinity, targetKl: targetKl ?? Infinity };
 }
 
-function sharedOptions(config: TrainConfig, reference: ArPolicy | null): UpdateOptions {
+function sharedOptions(config: TrainConfig, reference: ArPolicy | null, klCoef: number): UpdateOptions {
   const { miniBatch, microBatch, maxLen, auxCe, entropyCoef, tokenDropout } = config.update;
-  const { coef, estimator, placement } = config.kl;
-  const pull = coef === 0 || reference === null ? null : { coef, reference };
+  const { estimator, placement } = config.kl;
+  const { credit, creditDecay } = config.reward;
+  const pull = reference === null ? null : { coef: klCoef, reference };
   return {
     auxCe,
     entropyCoef,
     tokenDropout,
     maxGradNorm: config.optimizer.maxGradNorm ?? Infinity,
     maxRatioGap: config.limits.ratioGap,
+    ...(credit === "place" && { creditDecay }),
     ...(miniBatch !== null && { miniBatch }),
     ...(microBatch !== null && { microBatch }),
     ...(maxLen !== null && { maxLen }),

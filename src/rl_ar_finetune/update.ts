@@ -39,7 +39,10 @@ export interface Optimizer {
 export interface UpdateBatch extends Drawn {
   /** float, in the shape of the tokens: nats under the distribution that each was drawn from. */
   readonly logprobs: Tensor;
-  /** float `[B, G]` (`[N]` for tokens `[N, T]`): higher is better. */
+  /**
+   * float `[B, G]` (`[N]` for tokens `[N, T]`): higher is better. Or in the shape of the tokens, the share of the reward
+   * that came with each of them, for credit by place; the sum is the sequence's reward.
+   */
   readonly rewards?: Tensor;
   /** float `[B, G]`, or `[B, G, T]` for credit a token: in place of rewards (not in PPO). */
   readonly advantages?: Tensor;
@@ -53,7 +56,7 @@ export interface UpdateBatch extends Drawn {
 
 /** A pull towards a reference model. */
 export interface KlOptions {
-  /** Weight of the divergence in nats. */
+  /** Weight of the divergence in nats; at 0 it is measured and pulls at nothing. */
   readonly coef: number;
   readonly reference: ArPolicy;
   /** In the loss, or taken from the rewards: a token's in PPO, else the sequence's sum. */
@@ -73,6 +76,11 @@ export interface UpdateOptions {
   readonly aggregation?: Aggregation;
   /** L of `dr_grpo`; T where left out. */
   readonly maxLen?: number;
+  /**
+   * With rewards a token: how much of a later one a token is credited with for each token in between, 0 to 1; 1, all
+   * that comes after it, where left out. PPO has `lambda` for that.
+   */
+  readonly creditDecay?: number;
   /** Largest |advantage|. */
   readonly advantageClip?: number;
   /** Weight of the mean entropy a token, in nats. */
@@ -84,6 +92,8 @@ export interface UpdateOptions {
   readonly tokenDropout?: number;
   /** Largest norm of the gradient, all parameters as one vector. */
   readonly maxGradNorm?: number;
+  /** What the optimizer moves; the policy's parameters where left out. A value head's come on top. */
+  readonly trained?: readonly Tensor[];
   /** Stop before a step when KL(old || new), a token, is above 1.5 times this. */
   readonly targetKl?: number;
   /** Largest mean |ratio - 1| before the first step; 0.1 where left out, Infinity for stale rollouts. */
@@ -110,7 +120,7 @@ export interface UpdateResult {
    * `loss/{total,policy,kl,entropy,aux_ce,value}` (means over steps, coefficients included),
    * `policy/{ratio_mean,ratio_min,ratio_max,entropy}`, `clip_ratio/{low,high,region}_mean` (clips that bind),
    * `kl/{approx,approx_k1}` (old policy against new: k3 and k1), `kl/ref_{k1,k2,k3,exact}` (new policy against the
-   * reference), `advantage/{mean,std,min,max,abs_max,frac_zero_std}`, `optim/{steps,skipped_steps,grad_norm,
+   * reference) and `kl/ref` (the exact one where it is known, else k3), `advantage/{mean,std,min,max,abs_max,frac_zero_std}`, `optim/{steps,skipped_steps,grad_norm,
    * grad_norm_max,grad_norm_clipped_frac}` (norms before clipping), `sampling/logp_diff_{mean,max}` (scorer against
    * sampler before the first step), `value/{explained_variance,mean,std,clip_ratio}`.
    */
@@ -214,6 +224,8 @@ export interface ReferenceView {
   readonly logprobs: Tensor | null;
   /** float64 `[R, K, T]`: what is taken from the rewards, coefficient included; null with the divergence in the loss. */
   readonly penalty: Tensor | null;
+  /** The mean over tokens that count of an exact divergence in the reward, which the loss does not see. */
+  readonly exact: number | null;
 }
 
 /**
@@ -248,19 +260,18 @@ export function askReference(policy: ArPolicy, prepared: Prepared, kl: Required<
           }),
         );
       if (estimator === "exact") {
-        const penalty =
-          placement === "reward"
-            ? score(policy, reference)
-                .double()
-                .expand(...old.shape)
-                .mul(coef)
-            : null;
-        return { logprobs: null, penalty };
+        if (placement === "loss") return { logprobs: null, penalty: null, exact: null };
+        const divergence = score(policy, reference)
+          .double()
+          .expand(...old.shape);
+        const exact = divergence.mul(prepared.mask).sum().div(prepared.mask.sum()).item();
+        return { logprobs: null, penalty: divergence.mul(coef), exact };
       }
       const logprobs = score(reference);
-      if (placement === "loss") return { logprobs, penalty: null };
+      if (placement === "loss") return { logprobs, penalty: null, exact: null };
       return {
         logprobs,
+        exact: null,
         penalty: klEstimate(old, logprobs, estimator as KlEstimator)
           .double()
           .mul(coef),
@@ -275,7 +286,7 @@ export interface Signal {
   readonly advantages: Tensor;
   readonly constantGroups: number;
   readonly groups: number;
-  readonly reference: Tensor | null;
+  readonly view: ReferenceView | null;
   readonly oldValues?: Tensor;
   readonly returns?: Tensor;
 }
@@ -306,12 +317,12 @@ export function runUpdate(
     ...prepared,
     advantages,
     kept: prepared.mask,
-    reference: signal.reference,
+    reference: signal.view?.logprobs ?? null,
     oldValues: signal.oldValues ?? null,
     returns: signal.returns ?? null,
   };
   const head = objective.value?.head;
-  const trained = [...policy.parameters(), ...(head ? head.parameters() : [])];
+  const trained = [...(options.trained ?? policy.parameters()), ...(head ? head.parameters() : [])];
   const done = new Progress();
   let stoppedEarly = false;
   for (let epoch = 0; epoch < epochs && !stoppedEarly; epoch++) {
@@ -351,19 +362,36 @@ export function runUpdate(
     }
   }
   const { constantGroups, groups } = signal;
+  const exact = signal.view?.exact ?? null;
   return {
     steps: done.steps,
     skippedSteps: done.skipped,
     stoppedEarly,
     constantGroups,
-    metrics: { ...advantageMetrics(advantages, prepared.mask, constantGroups / groups), ...done.metrics() },
+    metrics: {
+      ...advantageMetrics(advantages, prepared.mask, constantGroups / groups),
+      ...done.metrics(),
+      ...(exact !== null && { "kl/ref": exact, "kl/ref_exact": exact }),
+    },
   };
 }
 
-/** int64 indices of each mini-batch's images, in a new order; null where there is one mini-batch. */
-function imageOrder(images: number, miniBatches: number, generator?: Generator): (Tensor | null)[] {
+/** int64 indices of each mini-batch's images on the CPU, in a new order; null where there is one mini-batch. */
+export function imageOrder(images: number, miniBatches: number, generator?: Generator): (Tensor | null)[] {
   if (miniBatches === 1) return [null];
   return randperm(images, generator ? { generator } : {}).chunk(miniBatches);
+}
+
+/** The passes of some images, which are these rows of them. */
+export function pickPasses(passes: Passes, images: Tensor, rows: Tensor): Passes {
+  return {
+    ...passes,
+    rows: rows.size(0),
+    start: mapStart(passes.start, (tensor) => tensor.indexSelect(0, images)),
+    inputs: passes.inputs.indexSelect(0, rows),
+    tokens: passes.tokens.indexSelect(0, rows),
+    support: passes.support?.indexSelect(0, rows) ?? null,
+  };
 }
 
 /** The rows of some images. */
@@ -374,17 +402,9 @@ function someImages(window: Window, images: Tensor): Window {
   const rows = images.unsqueeze(1).mul(repeats).add(offsets).flatten();
   const pick = <T extends Tensor | null>(tensor: T): T =>
     (tensor === null ? tensor : tensor.indexSelect(0, rows)) as T;
-  const pickPasses = (all: Passes, which: Tensor): Passes => ({
-    ...all,
-    rows: which.size(0),
-    start: mapStart(all.start, (tensor) => tensor.indexSelect(0, images)),
-    inputs: all.inputs.indexSelect(0, which),
-    tokens: all.tokens.indexSelect(0, which),
-    support: all.support?.indexSelect(0, which) ?? null,
-  });
   return {
-    passes: pickPasses(passes, rows),
-    prior: prior && pickPasses(prior, images),
+    passes: pickPasses(passes, images, rows),
+    prior: prior && pickPasses(prior, images, images),
     states: null,
     old: pick(window.old),
     mask: pick(window.mask),

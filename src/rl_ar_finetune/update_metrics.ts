@@ -61,6 +61,8 @@ export class Progress {
     for (const name of Object.keys(sums))
       if (name.startsWith("loss/")) result[name] = (sums[name] as number) / this.#windows;
     for (const [name, sum] of PER_TOKEN) if (sums[sum] !== undefined) result[name] = perToken(sums, sum);
+    const reference = result["kl/ref_exact"] ?? result["kl/ref_k3"];
+    if (reference !== undefined) result["kl/ref"] = reference;
     result["clip_ratio/region_mean"] = perToken(sums, "clip_low") + perToken(sums, "clip_high");
     result["policy/ratio_max"] = sums.ratio_max as number;
     result["policy/ratio_min"] = sums.ratio_min as number;

@@ -63,11 +63,12 @@ export interface IBQArgs {
 export class IBQ extends TokenizerModel {
   /** @throws RangeError for a configuration that no such model has. */
   constructor(args: IBQArgs | TokenizerConfig) {
-    super("naming" in args ? args : { ...DEFAULTS, codebookSize: args.nEmbed, ...ibqConfig(args) });
+    super("naming" in args ? args : { ...IBQ_DEFAULTS, codebookSize: args.nEmbed, ...ibqConfig(args) });
   }
 }
 
-const DEFAULTS: Omit<TokenizerConfig, "codebookSize"> = {
+/** What all released IBQ models have. */
+export const IBQ_DEFAULTS: Omit<TokenizerConfig, "codebookSize"> = {
   naming: "ibq",
   inChannels: 3,
   outChannels: 3,
@@ -124,6 +125,6 @@ export function ibqConfig(args: Partial<IBQArgs>): Partial<TokenizerConfig> {
 
 /** Levels whose resolution is among those with attention. */
 function attnLevels(ddconfig: DdConfig): number[] {
-  const { resolution = 256, attnResolutions = [16], chMult = DEFAULTS.chMult } = ddconfig;
+  const { resolution = 256, attnResolutions = [16], chMult = IBQ_DEFAULTS.chMult } = ddconfig;
   return [...chMult.keys()].filter((level) => attnResolutions.includes(Math.floor(resolution / 2 ** level)));
 }

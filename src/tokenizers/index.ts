@@ -2,9 +2,10 @@
 export type { AutoencoderConfig, Naming } from "./autoencoder.js";
 export { Decoder, Encoder } from "./autoencoder.js";
 export { buildTokenizerFrozen, FrozenTokenizer } from "./frozen.js";
-export { type DdConfig, IBQ, type IBQArgs, ibqConfig } from "./ibq.js";
+export { type DdConfig, IBQ, IBQ_DEFAULTS, type IBQArgs, ibqConfig } from "./ibq.js";
 export {
   buildTokenizer,
+  createTokenizer,
   type IgnoredKeys,
   loadTokenizer,
   type RecogniseOptions,
@@ -12,6 +13,7 @@ export {
   type Shapes,
   type TokenizerDescription,
 } from "./load_tokenizer.js";
+export { TOKENIZER_PRESETS, type TokenizerPreset } from "./presets.js";
 export {
   type Lookup,
   nearestCodes,

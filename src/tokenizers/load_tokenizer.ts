@@ -133,7 +133,7 @@ export function buildTokenizer(
   description: Pick<TokenizerDescription, "config" | "used">,
   readTensor: (key: string) => Tensor,
 ): IBQ | VQModel {
-  const model = init.skipInit(() => createModel(description.config));
+  const model = init.skipInit(() => createTokenizer(description.config));
   try {
     for (const [name, own] of Object.entries(model.stateDict())) {
       const key = description.used[name];
@@ -166,7 +166,8 @@ export function loadTokenizer(
   return { model: buildTokenizer(description, (key) => state[key] as Tensor), description };
 }
 
-function createModel(config: TokenizerConfig): IBQ | VQModel {
+/** A tokenizer of the family that the configuration's lookup says, with random weights. */
+export function createTokenizer(config: TokenizerConfig): IBQ | VQModel {
   return familyOf(config) === "ibq" ? new IBQ(config) : new VQModel(config);
 }
 
@@ -252,7 +253,7 @@ function match(
 ): Record<string, string> {
   const { prefix } = view;
   // Memory that is not written is not taken.
-  using model = init.skipInit(() => createModel(config));
+  using model = init.skipInit(() => createTokenizer(config));
   const own = Object.entries(model.stateDict());
   const used: Record<string, string> = {};
   for (const [name] of own) {

@@ -9,6 +9,7 @@ import { after, before, test } from "node:test";
 import sharp from "sharp";
 
 import { readPixels } from "../../src/data/images.js";
+import { FeatureClassifier } from "../../src/metrics/index.js";
 import { LlamaGen } from "../../src/policies/index.js";
 import { VQ_MODELS, VQModel } from "../../src/tokenizers/index.js";
 import { call, loadSafetensors, manualSeed, noGrad, saveSafetensors, tidy } from "../../src/torch/index.js";
@@ -47,6 +48,22 @@ before(async () => {
     rlar("convert", at("policy.safetensors"), at("p.safetensors"), "--heads", "4", "--codes", "16").code,
     0,
   );
+});
+
+test("inspect and convert know a classifier and the names of its classes", () => {
+  using network = new FeatureClassifier({ numClasses: 2, classNames: ["cat", "dog"], widths: [8, 16] });
+  const config = JSON.stringify(network.config);
+  saveSafetensors(at("classifier.safetensors"), network.stateDict(), { config });
+  for (const file of ["classifier.safetensors", "converted.safetensors"]) {
+    const { code, out } = rlar("inspect", at(file), "--json");
+    assert.equal(code, 0);
+    const facts = JSON.parse(out);
+    assert.equal(facts.model, "feature classifier");
+    assert.deepEqual(facts.config, network.config);
+    assert.equal(facts.used, Object.keys(network.stateDict()).length);
+    if (file === "converted.safetensors") break;
+    assert.equal(rlar("convert", at(file), at("converted.safetensors")).code, 0);
+  }
 });
 
 test("inspect says which model, how large, and what is used and ignored", () => {

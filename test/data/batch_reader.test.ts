@@ -7,7 +7,7 @@ import sharp from "sharp";
 import type { Batch } from "../../src/data/batch.js";
 import { BatchReader, type BatchReaderOptions, onePass } from "../../src/data/batch_reader.js";
 import { openFolder } from "../../src/data/folder.js";
-import { permutation, START } from "../../src/data/order.js";
+import { balancedOrder, permutation, START } from "../../src/data/order.js";
 import type { ImageSource } from "../../src/data/source.js";
 import { memory, saveSafetensors, tensor } from "../../src/torch/index.js";
 import { grey, npyOf, scratch, writeFiles, writeImages } from "../support/data_files.js";
@@ -96,6 +96,60 @@ test("resuming at any cursor gives exactly what was left, flips included", async
       assert.equal(values[0]?.[i * 192], Math.fround(Math.fround((50 * Number(id[0])) / 127.5) - 1));
     }
   }
+});
+
+test("balanced batches follow their order, draw flips anew each round, and resume at any cursor", async () => {
+  const classOf = (i: number): number => (i < 2 ? 1 : 0);
+  const uneven = { ...ten, classNames: ["many", "few"], classOf };
+  const options = { balance: 1, flip: true };
+  const whole = await read(uneven, 10, options);
+  const classIds = Array.from({ length: 10 }, (_, i) => classOf(i));
+  const order = [0, 1, 2, 3].flatMap((epoch) => [...balancedOrder(classIds, 1, 3, epoch).order]);
+  assert.deepEqual(
+    whole.flatMap(({ ids }) => ids),
+    order.map((i) => ten.idOf(i)),
+  );
+  assert.equal(whole.flatMap(({ classes }) => classes).filter((id) => id === 1).length, 20);
+  assert.deepEqual(whole[9]?.cursor, { epoch: 4, position: 0 });
+  for (const i of [0, 2, 5, 8]) {
+    const cursor = whole[i]?.cursor as Batch["cursor"];
+    assert.deepEqual(await read(uneven, 9 - i, { ...options, cursor }), whole.slice(i + 1));
+  }
+
+  // An image that comes several times an epoch is mirrored at some of them.
+  const black = sharp({ create: { width: 4, height: 8, channels: 3, background: "#000" } });
+  writeFiles(at("alone"), { "a.png": await black.extend({ right: 4, background: "#fff" }).png().toBuffer() });
+  await writeImages(at("alone"), 5);
+  const mixed = await openFolder(at("alone"), { label: null });
+  const only = (i: number): number => (mixed.idOf(i) === "a.png" ? 1 : 0);
+  const alone = { ...mixed, classNames: ["all", "one"], classOf: only };
+  const batches = await read(alone, 4, { ...options, batchSize: 6, size: 8 });
+  const edges = batches.map(({ ids, values }) =>
+    ids.flatMap((id, i) => (id === "a.png" ? [values[0]?.[i * 192]] : [])),
+  );
+  assert.deepEqual(
+    edges.map((own) => own.length),
+    [3, 3, 3, 3],
+  );
+  assert.ok(edges.some((own) => new Set(own).size === 2));
+});
+
+test("balance is refused out of its range, and for blocks that cannot all be open", () => {
+  const open = (source: ImageSource, balance: number) => () =>
+    new BatchReader(source, { batchSize: 1, size: 4, balance });
+  for (const balance of [-0.1, 1.5, Number.NaN]) {
+    assert.throws(open(ten, balance), {
+      message: `balance: expected a number from 0 to 1, got ${balance}.`,
+    });
+  }
+  const blocks = [
+    { length: 5, bytes: 2 ** 29 },
+    { length: 5, bytes: 2 ** 29 },
+  ];
+  assert.throws(open({ ...ten, blocks }, 0.5), {
+    message:
+      "balance: expected 0 for a set whose row groups take more than 512 MiB, since a class is drawn from all of them, got 0.5. Use tar shards or a folder to even classes out.",
+  });
 });
 
 test("neither threads nor reading ahead change a batch", async () => {
@@ -280,6 +334,38 @@ test("what is known to be unreadable is not read again", async () => {
   for (let epoch = 0; epoch < 3; epoch++) plain(await reader.next());
   assert.equal(reads, 1);
   assert.deepEqual(reader.unreadable, { count: 1, problems: ["#3: shut"] });
+});
+
+test("a reader that goes on counts what was passed over before it, and gives up at the same image", async () => {
+  const reads: number[] = [];
+  const order = permutation(1, 0, codeSource.length);
+  const source: ImageSource = {
+    ...codeSource,
+    locate: async (i, variant) => {
+      reads.push(i);
+      if (i === order[1] || i === order[3]) throw new Error("shut");
+      return await codeSource.locate(i, variant);
+    },
+  };
+  const options = { batchSize: 1, ahead: 0, seed: 1 };
+  using whole = new BatchReader(source, { ...options, maxUnreadable: 2 });
+  const first = plain(await whole.next());
+  while (whole.unreadable.count < 1) plain(await whole.next());
+  const { cursor, passedOver } = whole;
+  assert.deepEqual(Object.values(passedOver).length, 1);
+  const [known] = Object.keys(passedOver).map(Number);
+  assert.equal(passedOver[known as number], `#${known}: shut`);
+  reads.length = 0;
+  using resumed = new BatchReader(source, { ...options, maxUnreadable: 2, cursor, passedOver });
+  for (let i = 0; i < 6; i++) assert.deepEqual(plain(await resumed.next()), plain(await whole.next()));
+  assert.ok(!reads.includes(known as number));
+  assert.deepEqual(resumed.unreadable, whole.unreadable);
+  assert.equal(resumed.unreadable.count, 2);
+  using strict = new BatchReader(source, { ...options, maxUnreadable: 1, cursor, passedOver });
+  await assert.rejects(async () => {
+    for (let i = 0; i < 6; i++) plain(await strict.next());
+  }, /expected at most 1 unreadable images of \d+, got 2/);
+  assert.ok(first.ids.length === 1);
 });
 
 test("options that do not fit are refused", () => {

@@ -1,7 +1,14 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { checkCursor, draw, epochOrder, permutation } from "../../src/data/order.js";
+import {
+  balancedOrder,
+  checkCursor,
+  draw,
+  epochOrder,
+  fitsWindow,
+  permutation,
+} from "../../src/data/order.js";
 import { noLeak } from "../support/leak.js";
 
 const sorted = (order: Int32Array): number[] => [...order].sort((a, b) => a - b);
@@ -80,4 +87,69 @@ test("a cursor outside the set is refused", () => {
   });
   assert.throws(() => checkCursor("x", { epoch: 0.5, position: 0 }, 10), RangeError);
   assert.throws(() => checkCursor("x", { epoch: 0, position: -1 }, 10), RangeError);
+});
+
+/** Classes of 6, 3 and 1 images, mixed, with a gap in the ids. */
+const UNEVEN = [0, 0, 4, 0, 2, 0, 4, 0, 4, 0];
+
+/** How often each class comes in an order. */
+function countsOf(order: Int32Array): Record<number, number> {
+  const counts: Record<number, number> = {};
+  for (const index of order) {
+    const id = UNEVEN[index] as number;
+    counts[id] = (counts[id] ?? 0) + 1;
+  }
+  return counts;
+}
+
+test("balanced classes come equally often, or as their size to a power says, in every epoch", () => {
+  for (const epoch of [0, 1, 7]) {
+    // 10 places for 3 classes: the first one gets what is left over.
+    assert.deepEqual(countsOf(balancedOrder(UNEVEN, 1, 3, epoch).order), { 0: 4, 2: 3, 4: 3 });
+    // Square roots 2.449, 1.732 and 1 of 5.181 in all: 4.73, 3.34 and 1.93 places.
+    assert.deepEqual(countsOf(balancedOrder(UNEVEN, 0.5, 3, epoch).order), { 0: 5, 2: 2, 4: 3 });
+    assert.deepEqual(countsOf(balancedOrder(UNEVEN, 0, 3, epoch).order), { 0: 6, 2: 1, 4: 3 });
+  }
+  assert.deepEqual(sorted(balancedOrder(UNEVEN, 0, 3, 5).order), upTo(10));
+});
+
+test("a class goes through all its images, in a new order each time, before one comes again", () => {
+  const walked = upTo(9).flatMap((epoch) => {
+    const { order, rounds } = balancedOrder(UNEVEN, 1, 8, epoch);
+    return [...order].map((index, i) => ({ index, round: rounds[i] as number }));
+  });
+  for (const id of [0, 2, 4]) {
+    const images = upTo(10).filter((i) => UNEVEN[i] === id);
+    const own = walked.filter(({ index }) => UNEVEN[index] === id);
+    const passes: number[][] = [];
+    for (const [k, { index, round }] of own.entries()) {
+      const pass = Math.floor(k / images.length);
+      assert.equal(round, pass);
+      if (k % images.length === 0) passes.push([]);
+      passes[pass]?.push(index);
+    }
+    for (const pass of passes.slice(0, -1)) assert.deepEqual([...pass].sort(), images);
+    if (images.length > 1) assert.ok(new Set(passes.map((pass) => pass.join())).size > 1);
+  }
+});
+
+test("a balanced order is a function of seed and epoch, mixes the classes, and leaves no tensor", () => {
+  const order = noLeak(() => balancedOrder(UNEVEN, 1, 8, 4));
+  assert.deepEqual(balancedOrder(UNEVEN, 1, 8, 4), order);
+  assert.notDeepEqual(balancedOrder(UNEVEN, 1, 9, 4).order, order.order);
+  assert.notDeepEqual(balancedOrder(UNEVEN, 1, 8, 5).order, order.order);
+  const sequence = (epoch: number): string =>
+    [...balancedOrder(UNEVEN, 1, 8, epoch).order].map((index) => UNEVEN[index]).join();
+  assert.equal(new Set(upTo(8).map(sequence)).size, 8);
+  // As many classes as images: each once, whatever the balance.
+  for (const balance of [0, 0.3, 1]) {
+    assert.deepEqual(sorted(balancedOrder([5, 3, 9, 0], balance, 1, 2).order), upTo(4));
+  }
+});
+
+test("blocks fit into the window up to 512 MiB in all", () => {
+  const block = { length: 1, bytes: 2 ** 28 };
+  assert.ok(fitsWindow({}));
+  assert.ok(fitsWindow({ blocks: [block, block] }));
+  assert.ok(!fitsWindow({ blocks: [block, block, { length: 1, bytes: 1 }] }));
 });

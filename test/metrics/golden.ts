@@ -1,5 +1,6 @@
 /** What the tests of the metrics share: golden images, weighted sums and finite differences. */
 import assert from "node:assert/strict";
+import { FeatureClassifier } from "../../src/metrics/index.js";
 import { arange, loadSafetensors, noGrad, setNumThreads, type Tensor, tidy } from "../../src/torch/index.js";
 
 // These tensors are small: threads that wait for each other on a busy machine take longer than one alone.
@@ -23,6 +24,17 @@ export function goldenImages(): { images: Tensor; samples: Tensor } {
   const golden = goldens("pixel");
   const signed = (bytes: Tensor): Tensor => tidy(() => bytes.float().div(127.5).sub(1));
   return { images: signed(golden("images")), samples: signed(golden("samples")) };
+}
+
+/** The classifier of the golden file, with a graph to its weights. */
+export function goldenClassifier(): FeatureClassifier {
+  const { tensors } = loadSafetensors("test/golden/metrics/classifier.safetensors");
+  const network = new FeatureClassifier({ numClasses: 5, widths: [8, 16, 8], depth: 2 });
+  const own = Object.entries(tensors).filter(([name]) => name.startsWith("weights."));
+  network.loadStateDict(
+    Object.fromEntries(own.map(([name, value]) => [name.slice("weights.".length), value])),
+  );
+  return network;
 }
 
 /** `sum_n (n + 1) values[n]`, whose gradient tells the values apart. */

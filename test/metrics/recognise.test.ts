@@ -2,7 +2,12 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { BACKBONES, backboneShapes } from "../../src/metrics/backbones.js";
-import { NLayerDiscriminator, recogniseMetricNetwork } from "../../src/metrics/index.js";
+import {
+  FeatureClassifier,
+  NLayerDiscriminator,
+  recogniseClassifier,
+  recogniseMetricNetwork,
+} from "../../src/metrics/index.js";
 
 type Shapes = Record<string, readonly number[]>;
 
@@ -53,4 +58,24 @@ test("discriminators of any width and depth are recognised", () => {
     assert.equal(recogniseMetricNetwork({ ...shapes, extra: [1] }), null);
     assert.equal(recogniseMetricNetwork({ ...shapes, "main.2.weight": [2, 2, 4, 4] }), null);
   }
+});
+
+test("classifiers of any widths and depth are recognised, and tell their sizes", () => {
+  for (const config of [
+    { numClasses: 20, widths: [32, 48, 96, 128], depth: 1 },
+    { numClasses: 2, widths: [8, 8], depth: 3 },
+  ]) {
+    using network = new FeatureClassifier(config);
+    const shapes = Object.fromEntries(
+      Object.entries(network.stateDict()).map(([name, value]) => [name, value.shape]),
+    );
+    assert.deepEqual(recogniseClassifier(shapes), config);
+    assert.equal(recogniseMetricNetwork(shapes), null);
+    assert.equal(recogniseClassifier({ ...shapes, extra: [1] }), null);
+    const { "norm.bias": _, ...less } = shapes;
+    assert.equal(recogniseClassifier(less), null);
+    assert.equal(recogniseClassifier({ ...shapes, "stem.weight": [8, 1, 3, 3] }), null);
+  }
+  assert.equal(recogniseClassifier({}), null);
+  assert.equal(recogniseClassifier({ "stem.weight": [8, 3, 3, 3], "head.weight": [2, 8] }), null);
 });

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { packLinears } from "../../src/nn/index.js";
-import { addLora, GPT, LlamaGen, type Lora } from "../../src/policies/index.js";
+import { addLora, GPT, LlamaGen, type Lora, WithoutAdapters } from "../../src/policies/index.js";
 import {
   manualSeed,
   noGrad,
@@ -237,3 +237,60 @@ test("what does not fit is refused", () => {
       "addLora: expected layers without adapters, got blocks.0.attn.key. Dispose of the other adapters first.",
   });
 });
+
+test("merged weights are a policy without adapters, and leave the adapted one as it is", () =>
+  noLeak(() =>
+    tidy(() => {
+      manualSeed(4);
+      using gpt = new GPT(SIZE).eval();
+      using plain = new GPT(SIZE).eval();
+      using lora = addLora(gpt, { rank: 3, alpha: 5, targets: ["query", "mlp.2", "head"] });
+      train(lora);
+      const before = Object.entries(gpt.stateDict()).map(([key, value]) => [key, value.clone()] as const);
+      const merged = lora.mergedWeights();
+      const layers = [0, 1].flatMap((i) => [`blocks.${i}.attn.query.weight`, `blocks.${i}.mlp.2.weight`]);
+      assert.deepEqual(Object.keys(merged).sort(), [...layers, "head.weight"].sort());
+      plain.loadStateDict({ ...gpt.stateDict(), ...merged });
+      const wanted = gpt.forward(tokens(), {});
+      expectClose(plain.forward(tokens(), {}), wanted, { atol: 1e-5 });
+      for (const [key, value] of before)
+        expectClose(gpt.stateDict()[key] as Tensor, value, { rtol: 0, atol: 0, where: key });
+      lora.merge();
+      assert.deepEqual(lora.mergedWeights(), {});
+    }),
+  ));
+
+test("the policy without its adapters is the one that got them, in every call, and adds no memory", () =>
+  noLeak(() =>
+    tidy(() => {
+      manualSeed(5);
+      using gpt = new GPT({ ...SIZE, classNum: 6 }).eval();
+      const classes = tensor([2], { dtype: "int64" });
+      const base = gpt.forward(tokens(), { classes });
+      using lora = addLora(gpt, { rank: 3 });
+      train(lora);
+      const without = new WithoutAdapters(gpt, lora);
+      const exact = { rtol: 0, atol: 0 };
+      const isBase = (): void => {
+        expectClose(without.forward(tokens(), { classes }), base, exact);
+        expectClose(without.logits(without.hidden(tokens(), { classes })), base, exact);
+        using cache = without.openCache(1);
+        const first = without.prefill(cache, tokens().narrow(1, 0, 3), { classes });
+        expectClose(first, base.select(1, 3), { atol: 1e-5 });
+        using twice = without.repeatCache(cache, 2);
+        const next = without.decode(twice, tensor([4, 4], { dtype: "int64" }));
+        expectClose(next.narrow(0, 1, 1), base.select(1, 4), { atol: 1e-5 });
+      };
+      isBase();
+      const other = gpt.forward(tokens(), { classes });
+      assert.throws(() => expectClose(other, base, { atol: 1e-3 }));
+      isBase();
+      expectClose(gpt.forward(tokens(), { classes }), other, exact);
+      assert.deepEqual(without.parameters(), []);
+      assert.deepEqual(
+        [without.vocabSize, without.blockSize, without.hiddenSize, without.options],
+        [gpt.vocabSize, gpt.blockSize, gpt.hiddenSize, gpt.options],
+      );
+      assert.deepEqual(without.nullCondition({ classes }).classes?.toList(), [6]);
+    }),
+  ));

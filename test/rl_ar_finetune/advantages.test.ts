@@ -3,11 +3,12 @@ import { test } from "node:test";
 import {
   gae,
   groupAdvantages,
+  returnsToGo,
   rlooAdvantages,
   standardizedAdvantages,
   whiten,
 } from "../../src/rl_ar_finetune/advantages.js";
-import { manualSeed, randn, type Tensor, tensor } from "../../src/torch/index.js";
+import { cat, manualSeed, randn, type Tensor, tensor, zeros } from "../../src/torch/index.js";
 import { expectClose } from "../support/close.js";
 import { golden } from "../support/rl_golden.js";
 
@@ -178,7 +179,7 @@ test("one reward has nothing to be compared with", () => {
     message: message("standardizedAdvantages", "1, 1"),
   });
   assert.throws(() => groupAdvantages(tensor([1, 2])), {
-    message: "groupAdvantages: expected rewards [B, G], got Tensor float32[2] cpu.",
+    message: "groupAdvantages: expected rewards [B, G] or [B, G, T], got Tensor float32[2] cpu.",
   });
 });
 
@@ -237,4 +238,89 @@ test("whitening has mean 0 and standard deviation 1 over what counts, and leaves
   expectClose(whiten(tensor([[3, 5]], F64)), [[-Math.SQRT1_2, Math.SQRT1_2]], { rtol: 1e-12 });
   assert.deepEqual(whiten(tensor([[3]], F64)).toList(), [[0]]);
   assert.deepEqual(whiten(tensor([[3, 3]], F64)).toList(), [[0, 0]]);
+});
+
+/** One group of two sequences of three codes, a reward a code. */
+const byPlace = tensor(
+  [
+    [
+      [1, 2, 3],
+      [3, 2, -1],
+    ],
+  ],
+  F64,
+);
+
+test("returns to go, by hand: 0 is the place's own, 1 all that comes, a half in between", () => {
+  expectClose(returnsToGo(byPlace, 0), byPlace, TIGHT);
+  expectClose(
+    returnsToGo(byPlace, 1),
+    tensor(
+      [
+        [
+          [6, 5, 3],
+          [4, 1, -1],
+        ],
+      ],
+      F64,
+    ),
+    TIGHT,
+  );
+  expectClose(
+    returnsToGo(byPlace, 0.5),
+    tensor(
+      [
+        [
+          [2.75, 3.5, 3],
+          [3.75, 1.5, -1],
+        ],
+      ],
+      F64,
+    ),
+    TIGHT,
+  );
+  assert.throws(() => returnsToGo(byPlace, 1.5), {
+    message: "returnsToGo: expected a decay in [0, 1], got 1.5.",
+  });
+});
+
+test("returns by place, by hand: the mean is the place's, the deviation the whole group's", () => {
+  const returns = returnsToGo(byPlace, 0.5);
+  const centred = tensor(
+    [
+      [
+        [-0.5, 1, 2],
+        [0.5, -1, -2],
+      ],
+    ],
+    F64,
+  ); // means 3.25, 2.5, 1
+  expectClose(groupAdvantages(returns, { scale: "none" }).advantages, centred, TIGHT);
+  expectClose(rlooAdvantages(returns).advantages, centred.mul(2), TIGHT);
+  const std = Math.sqrt(10.5 / 3); // 2 (0.25 + 1 + 4), over (G - 1) T
+  for (const scale of ["group", "batch"] as const) {
+    const { advantages, isConstant } = groupAdvantages(returns, { scale, epsilon: 0 });
+    expectClose(advantages, centred.div(std), TIGHT);
+    assert.deepEqual(isConstant.toList(), [0]);
+  }
+  expectClose(standardizedAdvantages(returns, { epsilon: 0 }).advantages, centred.div(std), TIGHT);
+});
+
+test("over a batch, a return by place is compared with all sequences' at that place", () => {
+  const rewards = cat([byPlace, byPlace.mul(3)]); // place 0: 1, 3, 3, 9, mean 4
+  const { advantages } = standardizedAdvantages(rewards, { epsilon: 0 });
+  assert.deepEqual(advantages.shape, [2, 2, 3]);
+  const centred = rewards.sub(tensor([4, 4, 2], F64));
+  // 27 + 9 + ... : squares 9 1 1 25, 4 4 4 4, 1 9 49 25
+  expectClose(advantages, centred.div(Math.sqrt((36 + 16 + 84) / 9)), TIGHT);
+});
+
+test("a group is constant when no place differs; one place that does keeps its size", () => {
+  const same = zeros([1, 3, 4], F64).add(tensor([1, 5, 2, 0], F64)); // places differ, sequences do not
+  const one = same.clone();
+  one.select(0, 0).select(0, 1).select(0, 2).fill_(3);
+  const { advantages, isConstant } = groupAdvantages(cat([same, one]), { epsilon: 0 });
+  assert.deepEqual(isConstant.toList(), [1, 0]);
+  expectClose(advantages.abs().amax([1, 2]), [0, (2 / Math.sqrt(3)) * Math.sqrt(4)], TIGHT); // (G - 1) sqrt(T / G)
+  assert.deepEqual(rlooAdvantages(cat([same, one])).isConstant.toList(), [1, 0]);
 });

@@ -217,7 +217,7 @@ test("all problems are told at once, each with what was expected and what was gi
     "configuration:3:3: rollout.num-generations: expected an integer of at least 1 (sequences), got 2.5.",
     "configuration:2:3: rollout.temperature: expected a number above 0, got hot.",
     "command line: rollout.topP: expected a number in (0, 1], got 1.5.",
-    "command line: algorithm: expected reinforce, rloo, grpo or ppo, got sac.",
+    "command line: algorithm: expected reinforce, rloo, grpo, ppo or ste, got sac.",
     "config.optimizer.betas: expected a list of 2 numbers in [0, 1), got [0.9].",
     "command line: train.device: expected auto, cpu, cuda or cuda:N, got tpu.",
   ]);
@@ -253,7 +253,7 @@ test("what a command line gets wrong", () => {
   assert.deepEqual(refused("rollout=3"), ["command line: rollout: expected keys with values, got 3."]);
   assert.deepEqual(refused("rollout=null"), ["command line: rollout: expected keys with values, got null."]);
   assert.deepEqual(refused("reward.type=fid"), [
-    "command line: reward.type: expected one of l1, l2, psnr, ssim, msSsim, lpips, latentCosine, patchGan, got fid.",
+    "command line: reward.type: expected one of l1, l2, psnr, ssim, msSsim, lpips, perceptual, latentCosine, patchGan, got fid.",
   ]);
   assert.deepEqual(refused("grpo.enabled=1"), ["command line: grpo.enabled: expected true or false, got 1."]);
   assert.deepEqual(refused("preset=vapy"), [
@@ -428,6 +428,70 @@ test("keys that do not go together", () => {
   ]);
   assert.deepEqual(refused("data.group=("), [
     "command line: data.group: expected a regular expression, got (. Such as ^[^/]+/(.*) for the name without its first folder.",
+  ]);
+});
+
+test("credit by place wants a value at each place, adapters a rank, a target something to start from", () => {
+  assert.deepEqual(refused("reward.credit=place", "reward.psnr.weight=1", "reward.latentCosine.weight=1"), [
+    "command line: reward.credit: expected sequence with terms that have one value a sample, got place. Leave psnr and " +
+      "latentCosine out, or set reward.credit: sequence.",
+  ]);
+  assert.equal(set("reward={credit: place, ssim: {weight: 1}}", "data.size=64").reward.credit, "place");
+  assert.deepEqual(refused("reward.credit=place", "grpo.level=sequence"), [
+    "command line: grpo.level: expected token with reward.credit place, got sequence. One ratio a sequence has no use for a " +
+      "reward a code: set one of them otherwise.",
+  ]);
+  assert.deepEqual(refused("kl.target=0.1"), [
+    "kl.coef: expected a coefficient above 0 with kl.target, to start from, got 0. Set kl.coef=0.01.",
+  ]);
+  assert.deepEqual(notes("kl={stop: 1, path: base.pt, placement: loss}"), [
+    "kl.placement: not read while kl.coef is 0.",
+  ]);
+  assert.deepEqual(notes("kl={coef: 1, horizon: 5}"), ["kl.horizon: not read without kl.target."]);
+  assert.deepEqual(notes("ar.lora.alpha=4"), ["ar.lora.alpha: not read without ar.lora.rank."]);
+  assert.deepEqual(notes("ar.lora={alpha: 4, rank: 2}"), []);
+  assert.deepEqual(notes("reward.creditDecay=0.5"), [
+    "reward.creditDecay: not read while reward.credit is sequence.",
+  ]);
+  const byPpo = notes("reward={credit: place, creditDecay: 0.5}", "algorithm=ppo");
+  assert.deepEqual(byPpo, ["reward.creditDecay: not read by ppo, which has ppo.lambda."]);
+});
+
+test("the straight-through baseline draws from plain distributions in given contexts", () => {
+  const ste = ["algorithm=ste", "rollout.context.type=teacher_forced"];
+  assert.equal(set(...ste).algorithm, "ste");
+  assert.equal(set(...ste, "rollout.numGenerations=1").rollout.numGenerations, 1);
+  assert.deepEqual(
+    batchNumbers(set(...ste, "rollout.images=4", "update.miniBatch=2", "ppo.epochs=9")).steps,
+    2,
+  );
+  const wrong = [
+    "rollout={temperature: 0.9, topK: 5, topP: 0.9, keepGraph: true}",
+    "rollout.guidance=2",
+    "reward={normalize: batch, credit: place, latentCosine: {weight: 1}}",
+    "kl={coef: 0.1, stop: 1}",
+  ];
+  const end = "Set it, or take another algorithm.";
+  const told = refused("algorithm=ste", ...wrong).filter((problem) => problem.endsWith(end));
+  const line = (path: string, what: string, got: string): string =>
+    `command line: ${path}: expected ${what} for ste, got ${got}. ${end}`;
+  assert.deepEqual(told, [
+    `rollout.context.type: expected a teacher-forced context for ste, got free. ${end}`,
+    line("rollout.temperature", "1", "0.9"),
+    line("rollout.topK", "0", "5"),
+    line("rollout.topP", "1", "0.9"),
+    line("rollout.guidance", "1", "2"),
+    line("rollout.keepGraph", "false", "true"),
+    line("reward.normalize", "none", "batch"),
+    line("reward.credit", "sequence", "place"),
+    line("reward.latentCosine.weight", "0", "1"),
+    line("kl.coef", "0", "0.1"),
+    line("kl.stop", "null", "1"),
+  ]);
+  const idle = resolveConfig({ overrides: [...PARTS, ...ste, "update.tokenDropout=0.1", "grpo.epochs=2"] });
+  assert.deepEqual(idle.notes, [
+    "update.tokenDropout: not read while algorithm is ste.",
+    "grpo.epochs: not read while algorithm is ste.",
   ]);
 });
 

@@ -1,11 +1,13 @@
 /** Evaluation: the same images and draws every time, worked by hand where a tokenizer's images are known. */
 import assert from "node:assert/strict";
+import { join } from "node:path";
 import { test } from "node:test";
 
+import { buildClassifier } from "../../src/rl_ar_finetune/builder.js";
 import { resolveConfig } from "../../src/rl_ar_finetune/config.js";
 import { type Evaluation, evaluate, isHacked } from "../../src/rl_ar_finetune/evaluate.js";
 import { openRunParts } from "../../src/rl_ar_finetune/run_parts.js";
-import { noGrad } from "../../src/torch/index.js";
+import { manualSeed, noGrad, saveSafetensors } from "../../src/torch/index.js";
 import { tinyFolder, tinyRun } from "../support/train_run.js";
 
 const spread = (mean: number) => ({ count: 2, mean, std: 0, min: mean, max: mean });
@@ -24,6 +26,50 @@ test("the reward is gamed when it rises and every metric outside it gets worse",
   assert.equal(of({ reward: -0.5, l1: 0.6, l2: 0.3, psnr: 11, ssim: 0.51 }, "ssim"), true);
   assert.equal(of({ reward: -1, l1: 0.6, l2: 0.3, psnr: 11, ssim: 0.4 }), false);
   assert.equal(of({ reward: -0.5 }, "l1", "l2", "psnr", "ssim"), false);
+});
+
+test("the distance that no reward uses is watched where it is measured", () => {
+  const first = evaluation({ reward: -1, l1: 0.5, l2: 0.25, psnr: 12, ssim: 0.5, perceptual_held_out: 1 });
+  const worse = { reward: -0.5, l1: 0.6, l2: 0.3, psnr: 11, ssim: 0.4 };
+  const of = (distance: number, ...rewarded: string[]): boolean =>
+    isHacked(first, evaluation({ ...worse, perceptual_held_out: distance }), new Set(rewarded));
+  assert.equal(of(1.1), true);
+  assert.equal(of(0.9), false);
+  assert.equal(of(0.9, "l1", "l2", "psnr", "ssim"), false);
+  assert.equal(of(1.1, "l1", "l2", "psnr", "ssim", "perceptual"), true);
+});
+
+test("a classifier's distance is rewarded and another's is watched, each by its own name", async (t) => {
+  const folder = await tinyFolder(t);
+  const [one, other] = ["one", "other"].map((name, seed) => {
+    manualSeed(seed);
+    const network = buildClassifier({ numClasses: 2, widths: [8, 16] });
+    const path = join(folder, `${name}.safetensors`);
+    saveSafetensors(path, network.stateDict(), { config: JSON.stringify(network.config) });
+    network.dispose();
+    return path;
+  });
+  const values = {
+    reward: { l2: { weight: 0 }, perceptual: { weight: 3, path: one } },
+    eval: { every: 1, images: 2, numGenerations: 2, perceptual: other },
+    data: { evalPart: 0.3 },
+  };
+  const { config } = resolveConfig({ values: tinyRun(folder, values) });
+  const parts = await openRunParts(config);
+  assert.deepEqual(
+    parts.terms.map(({ name, weight, sign }) => [name, weight, sign]),
+    [["perceptual", 3, -1]],
+  );
+  const { spreads } = await evaluate(config, parts);
+  const mean = (name: string): number => spreads[`eval/${name}`]?.mean as number;
+  assert.ok(mean("perceptual") > 0 && mean("perceptual_held_out") > 0);
+  assert.ok(Math.abs(mean("reward") + 3 * mean("perceptual")) < 1e-12);
+  assert.notEqual(mean("perceptual"), mean("perceptual_held_out"));
+  assert.throws(() => resolveConfig({ values: tinyRun(folder, { ...values, eval: { perceptual: one } }) }), {
+    message:
+      `config.eval.perceptual: expected another file than reward.perceptual.path, got ${one}. ` +
+      "A network that is rewarded cannot watch over itself: train it with another seed, or leave this out.",
+  });
 });
 
 test("two evaluations of a policy are the same, and its numbers are those of the images", async (t) => {

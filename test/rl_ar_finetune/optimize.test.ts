@@ -470,6 +470,149 @@ test("a divergence in the reward is taken from it: a sequence's sum, or in PPO a
   );
 });
 
+test("with rewards a token each is credited with its own and, decayed, with later ones: by hand", () => {
+  for (const context of [CONTEXTS.own, CONTEXTS.shared, CONTEXTS.prefix] as RolloutContext[]) {
+    const { policy, reference, batch } = scene(context);
+    const { rewards: _, ...rest } = batch;
+    const places = randn(batch.tokens.shape, F64);
+    const t = places.size(2);
+    const toCome = (rewards: Tensor, decay: number): Tensor => {
+      const powers = tensor(
+        Array.from({ length: t }, (_, s) =>
+          Array.from({ length: t }, (_, i) => (s < i ? 0 : decay ** (s - i))),
+        ),
+        F64,
+      ); // [s, t]
+      return rewards.matmul(powers);
+    };
+    for (const creditDecay of [0, 0.7]) {
+      const returns = toCome(places, creditDecay);
+      const centred = returns.sub(returns.mean(1, { keepdim: true }));
+      const std = centred
+        .square()
+        .sum([1, 2], { keepdim: true })
+        .div(2 * t)
+        .sqrt();
+      const whole = returns.sub(returns.mean([0, 1], { keepdim: true }));
+      const wholeStd = whole
+        .square()
+        .sum()
+        .div(11 * t)
+        .sqrt();
+      const cases = [
+        [rlooUpdate, centred.mul(1.5)],
+        [grpoUpdate, centred.div(std)],
+        [reinforceUpdate, whole.div(wholeStd)],
+      ] as const;
+      for (const [update, advantages] of cases) {
+        const where = `${update.name} ${context.type} ${creditDecay}`;
+        const options = { creditDecay, aggregation: "grpo" as const };
+        const byHand = (): Tensor => scoreCodes(policy, batch).logprobs.mul(advantages).mean().neg();
+        const got = gradientOf(policy, (o) => update(policy, o, { ...rest, rewards: places }, options));
+        try {
+          expectSame(got, own(policy, byHand), 1e-6);
+        } catch (error) {
+          throw new Error(where, { cause: error });
+        }
+      }
+      // The divergence of each token is taken from that token's reward.
+      const penalty = klEstimate(
+        batch.logprobs,
+        noGrad(() => scoreCodes(reference, batch).logprobs),
+        "k1",
+      ).double();
+      const kl = { coef: 0.2, reference, placement: "reward" as const };
+      const less = toCome(places.sub(penalty.mul(0.2)), creditDecay);
+      const advantages = less.sub(less.mean(1, { keepdim: true })).mul(1.5);
+      expectSame(
+        gradientOf(policy, (o) =>
+          rlooUpdate(policy, o, { ...rest, rewards: places }, { creditDecay, kl, aggregation: "grpo" }),
+        ),
+        own(policy, () => scoreCodes(policy, batch).logprobs.mul(advantages).mean().neg()),
+        1e-6,
+      );
+    }
+  }
+});
+
+test("a reward that comes with the last token alone is the sequence's, in every algorithm", () => {
+  for (const context of [CONTEXTS.own, CONTEXTS.shared] as RolloutContext[]) {
+    const { policy, batch } = scene(context);
+    const places = batch.rewards.unsqueeze(2).mul(tensor([0, 0, 0, 0, 0, 1], F64));
+    const head = new ValueHead(8).to(F64);
+    noGrad(() => head.out.weight.copy_(randn([1, 8], F64)));
+    const valueHead = head;
+    const updates: ((o: Recorder, b: UpdateBatch) => unknown)[] = [
+      (o, b) => reinforceUpdate(policy, o, b),
+      (o, b) => rlooUpdate(policy, o, b),
+      (o, b) => grpoUpdate(policy, o, b),
+      (o, b) => grpoUpdate(policy, o, b, { scale: "batch" }),
+      (o, b) => ppoUpdate(policy, o, b, { valueHead, epochs: 1 }),
+    ];
+    for (const update of updates) {
+      const wanted = gradientOf(policy, (o) => update(o, batch));
+      expectSame(
+        gradientOf(policy, (o) => update(o, { ...batch, rewards: places })),
+        wanted,
+        1e-9,
+      );
+    }
+    const early = { ...batch, rewards: places.flip(2) };
+    for (const update of updates) {
+      const wanted = gradientOf(policy, (o) => update(o, batch));
+      expectDifferent(
+        gradientOf(policy, (o) => update(o, early)),
+        wanted,
+      );
+    }
+  }
+});
+
+test("kl/ref is the divergence from the reference, wherever it counts; at coefficient 0 it is only measured", () => {
+  const { policy, reference, batch } = scene({ type: "free" });
+  const head = new ValueHead(8).to(F64);
+  const measured = (kl: object): number | undefined => {
+    const optimizer = new Recorder([policy]);
+    const { metrics } = rlooUpdate(policy, optimizer, batch, { kl: { coef: 0.3, reference, ...kl } });
+    return metrics["kl/ref"];
+  };
+  const scores = noGrad(() => scoreCodes(policy, batch, { reference }));
+  const ref = noGrad(() => scoreCodes(reference, batch).logprobs);
+  const k3 = klEstimate(scores.logprobs, ref, "k3").mean().item();
+  const exact = (scores.kl as Tensor).mean().item();
+  assert.ok(k3 > 0.01 && Math.abs(k3 - exact) > 1e-4);
+  for (const placement of ["loss", "reward"]) {
+    expectClose(measured({ placement, estimator: "exact" }) as number, exact, { rtol: 1e-9 });
+    expectClose(measured({ placement, estimator: "k2" }) as number, k3, { rtol: 1e-9 });
+  }
+  for (const kl of [{ coef: 0 }, { coef: 0, estimator: "exact" }, { coef: 0, placement: "reward" }])
+    expectClose(measured(kl) as number, k3, { rtol: 1e-9 });
+  const free = gradientOf(policy, (o) => rlooUpdate(policy, o, batch));
+  expectSame(
+    gradientOf(policy, (o) => rlooUpdate(policy, o, batch, { kl: { coef: 0, reference } })),
+    free,
+    1e-12,
+  );
+  const { metrics } = ppoUpdate(policy, new Recorder([policy]), batch, {
+    valueHead: head,
+    epochs: 1,
+    kl: { coef: 0, reference },
+  });
+  expectClose(metrics["kl/ref"] as number, k3, { rtol: 1e-9 });
+  assert.equal(rlooUpdate(policy, new Recorder([policy]), batch).metrics["kl/ref"], undefined);
+});
+
+test("the norm that is limited is that of what is trained", () => {
+  const { policy, batch } = scene({ type: "free" });
+  const whole = rlooUpdate(policy, new Recorder([policy]), batch).metrics["optim/grad_norm"] as number;
+  const recorder = new Recorder([policy]);
+  const { metrics } = rlooUpdate(policy, recorder, batch, { trained: [policy.out.weight] });
+  const { "0.out.weight": gradient } = recorder.seen[0] as Gradients;
+  const norm = (gradient as Tensor).square().sum().sqrt().item();
+  expectClose(metrics["optim/grad_norm"] as number, norm, { rtol: 1e-6 });
+  assert.ok(norm < whole * 0.999);
+});
+
 test("an exact divergence in the reward is the mean of the sampled one", () => {
   const { policy, reference, batch } = scene({ type: "teacher_forced" }, { g: 3000, b: 2 });
   const ref = noGrad(() => scoreCodes(reference, batch).logprobs);
@@ -798,7 +941,23 @@ test("batches and options that make no sense are refused", () => {
     message: "grpoUpdate: expected either rewards or advantages, got both.",
   });
   assert.throws(() => grpo({ rewards: rewards.flatten() }), {
-    message: "grpoUpdate: expected rewards [4, 3], got Tensor float64[12] cpu.",
+    message: "grpoUpdate: expected rewards [4, 3] or in the shape of the tokens, got Tensor float64[12] cpu.",
+  });
+  const places = randn([4, 3, 6], F64);
+  assert.throws(() => grpo({ rewards: places }, { level: "sequence" }), {
+    message:
+      "grpoUpdate: expected one number a sequence with level sequence, got Tensor float64[4, 3, 6] cpu.",
+  });
+  assert.throws(() => grpo({ rewards: places, mask: onesLike(batch.tokens) }), {
+    message:
+      "grpoUpdate: expected no mask with rewards a token, got one. Set the rewards of such tokens to 0.",
+  });
+  const flat = { tokens: batch.tokens.flatten(0, 1), logprobs: batch.logprobs.flatten(0, 1) };
+  const start = { classes: randint(0, 3, [12]) };
+  assert.throws(() => grpo({ ...flat, start, trueCodes: undefined, rewards: places.flatten(0, 1) }), {
+    message:
+      "groupAdvantages: expected at least 2 rewards to compare, got Tensor float64[12, 1, 6] cpu. " +
+      "One reward alone says nothing: raise numGenerations.",
   });
   assert.throws(() => grpo({ logprobs: rewards }), {
     message: "grpoUpdate: expected logprobs [4, 3, 6], got Tensor float64[4, 3] cpu.",

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { LPIPS } from "../../src/metrics/index.js";
+import { FeatureClassifier, LPIPS, PerceptualDistance } from "../../src/metrics/index.js";
 import {
   customTerm,
   judge,
@@ -10,8 +10,20 @@ import {
   type ReconstructionType,
   reconstructionReward,
   reconstructionTerm,
+  type Term,
+  UNREWARDED,
+  unrewardedTerm,
 } from "../../src/rl_ar_finetune/rewards.js";
-import { Generator, memory, rand, type Tensor, tensor, tidy, zeros } from "../../src/torch/index.js";
+import {
+  Generator,
+  manualSeed,
+  memory,
+  rand,
+  type Tensor,
+  tensor,
+  tidy,
+  zeros,
+} from "../../src/torch/index.js";
 import { expectClose } from "../support/close.js";
 
 /** B = 2 images of 16 x 16 and G = 3 samples each, in [-1, 1]. */
@@ -107,18 +119,34 @@ test("rewards by place average to the reward of the whole", () =>
       reconstructionTerm("l2"),
       reconstructionTerm("ssim"),
     ];
-    const places = judgeByPlace(terms, judged, [4, 2]);
+    const { places, ...rest } = judgeByPlace(terms, judged, [4, 2]);
     assert.deepEqual(places.shape, [2, 3, 8]);
-    expectClose(places.mean(2), judge(terms, judged).total, { rtol: 1e-5 });
+    const whole = judge(terms, judged);
+    expectClose(places.mean(2), whole.total, { rtol: 1e-5 });
+    expectClose(rest.plain, whole.plain, { rtol: 1e-5 });
+    assert.deepEqual(Object.keys(rest.terms), Object.keys(whole.terms));
+    for (const [name, values] of Object.entries(whole.terms))
+      expectClose(rest.terms[name] as Tensor, values, { rtol: 1e-5, atol: 1e-8, where: name });
+    for (const normalize of ["batch", "group"] as const) {
+      const scaled = judgeByPlace([terms[0] as Term], judged, [4, 2], { normalize });
+      const values = judgeByPlace([terms[0] as Term], judged, [4, 2]).places;
+      const over = normalize === "batch" ? [0, 1, 2] : [1, 2];
+      const centred = values.sub(values.mean(over, { keepdim: true }));
+      const count = normalize === "batch" ? 47 : 23;
+      const std = centred.square().sum(over, { keepdim: true }).div(count).sqrt();
+      const { weight } = terms[0] as Term;
+      expectClose(scaled.places, centred.div(std).mul(weight), { rtol: 1e-9, atol: 1e-12 });
+      expectClose(scaled.plain, values.mean(2), { rtol: 1e-9 });
+    }
     // One changed pixel changes the place it lies in, by 1 / 64 of its square, and no other.
     const images = zeros([1, 3, 16, 16]);
     const samples = zeros([1, 3, 16, 16]);
     samples.select(2, 5).select(2, 9).fill_(0.8);
     const one = judgeByPlace([reconstructionTerm("l2")], { images, samples }, [2, 2]);
-    expectClose(one, tensor([[[0, -0.64 / 64, 0, 0]]], { dtype: "float64" }), { rtol: 1e-6 });
+    expectClose(one.places, tensor([[[0, -0.64 / 64, 0, 0]]], { dtype: "float64" }), { rtol: 1e-6 });
     assert.throws(() => judgeByPlace([reconstructionTerm("psnr")], judged, [4, 4]), {
       message:
-        "reward.psnr: expected a value at each pixel, got one a sample. l1, l2, ssim and lpips have maps; leave the others out, or reward whole samples.",
+        "reward.psnr: expected a value at each pixel, got one a sample. l1, l2, ssim, lpips and perceptual have maps; leave the others out, or reward whole samples.",
     });
   }));
 
@@ -157,12 +185,47 @@ test("lpips takes the images' features once a batch, with the same result as the
     });
   }));
 
+test("perceptual is the classifier's distance counted negatively, once a batch, and has values by place", () =>
+  tidy(() => {
+    const judged = batch();
+    manualSeed(2);
+    using network = new FeatureClassifier({ numClasses: 2, widths: [8, 16] });
+    const perceptual = new PerceptualDistance(network.requiresGrad_(false));
+    let calls = 0;
+    const reference = perceptual.reference.bind(perceptual);
+    perceptual.reference = (...args) => {
+      calls++;
+      return reference(...args);
+    };
+    const term = reconstructionTerm("perceptual", { perceptual, weight: 2 });
+    const { total, terms } = judge([term], judged);
+    const wanted = perceptual.forward(judged.images, judged.samples).double().view(2, 3);
+    expectClose(terms.perceptual as Tensor, wanted, { rtol: 1e-5, atol: 1e-7 });
+    expectClose(total, wanted.mul(-2), { rtol: 1e-5, atol: 1e-7 });
+    // The first sample of the first image is untouched, and noise grows from sample to sample.
+    const [first, second] = total.toList() as [[number, number, number], [number, number, number]];
+    assert.ok(Math.abs(first[0]) < 1e-9 && first[0] > first[1] && first[1] > first[2]);
+    assert.ok(second[0] > second[1] && second[1] > second[2]);
+    const { places } = judgeByPlace([term], judged, [4, 4]);
+    assert.deepEqual(places.shape, [2, 3, 16]);
+    expectClose(places.mean(2), total, { rtol: 1e-2, atol: 1e-3 });
+    assert.equal(calls, 1);
+
+    const watch = unrewardedTerm(perceptual);
+    assert.deepEqual([watch.name, watch.sign, watch.weight], [UNREWARDED, -1, 1]);
+    expectClose(judge([watch, term], judged).terms[UNREWARDED] as Tensor, wanted, { rtol: 1e-5, atol: 1e-7 });
+  }));
+
 test("what cannot be judged is refused", () =>
   tidy(() => {
     const judged = batch();
     assert.throws(() => reconstructionTerm("lpips"), {
       message:
         "reward.lpips: expected the metric's network, got none. Its backbone is torchvision's VGG16, AlexNet or SqueezeNet 1.1: set reward.lpips.path.",
+    });
+    assert.throws(() => reconstructionTerm("perceptual"), {
+      message:
+        "reward.perceptual: expected the metric's network, got none. rlar classifier trains one: set reward.perceptual.path.",
     });
     assert.throws(() => judge([], judged), {
       message: "reward: expected at least one term, got none. Give a weight to one, such as l2.",

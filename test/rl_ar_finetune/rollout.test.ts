@@ -216,3 +216,45 @@ test("contexts that cannot be served are refused", () => {
     },
   );
 });
+
+/** Says whether its head ran packed at each step. */
+class Watched extends TinyPolicy {
+  readonly seen: boolean[] = [];
+  override logits(hidden: Tensor): Tensor {
+    this.seen?.push(this.out.packed !== null);
+    return super.logits(hidden);
+  }
+}
+
+test("weights are packed where that pays, for the draws alone, and scoring agrees", () => {
+  manualSeed(2);
+  using policy = new Watched({ vocabSize: 13, width: 192, blockSize: 40 });
+  const start = { classes: tensor([0, 1], LONG) };
+  const free = { context: { type: "free" }, numGenerations: 4 } as const;
+  const packed = (options: object): boolean[] => {
+    policy.seen.length = 0;
+    tidy(() => sampleRollout(policy, start, { ...free, generator: new Generator(3), ...options }));
+    return [...new Set(policy.seen)];
+  };
+  assert.deepEqual(packed({ packAs: "float32" }), [true]);
+  assert.deepEqual(packed({}), [false]);
+  assert.deepEqual(packed({ packAs: "float32", length: 31 }), [false], "few steps");
+  assert.deepEqual(packed({ packAs: "float32", numGenerations: 1 }), [false], "few rows");
+  assert.deepEqual(packed({ packAs: "float32", microBatch: 1, numGenerations: 3 }), [false], "few rows");
+  const trueCodes = randint(0, 13, [2, 40]);
+  const shared = { context: { type: "teacher_forced" }, trueCodes, packAs: "float32" };
+  assert.deepEqual(packed(shared), [false], "one pass");
+  assert.equal(policy.out.packed, null);
+  const rollout = sampleRollout(policy, start, { ...free, packAs: "float32", generator: new Generator(3) });
+  expectClose(noGrad(() => scoreCodes(policy, rollout)).logprobs, rollout.logprobs, { atol: 1e-5 });
+});
+
+test("a policy that is packed is given back plain also when the draw fails", () => {
+  using policy = new Watched({ vocabSize: 13, width: 192, blockSize: 40 });
+  noGrad(() => policy.out.weight.fill_(Number.NaN));
+  const start = { classes: tensor([0, 1], LONG) };
+  const draw = () =>
+    sampleRollout(policy, start, { context: { type: "free" }, numGenerations: 4, packAs: "float32" });
+  assert.throws(draw, /expected finite logits/);
+  assert.equal(policy.out.packed, null);
+});

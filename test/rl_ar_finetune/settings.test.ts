@@ -4,6 +4,7 @@ import { test } from "node:test";
 
 import type { ArPolicy } from "../../src/policies/index.js";
 import { resolveConfig, type TrainConfig } from "../../src/rl_ar_finetune/config.js";
+import type { UpdateOptions } from "../../src/rl_ar_finetune/optimize.js";
 import {
   algorithmOptions,
   contextAt,
@@ -130,22 +131,37 @@ test("each algorithm gets its own options, and null is no limit", () => {
       whiten: true,
     },
   });
+  const byPlace = algorithmOptions(set("reward={credit: place, creditDecay: 0.5}")).options;
+  assert.equal((byPlace as UpdateOptions).creditDecay, 0.5);
   const { algorithm, options } = algorithmOptions(set("algorithm=reinforce"));
-  assert.deepEqual([algorithm, options.aggregation, options.epochs], ["reinforce", "sum", 1]);
+  const { aggregation, epochs } = options as UpdateOptions;
+  assert.deepEqual([algorithm, aggregation, epochs], ["reinforce", "sum", 1]);
+  const chosen = ["update={auxCe: 0.2, entropyCoef: 0.01, miniBatch: 4, microBatch: 2}", "ste.tau=0.5"];
+  const given = ["rollout.context.type=teacher_forced", "rollout.numGenerations=2"];
+  assert.deepEqual(algorithmOptions(set("algorithm=ste", ...chosen, ...given)), {
+    algorithm: "ste",
+    options: {
+      tau: 0.5,
+      numGenerations: 2,
+      auxCe: 0.2,
+      entropyCoef: 0.01,
+      maxGradNorm: 1,
+      miniBatch: 4,
+      microBatch: 2,
+    },
+  });
 });
 
 test("the pull towards a reference", () => {
   const reference = { name: "reference" } as unknown as ArPolicy;
-  assert.equal(algorithmOptions(set(), reference).options.kl, undefined);
-  assert.equal(algorithmOptions(set("kl.coef=0.1")).options.kl, undefined);
-  assert.deepEqual(algorithmOptions(set("kl.coef=0.1"), reference).options.kl, { coef: 0.1, reference });
+  const pull = (...args: Parameters<typeof algorithmOptions>) =>
+    (algorithmOptions(...args).options as UpdateOptions).kl;
+  assert.equal(pull(set("kl.coef=0.1")), undefined);
+  assert.deepEqual(pull(set("kl.coef=0.1"), reference), { coef: 0.1, reference });
   const all = set("kl={coef: 0.1, estimator: exact, placement: reward}");
-  assert.deepEqual(algorithmOptions(all, reference).options.kl, {
-    coef: 0.1,
-    reference,
-    estimator: "exact",
-    placement: "reward",
-  });
+  assert.deepEqual(pull(all, reference), { coef: 0.1, reference, estimator: "exact", placement: "reward" });
+  assert.deepEqual(pull(set("kl.stop=1"), reference), { coef: 0, reference });
+  assert.deepEqual(pull(set("kl={coef: 0.1, target: 0.02}"), reference, 0.3), { coef: 0.3, reference });
 });
 
 test("data", () => {
@@ -160,6 +176,7 @@ test("data", () => {
     size: 64,
     crop: "center",
     flip: true,
+    balance: 0,
     seed: 3,
     workers: 2,
   });

@@ -4,8 +4,23 @@ import { readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "
 import { join } from "node:path";
 import { test } from "node:test";
 
-import { DivergedError } from "../../src/rl_ar_finetune/train_loop.js";
-import { full, loadSafetensors, type Tensor, tidy } from "../../src/torch/index.js";
+import { GPT } from "../../src/policies/index.js";
+import { openPolicy } from "../../src/rl_ar_finetune/builder.js";
+import { resolveConfig } from "../../src/rl_ar_finetune/config.js";
+import { openRunParts } from "../../src/rl_ar_finetune/run_parts.js";
+import { DivergedError, type TrainOptions } from "../../src/rl_ar_finetune/train_loop.js";
+import {
+  full,
+  keep,
+  loadSafetensors,
+  manualSeed,
+  memory,
+  noGrad,
+  type Tensor,
+  tensor,
+  tidy,
+} from "../../src/torch/index.js";
+import { expectClose } from "../support/close.js";
 import {
   checkpointsOf,
   metricsOf,
@@ -34,8 +49,10 @@ test("every algorithm in every context", async (t) => {
     { type: "teacher_forced" },
     { type: "noisy_teacher_forced", noise: 0.5 },
   ];
-  for (const algorithm of ["reinforce", "rloo", "grpo", "ppo"]) {
+  for (const algorithm of ["reinforce", "rloo", "grpo", "ppo", "ste"]) {
     for (const context of contexts) {
+      const isOwn = context.type === "free" || context.type === "prefix";
+      if (algorithm === "ste" && isOwn) continue; // refused with the configuration
       const where = `${algorithm} ${context.type}`;
       const dir = join(folder, where.replace(" ", "_"));
       const { step, end } = await quietRun(
@@ -47,6 +64,7 @@ test("every algorithm in every context", async (t) => {
       for (const line of lines) {
         assert.ok(Number.isFinite(line["reward/mean"]), where);
         assert.ok((line["optim/grad_norm"] as number) > 0, where);
+        if (algorithm === "ste") continue; // nothing is scored again
         assert.ok(
           (line["sampling/logp_diff_max"] as number) < 1e-4,
           `${where}: ${line["sampling/logp_diff_max"]}`,
@@ -133,15 +151,22 @@ test("the record: names, times, memory", async (t) => {
   );
   const names =
     "reward/mean reward/std reward/min reward/max reward/l2/mean reward/l2/std reward/ssim/mean reward/group_std " +
+    "reward/l2/weighted reward/ssim/weighted kl/ref kl/ref_running kl/coef policy/entropy_frac tokens/token_perplexity " +
+    "tokens/unique_frac progress/tokens_seen progress/unreadable perf/images_per_s time/save " +
     "reward/vq_ceiling reward/gap advantage/mean advantage/std advantage/min advantage/max advantage/abs_max " +
     "advantage/frac_zero_std loss/total loss/policy loss/kl kl/ref_k3 kl/approx kl/approx_k1 policy/entropy policy/ratio_mean " +
     "policy/ratio_max clip_ratio/low_mean clip_ratio/high_mean clip_ratio/region_mean sampling/logp_diff_mean " +
     "sampling/logp_diff_max optim/lr optim/grad_norm optim/grad_norm_clipped_frac optim/skipped_steps tokens/codebook_usage " +
     "progress/epoch progress/images_seen perf/tokens_per_s perf/step_s perf/rss_gb perf/native_tensors time/data " +
     "time/rollout time/decode time/reward time/update time/other";
-  for (const line of lines) {
-    for (const name of names.split(" "))
+  for (const [i, line] of lines.entries()) {
+    for (const name of names.split(" ")) {
+      if (name === "time/save" && i === 0) continue; // what came before the record of this step
       assert.ok(Number.isFinite(line[name]), `step ${line.step}: ${name} ${line[name]}`);
+    }
+    const sumOf = (line["reward/l2/weighted"] as number) + (line["reward/ssim/weighted"] as number);
+    assert.ok(Math.abs(sumOf - (line["reward/mean"] as number)) < 1e-9, `step ${line.step}: ${sumOf}`);
+    assert.equal(line["progress/tokens_seen"], (i + 1) * 4 * 2 * 8);
     const times = Object.entries(line).filter(([name]) => name.startsWith("time/"));
     const sum = times.reduce((total, [, seconds]) => total + (seconds as number), 0);
     const seconds = line["perf/step_s"] as number;
@@ -335,4 +360,296 @@ test("a tokenizer and a loader of a program's own; a loader is resumed where it 
   await quietRun(config(4, "whole"));
   assert.deepEqual(weightsOf(join(folder, "parts")), weightsOf(join(folder, "whole")));
   assert.deepEqual(metricsOf(join(folder, "parts")), metricsOf(join(folder, "whole")));
+});
+
+test("a loader whose images have another number of codes than rollout.maxLen is refused", async (t) => {
+  const folder = await tinyFolder(t);
+  using model = tinyTokenizer();
+  async function* loader(): AsyncGenerator<Tensor> {
+    using images = full([2, 3, 16, 8], 0.5);
+    yield images;
+  }
+  const run = (maxLen: number): Promise<unknown> =>
+    quietRun({
+      run: { dir: join(folder, `of ${maxLen}`) },
+      tokenizer: model,
+      dataloader: loader,
+      blockSize: 16,
+      ar: { type: "gpt", nLayer: 1, nHead: 2, nEmbd: 16 },
+      rollout: { numGenerations: 2, context: "prefix", maxLen },
+      train: { iters: 1, threads: 1 },
+    });
+  await assert.rejects(run(9), {
+    name: "RangeError",
+    message:
+      "rollout.maxLen: expected 8, the codes of the loader's images, got 9. " +
+      "The decoder wants all codes of an image: give images of another size, or leave maxLen out.",
+  });
+  await run(8);
+});
+
+test("the weight of the divergence is steered towards its target, the same after a resume; past kl.stop the run ends", async (t) => {
+  const folder = await tinyFolder(t);
+  const changes = {
+    kl: { coef: 0.5, target: 1e-4, horizon: 20 },
+    optimizer: { lr: 1e-2 },
+    train: { iters: 8 },
+    save: { every: 100 },
+  };
+  const run = (name: string, more: object, options: TrainOptions = {}) =>
+    quietRun(
+      tinyRun(folder, { ...changes, run: { dir: join(folder, name), ifExists: "resume" }, ...more }),
+      options,
+    );
+  const { dir } = await run("whole", {});
+  const lines = metricsOf(dir);
+  // 8 sequences of a horizon of 20: a divergence of 0, as at first, lowers the weight by 0.2 * 8 / 20.
+  assert.ok(Math.abs((lines[1]?.["kl/coef"] as number) - 0.5 * 0.92) < 1e-12);
+  for (const [i, line] of lines.slice(1).entries()) {
+    const { "kl/coef": before, "kl/ref": kl } = lines[i] as { "kl/coef": number; "kl/ref": number };
+    const error = Math.min(Math.max(kl / 1e-4 - 1, -0.2), 0.2);
+    assert.ok(
+      Math.abs((line["kl/coef"] as number) - before * (1 + (error * 8) / 20)) < 1e-9,
+      `step ${line.step}`,
+    );
+  }
+  assert.ok(lines.some((line) => (line["kl/ref"] as number) > 2e-4));
+  const abort = AbortSignal.abort();
+  for (let i = 0; i < 3; i++) await run("parts", {}, { signal: abort });
+  await run("parts", {});
+  assert.deepEqual(metricsOf(join(folder, "parts")), lines);
+  assert.deepEqual(weightsOf(join(folder, "parts")), weightsOf(dir));
+
+  const watched = { kl: { coef: 0, stop: 1e-3 }, train: { iters: 200 } };
+  const { end, step, dir: stopped } = await run("stopped", watched);
+  const seen = metricsOf(stopped);
+  assert.equal(end, "kl");
+  assert.ok(step > 2 && step < 200, `${step}`);
+  assert.equal(last(checkpointsOf(stopped)), `step_${String(step).padStart(6, "0")}`);
+  let mean = seen[0]?.["kl/ref"] as number;
+  for (const line of seen.slice(1)) mean = 0.9 * mean + 0.1 * (line["kl/ref"] as number);
+  assert.ok(Math.abs(mean - (last(seen)["kl/ref_running"] as number)) < 1e-9);
+  assert.ok(mean > 1e-3 && (seen.at(-2)?.["kl/ref_running"] as number) <= 1e-3);
+  assert.equal(last(seen)["loss/kl"], undefined, "at coefficient 0 it is only watched");
+});
+
+test("train.iters may be raised where no iteration's learning rate changes with it", async (t) => {
+  const folder = await tinyFolder(t);
+  const run = (name: string, iters: number, optimizer: object, force = false) =>
+    quietRun(
+      tinyRun(folder, { run: { dir: join(folder, name), ifExists: "resume" }, train: { iters }, optimizer }),
+      { force },
+    );
+  const constant = { schedule: "constant", warmup: 0.3 };
+  await run("constant", 4, constant);
+  const raised = await run("constant", 6, constant);
+  assert.equal(raised.step, 6);
+  assert.deepEqual(
+    metricsOf(raised.dir).map(({ step }) => step),
+    [1, 2, 3, 4, 5, 6],
+  );
+  await assert.rejects(run("constant", 40, constant), {
+    name: "ConfigError",
+    message:
+      "train.iters: expected 6, as the run was begun with, got 40. The learning rate warms up over 0.3 of it, so that " +
+      "iteration 7 would have 0.000538 after 0.00100. Keep it, begin a new run with optimizer.schedule=constant and " +
+      "optimizer.warmup=0, or resume with --force.",
+  });
+  const cosine = { schedule: "cosine", warmup: 0, finalLr: 0.1 };
+  await run("cosine", 4, cosine);
+  await assert.rejects(run("cosine", 8, cosine), {
+    name: "ConfigError",
+    message:
+      /^train\.iters: expected 4, .* got 8\. The learning rate follows a cosine over it, so that iteration 5 would have /,
+  });
+  assert.equal((await run("cosine", 8, cosine, true)).step, 8);
+});
+
+test("a run with adapters: they alone are trained and saved, beside a merged policy; it resumes bit for bit", async (t) => {
+  const folder = await tinyFolder(t);
+  const lora = { rank: 2, alpha: 6, targets: ["query", "mlp.0"] };
+  const changes = {
+    ar: { lora },
+    kl: { coef: 0.1 },
+    ema: { decay: 0.5 },
+    optimizer: { lr: 1e-2 },
+    eval: { every: 2, images: 4, numGenerations: 2 },
+    train: { iters: 4 },
+    save: { every: 100, ckptPath: join(folder, "weights.safetensors") },
+  };
+  for (const context of ["prefix", "teacher_forced"]) {
+    const run = (name: string, options: TrainOptions = {}) =>
+      quietRun(
+        tinyRun(folder, {
+          ...changes,
+          rollout: { context: { type: context } },
+          run: { dir: join(folder, context, name), ifExists: "resume" },
+        }),
+        options,
+      );
+    const { dir } = await run("whole");
+    const lines = metricsOf(dir).slice(1);
+    for (const line of lines) assert.ok((line["sampling/logp_diff_max"] as number) < 1e-4);
+    assert.equal(lines[0]?.["kl/ref"], 0);
+    assert.ok((last(lines)["kl/ref"] as number) > 0, "the reference is the policy without its adapters");
+
+    const at = join(dir, "checkpoints", "step_000004");
+    const read = (part: string) => loadSafetensors(join(at, `${part}.safetensors`)).tensors;
+    const names = [0].flatMap((i) =>
+      ["attn.query", "mlp.0"].flatMap((layer) =>
+        ["lora_A", "lora_B"].map((m) => `blocks.${i}.${layer}.${m}.weight`),
+      ),
+    );
+    assert.deepEqual(Object.keys(read("lora")).sort(), [...names].sort());
+    assert.deepEqual(Object.keys(read("lora_ema")).sort(), [...names].sort());
+    const moments = Object.keys(read("optimizer")).filter((name) => name.endsWith(".exp_avg"));
+    assert.deepEqual(moments.sort(), names.map((name) => `${name}.exp_avg`).sort());
+
+    // The merged policy gives the logits of policy and adapters.
+    const { config } = resolveConfig({ values: tinyRun(folder, changes) });
+    using parts = await openRunParts(config);
+    parts.lora?.loadStateDict(read("lora"));
+    const classes = tensor([1], { dtype: "int64" });
+    const codes = tensor([[1, 2, 3]], { dtype: "int64" });
+    const wanted = noGrad(() => parts.policy.eval().forward(codes, { classes }));
+    for (const path of [join(at, "policy.safetensors"), join(folder, "weights.safetensors")]) {
+      using merged = openPolicy(path).policy.eval();
+      expectClose(
+        noGrad(() => merged.forward(codes, { classes })),
+        wanted,
+        { atol: 1e-5 },
+      );
+    }
+    using average = openPolicy(join(at, "ema.safetensors")).policy.eval();
+    parts.lora?.loadStateDict(read("lora_ema"));
+    const averaged = noGrad(() => parts.policy.forward(codes, { classes }));
+    expectClose(
+      noGrad(() => average.forward(codes, { classes })),
+      averaged,
+      { atol: 1e-5 },
+    );
+    assert.throws(() => expectClose(averaged, wanted, { atol: 1e-4 }));
+
+    const signal = AbortSignal.abort();
+    for (let i = 0; i < 3; i++) await run("parts", { signal });
+    await run("parts");
+    assert.deepEqual(weightsOf(join(folder, context, "parts")), weightsOf(dir));
+    assert.deepEqual(metricsOf(join(folder, context, "parts")), metricsOf(dir));
+  }
+});
+
+test("adapters of another policy are refused on a resume; a program's policy keeps what they learnt", async (t) => {
+  const folder = await tinyFolder(t);
+  manualSeed(1);
+  const build = (): GPT =>
+    new GPT({ vocabSize: 32, blockSize: 16, nLayer: 1, nHead: 2, nEmbd: 16, classNum: 3 });
+  using policy = build();
+  const before = tidy(() => keep(policy.blocks[0]?.attn.query.weight.clone() as Tensor));
+  const changes = { ar: { type: null, policy, lora: { rank: 2 } }, optimizer: { lr: 1e-2 } };
+  const { dir } = await quietRun(tinyRun(folder, changes));
+  const { tensors } = loadSafetensors(join(dir, "checkpoints", "step_000002", "policy.safetensors"));
+  const weight = policy.blocks[0]?.attn.query.weight as Tensor;
+  expectClose(weight, tensors["blocks.0.attn.query.weight"] as Tensor, { rtol: 0, atol: 0 });
+  assert.ok(tidy(() => weight.sub(before).abs().amax().item()) > 1e-4);
+  assert.ok(policy.parameters().every((parameter) => parameter.requiresGrad));
+  using other = build();
+  const again = tinyRun(folder, {
+    ...changes,
+    ar: { ...changes.ar, policy: other },
+    run: { ifExists: "resume" },
+  });
+  await assert.rejects(quietRun(again), {
+    message:
+      "ar: expected the policy that the adapters were trained on, got another one. Give the policy that the run was begun with.",
+  });
+});
+
+test("credit by place: codes of a prefix run are paid for their own places", async (t) => {
+  const folder = await tinyFolder(t);
+  for (const context of ["prefix", "teacher_forced"]) {
+    for (const algorithm of ["reinforce", "rloo", "grpo", "ppo"]) {
+      const run = async (name: string, reward: object): Promise<Record<string, number | null>> => {
+        const dir = join(folder, `${context} ${algorithm} ${name}`);
+        const shape = { rollout: { context: { type: context } }, train: { iters: 1 } };
+        await quietRun(tinyRun(folder, { algorithm, reward, run: { dir }, ...shape }));
+        return metricsOf(dir)[0] as Record<string, number | null>;
+      };
+      const whole = await run("sequence", {});
+      const place = await run("place", { credit: "place", creditDecay: 0.5 });
+      // The same draws, judged alike, and paid otherwise.
+      const close = (a?: number | null, b?: number | null): boolean =>
+        Math.abs((a as number) - (b as number)) < 1e-6;
+      for (const name of ["reward/mean", "reward/std", "reward/l2/mean", "reward/vq_ceiling"])
+        assert.ok(close(place[name], whole[name]), `${algorithm} ${context} ${name}`);
+      assert.ok(!close(place["advantage/abs_max"], whole["advantage/abs_max"]), `${algorithm} ${context}`);
+      assert.ok((place["optim/grad_norm"] as number) > 0);
+    }
+  }
+});
+
+test("runs in one process leave nothing behind, also one that fails", async (t) => {
+  const folder = await tinyFolder(t);
+  const all = {
+    ema: { decay: 0.9 },
+    kl: { coef: 0.1 },
+    eval: { every: 1, images: 4, numGenerations: 2 },
+    log: { imagesEvery: 1 },
+    algorithm: "ppo",
+  };
+  const run = async (name: string, changes: object): Promise<void> => {
+    await quietRun(tinyRun(folder, { ...all, run: { dir: join(folder, name) }, ...changes }));
+  };
+  await run("warm", {});
+  const before = memory();
+  const failing = { reward: { custom: { fn: () => assert.fail("no reward") } } };
+  for (const [i, changes] of [{}, { ar: { lora: { rank: 2 } }, algorithm: "grpo" }].entries()) {
+    await run(`again ${i}`, changes);
+    await assert.rejects(run(`failing ${i}`, { ...changes, ...failing }), /no reward/);
+    await assert.rejects(run(`without ${i}`, { ...changes, data: { source: join(folder, "none") } }));
+    assert.equal(memory().tensors, before.tensors, JSON.stringify(changes));
+    assert.equal(memory().generators, before.generators);
+  }
+});
+
+test("a run in the way is asked about where somebody can answer", async (t) => {
+  const folder = await tinyFolder(t);
+  const dir = join(folder, "run");
+  await quietRun(tinyRun(folder));
+  const asked: string[] = [];
+  const answer = (ifExists: "resume" | "new" | "fail") => async (at: string) => {
+    asked.push(at);
+    return ifExists;
+  };
+  const config = tinyRun(folder, { run: { ifExists: "ask" } });
+  await assert.rejects(quietRun(config), /expected a folder without a run/);
+  await assert.rejects(quietRun(config, { ask: answer("fail") }), /expected a folder without a run/);
+  assert.equal((await quietRun(config, { ask: answer("resume") })).dir, dir);
+  assert.equal((await quietRun(config, { ask: answer("new") })).dir, `${dir}-2`);
+  assert.deepEqual(asked, [dir, dir, dir]);
+});
+
+test("images that could not be read still count after a resume", async (t) => {
+  const folder = await tinyFolder(t, 20);
+  for (const name of ["a", "b"]) writeFileSync(join(folder, "images", name, "bad.png"), "no image");
+  const changes = {
+    seed: 3,
+    data: { maxUnreadable: 2, evalPart: 0 },
+    eval: { every: 0 },
+    train: { iters: 8 },
+    run: { ifExists: "resume" },
+  };
+  const signal = AbortSignal.abort();
+  const counts: (number | null | undefined)[] = [];
+  for (let i = 0; i < 8; i++) {
+    const { dir } = await quietRun(tinyRun(folder, changes), { signal });
+    counts.push(last(metricsOf(dir))["progress/unreadable"]);
+  }
+  const whole = tinyRun(folder, { ...changes, run: { dir: join(folder, "whole") } });
+  const { dir } = await quietRun(whole);
+  assert.deepEqual(
+    counts,
+    metricsOf(dir).map((line) => line["progress/unreadable"]),
+  );
+  assert.equal(counts.at(-1), 2);
+  assert.ok((counts[0] as number) < 2, `${counts}`);
 });

@@ -1,6 +1,13 @@
 /** Which keys of a configuration a program reads: one that nothing reads is a promise that is not kept. */
 import type { TrainConfig } from "../../src/rl_ar_finetune/config.js";
-import { configKeys, isSection } from "../../src/rl_ar_finetune/config_schema.js";
+import type { ConfigKind } from "../../src/rl_ar_finetune/config_kind.js";
+import { trainKind } from "../../src/rl_ar_finetune/train_kind.js";
+
+/** A configuration whose reads are watched. */
+export interface Watched<T> {
+  readonly config: T;
+  readonly unread: () => string[];
+}
 
 /**
  * A configuration that notes which of its keys are read. Spreading a section counts as reading all of it; writing the
@@ -8,13 +15,16 @@ import { configKeys, isSection } from "../../src/rl_ar_finetune/config_schema.js
  *
  * @returns the configuration, and a function that names the keys that nothing has read.
  */
-export function watchReads(config: TrainConfig): { config: TrainConfig; unread: () => string[] } {
+export function watchReads<T extends object = TrainConfig>(
+  config: T,
+  kind: ConfigKind<T> = trainKind as unknown as ConfigKind<T>,
+): Watched<T> {
   const read = new Set<string>();
   const watched = (section: object, path: string): object => {
     const copy = {};
     for (const [name, value] of Object.entries(section)) {
       const at = path === "" ? name : `${path}.${name}`;
-      const inner = isSection(at) ? watched(value as object, at) : undefined;
+      const inner = kind.isSection(at) ? watched(value as object, at) : undefined;
       const get = (): unknown => {
         if (inner !== undefined) return inner;
         if (!/config_docs/.test(new Error().stack ?? "")) read.add(at);
@@ -24,7 +34,6 @@ export function watchReads(config: TrainConfig): { config: TrainConfig; unread: 
     }
     return copy;
   };
-  const unread = (): string[] =>
-    configKeys.map((key) => key.path.join(".")).filter((path) => !read.has(path));
-  return { config: watched(config, "") as TrainConfig, unread };
+  const unread = (): string[] => kind.keys.map((key) => key.path.join(".")).filter((path) => !read.has(path));
+  return { config: watched(config, "") as T, unread };
 }

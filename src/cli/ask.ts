@@ -1,0 +1,50 @@
+/** The one question that a run may ask: what to do about a folder that holds another one. */
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+
+import { listCheckpoints } from "../rl_ar_finetune/checkpoint.js";
+import type { IfExists } from "../rl_ar_finetune/run_folder.js";
+
+const ANSWERS: Readonly<Record<string, IfExists>> = {
+  y: "resume",
+  yes: "resume",
+  resume: "resume",
+  n: "fail",
+  no: "fail",
+  new: "new",
+  overwrite: "overwrite",
+};
+
+/** Where a question is put and answered. */
+interface Terminal {
+  readonly input: NodeJS.ReadableStream & { readonly isTTY?: boolean };
+  readonly output: NodeJS.WritableStream & { readonly isTTY?: boolean };
+}
+
+/**
+ * Asks whoever sits at the terminal; nothing where nobody does. An answer that is none is asked for again; the end of
+ * the input is a no.
+ */
+export function askOnTerminal(
+  { input, output }: Terminal = { input: process.stdin, output: process.stderr },
+): ((folder: string) => Promise<IfExists>) | undefined {
+  if (input.isTTY !== true || output.isTTY !== true) return undefined;
+  return (folder) => {
+    const last = listCheckpoints(join(folder, "checkpoints")).at(-1) ?? "no checkpoint";
+    const question = `${folder} holds a run (${last}). Go on with it? [y]es, [n]o, new (a folder beside it), overwrite: `;
+    const lines = createInterface({ input, output, terminal: false });
+    return new Promise((resolve) => {
+      const answer = (chosen: IfExists): void => {
+        resolve(chosen);
+        lines.close();
+      };
+      lines.on("line", (line) => {
+        const chosen = ANSWERS[line.trim().toLowerCase()];
+        if (chosen === undefined) output.write("y, n, new or overwrite: ");
+        else answer(chosen);
+      });
+      lines.on("close", () => resolve("fail"));
+      output.write(question);
+    });
+  };
+}

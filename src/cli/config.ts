@@ -1,0 +1,99 @@
+/** `rlar config`, and how the commands that train read their configuration from a command line. */
+import { existsSync } from "node:fs";
+
+import { classifierKind } from "../rl_ar_finetune/classifier_keys.js";
+import {
+  ConfigError,
+  type ConfigKind,
+  type ResolvedConfig,
+  resolveConfig,
+} from "../rl_ar_finetune/config.js";
+import {
+  configJsonSchema,
+  configYaml,
+  explainConfig,
+  explanationText,
+} from "../rl_ar_finetune/config_docs.js";
+import { pretrainKind } from "../rl_ar_finetune/pretrain_keys.js";
+import { tokenizerKind } from "../rl_ar_finetune/tokenizer_keys.js";
+import { trainKind } from "../rl_ar_finetune/train_kind.js";
+
+/** A kind whose configurations are only shown. */
+type AnyKind = ConfigKind<object>;
+
+/** What `--for` names: the commands that have a configuration. */
+export const kinds: Readonly<Record<string, AnyKind>> = Object.fromEntries(
+  [trainKind, pretrainKind, tokenizerKind, classifierKind].map((kind) => [
+    kind.name,
+    kind as unknown as AnyKind,
+  ]),
+);
+
+/** A configuration from a file, where the first argument is one, and `key=value` arguments. */
+export function readConfig<T extends object>(
+  kind: ConfigKind<T>,
+  args: readonly string[],
+  options: { preset?: string | undefined; isComplete?: boolean } = {},
+): ResolvedConfig<T> {
+  const { preset, isComplete = true } = options;
+  const [first, ...rest] = args;
+  const isFile = first !== undefined && !first.includes("=");
+  if (isFile && !existsSync(first)) {
+    throw new ConfigError([
+      `${first}: expected a configuration file or key=value, got neither. Check the path.`,
+    ]);
+  }
+  return resolveConfig(
+    {
+      ...(isFile ? { file: first, overrides: rest } : { overrides: args }),
+      ...(preset !== undefined && { preset }),
+      isComplete,
+    },
+    kind,
+  );
+}
+
+/** Options of `rlar config`. */
+export interface ConfigCommandOptions {
+  preset?: string;
+  /** The command whose configuration it is. */
+  for: string;
+}
+
+/** `rlar config`: print a whole configuration, explain keys, list presets, or give the JSON schema. */
+export function config(what: string, args: readonly string[], options: ConfigCommandOptions): void {
+  const kind = kinds[options.for];
+  if (kind === undefined) {
+    throw new ConfigError([`--for: expected ${Object.keys(kinds).join(", ")}, got ${options.for}.`]);
+  }
+  switch (what) {
+    case "show": {
+      const { config: shown } = readConfig(kind, args, { preset: options.preset, isComplete: false });
+      process.stdout.write(configYaml(shown, { comments: true, kind }));
+      return;
+    }
+    case "explain": {
+      const paths = args.length === 0 ? [""] : args;
+      const found = paths.flatMap((path) => explainConfig(path, kind));
+      if (found.length === 0) {
+        const all = kind.name === "train" ? "" : ` --for ${kind.name}`;
+        throw new ConfigError([
+          `config explain: expected a key or a section, got ${args.join(" ")}. rlar config explain${all} lists all.`,
+        ]);
+      }
+      process.stdout.write(explanationText(found));
+      return;
+    }
+    case "presets":
+      for (const [name, { about }] of Object.entries(kind.presets))
+        process.stdout.write(`${name}\n  ${about}\n`);
+      return;
+    case "schema":
+      process.stdout.write(`${JSON.stringify(configJsonSchema(kind), null, 2)}\n`);
+      return;
+    default:
+      throw new ConfigError([
+        `config: expected show, explain, presets or schema, got ${what}. rlar config --help tells more.`,
+      ]);
+  }
+}

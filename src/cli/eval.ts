@@ -1,0 +1,131 @@
+/** `rlar eval`: how good a tokenizer or a policy is, and whether one policy is better than another. */
+import { ConfigError, type DataConfig, type PartialDeep } from "../rl_ar_finetune/config.js";
+import { evaluateModels } from "../rl_ar_finetune/model_eval.js";
+import { optionsOfConfig, optionsOfRun } from "../rl_ar_finetune/model_eval_run.js";
+import { evaluationText, measuresText } from "../rl_ar_finetune/model_eval_text.js";
+import { type Device, setNumThreads } from "../torch/index.js";
+
+/** Options of `rlar eval`. */
+export interface EvalCommandOptions {
+  run?: string;
+  config?: string;
+  tokenizer?: string;
+  policy?: string;
+  against?: string;
+  features: string[];
+  lpips?: string;
+  data?: string;
+  evalData?: string;
+  evalPart?: number;
+  group?: string;
+  label?: string;
+  size?: number;
+  crop?: "center" | "smallest_side";
+  seed?: number;
+  unconditional?: boolean;
+  samples: number;
+  classes: "data" | "balanced";
+  prefix?: number[];
+  draws: number;
+  images: number;
+  trainImages: number;
+  temperatures: number[];
+  cfg: number[];
+  cfgSchedule: "constant" | "power_cosine";
+  topK: number;
+  topP: number;
+  seeds: number[];
+  resamples: number;
+  batch: number;
+  heads?: number;
+  codes?: number;
+  dtype: "float32" | "bfloat16";
+  device: Device;
+  threads?: number;
+  out?: string;
+  npz?: string;
+  json?: string;
+  explain?: boolean;
+}
+
+export async function evaluate(options: EvalCommandOptions): Promise<void> {
+  if (options.explain) {
+    process.stdout.write(`${measuresText()}\n`);
+    return;
+  }
+  if (options.run !== undefined && options.config !== undefined) {
+    throw new ConfigError([
+      "eval: expected --run or --config, got both. A run's folder has its configuration.",
+    ]);
+  }
+  const { run, config } = options;
+  const known = run !== undefined ? optionsOfRun(run) : config !== undefined ? optionsOfConfig(config) : {};
+  const data = { ...known.data, ...dataOf(options) } as PartialDeep<DataConfig>;
+  const tokenizer = options.tokenizer ?? known.tokenizer;
+  const missing = [
+    ...(tokenizer === undefined ? ["--tokenizer, the weights of the tokenizer"] : []),
+    ...((data.source ?? null) === null ? ["--data, images of the training"] : []),
+  ];
+  if (tokenizer === undefined || missing.length > 0) {
+    throw new ConfigError(
+      missing.map((what) => `eval: expected ${what}, got none. --run or --config may give it.`),
+    );
+  }
+  if (options.threads !== undefined) setNumThreads(options.threads);
+  const sizes = {
+    ...(options.heads !== undefined && { nHead: options.heads }),
+    ...(options.codes !== undefined && { blockSize: options.codes }),
+  };
+  const policy = options.policy === undefined ? known.policy : { path: options.policy, ...sizes };
+  const against = options.against === undefined ? known.against : { path: options.against, ...sizes };
+  const seed = options.seed ?? known.seed;
+  const { lpips, prefix, out, npz, json } = options;
+  const started = performance.now();
+  const evaluation = await evaluateModels({
+    tokenizer,
+    ...(policy && { policy }),
+    ...(against && { against }),
+    features: options.features.length > 0 ? options.features : (known.features ?? []),
+    ...(lpips !== undefined && { lpips }),
+    data,
+    ...(seed !== undefined && { seed }),
+    start: options.unconditional ? "empty" : (known.start ?? "condition"),
+    samples: options.samples,
+    classes: options.classes,
+    ...(prefix !== undefined && { prefixes: prefix }),
+    draws: options.draws,
+    images: options.images,
+    trainImages: options.trainImages,
+    temperatures: options.temperatures,
+    cfg: options.cfg,
+    cfgSchedule: options.cfgSchedule,
+    topK: options.topK,
+    topP: options.topP,
+    seeds: options.seeds,
+    resamples: options.resamples,
+    batch: options.batch,
+    dtype: options.dtype,
+    device: options.device,
+    ...(out !== undefined && { out }),
+    ...(npz !== undefined && { npz }),
+    ...(json !== undefined && { json }),
+    say: (line) => process.stderr.write(`${line}\n`),
+  });
+  process.stderr.write(`${((performance.now() - started) / 1000).toFixed(1)} s in all\n`);
+  process.stdout.write(`${evaluationText(evaluation)}\n`);
+  if (out !== undefined) process.stdout.write(`\n${out}: ${evaluation.pages.join(", ")}\n`);
+}
+
+/** Keys of `data` that the command line gives. */
+function dataOf(options: EvalCommandOptions): Record<string, unknown> {
+  const { data, evalData, evalPart, group, label, size, crop } = options;
+  return {
+    ...(data !== undefined && { source: data }),
+    ...(evalData !== undefined && { evalSource: evalData }),
+    ...(evalPart !== undefined && { evalPart }),
+    ...(group !== undefined && { group }),
+    ...(label !== undefined && { label }),
+    ...(size !== undefined && { size }),
+    ...(crop !== undefined && { crop }),
+  };
+}

@@ -1,0 +1,85 @@
+/** `rlar pretrain`, `rlar tokenizer` and `rlar classifier`: the commands that learn from examples. */
+import { classifierKind } from "../rl_ar_finetune/classifier_keys.js";
+import { openClassifierTask } from "../rl_ar_finetune/classifier_task.js";
+import type { ConfigKind } from "../rl_ar_finetune/config.js";
+import { configYaml } from "../rl_ar_finetune/config_docs.js";
+import { type FitConfig, type FitTask, fitLoop } from "../rl_ar_finetune/fit_loop.js";
+import { pretrainKind } from "../rl_ar_finetune/pretrain_keys.js";
+import { openPretrainTask } from "../rl_ar_finetune/pretrain_task.js";
+import { tokenizerKind } from "../rl_ar_finetune/tokenizer_keys.js";
+import { openTokenizerTask } from "../rl_ar_finetune/tokenizer_task.js";
+import { askOnTerminal } from "./ask.js";
+import { readConfig } from "./config.js";
+import { interruptible } from "./interrupt.js";
+
+/** Options of these commands. */
+export interface FitCommandOptions {
+  preset?: string;
+  dryRun?: boolean;
+  force?: boolean;
+  json?: boolean;
+}
+
+/** What is trained: its configuration, and how a task is made of one. */
+interface Trainer<T extends FitConfig> {
+  readonly kind: ConfigKind<T>;
+  open(config: T, say: (text: string) => void): Promise<FitTask>;
+  /** What to do with the result. */
+  next(config: T, model: string): string;
+}
+
+/** The action of a command; it gives the exit code: 0, or 130 after an interruption. */
+type FitCommand = (args: readonly string[], options: FitCommandOptions) => Promise<number>;
+
+/** `rlar pretrain`. */
+export const pretrain: FitCommand = command({
+  kind: pretrainKind,
+  open: openPretrainTask,
+  next: ({ tokenizer: { path } }, model) =>
+    `samples: rlar sample --policy ${model} --tokenizer ${path} --class 0`,
+});
+
+/** `rlar tokenizer`. */
+export const tokenizer: FitCommand = command({
+  kind: tokenizerKind,
+  open: openTokenizerTask,
+  next: ({ data: { size } }, model) =>
+    `reconstructions: rlar reconstruct IMAGES --tokenizer ${model} --size ${size}`,
+});
+
+/** `rlar classifier`. */
+export const classifier: FitCommand = command({
+  kind: classifierKind,
+  open: openClassifierTask,
+  next: (_, model) => `look at it: rlar inspect ${model}`,
+});
+
+function command<T extends FitConfig>(trainer: Trainer<T>): FitCommand {
+  return async (args, { preset, dryRun, force = false, json = false }) => {
+    const { kind } = trainer;
+    const resolved = readConfig(kind, args, { preset });
+    if (dryRun) {
+      process.stdout.write(configYaml(resolved.config, { comments: true, kind }));
+      for (const note of resolved.notes) process.stdout.write(`# ${note}\n`);
+      return 0;
+    }
+    const ask = json ? undefined : askOnTerminal();
+    const { dir, step, end, model } = await interruptible((signal) =>
+      fitLoop(resolved, (say) => trainer.open(resolved.config, say), {
+        signal,
+        force,
+        json,
+        ...(ask && { ask }),
+      }),
+    );
+    if (!json) {
+      const how = end === "patience" ? "no better any more" : end;
+      process.stdout.write(
+        `${how} after update ${step}: ${dir}\n` +
+          `resume: the same command with run.dir=${dir} run.ifExists=resume\n` +
+          `${trainer.next(resolved.config, model)}\n`,
+      );
+    }
+    return end === "interrupted" ? 130 : 0;
+  };
+}

@@ -1,0 +1,203 @@
+/**
+ * `report.html`: a run, or several, as one page that needs nothing else, for somebody who was not there. What is on it
+ * comes from the files `report_*.ts`, a section a file; this one puts them together and writes the result.
+ */
+import { createHash } from "node:crypto";
+import { join } from "node:path";
+
+import { duration } from "../rl_ar_finetune/console.js";
+import { replaceFile, writeAll } from "../torch/files.js";
+import { expected } from "../torch/index.js";
+import { comparison, runList } from "./report_compare.js";
+import { commandSection, configSection, summaryOf } from "./report_config.js";
+import { curves } from "./report_curves.js";
+import { evalSection, frontiersOf } from "./report_eval.js";
+import { endOf, eventSection, shortId, totalOf } from "./report_events.js";
+import { frontierChart } from "./report_frontier.js";
+import { type Html, html, raw, table } from "./report_html.js";
+import { resultSection } from "./report_results.js";
+import { configAt, type Run, readRun, type SomeEnvironment } from "./report_run.js";
+import { type Pictures, readPictures, sampleSection } from "./report_samples.js";
+import { numberText } from "./report_scale.js";
+import { SCRIPT } from "./report_script.js";
+import { STYLE } from "./report_style.js";
+
+/** Bytes that the pictures of a report may take, as they are in their files. */
+const PICTURES = 900_000;
+
+/**
+ * Write the report of a run, or of several beside each other.
+ *
+ * @param folders - of runs; one, or several to compare.
+ * @param options.out - the file; `report.html` in the folder of the first run where left out.
+ * @returns the file.
+ * @throws RangeError for a folder that holds no run, or a place that cannot be written to.
+ */
+export async function writeReport(
+  folders: string | readonly string[],
+  options: { out?: string } = {},
+): Promise<string> {
+  const list = typeof folders === "string" ? [folders] : folders;
+  if (list.length === 0) throw expected("report", "at least one folder of a run", "none");
+  const page = await reportHtml(list);
+  const out = options.out ?? join(list[0] as string, "report.html");
+  replaceFile(out, (fd) => writeAll(fd, Buffer.from(page)));
+  return out;
+}
+
+/** The page that {@link writeReport} writes. */
+export async function reportHtml(folders: readonly string[]): Promise<string> {
+  const runs = withNames(folders.map(readRun));
+  const pictures = await Promise.all(runs.map((run) => readPictures(run, PICTURES / runs.length)));
+  const [run] = runs as [Run];
+  return runs.length === 1 ? pageOfOne(run, pictures[0] as Pictures) : pageOfSeveral(runs, pictures);
+}
+
+/** Names by which runs are told apart: their folders', with as much of the path before it as that needs. */
+function withNames(runs: readonly Run[]): Run[] {
+  const names = (parts: number): string[] =>
+    runs.map(({ folder, name }) => folder.split(/[\\/]/).filter(Boolean).slice(-parts).join("/") || name);
+  const isTold = (list: readonly string[]): boolean => new Set(list).size === list.length;
+  const parts = [1, 2, 3, 4].find((count) => isTold(names(count)));
+  const chosen = parts === 1 ? runs.map(({ name }) => name) : names(parts ?? 4);
+  return runs.map((run, i) => ({
+    ...run,
+    name: isTold(chosen) ? (chosen[i] as string) : `${chosen[i]} (${i + 1})`,
+  }));
+}
+
+/** A part of the page with a heading and a place in the navigation. */
+interface Section {
+  readonly title: string;
+  readonly body: Html;
+}
+
+function pageOfOne(run: Run, pictures: Pictures): string {
+  const end = endOf(run);
+  const state = end.state === "under way" ? "way" : end.state;
+  const head = html`<h1>${run.name}</h1><p class="what">${summaryOf(run)}</p>
+<p><span class="state ${state}">${end.text}</span></p>${factsOf(run)}`;
+  const sections: Section[] = [
+    {
+      title: "Result",
+      body: html`${evalSection(run.evaluations)}${run.evaluations.length > 0 && html`<h3>During the run</h3>`}${resultSection(run)}`,
+    },
+    { title: "What happened", body: eventSection(run) },
+    { title: "Samples", body: sampleSection(pictures) },
+    { title: "Curves", body: curves([run]) },
+    { title: "Configuration", body: html`<div class="text">${configSection(run)}</div>` },
+    { title: "Run it again", body: commandSection(run) },
+    { title: "Environment", body: html`<div class="text">${environmentSection(run)}</div>` },
+  ];
+  return pageOf(run.name, head, sections);
+}
+
+function pageOfSeveral(runs: readonly Run[], pictures: readonly Pictures[]): string {
+  const head = html`<h1>${runs.length} runs</h1>${runList(runs)}`;
+  const each = runs.map(
+    (run, i) => html`<details><summary><i class="dot c${i % 8}"></i>${run.name}</summary>
+${factsOf(run)}${evalSection(run.evaluations)}<h3>What happened</h3>${eventSection(run)}<h3>Samples</h3>${sampleSection(pictures[i] as Pictures)}
+<h3>Configuration</h3><div class="text">${configSection(run)}</div><h3>Run it again</h3>${commandSection(run)}
+<h3>Environment</h3><div class="text">${environmentSection(run)}</div></details>`,
+  );
+  const sections: Section[] = [
+    { title: "Comparison", body: html`${comparison(runs)}${frontiers(runs)}` },
+    { title: "Curves", body: curves(runs) },
+    { title: "Each run", body: html`${each}` },
+  ];
+  return pageOf(runs.map(({ name }) => name).join(", "), head, sections);
+}
+
+/** What the runs' evaluations found at several temperatures, on the same charts. */
+function frontiers(runs: readonly Run[]): Html | null {
+  const compared = runs.flatMap(({ name, evaluations: [first] }, color) =>
+    first === undefined ? [] : [{ label: name, color, evaluation: first.evaluation }],
+  );
+  const charts = frontiersOf(compared);
+  if (charts.length === 0) return null;
+  return html`<h3>Closeness against realism</h3><div class="charts two">${charts.map(frontierChart)}</div>`;
+}
+
+/** What was run, at a glance. */
+function factsOf(run: Run): Html {
+  const at = (path: string): unknown => configAt(run.config, path);
+  const total = totalOf(run);
+  const images = run.metrics.get("progress/images_seen")?.values.at(-1);
+  const group = at("rollout.numGenerations");
+  const environment: SomeEnvironment = run.starts[0]?.environment ?? {};
+  const commit = environment.commit;
+  const facts: [string, string, string][] = [
+    ["steps", `${run.lastStep}${total === null ? "" : ` of ${total}`}`, ""],
+    [
+      "wall time",
+      run.seconds === null ? "n/a" : duration(run.seconds),
+      run.starts.length > 1 ? `in ${run.starts.length} parts` : "",
+    ],
+  ];
+  if (typeof group === "number")
+    facts.push(["a step", `${at("rollout.images")} images × ${group}`, "samples of each"]);
+  facts.push([
+    "images",
+    images === undefined ? "n/a" : images.toLocaleString("en"),
+    `of ${at("data.size") ?? "?"} px, from ${at("data.source") ?? "a program"}`,
+  ]);
+  for (const { role, what, parameters, file } of run.models)
+    facts.push([role, parameters === null ? what : `${what}, ${millions(parameters)}`, file]);
+  facts.push([
+    "code",
+    commit ? `commit ${shortId(commit.id)}` : `version ${environment.versions?.package ?? "unknown"}`,
+    commit?.isDirty ? "with changes" : "",
+  ]);
+  const { cpu, cudaDevices = 0, threads } = environment;
+  if (cpu)
+    facts.push([
+      "machine",
+      cpu.model,
+      `${cpu.cores} cores, ${threads ?? "?"} threads, ${cudaDevices === 0 ? "no GPU" : `${cudaDevices} CUDA`}`,
+    ]);
+  return html`<dl class="facts">${facts.map(([name, value, more]) => html`<div><dt>${name}</dt><dd>${value} <span>${more}</span></dd></div>`)}</dl>`;
+}
+
+/** A number of parameters, such as `18.4 M parameters`. */
+function millions(count: number): string {
+  if (count < 1e3) return `${count} parameters`;
+  return count < 1e6 ? `${numberText(count / 1e3)} k parameters` : `${numberText(count / 1e6)} M parameters`;
+}
+
+function environmentSection({ starts }: Run): Html {
+  if (starts.length === 0) return html`<p>There is no env.json in the folder.</p>`;
+  return html`${starts.map(({ step, environment }) => {
+    const { libtorchConfig, command: _, ...rest } = environment;
+    const rows = Object.entries(rest).flatMap(([name, value]) => rowsOf(name, value));
+    return html`<h3>${step === 0 ? "At the start" : `From step ${step} on`}</h3>${table([], rows)}${
+      libtorchConfig !== undefined &&
+      html`<details><summary>How LibTorch was built</summary><pre>${libtorchConfig}</pre></details>`
+    }`;
+  })}`;
+}
+
+function rowsOf(name: string, value: unknown): [string, Html][] {
+  if (name === "memoryBytes" && typeof value === "number")
+    return [["memory", html`${numberText(value / 2 ** 30)} GiB`]];
+  if (typeof value === "object" && value !== null)
+    return Object.entries(value).flatMap(([key, of]) => rowsOf(`${name} ${key}`, of));
+  return [[name, html`<code>${String(value ?? "none")}</code>`]];
+}
+
+const idOf = (title: string): string => title.toLowerCase().replaceAll(" ", "-");
+
+/** The whole page: no address in it is outside it, and it allows no script but its own. */
+function pageOf(title: string, head: Html, sections: readonly Section[]): string {
+  const hash = createHash("sha256").update(SCRIPT).digest("base64");
+  const policy = `default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-${hash}'`;
+  return html`<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="${policy}">
+<title>${title}: report</title><style>${raw(STYLE)}</style></head>
+<body><header>${head}</header>
+<nav><ul>${sections.map((section) => html`<li><a href="#${idOf(section.title)}">${section.title}</a></li>`)}</ul></nav>
+<main>${sections.map(({ title: name, body }) => html`<section><h2 id="${idOf(name)}">${name}</h2>${body}</section>`)}</main>
+<footer>Written by rlar report on ${new Date().toISOString().slice(0, 16).replace("T", " ")} UTC.</footer>
+<script>${raw(SCRIPT)}</script></body></html>
+`.markup;
+}

@@ -1,0 +1,109 @@
+/**
+ * Variations of a batch of images for training a network to recognise them: moved, recoloured, partly blanked. Mirroring
+ * is done where images are read. Every image is varied by draws of its own, all from one generator.
+ */
+import {
+  arange,
+  type Device,
+  expected,
+  functional as F,
+  type Generator,
+  rand,
+  type Tensor,
+  tidy,
+} from "../torch/index.js";
+
+/** How far images are varied; 0 or left out leaves a variation out. */
+export interface AugmentOptions {
+  /** Most pixels that an image moves in each direction; what comes in repeats its border. */
+  readonly shift?: number;
+  /** How much brightness, contrast and saturation vary: a part of the range each way, in [0, 1]. */
+  readonly jitter?: number;
+  /** Largest side of a square that is blanked, as a part of the image's, in [0, 1]; half of the images have one. */
+  readonly erase?: number;
+}
+
+/**
+ * Vary each image.
+ *
+ * The same generator state gives the same variations on every device. Numbers are drawn for each variation that is on,
+ * in the order of the options.
+ *
+ * @param images - float `[N, 3, H, W]` in [-1, 1].
+ * @param generator - on the CPU.
+ * @returns a new tensor `[N, 3, H, W]` in [-1, 1].
+ * @see DeVries and Taylor 2017, "Improved Regularization of Convolutional Neural Networks with Cutout".
+ */
+export function augment(images: Tensor, options: AugmentOptions, generator: Generator): Tensor {
+  const { shift = 0, jitter = 0, erase = 0 } = options;
+  if (!Number.isInteger(shift) || shift < 0) throw expected("augment: shift", "whole pixels from 0", shift);
+  for (const [name, value] of Object.entries({ jitter, erase })) {
+    if (!(value >= 0 && value <= 1)) throw expected(`augment: ${name}`, "a number in [0, 1]", value);
+  }
+  return tidy(() => {
+    let x = images.clone();
+    if (shift > 0) x = shifted(x, shift, generator);
+    if (jitter > 0) x = jittered(x, jitter, generator);
+    if (erase > 0) x = erased(x, erase, generator);
+    return x;
+  });
+}
+
+/** Uniform in [low, high), float32 `[N, count]` on the images' device. */
+function draw(
+  images: Tensor,
+  count: number,
+  [low, high]: readonly [number, number],
+  generator: Generator,
+): Tensor {
+  const values = rand([images.size(0), count], { generator });
+  return values
+    .mul(high - low)
+    .add(low)
+    .to({ device: images.device as Device });
+}
+
+function shifted(x: Tensor, most: number, generator: Generator): Tensor {
+  const [n, c, height, width] = x.dims(4);
+  const device = x.device as Device;
+  const moves = draw(x, 2, [0, 2 * most + 1], generator)
+    .floor()
+    .clamp(0, 2 * most)
+    .long(); // [N, 2]
+  const rows = arange(0, height, 1, { device }).add(moves.narrow(1, 0, 1)); // [N, H]
+  const columns = arange(0, width, 1, { device }).add(moves.narrow(1, 1, 1)); // [N, W]
+  return F.pad(x, [most, most, most, most], "replicate")
+    .gather(2, rows.view(n, 1, height, 1).expand(n, c, height, width + 2 * most))
+    .gather(3, columns.view(n, 1, 1, width).expand(n, c, height, width));
+}
+
+function jittered(x: Tensor, jitter: number, generator: Generator): Tensor {
+  const [brightness, contrast, saturation] = draw(x, 3, [-jitter, jitter], generator)
+    .view(-1, 3, 1, 1, 1)
+    .unbind(1) as [Tensor, Tensor, Tensor]; // [N, 1, 1, 1]
+  const grey = x.mean(1, { keepdim: true });
+  const mean = grey.mean([2, 3], { keepdim: true });
+  const coloured = grey.add(x.sub(grey).mul(saturation.add(1)));
+  return mean
+    .add(coloured.sub(mean).mul(contrast.add(1)))
+    .add(brightness)
+    .clamp(-1, 1);
+}
+
+function erased(x: Tensor, erase: number, generator: Generator): Tensor {
+  const [n, , height, width] = x.dims(4);
+  const device = x.device as Device;
+  const [side, row, column] = draw(x, 3, [0, 1], generator).unbind(1) as [Tensor, Tensor, Tensor]; // [N]
+  // Twice the draw less the whole: half of the sides are below 0, which blanks nothing.
+  const half = side
+    .mul(2)
+    .sub(1)
+    .mul((erase * Math.min(height, width)) / 2)
+    .view(n, 1);
+  const near = (at: Tensor, size: number): Tensor =>
+    arange(0, size, 1, { device }).add(0.5).sub(at.mul(size).view(n, 1)).abs().lt(half); // [N, size]
+  const inside = near(row, height)
+    .view(n, 1, height, 1)
+    .logicalAnd(near(column, width).view(n, 1, 1, width));
+  return x.mul(inside.logicalNot());
+}

@@ -1,0 +1,415 @@
+/**
+ * How far a set of images is from another, by their features, and how good a set is by its class probabilities:
+ * Fréchet distance, kernel distance, inception score. Measures of neighbourhood are in distribution_neighbours.ts,
+ * intervals in distribution_bootstrap.ts. Which network made the features is the caller's to say.
+ *
+ * All of it is computed in float64, whatever the features are in.
+ */
+import {
+  call,
+  callTensor,
+  type Device,
+  DTYPES,
+  expected,
+  expectedType,
+  Generator,
+  keep,
+  randperm,
+  type Tensor,
+  tidy,
+} from "../torch/index.js";
+import { ranges } from "./pairs.js";
+
+/** Numbers of a matrix that are held at a time: 64 MiB in float64. */
+const ELEMENTS_AT_A_TIME = 2 ** 23;
+
+/** Mean and covariance of features. */
+export interface Moments {
+  /** float64 `[D]`. */
+  readonly mean: Tensor;
+  /** float64 `[D, D]`, divided by N - 1, as numpy.cov and the published Fréchet distances have it. */
+  readonly cov: Tensor;
+  /** Samples, N. */
+  readonly count: number;
+}
+
+/**
+ * Mean and covariance of features that come in batches, of which none is kept. The result does not depend on how
+ * they are divided, but for rounding.
+ *
+ * @see Chan, Golub and LeVeque 1983, "Algorithms for Computing the Sample Variance", eq. 2.1: pairs of batches.
+ */
+export class MomentsAccumulator {
+  #count = 0;
+  /** float64 `[D]`. */
+  #mean: Tensor | null = null;
+  /** Sum of the outer products of deviations from the mean: float64 `[D, D]`. */
+  #scatter: Tensor | null = null;
+
+  /** Samples so far. */
+  get count(): number {
+    return this.#count;
+  }
+
+  /**
+   * Take in a batch.
+   *
+   * @param features - float `[N, D]`, N >= 1.
+   * @throws RangeError for another width than before and for a feature that is not finite.
+   */
+  add(features: Tensor): void {
+    checkFeatures("MomentsAccumulator.add", features, { width: this.#mean?.size(0) });
+    tidy(() => {
+      const x = features.detach().double();
+      const n = x.size(0);
+      const mean = x.mean(0);
+      const deviations = x.sub(mean);
+      const scatter = deviations.transpose(0, 1).matmul(deviations);
+      if (this.#mean === null || this.#scatter === null) {
+        this.#mean = keep(mean);
+        this.#scatter = keep(scatter);
+      } else {
+        const step = mean.sub(this.#mean);
+        const total = this.#count + n;
+        this.#scatter.add_(scatter).add_(outer(step, step), (this.#count * n) / total);
+        this.#mean.add_(step, n / total);
+      }
+      this.#count += n;
+    });
+  }
+
+  /**
+   * Moments of all that was taken in, as new tensors.
+   *
+   * @throws RangeError for less than two samples, which have no covariance.
+   */
+  moments(): Moments {
+    const mean = this.#mean;
+    const scatter = this.#scatter;
+    if (mean === null || scatter === null || this.#count < 2) {
+      throw expected("MomentsAccumulator.moments", "at least 2 samples", this.#count);
+    }
+    return { mean: mean.clone(), cov: scatter.div(this.#count - 1), count: this.#count };
+  }
+
+  dispose(): void {
+    this.#mean?.dispose();
+    this.#scatter?.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/**
+ * Mean and covariance of features.
+ *
+ * @param features - float `[N, D]`, N >= 2.
+ */
+export function moments(features: Tensor): Moments {
+  checkFeatures("moments", features, { least: 2 });
+  using accumulator = new MomentsAccumulator();
+  accumulator.add(features);
+  return accumulator.moments();
+}
+
+/**
+ * Fréchet distance of two normal distributions with the moments of two sets of features:
+ * `|m - m'|^2 + tr(C) + tr(C') - 2 tr((C C')^(1/2))`. 0 for equal moments; lower is closer. With features of
+ * Inception v3 it is the FID.
+ *
+ * It is lower the more samples there are, so that distances of different numbers of samples do not compare; published
+ * ones are of 50,000. The last trace is the sum of the singular values of `F^T F'` with `C = F F^T`, F from the
+ * eigenvectors of C; eigenvalues that are zero but for rounding are left out. So it holds for singular covariances
+ * too, of fewer samples than features, where the square root of the product is hard to compute. Takes about 7 s for
+ * D = 2048 on one core.
+ *
+ * @param real - float `[N, D]`, N >= 2, or moments. The distance is the same both ways.
+ * @param fake - float `[M, D]`, M >= 2, or moments.
+ * @see Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", eq. 6.
+ */
+export function frechetDistance(real: Moments | Tensor, fake: Moments | Tensor): number {
+  return tidy(() => {
+    const a = momentsOf("frechetDistance: real", real);
+    const b = momentsOf("frechetDistance: fake", fake, a.mean.size(0));
+    const otherCov = besides(b.cov, a.cov);
+    const means = a.mean.sub(besides(b.mean, a.mean)).square().sum();
+    const traces = a.cov.diagonal().sum().add(otherCov.diagonal().sum());
+    const product = factor(a.cov).transpose(0, 1).matmul(factor(otherCov));
+    const cross = callTensor<Tensor>("aten::linalg_svdvals", [product]).sum();
+    return Math.max(0, means.add(traces).sub(cross, 2).item()); // below 0 by rounding alone
+  });
+}
+
+/** Checked moments, of features where it is features. */
+export function momentsOf(where: string, given: Moments | Tensor, width?: number): Moments {
+  if (!("cov" in given)) {
+    checkFeatures(where, given, { least: 2, width });
+    return moments(given);
+  }
+  const d = width ?? given.mean.size(0);
+  if (given.mean.shape.join() !== `${d}` || given.cov.shape.join() !== `${d},${d}`) {
+    const got = `mean ${given.mean}, covariance ${given.cov}`;
+    throw expected(where, `moments of width ${d}`, got, "Take both sets from one network");
+  }
+  const finite = tidy(
+    () => given.mean.isfinite().all().item() === 1 && given.cov.isfinite().all().item() === 1,
+  );
+  if (!finite) throw expected(where, "finite moments", "NaN or infinity");
+  return { mean: given.mean.double(), cov: given.cov.double(), count: given.count };
+}
+
+/**
+ * F float64 `[D, R]` with `C = F F^T`, R the rank of C but for rounding.
+ *
+ * @param cov - C: float64 `[D, D]`, symmetric and positive semi-definite.
+ */
+export function factor(cov: Tensor): Tensor {
+  return tidy(() => {
+    const [values, vectors] = eigen(cov); // ascending
+    const d = cov.size(0);
+    const floor = values
+      .amax()
+      .mul(d * Number.EPSILON)
+      .clamp(0);
+    const rank = values.gt(floor).sum().item();
+    return vectors.narrow(1, d - rank, rank).mul(values.narrow(0, d - rank, rank).sqrt());
+  });
+}
+
+function eigen(symmetric: Tensor): [values: Tensor, vectors: Tensor] {
+  return call("aten::linalg_eigh", [symmetric]) as [Tensor, Tensor];
+}
+
+/** The kernel `(gamma x . y + coef)^degree` of {@link kernelDistance}. */
+export interface KernelOptions {
+  /** 3. */
+  degree?: number;
+  /** 1 / D. */
+  gamma?: number;
+  /** 1. */
+  coef?: number;
+}
+
+/**
+ * Squared maximum mean discrepancy of two sets of features under a polynomial kernel. With features of Inception v3 it
+ * is the KID.
+ *
+ * Unbiased, and so about 0, as often below as above, for sets of one distribution, whatever the number of samples. All
+ * pairs of samples count: the least variance there is. {@link kernelDistanceOfSubsets} is the mean over subsets, which
+ * is published, and estimates the same.
+ *
+ * @param real - float `[N, D]`, N >= 2.
+ * @param fake - float `[M, D]`, M >= 2.
+ * @param options.isUnbiased - whether a sample is not compared with itself; true where left out.
+ * @see Bińkowski et al. 2018, "Demystifying MMD GANs", sec. 4; Gretton et al. 2012, "A Kernel Two-Sample Test", eq. 3.
+ */
+export function kernelDistance(
+  real: Tensor,
+  fake: Tensor,
+  options: KernelOptions & { isUnbiased?: boolean } = {},
+): number {
+  checkFeatures("kernelDistance: real", real, { least: 2 });
+  checkFeatures("kernelDistance: fake", fake, { least: 2, width: real.size(1) });
+  return tidy(() => discrepancy(real.detach().double(), besides(fake.detach(), real).double(), options));
+}
+
+/**
+ * {@link kernelDistance} as it is published: the mean over random subsets, drawn anew without replacement each time.
+ *
+ * @param real - float `[N, D]`, N >= `options.size`.
+ * @param fake - float `[M, D]`, M >= `options.size`.
+ * @param options.subsets - 100 where left out.
+ * @param options.size - samples of either set in a subset; 1,000 where left out.
+ * @param options.seed - of the draw; 0 where left out.
+ * @returns mean, and standard deviation of the subsets (divided by their number), which is no error of the mean.
+ * @see Bińkowski et al. 2018, sec. 4 and appendix E.
+ */
+export function kernelDistanceOfSubsets(
+  real: Tensor,
+  fake: Tensor,
+  options: KernelOptions & { subsets?: number; size?: number; seed?: number } = {},
+): { mean: number; std: number } {
+  const where = "kernelDistanceOfSubsets";
+  const { subsets = 100, size = 1000, seed = 0, ...kernel } = options;
+  if (!Number.isInteger(subsets) || subsets < 1) {
+    throw expected(`${where}: subsets`, "an integer of at least 1", subsets);
+  }
+  if (!Number.isInteger(size) || size < 2) throw expected(`${where}: size`, "an integer of at least 2", size);
+  const remedy = "Take smaller subsets, or kernelDistance, which takes all samples";
+  checkFeatures(`${where}: real`, real, { least: size, remedy });
+  checkFeatures(`${where}: fake`, fake, { least: size, remedy, width: real.size(1) });
+  using generator = new Generator(seed);
+  const values = Array.from({ length: subsets }, () =>
+    tidy(() => {
+      const pick = (features: Tensor): Tensor => {
+        const rows = randperm(features.size(0), { generator }).narrow(0, 0, size);
+        return besides(features.detach().indexSelect(0, besides(rows, features)), real).double();
+      };
+      return discrepancy(pick(real), pick(fake), kernel);
+    }),
+  );
+  return meanAndStd(values);
+}
+
+/** @param real - float64 `[N, D]`. @param fake - float64 `[M, D]`. */
+function discrepancy(real: Tensor, fake: Tensor, options: KernelOptions & { isUnbiased?: boolean }): number {
+  const { degree = 3, gamma = 1 / real.size(1), coef = 1, isUnbiased = true } = options;
+  const kernel = (products: Tensor): Tensor => products.mul_(gamma).add_(coef).pow(degree);
+  const sum = (a: Tensor, b: Tensor): number => {
+    const columns = b.transpose(0, 1);
+    return rowChunks(a, b.size(0), (rows) => kernel(rows.matmul(columns)).sum().item()).reduce(
+      (x, y) => x + y,
+    );
+  };
+  const within = (x: Tensor): number => {
+    const n = x.size(0);
+    if (!isUnbiased) return sum(x, x) / n ** 2;
+    return (sum(x, x) - kernel(x.square().sum(1)).sum().item()) / (n * (n - 1));
+  };
+  return within(real) + within(fake) - (2 * sum(real, fake)) / (real.size(0) * fake.size(0));
+}
+
+/** What {@link inceptionScore} gives. */
+export interface InceptionScore {
+  /** Over the parts. */
+  readonly mean: number;
+  /** Over the parts, divided by their number; 0 for one part. */
+  readonly std: number;
+  readonly splits: number;
+}
+
+/**
+ * `exp(E KL(p(y|x) || p(y)))`: between 1, all images of the same classes, and K, each image of a class for certain and
+ * all classes alike often. Higher is better; it never sees a real image. Of a classifier other than Inception v3 it is
+ * a score of its own.
+ *
+ * @param probabilities - float `[N, K]`, rows that sum to 1.
+ * @param options.splits - parts, of consecutive samples, that are scored on their own: so give samples in random order.
+ *   Published scores are of 10 parts of 5,000. Where left out, 10, but fewer where a part would have less than 100
+ *   samples: scores of small parts are too low.
+ * @see Salimans et al. 2016, "Improved Techniques for Training GANs", sec. 4.
+ */
+export function inceptionScore(probabilities: Tensor, options: { splits?: number } = {}): InceptionScore {
+  checkProbabilities("inceptionScore", probabilities);
+  const n = probabilities.size(0);
+  const { splits = Math.max(1, Math.min(10, Math.floor(n / 100))) } = options;
+  if (!Number.isInteger(splits) || splits < 1 || splits > n) {
+    throw expected("inceptionScore: splits", `an integer from 1 to ${n}, the number of samples`, splits);
+  }
+  const bound = (i: number): number => Math.floor((i * n) / splits);
+  const scores = Array.from({ length: splits }, (_, i) =>
+    tidy(() => {
+      const part = probabilities
+        .detach()
+        .narrow(0, bound(i), bound(i + 1) - bound(i))
+        .double();
+      const entropy = negativeEntropy(part).mean();
+      return Math.exp(entropy.sub(negativeEntropy(part.mean(0))).item());
+    }),
+  );
+  return { ...meanAndStd(scores), splits };
+}
+
+/** `sum p log p` over the last dimension, 0 where p is. */
+function negativeEntropy(p: Tensor): Tensor {
+  return callTensor<Tensor>("aten::xlogy.Tensor", [p, p]).sum(-1);
+}
+
+/**
+ * Share of images whose most probable class is the one that they were made of: whether a generator heeds its classes.
+ *
+ * @param probabilities - float `[N, K]`.
+ * @param classes - int64 `[N]` in [0, K).
+ */
+export function classAccuracy(probabilities: Tensor, classes: Tensor): number {
+  checkProbabilities("classAccuracy", probabilities);
+  const [n, k] = probabilities.dims(2);
+  checkClasses("classAccuracy", classes, n);
+  return tidy(() => {
+    const given = besides(classes, probabilities);
+    const highest = given.amax().item();
+    if (highest >= k) throw expected("classAccuracy", `classes in [0, ${k})`, highest);
+    return probabilities.argmax(1).eq(given).double().mean().item();
+  });
+}
+
+/** @throws RangeError or TypeError unless `classes` is int64 `[n]`, none below 0. */
+export function checkClasses(where: string, classes: Tensor, n: number): void {
+  if (classes.dtype !== "int64") throw expectedType(where, "int64 classes", classes);
+  if (classes.shape.join() !== `${n}`) throw expected(where, `classes [${n}], one a sample`, classes);
+  const lowest = tidy(() => classes.amin().item());
+  if (lowest < 0) throw expected(where, "classes of at least 0", lowest);
+}
+
+/**
+ * Check that a tensor is features: float `[N, D]`, enough of them, as wide as the others, all finite.
+ *
+ * @throws TypeError for another dtype, RangeError for the rest.
+ */
+export function checkFeatures(
+  where: string,
+  features: Tensor,
+  options: { least?: number; width?: number | undefined; remedy?: string } = {},
+): void {
+  const { least = 1, width, remedy } = options;
+  if (features.ndim !== 2 || features.shape[1] === 0) throw expected(where, "features [N, D]", features);
+  if (!DTYPES[features.dtype].isFloat) {
+    throw expectedType(where, "features of a floating-point dtype", features);
+  }
+  const [n, d] = features.dims(2);
+  if (width !== undefined && d !== width) {
+    throw expected(where, `features of width ${width}`, features, "Take both sets from one network");
+  }
+  if (n < least) throw expected(where, `at least ${least} samples`, n, remedy);
+  const row = tidy(() => firstRow(features.isfinite().logicalNot()));
+  if (row !== null) throw expected(where, "finite features", `NaN or infinity in row ${row}`);
+}
+
+/** Index of the first row of bool `[N, D]` that holds a true, null where none does. */
+function firstRow(wrong: Tensor): number | null {
+  const { values, indices } = wrong.any(1).int().max(0);
+  return values.item() === 0 ? null : indices.item();
+}
+
+function checkProbabilities(where: string, probabilities: Tensor): void {
+  if (probabilities.ndim !== 2 || probabilities.shape.includes(0)) {
+    throw expected(where, "probabilities [N, K]", probabilities);
+  }
+  if (!DTYPES[probabilities.dtype].isFloat) {
+    throw expectedType(where, "probabilities of a floating-point dtype", probabilities);
+  }
+  const isRight = (p: Tensor): Tensor => p.sum(1).sub(1).abs().le(1e-3).logicalAnd(p.amin(1).ge(0));
+  const row = tidy(() => firstRow(isRight(probabilities.detach().double()).logicalNot().unsqueeze(1)));
+  if (row === null) return;
+  const sum = tidy(() => probabilities.select(0, row).double().sum().item());
+  const remedy = "Logits become probabilities by softmax(1)";
+  throw expected(where, "rows of probabilities that sum to 1", `row ${row} with sum ${sum}`, remedy);
+}
+
+/**
+ * Run rows of a matrix through `use`, so many at a time that `columns` numbers for each fit 64 MiB in float64.
+ *
+ * @param use - what it makes is freed, but for what it returns.
+ */
+export function rowChunks<T>(x: Tensor, columns: number, use: (rows: Tensor, start: number) => T): T[] {
+  const step = Math.max(1, Math.floor(ELEMENTS_AT_A_TIME / columns));
+  return ranges(x.size(0), step).map(([start, count]) => tidy(() => use(x.narrow(0, start, count), start)));
+}
+
+/** The tensor itself, or a copy of it where the other is. */
+export function besides(x: Tensor, other: Tensor): Tensor {
+  return x.to({ device: other.device as Device });
+}
+
+/** `[D]` and `[E]` to `[D, E]`. */
+function outer(a: Tensor, b: Tensor): Tensor {
+  return a.unsqueeze(1).mul(b);
+}
+
+function meanAndStd(values: readonly number[]): { mean: number; std: number } {
+  const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
+  const variance = values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / values.length;
+  return { mean, std: Math.sqrt(variance) };
+}

@@ -1,0 +1,20 @@
+// What a network that measures whole sets of images offers: one feature vector and one row of class
+// probabilities an image. The statistics over them are in distribution.ts.
+
+import type { Tensor } from "../torch/index.js";
+
+/** A frozen network whose features and class probabilities describe images. */
+export interface FeatureNetwork {
+  /** Said beside every number, for numbers of different networks do not compare: "Inception v3 (FID)". */
+  readonly name: string;
+  /** Width of a feature vector, D. */
+  readonly featureSize: number;
+  /** Classes, K. */
+  readonly numClasses: number;
+  /**
+   * Features and class probabilities of images; no gradient.
+   * @param images float [N, 3, H, W] in [-1, 1]
+   * @returns features float32 [N, D], pooled, those before the last layer; probabilities float32 [N, K]
+   */
+  describe(images: Tensor): { features: Tensor; probabilities: Tensor };
+}

@@ -1,0 +1,230 @@
+/**
+ * The codes of a whole data set in memory, and batches of them: a tokenizer runs once, before training, and a batch
+ * costs next to nothing. Which images there are, and in which order, is decided elsewhere.
+ */
+import {
+  Batch,
+  type Batches,
+  type Crop,
+  type Cursor,
+  epochOrder,
+  type ImageSource,
+  onePass,
+  type ReadOptions,
+  START,
+  type Unreadable,
+} from "../data/index.js";
+import { balancedOrder } from "../data/order.js";
+import type { FrozenTokenizer } from "../tokenizers/index.js";
+import {
+  cat,
+  type Device,
+  expected,
+  keep,
+  randint,
+  stream,
+  type Tensor,
+  tensor,
+  tidy,
+  zeros,
+} from "../torch/index.js";
+
+/** Codes of images, R variants of each. It owns its tensor. */
+export interface CodeCache extends Disposable {
+  /** int16 or int32 `[N * R, T]`, on the CPU: the variants of an image in a row. */
+  readonly codes: Tensor;
+  /** `[N]`. */
+  readonly classes: BigInt64Array;
+  readonly ids: readonly string[];
+  /** R. */
+  readonly variants: number;
+  /** Images of the set that could not be read, and so are not in it. */
+  readonly unreadable: number;
+}
+
+/** How {@link cacheCodes} encodes. */
+export interface CacheOptions extends ReadOptions {
+  readonly size: number;
+  readonly crop?: Crop;
+  /** Keep the codes of the mirrored image too. */
+  readonly flip?: boolean;
+  /** Keep those of the four corners too, cut from the image at so many times the size. */
+  readonly cornerScale: number | null;
+  /** Told of the progress every ten seconds. */
+  readonly say: (text: string) => void;
+}
+
+/**
+ * Encode every image of a set, in the set's order.
+ *
+ * @throws RangeError when too many images cannot be read, or they have text features, which are not kept.
+ */
+export async function cacheCodes(
+  source: ImageSource,
+  tokenizer: FrozenTokenizer,
+  options: CacheOptions,
+): Promise<CodeCache> {
+  const { flip = false, cornerScale, size, say, ...reading } = options;
+  const crops = cornerScale === null ? 1 : 5;
+  const variants = crops * (flip ? 2 : 1);
+  const t = (size / tokenizer.downsample) ** 2;
+  const dtype = tokenizer.codebookSize <= 2 ** 15 ? "int16" : "int32";
+  const codes = keep(zeros([source.length * variants, t], { dtype }));
+  const classes = new BigInt64Array(source.length);
+  const ids: string[] = [];
+  let said = performance.now();
+  try {
+    for (const corners of cornerScale === null ? [null] : [null, cornerScale]) {
+      const seen = Math.round(size * (corners ?? 1));
+      let done = 0;
+      for await (const batch of onePass(source, { ...reading, size: seen })) {
+        using _ = batch;
+        if (batch.features !== undefined) {
+          const remedy = "Set pretrain.cache: false";
+          throw expected("pretrain.cache", "images without text features", batch.ids[0], remedy);
+        }
+        const [from, b] = [done, batch.ids.length];
+        tidy(() => {
+          const images = batch.images as Tensor;
+          const cut = corners === null ? [images] : cornersOf(images, size);
+          const views = flip ? cut.flatMap((view) => [view, view.flip(3)]) : cut;
+          const first = corners === null ? 0 : variants - views.length;
+          const encoded = views.map((view) =>
+            tokenizer.encode(view.contiguous()).to({ device: "cpu", dtype }),
+          );
+          const rows = codes.narrow(0, from * variants, b * variants).view(b, variants, t);
+          rows.narrow(1, first, views.length).copy_(
+            cat(
+              encoded.map((view) => view.unsqueeze(1)),
+              1,
+            ),
+          );
+          if (corners === null) classes.set(batch.classes.toArray() as BigInt64Array, from);
+        });
+        if (corners === null) ids.push(...batch.ids);
+        done += b;
+        if (performance.now() - said > 10_000) {
+          said = performance.now();
+          say(`encoding ${corners === null ? "images" : "corners"}: ${done} of ${source.length}`);
+        }
+      }
+      if (done !== ids.length) {
+        const remedy = "Something changes the set: leave it alone and start again";
+        throw expected("data.source", `${ids.length} images that can be read, as before`, done, remedy);
+      }
+    }
+  } catch (error) {
+    codes.dispose();
+    throw error;
+  }
+  const n = ids.length;
+  const unreadable = source.length - n;
+  const whole = unreadable === 0 ? codes : tidy(() => keep(codes.narrow(0, 0, n * variants).clone()));
+  if (whole !== codes) codes.dispose();
+  return {
+    codes: whole,
+    classes: classes.slice(0, n),
+    ids,
+    variants,
+    unreadable,
+    [Symbol.dispose]: () => whole.dispose(),
+  };
+}
+
+/** The four corners, `[B, 3, size, size]` each, of larger images. */
+function cornersOf(images: Tensor, size: number): Tensor[] {
+  const rest = images.size(2) - size;
+  return [
+    [0, 0],
+    [0, rest],
+    [rest, 0],
+    [rest, rest],
+  ].map(([y = 0, x = 0]) => images.narrow(2, y, size).narrow(3, x, size));
+}
+
+/** What decides the batches of {@link CodeBatches}. */
+export interface CodeBatchOptions {
+  readonly batchSize: number;
+  readonly seed?: number | bigint;
+  readonly device?: Device;
+  /** From 0, the default, to 1: how far classes of different sizes are evened out. */
+  readonly balance?: number;
+  readonly cursor?: Cursor;
+}
+
+/** The order of an epoch, and which variant of each image it shows. */
+interface Plan {
+  readonly epoch: number;
+  readonly order: Int32Array;
+  readonly variants: Int32Array | null;
+}
+
+/**
+ * Endless batches out of a cache in a random order: a batch may begin in one epoch and end in the next. Which images
+ * and which of their variants follows from the seed and the cursor alone.
+ */
+export class CodeBatches implements Batches {
+  readonly unreadable: Unreadable = { count: 0, problems: [] };
+  readonly #cache: CodeCache;
+  readonly #options: CodeBatchOptions;
+  #cursor: Cursor;
+  #plan: Plan | null = null;
+
+  /** @param cache - stays the caller's. */
+  constructor(cache: CodeCache, options: CodeBatchOptions) {
+    this.#cache = cache;
+    this.#options = options;
+    this.#cursor = options.cursor ?? START;
+  }
+
+  get cursor(): Cursor {
+    return this.#cursor;
+  }
+
+  async next(): Promise<Batch> {
+    const { batchSize, device = "cpu" } = this.#options;
+    const { codes, classes, ids, variants } = this.#cache;
+    const images: number[] = [];
+    const rows = new Int32Array(batchSize);
+    let { epoch, position } = this.#cursor;
+    for (let i = 0; i < batchSize; i++) {
+      const plan = this.#planOf(epoch);
+      const image = plan.order[position] as number;
+      images.push(image);
+      rows[i] = image * variants + (plan.variants?.[position] ?? 0);
+      position++;
+      if (position === plan.order.length) [epoch, position] = [epoch + 1, 0];
+    }
+    this.#cursor = { epoch, position };
+    const parts = tidy(() => ({
+      codes: codes.indexSelect(0, tensor(rows)).to({ dtype: "int64", device }), // [B, T]
+      classes: tensor(
+        BigInt64Array.from(images, (image) => classes[image] as bigint),
+        { device },
+      ),
+    }));
+    return new Batch({ ...parts, ids: images.map((image) => ids[image] as string), cursor: this.#cursor });
+  }
+
+  close(): void {
+    this.#plan = null;
+  }
+
+  #planOf(epoch: number): Plan {
+    if (this.#plan?.epoch === epoch) return this.#plan;
+    const { seed = 0, balance = 0 } = this.#options;
+    const { classes, variants } = this.#cache;
+    const order =
+      balance === 0
+        ? epochOrder(classes, seed, epoch)
+        : balancedOrder(Int32Array.from(classes, Number), balance, seed, epoch).order;
+    let chosen: Int32Array | null = null;
+    if (variants > 1) {
+      using generator = stream(seed, "variant", epoch);
+      const options = { generator, dtype: "int32" } as const;
+      chosen = tidy(() => randint(0, variants, [order.length], options).toArray() as Int32Array);
+    }
+    this.#plan = { epoch, order, variants: chosen };
+    return this.#plan;
+  }
+}

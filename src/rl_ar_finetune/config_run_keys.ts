@@ -1,0 +1,256 @@
+/**
+ * Keys of how a run goes: optimizer, average, precision, evaluation, saving, limits, length. Those of what is learnt
+ * are in `config_update_keys.ts`.
+ */
+import * as z from "zod";
+
+import { key, section } from "./config_key.js";
+import type {
+  EmaSection,
+  EvalSection,
+  LimitsSection,
+  LogSection,
+  OptimizerSection,
+  Precision,
+  PrecisionSection,
+  SaveSection,
+  TrainConfig,
+  TrainSection,
+} from "./config_types.js";
+
+const count = z.int().min(1);
+const positive = z.number().gt(0);
+const atLeast0 = z.number().min(0);
+const every = z.int().min(0);
+
+export const optimizer: z.ZodType<OptimizerSection> = section<OptimizerSection>({
+  lr: key(
+    positive,
+    1e-5,
+    "learning rate of AdamW",
+    "Halve it when kl/ref or clip_ratio jump; new policies want 2e-4, large ones 1e-6.",
+  ),
+  betas: key(
+    z.tuple([z.number().min(0).lt(1), z.number().min(0).lt(1)]),
+    [0.9, 0.95],
+    "decay of the mean of the gradient and of its square",
+    "0.999 for the second suits runs of many thousand steps.",
+  ),
+  eps: key(positive, 1e-8, "added to the root of the squares' mean", "Rarely."),
+  weightDecay: key(
+    atLeast0,
+    0,
+    "part of each weight that goes at a step, times the learning rate",
+    "Leave it at 0 for short fine-tuning.",
+  ),
+  schedule: key(
+    z.enum(["constant", "linear", "cosine"]),
+    "cosine",
+    "how the learning rate runs after the warm-up",
+    "constant lets train.iters be raised when a run is resumed.",
+  ),
+  warmup: key(
+    z.number().min(0).lt(1),
+    0.03,
+    "part of train.iters in which the learning rate rises",
+    "Raise it when the first iterations do harm.",
+  ),
+  finalLr: key(
+    z.number().min(0).max(1),
+    0.1,
+    "part of the learning rate that linear and cosine end at",
+    "0 for a run that will not go on.",
+  ),
+  maxGradNorm: key(
+    positive.nullable(),
+    1,
+    "largest norm of the gradient, all weights as one vector; null is no limit",
+    "Look at optim/grad_norm: clipping should be the exception.",
+  ),
+});
+
+export const ema: z.ZodType<EmaSection> = section<EmaSection>({
+  decay: key(
+    z.number().min(0).lt(1).nullable(),
+    null,
+    "part of the running average of the weights that stays at a step; null keeps none",
+    "Set 0.999 for runs of a thousand steps; evaluation then uses the average.",
+  ),
+  warmup: key(z.boolean(), true, "let the average forget its start soon", "Rarely."),
+});
+
+const precisionOf = (what: string, when: string): z.ZodType<Precision> =>
+  key(
+    z.enum(["auto", "float32", "bfloat16"]),
+    "auto",
+    `type in which ${what} are computed; auto is bfloat16 on CUDA, float32 on a CPU`,
+    when,
+  );
+
+export const precision: z.ZodType<TrainConfig["precision"]> = section<PrecisionSection>({
+  policy: precisionOf(
+    "the policy's layers, but for its head and losses,",
+    "bfloat16 on CPUs that have it; float32 when sampling/logp_diff_max is above 0.01.",
+  ),
+  rewards: precisionOf(
+    "the reward's networks",
+    "float32 when rewards of a group differ by less than a thousandth.",
+  ),
+});
+
+export const evaluation: z.ZodType<EvalSection> = section<EvalSection>({
+  every: key(
+    every,
+    50,
+    "iterations between evaluations, of which one comes before the first; 0 is none",
+    "Raise it when time/eval is a large part.",
+    "iterations",
+  ),
+  images: key(
+    count,
+    64,
+    "images set apart that are evaluated on, always the same",
+    "Raise it when eval metrics jump.",
+    "images",
+  ),
+  numGenerations: key(count, 4, "sequences an image", "Raise it when eval metrics jump.", "sequences"),
+  temperature: key(
+    positive.nullable(),
+    null,
+    "as in rollout; null is rollout's",
+    "To watch the policy as it will be used.",
+  ),
+  topK: key(
+    z.int().min(0).nullable(),
+    null,
+    "as in rollout; null is rollout's",
+    "To watch the policy as it will be used.",
+  ),
+  topP: key(
+    z.number().gt(0).max(1).nullable(),
+    null,
+    "as in rollout; null is rollout's",
+    "To watch the policy as it will be used.",
+  ),
+  perceptual: key(
+    z.string().min(1).nullable(),
+    null,
+    "file of a second classifier, for a distance that no reward uses: eval/perceptual_held_out; null measures none",
+    "Whenever a network's opinion is rewarded: it tells whether another one agrees.",
+  ),
+  best: key(
+    z.string().min(1),
+    "eval/reward/mean",
+    "metric that decides which checkpoint is the best one",
+    "Take one that is no part of the reward, such as eval/lpips/mean, to see through a reward that is gamed.",
+  ),
+  mode: key(
+    z.enum(["max", "min"]),
+    "max",
+    "whether more of that metric is better, or less",
+    "Together with best.",
+  ),
+  patience: key(
+    z.int().min(0),
+    0,
+    "evaluations without a new best after which the run ends; 0 never ends it",
+    "Set 5 for runs that nobody watches.",
+    "evaluations",
+  ),
+});
+
+export const save: z.ZodType<SaveSection> = section<SaveSection>({
+  every: key(
+    every,
+    100,
+    "iterations between checkpoints, of which one comes after the last; 0 saves that one alone",
+    "Lower it where a run may be cut short.",
+    "iterations",
+  ),
+  keep: key(count, 3, "checkpoints that stay, beside the best one", "Raise it to look back further."),
+  ckptPath: key(
+    z.string().min(1).nullable(),
+    null,
+    "file to write the policy's weights to at each checkpoint, as safetensors whatever its ending",
+    "For programs that want the weights at one place.",
+  ),
+});
+
+export const log: z.ZodType<LogSection> = section<LogSection>({
+  every: key(
+    count,
+    10,
+    "iterations between lines on the console and points in TensorBoard; metrics.jsonl has every one",
+    "Lower it for slow iterations.",
+    "iterations",
+  ),
+  imagesEvery: key(
+    every,
+    50,
+    "iterations between pages of samples; 0 makes none",
+    "Lower it to see what the reward rewards.",
+    "iterations",
+  ),
+  imageRows: key(
+    count,
+    8,
+    "images on such a page, each with its reconstruction and samples",
+    "Rarely.",
+    "images",
+  ),
+  tensorboard: key(
+    z.boolean(),
+    true,
+    "write TensorBoard's event files to tb/",
+    "Switch it off to save space.",
+  ),
+  csv: key(z.boolean(), true, "write metrics.csv at the end", "Switch it off when nobody opens it."),
+});
+
+export const limits: z.ZodType<LimitsSection> = section<LimitsSection>({
+  nonFiniteInARow: key(
+    count,
+    5,
+    "steps in a row that may be left out because the loss or gradient is not finite; one more ends the run with exit code 4",
+    "Rarely: look for the cause.",
+    "steps",
+  ),
+  nonFinite: key(
+    count,
+    100,
+    "such steps in the whole run; one more ends it with exit code 4",
+    "Rarely: look for the cause.",
+    "steps",
+  ),
+  ratioGap: key(
+    positive,
+    0.1,
+    "largest mean |ratio - 1| before the first step of an update: above it sampler and scorer disagree",
+    "Raise it a little for bfloat16 policies that are otherwise sound.",
+  ),
+});
+
+export const train: z.ZodType<TrainSection> = section<TrainSection>({
+  iters: key(
+    count,
+    1000,
+    "iterations, each a rollout and its update",
+    "60 to 200 show whether a reward works.",
+    "iterations",
+  ),
+  device: key(
+    z
+      .string()
+      .regex(/^(auto|cpu|cuda(:\d+)?)$/)
+      .describe("auto, cpu, cuda or cuda:N"),
+    "auto",
+    "cpu, cuda or cuda:N; auto is cuda where there is one",
+    "To leave the GPU to others.",
+  ),
+  threads: key(
+    count.nullable(),
+    null,
+    "threads of an operator on the CPU; null leaves it to LibTorch",
+    "Set 1 to share a machine.",
+  ),
+});

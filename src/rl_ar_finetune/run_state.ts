@@ -1,0 +1,214 @@
+/**
+ * What a run remembers from iteration to iteration, and how a checkpoint holds it. When one is made is the loop's
+ * affair.
+ */
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+
+import type { Batches, Cursor, PassedOver } from "../data/index.js";
+import type { StateDict } from "../nn/index.js";
+import { expected, noGrad, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
+import { bestCheckpoint, type LoadedCheckpoint, requireSameRun, saveCheckpoint } from "./checkpoint.js";
+import { ConfigError, type TrainConfig } from "./config.js";
+import { plainConfig } from "./config_docs.js";
+import type { Evaluation } from "./evaluate.js";
+import type { RunLog } from "./log.js";
+import type { PlainData } from "./plain_data.js";
+import type { Rollout } from "./rollout.js";
+import type { RunParts } from "./run_parts.js";
+import { lrSchedule, lrScheduleOf } from "./settings.js";
+
+/** What the loop itself remembers. */
+export interface Progress {
+  step: number;
+  cursor: Cursor | undefined;
+  /** Images that could not be read. */
+  passedOver: PassedOver;
+  skipped: number;
+  skippedInARow: number;
+  evaluationsSinceBest: number;
+  imagesSeen: number;
+  tokensSeen: number;
+  /** Weight of the divergence from the reference, which `kl.target` steers. */
+  klCoef: number;
+  /** Running mean of that divergence, for `kl.stop`. */
+  klMean: number | null;
+  first: Evaluation | null;
+  last: Evaluation | null;
+}
+
+/**
+ * Put the parts where a checkpoint left them, and say how far that was.
+ *
+ * @throws ConfigError when the run would not go on as it was begun, unless forced.
+ */
+export function restore(
+  config: TrainConfig,
+  parts: RunParts,
+  saved: LoadedCheckpoint | null,
+  force: boolean,
+): Progress {
+  const begun: Progress = {
+    step: 0,
+    cursor: undefined,
+    passedOver: {},
+    skipped: 0,
+    skippedInARow: 0,
+    evaluationsSinceBest: 0,
+    imagesSeen: 0,
+    tokensSeen: 0,
+    klCoef: config.kl.coef,
+    klMean: null,
+    first: null,
+    last: null,
+  };
+  if (saved === null) return begun;
+  const { values, tensors, step } = saved;
+  const before = values.config as Record<string, unknown>;
+  if (!force) requireSameRate(before as unknown as TrainConfig, config, step);
+  const identity = { config: before, data: (values.data as string | null) ?? null };
+  requireSameRun(identity, { config, data: parts.fingerprint }, { force });
+  const { policy, lora, optimizer, ema, valueHead } = parts;
+  if (lora === null) policy.loadStateDict(tensors.policy ?? {});
+  else restoreAdapters(parts, tensors, values.base as number | undefined);
+  const groups = values.optimizer as unknown as ReturnType<RunParts["optimizer"]["stateDict"]>["groups"];
+  optimizer.loadStateDict({ tensors: tensors.optimizer ?? {}, groups });
+  const averages = lora === null ? tensors.ema : tensors.lora_ema;
+  ema?.loadStateDict({ tensors: averages ?? {}, updates: values.emaUpdates as number });
+  valueHead?.loadStateDict(tensors.value_head ?? {});
+  return { ...begun, ...(values.progress as unknown as Partial<Progress>), step };
+}
+
+/** @throws ConfigError when another `train.iters` would give iterations to come another learning rate. */
+function requireSameRate(before: TrainConfig, now: TrainConfig, step: number): void {
+  const [was, is] = [before.train.iters, now.train.iters];
+  if (was === is || JSON.stringify(before.optimizer) !== JSON.stringify(now.optimizer)) return;
+  const [then, next] = [lrSchedule(before.optimizer, was), lrScheduleOf(now)];
+  for (let at = step; at <= Math.max(step, was - 1); at++) {
+    // After its last iteration a run would have gone on as it ended.
+    const [wanted, got] = [then(Math.min(at, was - 1)), next(at)];
+    if (wanted === got) continue;
+    const { lr, schedule, warmup } = now.optimizer;
+    const rate = (factor: number): string => (lr * factor).toPrecision(3);
+    const what = schedule === "constant" ? `warms up over ${warmup} of it` : `follows a ${schedule} over it`;
+    throw new ConfigError([
+      `train.iters: expected ${was}, as the run was begun with, got ${is}. The learning rate ${what}, so that iteration ` +
+        `${at + 1} would have ${rate(got)} ${at < was ? "in place of" : "after"} ${rate(wanted)}. Keep it, begin a new run ` +
+        "with optimizer.schedule=constant and optimizer.warmup=0, or resume with --force.",
+    ]);
+  }
+}
+
+/** @throws RangeError when the adapters belong to another policy than the one that was opened. */
+function restoreAdapters(
+  { policy, lora }: RunParts,
+  tensors: LoadedCheckpoint["tensors"],
+  base: number | undefined,
+): void {
+  const here = sizeOf(policy.stateDict());
+  // Sums in another order, on another machine, differ by rounding.
+  if (base !== undefined && Math.abs(here - base) > 1e-6 * Math.abs(base)) {
+    const remedy = "Give the policy that the run was begun with";
+    throw expected("ar", "the policy that the adapters were trained on", "another one", remedy);
+  }
+  lora?.loadStateDict(tensors.lora ?? {});
+}
+
+/** Sum of the squares of all weights: tells one policy from another. */
+function sizeOf(state: Readonly<StateDict>): number {
+  return noGrad(() =>
+    tidy(() => Object.values(state).reduce((sum, x) => sum + x.double().square().sum().item(), 0)),
+  );
+}
+
+/** What {@link save} writes beside the parts. */
+export interface SaveContext {
+  readonly log: RunLog;
+  /** Of the checkpoints. */
+  readonly folder: string;
+  readonly batches: Pick<Batches, "passedOver">;
+  /** The evaluation that makes this checkpoint the best one, or null. */
+  readonly best: Evaluation | null;
+}
+
+/** Write a checkpoint: `policy` and `ema` are whole policies, with adapters added to their weights. */
+export function save(config: TrainConfig, parts: RunParts, progress: Progress, context: SaveContext): void {
+  const { log, folder, batches, best } = context;
+  log.flush();
+  const { policy, lora, optimizer, ema, valueHead, fingerprint } = parts;
+  const optimizerState = optimizer.stateDict();
+  const average = ema?.stateDict();
+  const { step, ...rest } = progress;
+  const metadata = { config: JSON.stringify(policy.options) };
+  tidy(() => {
+    const whole = (): StateDict => ({ ...policy.stateDict(), ...lora?.mergedWeights() });
+    const weights = whole();
+    const averages = lora === null || ema === null ? average?.tensors : ema.withAverage(whole);
+    saveCheckpoint(
+      folder,
+      {
+        step,
+        tensors: {
+          policy: weights,
+          optimizer: optimizerState.tensors,
+          ...(averages && { ema: averages }),
+          ...(lora && { lora: lora.stateDict() }),
+          ...(lora && average && { lora_ema: average.tensors }),
+          ...(valueHead && { value_head: valueHead.stateDict() }),
+        },
+        values: {
+          config: plainConfig(config) as PlainData,
+          data: fingerprint,
+          optimizer: optimizerState.groups as unknown as PlainData,
+          progress: { ...rest, passedOver: batches.passedOver ?? {} } as unknown as PlainData,
+          log: log.state(),
+          ...(average && { emaUpdates: average.updates }),
+          ...(lora && { base: sizeOf(policy.stateDict()) }),
+        },
+      },
+      {
+        keep: config.save.keep,
+        metadata: {
+          policy: metadata,
+          ...(averages && { ema: metadata }),
+          ...(lora && { lora: { lora: JSON.stringify(config.ar.lora) } }),
+        },
+        ...(best !== null && { best: { metric: config.eval.best, value: metricOf(config, best) } }),
+      },
+    );
+    if (config.save.ckptPath !== null) saveSafetensors(config.save.ckptPath, weights, metadata);
+  });
+}
+
+/** Whether an evaluation is better than that of the best checkpoint. */
+export function isNewBest(config: TrainConfig, folder: string, evaluation: Evaluation): boolean {
+  const value = metricOf(config, evaluation);
+  const best = bestCheckpoint(folder);
+  if (!Number.isFinite(value)) return false;
+  if (best === null || best.metric !== config.eval.best) return true;
+  return config.eval.mode === "max" ? value > best.value : value < best.value;
+}
+
+function metricOf({ eval: { best } }: TrainConfig, { spreads, metrics }: Evaluation): number {
+  if (metrics[best] !== undefined) return metrics[best];
+  const cut = best.lastIndexOf("/");
+  const spread = spreads[best.slice(0, cut)];
+  return (spread as Record<string, number> | undefined)?.[best.slice(cut + 1)] ?? Number.NaN;
+}
+
+/** What a step that was left out had to work with, for whoever looks for the cause. */
+export function dump(
+  folder: string,
+  step: number,
+  made: { rollout: Rollout; rewards: Tensor; trueCodes: Tensor },
+  images: Tensor,
+): void {
+  const { rollout, rewards, trueCodes } = made;
+  mkdirSync(join(folder, "dumps"), { recursive: true });
+  noGrad(() =>
+    tidy(() => {
+      const tensors = { images, trueCodes, rewards, tokens: rollout.tokens, logprobs: rollout.logprobs };
+      saveSafetensors(join(folder, "dumps", `step_${String(step).padStart(6, "0")}.safetensors`), tensors);
+    }),
+  );
+}

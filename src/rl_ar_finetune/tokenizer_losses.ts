@@ -1,0 +1,165 @@
+/**
+ * The losses that tokenizers are trained with, beside those of the codebook, which the model's forward gives: nearness to
+ * the image, a discriminator's opinion, the balance of the two, and what the discriminator itself learns from.
+ *
+ * After Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis" (VQGAN); the trainings of LlamaGen
+ * (Sun et al. 2024) and of IBQ (Shi et al. 2024, SEED-Voken). Deviations from their code:
+ * - gradients meet at the image: each loss is differentiated by the image once, and the sum goes through the decoder
+ *   once, where the published code goes through the discriminator and the perceptual network twice;
+ * - `non_saturating` has prediction and target in their places, which LlamaGen's has not, and means over an image's
+ *   patches first, as SEED-Voken's; `vanilla` takes each patch for itself;
+ * - the discriminator's loss has no weight and it does not run before its start: AdamW does not feel the one, and the
+ *   published code multiplies by 0.
+ *
+ * @see Lim and Ye 2017, "Geometric GAN" (hinge); Goodfellow et al. 2014, "Generative Adversarial Nets" (the others);
+ *   Tseng et al. 2021, "Regularizing Generative Adversarial Networks under Limited Data" (LeCam).
+ */
+import { backward, functional as F, grad, noGrad, type Tensor, tidy } from "../torch/index.js";
+
+/** Mean absolute or mean squared difference. */
+export type Pixelwise = "l1" | "l2";
+
+/** How a discriminator and its opponent are paid for logits. */
+export type Adversarial = "hinge" | "vanilla" | "non_saturating";
+
+/** Added to the norm that the balance divides by, and the most that it may be. */
+const BALANCE_EPS = 1e-4;
+const MOST_BALANCE = 1e4;
+
+/** How far a decoder's image is from the image, 0-d: `mean |y - x|` or `mean (y - x)^2`. */
+export function pixelLoss(images: Tensor, reconstruction: Tensor, kind: Pixelwise): Tensor {
+  return (kind === "l1" ? F.l1Loss : F.mseLoss)(reconstruction, images);
+}
+
+/**
+ * What the decoder descends to be taken for real, 0-d: hinge `-mean(d)`, vanilla `mean softplus(-d)`, non_saturating
+ * `mean_n softplus(-mean_hw d)`.
+ *
+ * @param logits - float `[N, 1, h, w]`: the discriminator's, of reconstructions.
+ */
+export function generatorLoss(logits: Tensor, kind: Adversarial): Tensor {
+  return tidy(() => {
+    const d = logits.float();
+    if (kind === "hinge") return d.mean().neg();
+    return judged(d, kind).neg().softplus().mean();
+  });
+}
+
+/**
+ * What the discriminator descends, 0-d: hinge `(mean relu(1 - r) + mean relu(1 + f)) / 2`, vanilla
+ * `(mean softplus(-r) + mean softplus(f)) / 2`, non_saturating the sum of the latter two over images' means.
+ *
+ * @param real - float `[N, 1, h, w]`: logits of images.
+ * @param fake - float `[N, 1, h, w]`: logits of reconstructions.
+ */
+export function discriminatorLoss(real: Tensor, fake: Tensor, kind: Adversarial): Tensor {
+  return tidy(() => {
+    const [r, f] = [real.float(), fake.float()];
+    if (kind === "hinge") return r.rsub(1).relu().mean().add(f.add(1).relu().mean()).mul(0.5);
+    const sum = judged(r, kind).neg().softplus().mean().add(judged(f, kind).softplus().mean());
+    return kind === "vanilla" ? sum.mul(0.5) : sum;
+  });
+}
+
+/** What one decision is about: a patch, or an image. */
+const judged = (logits: Tensor, kind: Adversarial): Tensor =>
+  kind === "non_saturating" ? logits.flatten(1).mean(1) : logits;
+
+/** Running means of the discriminator's logits; both start at 0. */
+export interface LecamAverages {
+  readonly real: number;
+  readonly fake: number;
+}
+
+/** The averages after a step: `decay * average + (1 - decay) * mean`. Waits for a GPU. */
+export function updateLecam(
+  averages: LecamAverages,
+  real: Tensor,
+  fake: Tensor,
+  decay = 0.999,
+): LecamAverages {
+  const mean = (logits: Tensor): number => noGrad(() => tidy(() => logits.float().mean().item()));
+  return {
+    real: decay * averages.real + (1 - decay) * mean(real),
+    fake: decay * averages.fake + (1 - decay) * mean(fake),
+  };
+}
+
+/**
+ * Keeps the discriminator's logits from running apart, 0-d:
+ * `mean relu(r - average of f)^2 + mean relu(average of r - f)^2`.
+ *
+ * @see Tseng et al. 2021, eq. 5, without what it adds on the other side of the averages, as SEED-Voken has it.
+ */
+export function lecamLoss(real: Tensor, fake: Tensor, averages: LecamAverages): Tensor {
+  return tidy(() => {
+    const above = real.float().sub(averages.fake).relu().square().mean();
+    return above.add(fake.float().rsub(averages.real).relu().square().mean());
+  });
+}
+
+/** What is descended at the image, 0-d each. */
+export interface ImageTerms {
+  /** Nearness: pixels and perception, weighted. */
+  readonly near: Tensor;
+  /** {@link generatorLoss}; null before the discriminator's start. */
+  readonly adversarial: Tensor | null;
+}
+
+/** How much the discriminator's opinion counts. */
+export interface AdversarialWeight {
+  readonly weight: number;
+  /** Whether {@link balance} multiplies the weight. */
+  readonly isAdaptive: boolean;
+}
+
+/**
+ * Differentiate `near + weight * adversarial + others` by everything that made it.
+ *
+ * @param reconstruction - the decoder's images, in the graph.
+ * @param last - the weight of the decoder's last layer.
+ * @param termsOf - computes terms of the images it is given, which stand for `reconstruction`.
+ * @param others - further terms, 0-d, such as the codebook's.
+ * @returns what `termsOf` gave, and what the adversarial term was multiplied with (0 where there is none).
+ */
+export function backwardThroughImage<T extends ImageTerms>(
+  reconstruction: Tensor,
+  last: Tensor,
+  termsOf: (images: Tensor) => T,
+  { weight, isAdaptive }: AdversarialWeight,
+  others: readonly Tensor[],
+): T & { readonly factor: number } {
+  return tidy(() => {
+    const images = reconstruction.detach().requiresGrad_();
+    const terms = termsOf(images);
+    const { near, adversarial } = terms;
+    let [total] = grad([near], [images]) as [Tensor];
+    let factor = 0;
+    if (adversarial !== null && weight !== 0) {
+      // Kept: the discriminator learns from the same logits.
+      const [ofAdversarial] = grad([adversarial], [images], [null], { retainGraph: true }) as [Tensor];
+      factor = weight * (isAdaptive ? balance(reconstruction, last, total, ofAdversarial) : 1);
+      total = total.add(ofAdversarial, factor);
+    }
+    backward([reconstruction, ...others], [total, ...others.map(() => null)]);
+    return { ...terms, factor };
+  });
+}
+
+/**
+ * The weight at which both losses pull the decoder's last layer equally hard:
+ * `min(|grad near| / (|grad adversarial| + 1e-4), 1e4)`, norms of the gradients of its weight.
+ *
+ * @param near - gradient of the one loss by the reconstruction.
+ * @param adversarial - gradient of the other.
+ * @see Esser et al. 2021, eq. 7, with the constants of the published code.
+ */
+export function balance(reconstruction: Tensor, last: Tensor, near: Tensor, adversarial: Tensor): number {
+  return tidy(() => {
+    const normOf = (gradient: Tensor): number => {
+      const [own] = grad([reconstruction], [last], [gradient], { retainGraph: true }) as [Tensor];
+      return own.float().norm().item();
+    };
+    return Math.min(normOf(near) / (normOf(adversarial) + BALANCE_EPS), MOST_BALANCE);
+  });
+}

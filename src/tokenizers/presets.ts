@@ -1,0 +1,31 @@
+/**
+ * Tokenizers by name, to train: the published architectures, and two small ones for a CPU. How they are trained is
+ * elsewhere.
+ */
+import { IBQ_DEFAULTS } from "./ibq.js";
+import type { TokenizerConfig } from "./tokenizer_model.js";
+import { VQ_MODELS, vqConfig } from "./vq_model.js";
+
+/** The number is the pixels a code stands for, along each side. */
+export type TokenizerPreset = "VQ-4-small" | "VQ-8" | "VQ-16" | "IBQ-4-small" | "IBQ-16";
+
+const small = vqConfig(VQ_MODELS["VQ-4-small"]);
+
+/** `IBQ-16` has the 16,384 codes that most of the released ones have. */
+export const TOKENIZER_PRESETS: Readonly<Record<TokenizerPreset, TokenizerConfig>> = {
+  "VQ-4-small": small,
+  "VQ-8": vqConfig(VQ_MODELS["VQ-8"]),
+  "VQ-16": vqConfig(VQ_MODELS["VQ-16"]),
+  "IBQ-4-small": {
+    ...IBQ_DEFAULTS,
+    ch: small.ch,
+    chMult: small.chMult,
+    numResBlocks: small.numResBlocks,
+    attnLevels: small.attnLevels,
+    zChannels: small.zChannels,
+    normGroups: small.normGroups,
+    codebookSize: small.codebookSize,
+    embedDim: 64,
+  },
+  "IBQ-16": { ...IBQ_DEFAULTS, codebookSize: 16_384 },
+};
