@@ -18,7 +18,7 @@ export const tasks = {
   format: async () => biome("check", "--write"),
   test,
   bench,
-  start: async (args) => node(compiled("examples/emoji_classifier.ts"), ...args),
+  start: async (args) => node(compiled("src/cli/main.ts"), "demo", ...args),
   rlar: async (args) => node(compiled("src/cli/main.ts"), ...args),
 };
 

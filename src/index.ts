@@ -26,6 +26,7 @@ export {
 export * as nn from "./nn/index.js";
 export {
   type ArPolicy,
+  addLora,
   type Condition,
   type DecodeCache,
   GPT,
@@ -35,6 +36,8 @@ export {
   type IbqArOptions,
   LlamaGen,
   type LlamaGenOptions,
+  Lora,
+  type LoraOptions,
 } from "./policies/index.js";
 export {
   type ArConfig,
@@ -104,6 +107,7 @@ export {
   type Sampling,
   sampleCodesWithLogprobs,
 } from "./rl_ar_finetune/sampling.js";
+export { type SteBatch, type SteOptions, steUpdate } from "./rl_ar_finetune/ste.js";
 export { type TokenizerTrainConfig, tokenizerKind } from "./rl_ar_finetune/tokenizer_keys.js";
 export { trainTokenizer } from "./rl_ar_finetune/tokenizer_task.js";
 export {

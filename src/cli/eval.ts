@@ -21,7 +21,6 @@ export interface EvalCommandOptions {
   label?: string;
   size?: number;
   crop?: "center" | "smallest_side";
-  seed?: number;
   unconditional?: boolean;
   samples: number;
   classes: "data" | "balanced";
@@ -78,7 +77,6 @@ export async function evaluate(options: EvalCommandOptions): Promise<void> {
   };
   const policy = options.policy === undefined ? known.policy : { path: options.policy, ...sizes };
   const against = options.against === undefined ? known.against : { path: options.against, ...sizes };
-  const seed = options.seed ?? known.seed;
   const { lpips, prefix, out, npz, json } = options;
   const started = performance.now();
   const evaluation = await evaluateModels({
@@ -88,7 +86,6 @@ export async function evaluate(options: EvalCommandOptions): Promise<void> {
     features: options.features.length > 0 ? options.features : (known.features ?? []),
     ...(lpips !== undefined && { lpips }),
     data,
-    ...(seed !== undefined && { seed }),
     start: options.unconditional ? "empty" : (known.start ?? "condition"),
     samples: options.samples,
     classes: options.classes,

@@ -1,9 +1,11 @@
 /** `rlar pretrain`, `rlar tokenizer` and `rlar classifier`: the commands that learn from examples. */
+import { existsSync } from "node:fs";
+
 import { classifierKind } from "../rl_ar_finetune/classifier_keys.js";
 import { openClassifierTask } from "../rl_ar_finetune/classifier_task.js";
 import type { ConfigKind } from "../rl_ar_finetune/config.js";
 import { configYaml } from "../rl_ar_finetune/config_docs.js";
-import { type FitConfig, type FitTask, fitLoop } from "../rl_ar_finetune/fit_loop.js";
+import { type FitConfig, type FitOpening, type FitTask, fitLoop } from "../rl_ar_finetune/fit_loop.js";
 import { pretrainKind } from "../rl_ar_finetune/pretrain_keys.js";
 import { openPretrainTask } from "../rl_ar_finetune/pretrain_task.js";
 import { tokenizerKind } from "../rl_ar_finetune/tokenizer_keys.js";
@@ -23,7 +25,7 @@ export interface FitCommandOptions {
 /** What is trained: its configuration, and how a task is made of one. */
 interface Trainer<T extends FitConfig> {
   readonly kind: ConfigKind<T>;
-  open(config: T, say: (text: string) => void): Promise<FitTask>;
+  open(config: T, opening: FitOpening): Promise<FitTask>;
   /** What to do with the result. */
   next(config: T, model: string): string;
 }
@@ -65,7 +67,7 @@ function command<T extends FitConfig>(trainer: Trainer<T>): FitCommand {
     }
     const ask = json ? undefined : askOnTerminal();
     const { dir, step, end, model } = await interruptible((signal) =>
-      fitLoop(resolved, (say) => trainer.open(resolved.config, say), {
+      fitLoop(resolved, (opening) => trainer.open(resolved.config, opening), {
         signal,
         force,
         json,
@@ -77,7 +79,7 @@ function command<T extends FitConfig>(trainer: Trainer<T>): FitCommand {
       process.stdout.write(
         `${how} after update ${step}: ${dir}\n` +
           `resume: the same command with run.dir=${dir} run.ifExists=resume\n` +
-          `${trainer.next(resolved.config, model)}\n`,
+          (existsSync(model) ? `${trainer.next(resolved.config, model)}\n` : ""),
       );
     }
     return end === "interrupted" ? 130 : 0;

@@ -9,11 +9,13 @@ import { presets } from "../rl_ar_finetune/presets.js";
 import { DivergedError } from "../rl_ar_finetune/train_loop.js";
 import { config, kinds } from "./config.js";
 import { convert } from "./convert.js";
+import { demo } from "./demo.js";
 import { doctor } from "./doctor.js";
 import { emoji } from "./emoji.js";
 import { evaluate } from "./eval.js";
 import { classifier, type FitCommandOptions, pretrain, tokenizer } from "./fit.js";
 import { inspect } from "./inspect.js";
+import { plan } from "./plan.js";
 import { reconstruct } from "./reconstruct.js";
 import { report } from "./report.js";
 import { sample } from "./sample.js";
@@ -64,6 +66,26 @@ const program = new Command("rlar")
   .description("Reinforcement-learning fine-tuning of autoregressive image-token models.")
   .showHelpAfterError("(rlar --help, or rlar COMMAND --help, tells more)")
   .exitOverride();
+
+program
+  .command("demo")
+  .description(
+    "Fine-tune the shipped policy on the shipped emoji, judge it, and write a page to look at: minutes.",
+  )
+  .addOption(new Option("--seed <n>", "seed of the run").argParser(integer).default(0))
+  .addOption(new Option("--dir <folder>", "where to write").default("runs/demo"))
+  .addOption(
+    new Option(
+      "--from-scratch",
+      "train the shipped models anew first: classifiers, tokenizer, policy; most of an hour",
+    ),
+  )
+  .addOption(
+    new Option("--short", "a few steps of everything, to see that it works; the numbers mean nothing"),
+  )
+  .action(async (options) => {
+    process.exitCode = await demo(options);
+  });
 
 program
   .command("inspect")
@@ -182,9 +204,6 @@ program
       "smallest_side",
     ]),
   )
-  .addOption(
-    new Option("--seed <n>", "seed of the training, which decides the split (default: 0)").argParser(integer),
-  )
   .addOption(new Option("--unconditional", "sequences start from no class and no text"))
   .addOption(new Option("--samples <n>", "free samples a row; 0 for none").argParser(integer).default(2000))
   .addOption(
@@ -263,11 +282,25 @@ program
   .argument("[config...]", "a YAML file, then key=value such as train.iters=100 reward.lpips.weight=1")
   .addOption(preset(Object.keys(presets)))
   .addOption(dryRun())
+  .addOption(
+    new Option("--measure", "with --dry-run: time this machine for two seconds, and say how long it takes"),
+  )
   .addOption(force())
   .addOption(json())
   .action(async (args, options) => {
     process.exitCode = await train(args, options);
   });
+
+program
+  .command("plan")
+  .description(
+    "Say how large a run of rlar train is, whether it fits into memory and how long it takes; reads headers alone.",
+  )
+  .argument("[config...]", "as for rlar train")
+  .addOption(preset(Object.keys(presets)))
+  .addOption(new Option("--no-measure", "do not time this machine: operations instead of seconds"))
+  .addOption(json())
+  .action(plan);
 
 /** A command that learns from examples; all of them are told the same way what to do. */
 function fitCommand(

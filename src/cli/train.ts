@@ -1,18 +1,22 @@
 /** `rlar train`: a run of reinforcement learning. */
 import { writeReport } from "../dashboard/report.js";
-import { batchNumbers } from "../rl_ar_finetune/config.js";
-import { configYaml } from "../rl_ar_finetune/config_docs.js";
+import type { ResolvedConfig } from "../rl_ar_finetune/config.js";
+import { configYaml, plainConfig } from "../rl_ar_finetune/config_docs.js";
+import { planTrain } from "../rl_ar_finetune/plan.js";
 import type { PresetName } from "../rl_ar_finetune/presets.js";
 import { trainKind } from "../rl_ar_finetune/train_kind.js";
 import { type TrainResult, trainRlLoop } from "../rl_ar_finetune/train_loop.js";
 import { askOnTerminal } from "./ask.js";
 import { readConfig } from "./config.js";
 import { interruptible } from "./interrupt.js";
+import { planText } from "./plan.js";
 
 /** Options of `rlar train`. */
 export interface TrainCommandOptions {
   preset?: PresetName;
   dryRun?: boolean;
+  /** With `dryRun`: time this machine too. */
+  measure?: boolean;
   force?: boolean;
   json?: boolean;
 }
@@ -32,11 +36,9 @@ const ENDS: Readonly<Record<TrainResult["end"], string>> = {
  */
 export async function train(args: readonly string[], options: TrainCommandOptions): Promise<number> {
   const resolved = readConfig(trainKind, args, { preset: options.preset });
-  const { config, notes } = resolved;
+  const { config } = resolved;
   if (options.dryRun) {
-    const numbers = Object.entries(batchNumbers(config)).map(([name, value]) => `# ${name}: ${value}\n`);
-    process.stdout.write(`${configYaml(config, { comments: true })}\n${numbers.join("")}`);
-    for (const note of notes) process.stdout.write(`# ${note}\n`);
+    await dryRun(resolved, options);
     return 0;
   }
   const { force = false, json = false } = options;
@@ -54,4 +56,20 @@ export async function train(args: readonly string[], options: TrainCommandOption
     );
   }
   return end === "interrupted" ? 130 : 0;
+}
+
+/** Print the configuration, and what follows from it as comments, so that the output is a configuration file. */
+async function dryRun(
+  { config, notes }: ResolvedConfig,
+  { measure = false, json = false }: TrainCommandOptions,
+): Promise<void> {
+  if (json) {
+    const plan = await planTrain(config, { measure });
+    process.stdout.write(`${JSON.stringify({ config: plainConfig(config), notes, plan }, null, 2)}\n`);
+    return;
+  }
+  process.stdout.write(`${configYaml(config, { comments: true })}\n`);
+  for (const note of notes) process.stdout.write(`# ${note}\n`);
+  const text = planText(await planTrain(config, { measure }));
+  process.stdout.write(text.replace(/^/gm, "# ").replace(/# $/, ""));
 }

@@ -101,7 +101,7 @@ const MEASURES: Readonly<Record<string, About>> = {
   },
   codebook_used: {
     title: "Codebook use",
-    about: "Share of the codes that occur. Good: near 100 %.",
+    about: "Share of the codes that occur.",
     better: "higher",
     unit: "%",
   },

@@ -20,8 +20,8 @@ import {
 } from "../torch/index.js";
 import { ranges } from "./pairs.js";
 
-/** Numbers of a matrix that are held at a time: 64 MiB in float64. */
-const ELEMENTS_AT_A_TIME = 2 ** 23;
+/** Numbers of a matrix that are held at a time: 32 MiB in float64. */
+const ELEMENTS_AT_A_TIME = 2 ** 22;
 
 /** Mean and covariance of features. */
 export interface Moments {
@@ -122,7 +122,7 @@ export function moments(features: Tensor): Moments {
  * It is lower the more samples there are, so that distances of different numbers of samples do not compare; published
  * ones are of 50,000. The last trace is the sum of the singular values of `F^T F'` with `C = F F^T`, F from the
  * eigenvectors of C; eigenvalues that are zero but for rounding are left out. So it holds for singular covariances
- * too, of fewer samples than features, where the square root of the product is hard to compute. Takes about 7 s for
+ * too, of fewer samples than features, where the square root of the product is hard to compute. Takes about 10 s for
  * D = 2048 on one core.
  *
  * @param real - float `[N, D]`, N >= 2, or moments. The distance is the same both ways.
@@ -389,7 +389,7 @@ function checkProbabilities(where: string, probabilities: Tensor): void {
 }
 
 /**
- * Run rows of a matrix through `use`, so many at a time that `columns` numbers for each fit 64 MiB in float64.
+ * Run rows of a matrix through `use`, so many at a time that `columns` numbers for each fit 32 MiB in float64.
  *
  * @param use - what it makes is freed, but for what it returns.
  */

@@ -1,6 +1,7 @@
-// What a network that measures whole sets of images offers: one feature vector and one row of class
-// probabilities an image. The statistics over them are in distribution.ts.
-
+/**
+ * What a network that measures whole sets of images offers: one feature vector and one row of class probabilities an
+ * image. The statistics over them are in distribution.ts.
+ */
 import type { Tensor } from "../torch/index.js";
 
 /** A frozen network whose features and class probabilities describe images. */

@@ -62,8 +62,8 @@ import {
   wrongKind,
 } from "./describe_weights.js";
 
-export { type DescribeOptions, describeWeights, type ModelDescription } from "./describe_weights.js";
 export { addLora, WithoutAdapters } from "../policies/index.js";
+export { type DescribeOptions, describeWeights, type ModelDescription } from "./describe_weights.js";
 export { buildTokenizerFrozen };
 
 /** Where a model goes, and which of a file's weights it takes. */

@@ -51,20 +51,23 @@ export interface CacheOptions extends ReadOptions {
   /** Keep those of the four corners too, cut from the image at so many times the size. */
   readonly cornerScale: number | null;
   /** Told of the progress every ten seconds. */
-  readonly say: (text: string) => void;
+  say(text: string): void;
+  /** Looked at after each batch. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 /**
  * Encode every image of a set, in the set's order.
  *
- * @throws RangeError when too many images cannot be read, or they have text features, which are not kept.
+ * @throws RangeError when too many images cannot be read, or they have text features, which are not kept; the signal's
+ *   reason when it is aborted.
  */
 export async function cacheCodes(
   source: ImageSource,
   tokenizer: FrozenTokenizer,
   options: CacheOptions,
 ): Promise<CodeCache> {
-  const { flip = false, cornerScale, size, say, ...reading } = options;
+  const { flip = false, cornerScale, size, signal, ...reading } = options;
   const crops = cornerScale === null ? 1 : 5;
   const variants = crops * (flip ? 2 : 1);
   const t = (size / tokenizer.downsample) ** 2;
@@ -103,9 +106,10 @@ export async function cacheCodes(
         });
         if (corners === null) ids.push(...batch.ids);
         done += b;
+        signal?.throwIfAborted();
         if (performance.now() - said > 10_000) {
           said = performance.now();
-          say(`encoding ${corners === null ? "images" : "corners"}: ${done} of ${source.length}`);
+          options.say(`encoding ${corners === null ? "images" : "corners"}: ${done} of ${source.length}`);
         }
       }
       if (done !== ids.length) {

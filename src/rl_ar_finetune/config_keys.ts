@@ -419,7 +419,7 @@ export const reward: z.ZodType<RewardSection> = section<RewardSection>({
   ),
   creditDecay: key(
     part,
-    0.9,
+    0.5,
     "with credit by place, how much of a later place's reward a code gets for each place in between: 0 is its own place alone, 1 all later ones alike",
     "Raise it for free and prefix contexts, where later codes follow from this one; lower it for teacher-forced ones. Ppo has lambda for that.",
   ),

@@ -171,7 +171,7 @@ export function liveLine(step: number, metrics: Metrics, options: LiveLineOption
     const arrow = before === undefined || loss === before ? "" : loss > before ? " ↑" : " ↓";
     parts.push(`loss ${short(loss)}${arrow} ${sparkline(rewards)}`);
   }
-  const kl = metrics["kl/ref"] ?? metrics["kl/ref_k3"] ?? metrics["kl/ref_exact"] ?? metrics["kl/approx"];
+  const kl = metrics["kl/ref"] ?? metrics["kl/approx"];
   const [low, high] = [metrics["clip_ratio/low_mean"], metrics["clip_ratio/high_mean"]];
   const [entropy, norm] = [metrics["policy/entropy"], metrics["optim/grad_norm"]];
   if (secondsLeft !== null) parts.push(`${duration(secondsLeft)} left`);
@@ -258,7 +258,7 @@ const PLAIN: readonly string[] = [
   "reward/std",
   "reward/vq_ceiling",
   "eval/reward/mean",
-  "kl/ref_k3",
+  "kl/ref",
   "kl/approx",
   "policy/entropy",
   "clip_ratio/region_mean",

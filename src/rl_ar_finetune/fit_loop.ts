@@ -88,6 +88,14 @@ export interface FitResult {
   readonly best: Readonly<Record<string, number>> | null;
 }
 
+/** What making a task can do when it takes long. */
+export interface FitOpening {
+  /** Tell the user. */
+  say(text: string): void;
+  /** Aborted when the run is to end: `signal.throwIfAborted()` then ends it without a trace. */
+  readonly signal?: AbortSignal | undefined;
+}
+
 /** What the loop itself remembers from update to update. */
 interface Progress {
   step: number;
@@ -112,14 +120,13 @@ type Metrics = Readonly<Record<string, number>>;
  * whole; without evaluations it holds those of the last update.
  *
  * @param resolved - as `resolveConfig(sources, kind)` gives it.
- * @param open - makes the task; called once, after the folder is known to be free. What it tells the user with `say`
- *   is for work that takes long.
+ * @param open - makes the task; called once, after the folder is known to be free.
  * @throws ConfigError for a folder or a resumed run that does not fit, RangeError for data or models that cannot be
  *   used, DivergedError.
  */
 export async function fitLoop<T extends FitConfig>(
   resolved: ResolvedConfig<T>,
-  open: (say: (text: string) => void) => Promise<FitTask>,
+  open: (opening: FitOpening) => Promise<FitTask>,
   options: TrainOptions = {},
 ): Promise<FitResult> {
   // 1. The run's folder, and whether there is a run in it to go on with.
@@ -131,7 +138,8 @@ export async function fitLoop<T extends FitConfig>(
 
   // 2. The task, and its state where the run goes on.
   const early = new RunConsole({ total: 1, ...screenOf(options) });
-  using task = await open((text) => early.say(text));
+  using task = await opened(() => open({ say: (text) => early.say(text), signal: options.signal }), options);
+  if (task === null) return untouched(folder.path, saved);
   const { total } = task;
   const progress = restore(resolved, task, saved, options.force ?? false);
   const console = new RunConsole({ total, ...screenOf(options) });
@@ -233,6 +241,24 @@ export async function fitLoop<T extends FitConfig>(
   if (end !== "interrupted") log.say(model.summary(progress));
   const { step, first, last, best } = progress;
   return { dir: folder.path, step, end, model: model.path, first, last, best: best?.metrics ?? null };
+}
+
+/** The task, or null when the run was interrupted while it was made. */
+async function opened(open: () => Promise<FitTask>, { signal }: TrainOptions): Promise<FitTask | null> {
+  try {
+    return await open();
+  } catch (error) {
+    if (signal?.aborted && error === signal.reason) return null;
+    throw error;
+  }
+}
+
+/** How a run ends that was interrupted before it went on. */
+function untouched(dir: string, saved: LoadedCheckpoint | null): FitResult {
+  const before = (saved?.values.progress ?? { first: null, last: null, best: null }) as unknown as Progress;
+  const { first, last, best } = before;
+  const model = join(dir, "model.safetensors");
+  return { dir, step: saved?.step ?? 0, end: "interrupted", model, first, last, best: best?.metrics ?? null };
 }
 
 const screenOf = ({ screen, json = false }: TrainOptions): { screen?: Screen; json: boolean } => {

@@ -55,7 +55,6 @@ import { mapCondition } from "./start.js";
 /** Everything that was found: plain data, as it is written to the JSON file. */
 export interface ModelEvaluation {
   readonly settings: EvalSettings & {
-    readonly seed: number;
     readonly device: string;
     readonly dtype: string;
   };
@@ -112,7 +111,7 @@ export async function evaluateModels(options: ModelEvalOptions): Promise<ModelEv
   using inputs = await openInputs(options);
   const settings = settingsOf(options, inputs.codes);
   const { judges, policies, train: trainSource, data } = inputs;
-  const intervals: Intervals = { resamples: settings.resamples, seed: inputs.seed };
+  const intervals: Intervals = { resamples: settings.resamples, seed: 0 };
   if (policies.length === 0 && inputs.heldOut === null) {
     throw expected("eval", "held-out images or a policy", "neither", "Set data.evalPart above 0");
   }
@@ -164,7 +163,7 @@ export async function evaluateModels(options: ModelEvalOptions): Promise<ModelEv
 
   const { versions, commit, threads } = environment();
   const evaluation: ModelEvaluation = {
-    settings: { ...settings, seed: inputs.seed, device: inputs.device, dtype: options.dtype ?? "float32" },
+    settings: { ...settings, device: inputs.device, dtype: options.dtype ?? "float32" },
     files: inputs.files,
     made: { versions, commit, threads },
     data: {
@@ -194,7 +193,13 @@ export async function evaluateModels(options: ModelEvalOptions): Promise<ModelEv
     rows: results.flatMap(({ rows }) => rows),
     verdicts: verdictsOf(context, results),
     pages,
-    notes: [...references.flatMap(notesOfReference), ...comparability(context, trained)],
+    notes: [
+      ...(heldOut === null
+        ? ["No image is held out, so nothing is reconstructed, completed or expected."]
+        : []),
+      ...references.flatMap(notesOfReference),
+      ...comparability(context, trained),
+    ],
   };
   if (options.json !== undefined) writeText(options.json, `${JSON.stringify(evaluation, null, 2)}\n`);
   return evaluation;
@@ -219,7 +224,7 @@ function referencesOf(
 
 /** Classes of the free samples, and what the policy is given. */
 function freeStart(
-  { train, seed }: EvalInputs,
+  { train }: EvalInputs,
   { samples, classes, start }: EvalSettings,
   heldOut: HeldOut | null,
 ): Pick<EvalContext, "classes" | "condition"> {
@@ -229,7 +234,7 @@ function freeStart(
     const c = train.classOf(i);
     counts[c] = (counts[c] ?? 0) + 1;
   }
-  const drawn = classesOf(counts, samples, classes, seed);
+  const drawn = classesOf(counts, samples, classes, 0);
   if (start === "empty") return { classes: drawn, condition: {} };
   if (heldOut?.condition.features === undefined) {
     return { classes: drawn, condition: { classes: tensor(drawn, { dtype: "int64" }) } };

@@ -52,7 +52,6 @@ export interface EvalInputs extends Disposable {
   readonly lpips: LPIPS | null;
   readonly files: readonly FileFact[];
   readonly data: DataConfig;
-  readonly seed: number;
   readonly train: ImageSource;
   readonly heldOut: ImageSource | null;
   /** T: codes of an image. */
@@ -86,7 +85,7 @@ async function openParts(
   options: ModelEvalOptions,
   own: <T extends object>(value: T) => T,
 ): Promise<Omit<EvalInputs, typeof Symbol.dispose>> {
-  const { device = "cpu", dtype = "float32", seed = 0 } = options;
+  const { device = "cpu", dtype = "float32" } = options;
   const files: FileFact[] = [];
   const note = (role: string, path: string): string => {
     files.push({ role, path, sha256: sha256Of(path) });
@@ -96,9 +95,9 @@ async function openParts(
   if (options.against !== undefined && options.policy === undefined) {
     throw expected("eval", "a policy to set the other against", "none", "Name the one before by policy");
   }
-  const { data } = resolveConfig({ values: { seed, data: { ...options.data } }, isComplete: false }).config;
+  const { data } = resolveConfig({ values: { data: { ...options.data } }, isComplete: false }).config;
   if (data.source === null) throw expected("eval", "images: data.source", "none");
-  const { train, heldOut = null } = await openSources({ seed, data, eval: { every: 1, images: 1 } });
+  const { train, heldOut = null } = await openSources({ seed: 0, data, eval: { every: 1, images: 1 } });
   if (train.kind !== "images") throw expected(data.source, "images to judge by", "code files");
 
   const given = options.tokenizer;
@@ -137,7 +136,7 @@ async function openParts(
   if (twice !== undefined) throw expected("eval", "networks of different names", `${twice} twice`);
   const lpips = options.lpips === undefined ? null : own(openLpips(note("lpips", options.lpips), { device }));
 
-  return { device, tokenizer, policies, judges, lpips, files, data, seed, train, heldOut, codes };
+  return { device, tokenizer, policies, judges, lpips, files, data, train, heldOut, codes };
 }
 
 function openTokenizerOf(
@@ -207,8 +206,8 @@ export interface HeldOut extends Disposable {
 }
 
 /** How images are read: on the CPU, `batch` at a time. */
-function shapeOf({ data, seed }: EvalInputs, batch: number): ReadOptions {
-  const { flip: _, seed: __, ...shape } = readOptionsOf({ data, seed, rollout: { images: batch } });
+function shapeOf({ data }: EvalInputs, batch: number): ReadOptions {
+  const { flip: _, seed: __, ...shape } = readOptionsOf({ data, seed: 0, rollout: { images: batch } });
   return shape;
 }
 

@@ -433,6 +433,23 @@ export function overSeeds(estimates: readonly Estimate[]): Estimate {
   return { value, low: Math.min(...seeds), high: Math.max(...seeds), seeds };
 }
 
+/** The mean of some sets' estimates, with the mean of their intervals: how sure one of them is. */
+export function meanEstimates(sets: readonly Estimates[]): Estimates {
+  const mean = (values: readonly (number | null)[]): number | null =>
+    values.reduce<number | null>(
+      (sum, of) => (sum === null || of === null ? null : sum + of / values.length),
+      0,
+    );
+  return Object.fromEntries(
+    Object.keys(sets[0] ?? {}).map((name) => {
+      const each = sets.map((set) => set[name] as Estimate);
+      const of = (part: "value" | "low" | "high"): number | null =>
+        mean(each.map((estimate) => estimate[part]));
+      return [name, { value: of("value") as number, low: of("low"), high: of("high") }];
+    }),
+  );
+}
+
 /** {@link overSeeds} of everything that was measured; what one seed lacks is left out. */
 export function measuresOverSeeds(all: readonly Measures[]): Measures {
   const merged = (sets: readonly Estimates[]): Estimates =>

@@ -17,6 +17,7 @@ import {
   Comparer,
   Describer,
   type Intervals,
+  meanEstimates,
   meanOf,
   meansOf,
   measureSet,
@@ -202,7 +203,8 @@ function completionMeasures(
 }
 
 /**
- * Measure images that follow the held-out ones: completions of them, or their reconstructions.
+ * Measure images that follow the held-out ones: completions of them, or their reconstructions. Distances of sets are of
+ * one draw an image, the mean over the draws: those of more images would be less by their number alone.
  *
  * @param codes - int64 `[H * draws, T]`, the draws of an image in a row.
  */
@@ -227,11 +229,14 @@ export function measureFollowing(
     const networks = Object.fromEntries(
       references.map((reference, k) => {
         const { name } = reference.judge.network;
-        const described = all[k] as NonNullable<(typeof all)[number]>;
-        const asked = classes.repeatInterleave(draws, 0);
-        const sets = measureSet(reference, { described, classes: asked, of: "following" }, intervals);
+        const { features, probabilities } = all[k] as NonNullable<(typeof all)[number]>;
+        const ofDraw = (rows: Tensor, j: number): Tensor => rows.unflatten(0, [-1, draws]).select(1, j);
+        const sets = Array.from({ length: draws }, (_, j) => {
+          const described = { features: ofDraw(features, j), probabilities: ofDraw(probabilities, j) };
+          return measureSet(reference, { described, classes, of: "following" }, intervals);
+        });
         const own = distances[name];
-        return [name, { ...(own && { perceptual: own }), ...sets }];
+        return [name, { ...(own && { perceptual: own }), ...meanEstimates(sets) }];
       }),
     );
     return {

@@ -14,7 +14,7 @@ import { ConfigError } from "./config.js";
 import type { ModelEvalOptions, PolicyFile } from "./model_eval_types.js";
 
 /** Options of an evaluation that a run knows. */
-export type RunEvalOptions = Pick<ModelEvalOptions, "seed" | "start" | "features"> & {
+export type RunEvalOptions = Pick<ModelEvalOptions, "start" | "features"> & {
   readonly data?: Readonly<Record<string, unknown>>;
   readonly tokenizer?: Exclude<ModelEvalOptions["tokenizer"], { encode: unknown }>;
   readonly policy?: PolicyFile;
@@ -27,7 +27,7 @@ const sectionOf = (value: unknown): Section =>
   typeof value === "object" && value !== null ? (value as Section) : {};
 
 /**
- * Read a configuration: `data` and `seed`, the tokenizer, the policy's file.
+ * Read a configuration: `data`, the tokenizer, the policy's file.
  *
  * @throws ConfigError when it cannot be read or is no configuration.
  */
@@ -45,14 +45,13 @@ export function optionsOfConfig(file: string): RunEvalOptions {
       `${file}: expected keys and values, got ${Array.isArray(values) ? "a list" : String(values)}.`,
     ]);
   }
-  const { seed, data, tokenizer, ar, rollout, eval: evaluation } = values as Section;
+  const { data, tokenizer, ar, rollout, eval: evaluation } = values as Section;
   const [images, frozen, policy] = [sectionOf(data), sectionOf(tokenizer), sectionOf(ar)];
   // Where nothing was evaluated, nothing was held out: all images were trained on.
   const isWhole =
     sectionOf(evaluation).every === 0 && (images.evalSource ?? images.eval_source ?? null) === null;
   const heads = policy.nHead ?? policy.n_head;
   return {
-    ...(typeof seed === "number" && { seed }),
     data: { ...images, ...(isWhole && { evalPart: 0 }) },
     ...(sectionOf(rollout).start === "empty" && { start: "empty" }),
     ...(typeof frozen.path === "string" && {

@@ -35,8 +35,6 @@ export interface ModelEvalOptions {
   readonly lpips?: string;
   /** The images, by the keys of a training's `data`: `source` at least. */
   readonly data: PartialDeep<DataConfig>;
-  /** The seed of the training, which decides what is held out; 0 where left out. */
-  readonly seed?: number;
   /** What sequences start from: the image's class or text features, or nothing. `condition` where left out. */
   readonly start?: "condition" | "empty";
   /** Free samples a point; 2,000 where left out, 0 for none. */
@@ -136,13 +134,16 @@ export const MEASURES: Readonly<Record<string, { about: string; better: "lower" 
   fd_train: { about: "Fréchet distance from the training images", better: "lower" },
   fd_held_out: { about: "Fréchet distance from the held-out images", better: "lower" },
   kd_train: {
-    about: "kernel distance from the training images: squared discrepancy, cubic kernel",
+    about: "kernel distance from the training images: cubic kernel, of at most 10,000 images",
     better: "lower",
   },
-  kd_held_out: { about: "kernel distance from the held-out images", better: "lower" },
+  kd_held_out: { about: "kernel distance from the held-out images, likewise", better: "lower" },
   score: { about: "inception-style score", better: "higher" },
   accuracy: { about: "share whose most probable class is the one asked for", better: "higher" },
-  precision: { about: "share that lies where training images lie (k 3)", better: "higher" },
+  precision: {
+    about: "share that lies where training images lie (k 3, of at most 10,000)",
+    better: "higher",
+  },
   recall: { about: "share of training images that lie where these lie (k 3)", better: "higher" },
   density: { about: "training neighbourhoods that hold one, on average, over k 5", better: "higher" },
   coverage: { about: "share of training images with one in their neighbourhood (k 5)", better: "higher" },

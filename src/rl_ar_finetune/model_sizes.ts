@@ -21,6 +21,8 @@ export interface PolicySizes {
   readonly parameters: number;
   /** Those of adapters on its layers, per unit of rank. */
   readonly loraUnit: number;
+  /** Numbers a token that layers with adapters give. */
+  readonly loraOutputs: number;
   readonly layers: number;
   /** D, 0 where a policy of a program's own does not tell. */
   readonly width: number;
@@ -156,11 +158,17 @@ function sizesOf(
   const prefix = shapes["cls_embedding.uncond_embedding"]?.[0] ?? 0;
   const positions = shapes.pos_emb?.[1];
   const ffn = ofFirst(/\.(?:w1|mlp\.0)\.weight$/)?.[0] ?? 0;
+  const targets = lora?.targets ?? LORA_TARGETS;
+  const adapted = Object.entries(shapes).flatMap(([key, shape]) => {
+    const isTarget = targets.some((end) => `.${key}`.endsWith(`.${end}.weight`));
+    return shape.length === 2 && isTarget ? [shape] : [];
+  });
   const hasCross = ofFirst(/\.cross_attn\./) !== undefined;
   return {
     name,
     parameters: sumOf(Object.entries(shapes).map(([key, shape]) => (isBuffer(key) ? 0 : numberOf(shape)))),
-    loraUnit: loraUnit(shapes, lora?.targets ?? LORA_TARGETS),
+    loraUnit: sumOf(adapted.map(([to = 0, from = 0]) => to + from)),
+    loraOutputs: sumOf(adapted.map(([to = 0]) => to)),
     layers,
     width,
     vocabSize,
@@ -192,14 +200,6 @@ function savedByBlock(block: {
   const { width, ffn, isGated, isModulated, hasCross } = block;
   if (!isGated) return 8 * width + 2 * ffn + (hasCross ? 5 * width : 0);
   return 12 * width + 4 * ffn + (isModulated ? 4 * width : 0);
-}
-
-/** Parameters of adapters of rank 1 on the layers whose paths end so. */
-function loraUnit(shapes: Shapes, targets: readonly string[]): number {
-  const layers = Object.entries(shapes).filter(
-    ([key, shape]) => shape.length === 2 && targets.some((end) => `.${key}`.endsWith(`.${end}.weight`)),
-  );
-  return sumOf(layers.map(([, [to = 0, from = 0]]) => to + from));
 }
 
 /** Parameters that a run trains: the policy's, or those of its adapters. */

@@ -10,7 +10,7 @@ import { dirname, resolve } from "node:path";
 import { type Device, expected, requireDevice, setNumThreads } from "../torch/index.js";
 import { type BatchNumbers, batchNumbers, type TrainConfig } from "./config.js";
 import { networkSizes, policySizes, tokenizerSizes, trainedParameters } from "./model_sizes.js";
-import { memoryParts, type PlanDevice, type PlanModels, type Share } from "./plan_memory.js";
+import { memoryParts, type PhaseShare, type PlanDevice, type PlanModels, type Share } from "./plan_memory.js";
 import {
   flopsOf,
   measureRates,
@@ -51,7 +51,7 @@ export interface TrainPlan {
   readonly memory: {
     readonly fixed: readonly Share[];
     /** On top of what stays. */
-    readonly phases: readonly Share[];
+    readonly phases: readonly PhaseShare[];
     /** What stays and the largest phase. */
     readonly peakBytes: number;
     readonly largestPhase: string;

@@ -33,10 +33,15 @@ export interface Share {
   readonly bytes: number;
 }
 
+/** Bytes of a phase, and what they are of. */
+export interface PhaseShare extends Share {
+  readonly parts: readonly Share[];
+}
+
 /** Bytes that stay for the whole run, and those on top of them, phase by phase. */
 export interface MemoryParts {
   readonly fixed: readonly Share[];
-  readonly phases: readonly Share[];
+  readonly phases: readonly PhaseShare[];
 }
 
 const FLOAT = 4;
@@ -54,7 +59,7 @@ const SCORED = { plain: 8, entropy: 8 } as const;
 const WORKING = 10;
 
 /** Maps of samples and images that structural similarity compares at a time, in the size of the samples. */
-const BLURRED = 24;
+const BLURRED = 28;
 
 /** Pixels that a metric compares at a time. */
 const COMPARED = 2 ** 21;
@@ -103,114 +108,166 @@ export function memoryParts(config: TrainConfig, models: PlanModels, device: Pla
   return { fixed: fixed.filter(({ bytes }) => bytes > 0), phases: phasesOf(config, models, device) };
 }
 
-function phasesOf(config: TrainConfig, models: PlanModels, device: PlanDevice): Share[] {
-  const { tokenizer } = models;
-  const { images: b, numGenerations: g } = config.rollout;
+function phasesOf(config: TrainConfig, models: PlanModels, device: PlanDevice): PhaseShare[] {
+  const { policy, tokenizer } = models;
+  const { images: b, numGenerations: g, microBatch } = config.rollout;
   const side = config.data.size;
   const codes = (side / tokenizer.downsample) ** 2;
   const { activationBytes, partBytes } = tokenizer.costs(side);
   const most = Math.max(1, Math.floor((device.isCuda ? 2 ** 31 : 2 ** 28) / partBytes));
   const pixels = 3 * side ** 2 * FLOAT;
-  const ofCodes = (sequences: number): number =>
-    sequences * codes * (8 + 2 * FLOAT + (isFiltered(config) ? Math.ceil(models.policy.vocabSize / 8) : 0));
-  const phase = (name: string, sequences: number, working: number): Share => ({
-    name,
-    bytes: b * pixels + ofCodes(sequences) + working,
-  });
-  const decode = (sequences: number): number => {
-    const batch = Math.min(config.tokenizer.decodeBatch ?? 8, sequences, most);
-    return 2 * sequences * pixels + batch * activationBytes;
+  const support = isFiltered(config) ? Math.ceil(policy.vocabSize / 8) : 0;
+  /** A phase that holds `sequences` codes and `samples` decoded images. */
+  const phase = (name: string, sequences: number, samples: number, parts: Parts): PhaseShare => {
+    const images = (b + samples) * pixels;
+    const all = { ...parts, images, codes: sequences * codes * (8 + 2 * FLOAT + support) };
+    const shares = Object.entries(all).filter(([, bytes]) => bytes > 0);
+    return { name, bytes: sumOf(all), parts: shares.map(([part, bytes]) => ({ name: part, bytes })) };
   };
-  const shares = [
-    phase("encode", 0, Math.min(b, most) * activationBytes),
-    phase("rollout", b * g, rolloutBytes(config, models.policy, device, codes, g)),
-    phase("decode", b * g, decode(b * g)),
-    phase("reward", b * g, (b * g + b) * pixels + rewardBytes(config, models, b * g)),
-    phase("update", b * g, (b * g + b) * pixels + updateBytes(config, models, device, codes)),
+  const decoding = (sequences: number): Parts => {
+    const batch = Math.min(config.tokenizer.decodeBatch ?? 8, sequences, most);
+    return { "activations of the decoder": batch * activationBytes };
+  };
+  const encoding = { "activations of the encoder": Math.min(b, most) * activationBytes };
+  const phases = [
+    phase("encode", 0, 0, encoding),
+    phase("rollout", b * g, 0, rolloutParts(config, policy, device, codes, g)),
+    // As pieces, and put together.
+    phase("decode", b * g, 2 * b * g, decoding(b * g)),
+    phase("reward", b * g, b * g + b, rewardParts(config, models, b * g, [])),
+    phase("update", b * g, b * g + b, updateParts(config, models, device, codes)),
   ];
   const { every, numGenerations: e } = config.eval;
   if (every > 0) {
-    const rollout = rolloutBytes(config, models.policy, device, codes, e);
-    const judged = b * e * pixels + rewardBytes(config, models, b * e);
-    const likelihood = forwardBytes(models.policy, (config.rollout.microBatch ?? b) * codes, device);
-    shares.push(phase("evaluation", b * e, Math.max(rollout, decode(b * e), judged, likelihood)));
+    const likelihood = { "activations of the policy": graphBytes(policy, (microBatch ?? b) * codes, device) };
+    phases.push(
+      largest([
+        phase("evaluation", b * e, 0, rolloutParts(config, policy, device, codes, e)),
+        phase("evaluation", b * e, 2 * b * e, decoding(b * e)),
+        phase("evaluation", b * e, b * e, rewardParts(config, models, b * e, ["ssim"])),
+        phase("evaluation", b * e, b * e, likelihood),
+      ]),
+    );
   }
-  return shares;
+  return phases;
+}
+
+type Parts = Readonly<Record<string, number>>;
+
+const sumOf = (parts: Parts): number => Object.values(parts).reduce((sum, bytes) => sum + bytes, 0);
+
+function largest<T extends { readonly bytes: number }>(shares: readonly T[]): T {
+  return shares.reduce((a, b) => (b.bytes > a.bytes ? b : a));
+}
+
+/** Of alternatives that are not there at the same time, the one that takes most. */
+function most(...alternatives: readonly Parts[]): Parts {
+  return largest(alternatives.map((parts) => ({ parts, bytes: sumOf(parts) }))).parts;
 }
 
 const isFiltered = ({ rollout: { topK, topP } }: TrainConfig): boolean => topK > 0 || topP < 1;
 
-/** A forward without a gradient: all that its blocks make is there until the last of them is done. */
-function forwardBytes(policy: PolicySizes, tokens: number, device: PlanDevice): number {
-  return graphBytes(policy, tokens, device);
-}
-
-/** Drawing the codes of B images, `each` sequences an image. */
-function rolloutBytes(
+/**
+ * Drawing the codes of B images, `each` sequences an image. Without a gradient, all that the policy's blocks make is
+ * there until the last of them is done, which is about what a graph would keep.
+ */
+function rolloutParts(
   config: TrainConfig,
   policy: PolicySizes,
   device: PlanDevice,
   codes: number,
   each: number,
-): number {
+): Parts {
   const { images, microBatch, guidance, keepGraph } = config.rollout;
   const some = microBatch ?? images;
   const streams = guidance.scale === 1 ? 1 : 2;
   const v = policy.vocabSize;
   if (sharesContext(config)) {
     const tokens = (keepGraph ? images : some) * codes * streams;
-    return forwardBytes(policy, tokens, device) + Math.min(CHUNK, tokens * v) * DRAWN;
+    return {
+      "activations of the policy": graphBytes(policy, tokens, device),
+      logits: Math.min(CHUNK, tokens * v) * DRAWN,
+    };
   }
-  const rows = some * each;
+  const rows = some * each * streams;
   const context = contextAt(config, Number.MAX_SAFE_INTEGER, codes);
   const given = context.type === "prefix" ? context.length : 0;
-  const cache = cacheBytes(policy, rows * streams, codes, device);
+  const caches = cacheBytes(policy, rows, codes, device);
   // Sequences of an image begin from one cache, which is there until theirs are filled.
   const shared = each > 1 ? cacheBytes(policy, some * streams, codes, device) : 0;
-  const prefill = forwardBytes(policy, some * streams * (given + 1), device);
-  const isPacked = !device.isCuda && policy.width >= 192 && rows >= 4 && codes - given >= 32;
+  const isPacked = !device.isCuda && policy.width >= 192 && some * each >= 4 && codes - given >= 32;
   const packed = isPacked ? (policy.blockWeights + policy.headWeights) * (device.isNarrow ? 2 : FLOAT) : 0;
-  const drawing = rows * streams * v * DRAWN + forwardBytes(policy, rows * streams, device);
-  return packed + Math.max(shared + prefill, cache + shared, cache + drawing);
+  return {
+    "packed weights": packed,
+    ...most(
+      {
+        "keys and values": shared === 0 ? caches : shared,
+        "activations of the policy": graphBytes(policy, some * streams * (given + 1), device),
+      },
+      { "keys and values": caches + shared },
+      {
+        "keys and values": caches,
+        "activations of the policy": graphBytes(policy, rows, device),
+        logits: rows * v * DRAWN,
+      },
+    ),
+  };
 }
 
-/** Comparing `sequences` samples with their images. */
-function rewardBytes(config: TrainConfig, { networks }: PlanModels, sequences: number): number {
+/** Comparing `sequences` samples with their images, by the rewards and by what is watched beside them. */
+function rewardParts(
+  config: TrainConfig,
+  { networks }: PlanModels,
+  sequences: number,
+  watched: readonly string[],
+): Parts {
   const { size: side } = config.data;
   const { images } = config.rollout;
   const chunk = Math.min(sequences, config.reward.chunk ?? Math.max(1, Math.floor(COMPARED / side ** 2)));
   const pixels = 3 * side ** 2 * FLOAT;
-  const { l1, l2, psnr, ssim, msSsim } = config.reward;
-  const plain = l1.weight !== 0 || l2.weight !== 0 || psnr.weight !== 0 ? 2 * chunk * pixels : 0;
-  const blurred =
-    ssim.weight !== 0 || msSsim.weight !== 0 || config.eval.every > 0 ? BLURRED * chunk * pixels : 0;
+  const { ssim, msSsim } = config.reward;
+  const isBlurred = ssim.weight !== 0 || msSsim.weight !== 0 || watched.includes("ssim");
   const costs = Object.values(networks).map((network) => network.costs(side));
-  const features = costs.reduce((sum, cost) => sum + images * cost.features * FLOAT, 0);
-  const looking = Math.max(0, ...costs.map(({ largest }) => 5 * chunk * largest * FLOAT));
-  return features + Math.max(plain, blurred, looking);
+  return {
+    "features of the images": costs.reduce((sum, cost) => sum + images * cost.features * FLOAT, 0),
+    ...most(
+      { differences: (isBlurred ? BLURRED : 2) * chunk * pixels },
+      {
+        "activations of the networks": Math.max(0, ...costs.map((cost) => 5 * chunk * cost.largest * FLOAT)),
+      },
+    ),
+  };
 }
 
 /** The gradient of a micro-batch. */
-function updateBytes(
+function updateParts(
   config: TrainConfig,
   { policy, tokenizer, trained, valueHead }: PlanModels,
   device: PlanDevice,
   codes: number,
-): number {
+): Parts {
   const { microBatch, sequences } = batchNumbers(config);
   const isSte = config.algorithm === "ste";
   const streams = config.rollout.guidance.scale === 1 || isSte ? 1 : 2;
   const tokens = microBatch * codes * streams;
-  const graph = graphBytes(policy, tokens, device, config.ar.gradientCheckpointing);
-  const working = tokens * WORKING * policy.width * FLOAT;
   const scored = SCORED.plain + (config.update.entropyCoef === 0 ? 0 : SCORED.entropy);
-  const chunk = Math.min(CHUNK, microBatch * codes * policy.vocabSize) * scored * streams;
-  // An exact divergence runs the reference while the policy's graph is there.
+  const logits = Math.min(CHUNK, microBatch * codes * policy.vocabSize) * scored * streams;
+  const graph = graphBytes(policy, tokens, device, config.ar.gradientCheckpointing);
+  const decoder =
+    microBatch * config.rollout.numGenerations * tokenizer.costs(config.data.size).decodeGraphBytes;
   const isExact = config.kl.coef !== 0 && config.kl.estimator === "exact";
-  const other = isExact ? forwardBytes(policy, tokens, device) + chunk : 0;
-  const gradients = (trained + valueHead) * FLOAT + policy.largest * FLOAT;
-  const statistics = 12 * 8 * sequences * codes;
-  const decoded = microBatch * config.rollout.numGenerations;
-  const decoder = isSte ? decoded * tokenizer.costs(config.data.size).decodeGraphBytes : 0;
-  return gradients + graph + Math.max(working, chunk, other) + statistics + decoder;
+  return {
+    gradients: (trained + valueHead + policy.largest) * FLOAT,
+    "activations of the policy": graph,
+    "activations of the decoder": isSte ? decoder : 0,
+    statistics: 12 * 8 * sequences * codes,
+    ...most(
+      { "gradients of activations": tokens * WORKING * policy.width * FLOAT },
+      { logits },
+      // An exact divergence runs the reference while the policy's graph is there.
+      isExact ? { "activations of the reference": graphBytes(policy, tokens, device) } : {},
+      // What layers give before their adapters add to it is there until the forward ends.
+      config.ar.lora.rank === null ? {} : { "outputs under adapters": tokens * policy.loraOutputs * FLOAT },
+    ),
+  };
 }

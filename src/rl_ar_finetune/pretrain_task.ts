@@ -39,7 +39,14 @@ import { CodeBatches, type CodeCache, cacheCodes } from "./code_cache.js";
 import { type ConfigInput, type ResolvedConfig, resolveConfig } from "./config.js";
 import { conditionOf } from "./evaluate.js";
 import { updatesOf } from "./fit_keys.js";
-import { type FitResult, type FitState, type FitStep, type FitTask, fitLoop } from "./fit_loop.js";
+import {
+  type FitOpening,
+  type FitResult,
+  type FitState,
+  type FitStep,
+  type FitTask,
+  fitLoop,
+} from "./fit_loop.js";
 import { FitNetwork } from "./fit_network.js";
 import type { PlainData } from "./plain_data.js";
 import { type PretrainConfig, pretrainKind } from "./pretrain_keys.js";
@@ -65,7 +72,7 @@ export async function pretrainPolicy(
   const resolved = isResolved
     ? (cfg as ResolvedConfig<PretrainConfig>)
     : resolveConfig({ values: cfg as ConfigInput<PretrainConfig> }, pretrainKind);
-  return await fitLoop(resolved, (say) => openPretrainTask(resolved.config, say), options);
+  return await fitLoop(resolved, (opening) => openPretrainTask(resolved.config, opening), options);
 }
 
 /** Sequences with what they start from. */
@@ -85,7 +92,7 @@ const PAGE = 8;
  */
 export async function openPretrainTask(
   config: PretrainConfig,
-  say: (text: string) => void = () => {},
+  opening: FitOpening = { say: () => {} },
 ): Promise<PretrainTask> {
   const device = deviceOf(config);
   requireDevice(device);
@@ -109,7 +116,7 @@ export async function openPretrainTask(
           batchSize: encodeBatchOf(config),
           size: config.data.size,
           cornerScale: config.pretrain.cornerScale,
-          say,
+          ...opening,
         })
       : null;
   const batchesFrom: PretrainParts["batchesFrom"] = (cursor) => {
@@ -379,7 +386,9 @@ function policyFor(
   return policy;
 }
 
-const encodeBatchOf = (config: PretrainConfig): number => config.tokenizer.decodeBatch ?? 8;
+/** Images that the tokenizer has at a time: half a million pixels, where nobody says otherwise. */
+const encodeBatchOf = ({ tokenizer, data: { size } }: PretrainConfig): number =>
+  tokenizer.decodeBatch ?? Math.min(32, Math.max(1, Math.floor(2 ** 19 / size ** 2)));
 
 function cacheNotes({ codes, classes, variants, unreadable }: CodeCache): string[] {
   const [rows, t] = codes.dims(2);

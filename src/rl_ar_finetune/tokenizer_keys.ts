@@ -188,9 +188,9 @@ const loss: z.ZodType<TokenizerLossSection> = section<TokenizerLossSection>({
   pixel: section<TokenizerLossSection["pixel"]>({
     kind: key(
       z.enum(["l1", "l2"]),
-      "l1",
+      "l2",
       "mean absolute or mean squared difference of pixels",
-      "l2 for the best PSNR; l1 keeps edges sharper.",
+      "l1 keeps edges sharper, l2 gives the better PSNR.",
     ),
     weight: key(weight, 1, "weight of the pixels' difference", "Rarely: raise the others instead."),
   }),
@@ -225,7 +225,7 @@ const loss: z.ZodType<TokenizerLossSection> = section<TokenizerLossSection>({
       weight.nullable(),
       null,
       "weight of the term that wants each place sure of its code and all codes in use; null is 0.05 for IBQ, 0 for VQ",
-      "0.05 for VQ when eval/codebook_used stays low in spite of restartAfter.",
+      "0.05 for VQ when eval/codebook_used stays low in spite of loss.restartAfter.",
     ),
     temperature: key(
       z.number().gt(0),
@@ -236,9 +236,9 @@ const loss: z.ZodType<TokenizerLossSection> = section<TokenizerLossSection>({
   }),
   restartAfter: key(
     z.int().min(0),
-    0,
+    100,
     "updates after which a code that no image used is put where a feature of the batch is; 0 leaves codes alone",
-    "100 when eval/codebook_used stays below 0.9.",
+    "Raise it where an update has fewer places than the codebook has codes; 0 where every code must stay, as with a policy that knows them.",
     "updates",
   ),
   gan,
@@ -255,6 +255,7 @@ const presets: Readonly<Record<string, Preset<TokenizerTrainConfig>>> = {
       loss: {
         pixel: { kind: "l2" },
         perceptual: { weight: 1 },
+        restartAfter: 0,
         gan: { weight: 0.5, start: 20_000 },
       },
       optimizer: {
@@ -280,6 +281,7 @@ const presets: Readonly<Record<string, Preset<TokenizerTrainConfig>>> = {
         pixel: { kind: "l1" },
         perceptual: { weight: 1 },
         entropy: { weight: 0.05, temperature: 0.01 },
+        restartAfter: 0,
         gan: { weight: 0.1, start: 0, generator: "non_saturating", lecam: 0.05 },
       },
       optimizer: {
@@ -312,7 +314,7 @@ const MANY_CODES = 1024;
 export const tokenizerKind: ConfigKind<TokenizerTrainConfig> = fitKind<TokenizerTrainConfig>({
   name: "tokenizer",
   defaults: {
-    epochs: 12,
+    epochs: 10,
     batch: 32,
     lr: 1e-3,
     betas: [0.9, 0.95],

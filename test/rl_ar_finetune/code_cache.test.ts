@@ -88,6 +88,18 @@ test("an image that cannot be read is left out and counted", async (t) => {
   assert.ok(!cache.ids.some((id) => id.includes("001")));
 });
 
+test("encoding ends where it is interrupted", async (t) => {
+  const { source, tokenizer } = await emoji(t);
+  const { signal } = new AbortController();
+  const aborted = AbortSignal.abort("enough");
+  await assert.rejects(
+    cacheCodes(source, tokenizer, { ...options, signal: aborted }),
+    (reason) => reason === "enough",
+  );
+  using cache = await cacheCodes(source, tokenizer, { ...options, signal });
+  assert.equal(cache.ids.length, 9);
+});
+
 /** A cache of N images of two variants: code 10 * image + variant, twice. */
 function madeUp(n: number, classOf: (image: number) => number = (image) => image % 2): CodeCache {
   const codes = Array.from({ length: n * 2 }, (_, i) => 10 * Math.floor(i / 2) + (i % 2));

@@ -16,7 +16,7 @@ import {
 const METRICS = {
   "reward/mean": -0.0312,
   "reward/vq_ceiling": -0.0118,
-  "kl/ref_k3": 0.004,
+  "kl/ref": 0.004,
   "policy/entropy": 6.1,
   "clip_ratio/low_mean": 0,
   "clip_ratio/high_mean": 0.012,
@@ -148,7 +148,7 @@ test("elsewhere: a line an interval, to be searched and cut", () => {
   console.interval(120, METRICS);
   assert.equal(
     screen.take(),
-    "step=120/1000 reward/mean=-0.0312 reward/vq_ceiling=-0.0118 kl/ref_k3=0.004 policy/entropy=6.1 optim/grad_norm=0.81 " +
+    "step=120/1000 reward/mean=-0.0312 reward/vq_ceiling=-0.0118 kl/ref=0.004 policy/entropy=6.1 optim/grad_norm=0.81 " +
       "perf/step_s=1.42 perf/tokens_per_s=46100 left=15m\n",
   );
   assert.equal(plainLine(0, 10, {}, null), "step=0/10");

@@ -5,9 +5,25 @@ import { test } from "node:test";
 
 import { buildClassifier } from "../../src/rl_ar_finetune/builder.js";
 import { resolveConfig } from "../../src/rl_ar_finetune/config.js";
-import { type Evaluation, evaluate, isHacked } from "../../src/rl_ar_finetune/evaluate.js";
+import {
+  creditFor,
+  decodeFor,
+  type Evaluation,
+  evaluate,
+  isHacked,
+  rolloutFor,
+} from "../../src/rl_ar_finetune/evaluate.js";
 import { openRunParts } from "../../src/rl_ar_finetune/run_parts.js";
-import { manualSeed, noGrad, saveSafetensors } from "../../src/torch/index.js";
+import {
+  Generator,
+  manualSeed,
+  noGrad,
+  randint,
+  saveSafetensors,
+  tensor,
+  tidy,
+} from "../../src/torch/index.js";
+import { expectClose } from "../support/close.js";
 import { tinyFolder, tinyRun } from "../support/train_run.js";
 
 const spread = (mean: number) => ({ count: 2, mean, std: 0, min: mean, max: mean });
@@ -104,4 +120,64 @@ test("two evaluations of a policy are the same, and its numbers are those of the
     for (const parameter of parts.policy.parameters()) parameter.mul_(-3);
   });
   assert.notDeepEqual(await evaluate(config, parts), first);
+});
+
+test("adapters are in the weights while codes are drawn one by one, and apart otherwise", async (t) => {
+  const folder = await tinyFolder(t);
+  const { config } = resolveConfig({ values: tinyRun(folder, { ar: { lora: { rank: 2 } } }) });
+  using parts = await openRunParts(config);
+  const { lora, policy } = parts;
+  assert.ok(lora !== null);
+  noGrad(() => {
+    for (const parameter of lora.parameters()) parameter.fill_(0.05);
+  });
+  const seen: boolean[] = [];
+  const hidden = policy.logits.bind(policy);
+  policy.logits = (x) => {
+    seen.push(lora.isMerged);
+    return hidden(x);
+  };
+  const trueCodes = randint(0, 32, [2, 16]);
+  const draw = (type: "prefix" | "free" | "teacher_forced"): readonly boolean[] => {
+    seen.length = 0;
+    tidy(() =>
+      rolloutFor(
+        config,
+        parts,
+        { classes: tensor([0, 1], { dtype: "int64" }) },
+        {
+          context: type === "prefix" ? { type, length: 4 } : { type },
+          numGenerations: 2,
+          trueCodes,
+          generator: new Generator(1),
+        },
+      ),
+    );
+    assert.equal(lora.isMerged, false);
+    return [...new Set(seen)];
+  };
+  assert.deepEqual(draw("teacher_forced"), [false]);
+  assert.deepEqual(draw("prefix"), [true]);
+  assert.deepEqual(draw("free"), [true]);
+  policy.to({ dtype: "bfloat16" }); // too narrow to add to
+  assert.deepEqual(draw("free"), [false]);
+});
+
+test("by place, the shares of an image sum to its reward, and given codes keep theirs", async (t) => {
+  const folder = await tinyFolder(t);
+  const of = (reward: object) => resolveConfig({ values: tinyRun(folder, { reward }) }).config;
+  const config = of({ credit: "place" });
+  using parts = await openRunParts(config);
+  manualSeed(2);
+  const codes = randint(0, 32, [2, 3, 16]);
+  const images = parts.tokenizer.decodeCode(randint(0, 32, [2, 16])).clamp(-1, 1);
+  const judged = decodeFor(parts, images, codes, 8);
+  const sequence = creditFor(of({}), parts, judged, 16);
+  assert.deepEqual(sequence.rewards.shape, [2, 3]);
+  const all = creditFor(config, parts, judged, 16);
+  expectClose(all.rewards.sum(2), sequence.rewards, { rtol: 1e-6 });
+  expectClose(all.plain.total, sequence.plain.total, { rtol: 1e-6 });
+  const some = creditFor(config, parts, judged, 5);
+  expectClose(some.rewards, all.rewards.narrow(2, 11, 5), { rtol: 1e-12 });
+  expectClose(some.plain.total, all.plain.total, { rtol: 1e-12 });
 });

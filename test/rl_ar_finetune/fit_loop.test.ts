@@ -14,7 +14,7 @@ import { join } from "node:path";
 import { type TestContext, test } from "node:test";
 import { ConfigError, resolveConfig } from "../../src/rl_ar_finetune/config.js";
 import { plainConfig } from "../../src/rl_ar_finetune/config_docs.js";
-import { type FitResult, fitLoop } from "../../src/rl_ar_finetune/fit_loop.js";
+import { type FitOpening, type FitResult, fitLoop } from "../../src/rl_ar_finetune/fit_loop.js";
 import { DivergedError, type TrainOptions } from "../../src/rl_ar_finetune/run_options.js";
 import { loadSafetensors } from "../../src/torch/index.js";
 import { type ToyChanges, ToyTask, toyConfig, toyKind } from "../support/fit_run.js";
@@ -223,6 +223,28 @@ test("a task that never waits lets an interruption through", async (t) => {
   assert.ok(step < 1_000_000);
 });
 
+test("a run that is interrupted while its task is made leaves what was there", async (t) => {
+  const dir = join(newFolder(t), "run");
+  const interrupt = async (ifExists: string): Promise<FitResult> => {
+    const controller = new AbortController();
+    const open = async ({ signal }: FitOpening): Promise<ToyTask> => {
+      controller.abort();
+      signal?.throwIfAborted();
+      throw new Error("the signal was not passed on");
+    };
+    const resolved = toyConfig(dir, { run: { ifExists } });
+    return await fitLoop(resolved, open, { screen: new Shown(), signal: controller.signal });
+  };
+  const { end, step, first } = await interrupt("fail");
+  assert.deepEqual([end, step, first], ["interrupted", 0, null]);
+  assert.deepEqual(readdirSync(dir), ["config.yaml"]);
+  const whole = await fit(dir, { run: { ifExists: "resume" } });
+  const files = readdirSync(dir).sort();
+  const again = await interrupt("resume");
+  assert.deepEqual([again.end, again.step, again.best], ["interrupted", 8, whole.best]);
+  assert.deepEqual(readdirSync(dir).sort(), files);
+});
+
 test("a damaged checkpoint is passed over, and told of", async (t) => {
   const folder = newFolder(t);
   const whole = join(folder, "whole");
@@ -364,7 +386,7 @@ test("a folder that holds a run is refused; notes come before the first update",
   const resolved = toyConfig(dir);
   const screen = new Shown();
   const task = Object.assign(new ToyTask(resolved.config), { notes: ["what the task says"] });
-  const open = async (say: (text: string) => void): Promise<ToyTask> => {
+  const open = async ({ say }: FitOpening): Promise<ToyTask> => {
     say("opening");
     return task;
   };

@@ -22,9 +22,14 @@ const ITERS = 2 * KILLS + 4;
 
 const ALGORITHMS: Readonly<Record<string, object>> = {
   reinforce: { reinforce: { epochs: 1 } },
-  rloo: { update: { miniBatch: 2 } },
-  grpo: { kl: { coef: 0.01 }, grpo: { epochs: 2 } },
+  rloo: {
+    update: { miniBatch: 2 },
+    ar: { lora: { rank: 2 } },
+    kl: { coef: 0.01, target: 0.01, horizon: 50 },
+  },
+  grpo: { kl: { coef: 0.01 }, grpo: { epochs: 2 }, reward: { credit: "place" } },
   ppo: { ppo: { epochs: 2 } },
+  ste: { rollout: { context: { type: "teacher_forced" } }, update: { miniBatch: 2 } },
 };
 
 interface Ended {

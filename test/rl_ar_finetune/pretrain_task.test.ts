@@ -7,7 +7,7 @@ import { type TestContext, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { onePass, openSource, splitSource } from "../../src/data/index.js";
-import type { GPT } from "../../src/policies/index.js";
+import type { Condition, GPT } from "../../src/policies/index.js";
 import { openPolicy, openTokenizer } from "../../src/rl_ar_finetune/builder.js";
 import { Clock } from "../../src/rl_ar_finetune/clock.js";
 import { type FitResult, fitLoop } from "../../src/rl_ar_finetune/fit_loop.js";
@@ -163,6 +163,35 @@ test("classes are dropped with the probability that is asked for, and the null c
   await all.step(0, new Clock());
   const moved = table.ne(before).any(1).toList();
   assert.deepEqual(moved, [false, false, false, true].map(Number));
+});
+
+/** Remembers what it was shown. */
+class Watching extends TinyPolicy {
+  readonly #seen: { tokens: unknown; isDropped: unknown }[] = [];
+
+  get seen(): readonly { tokens: unknown; isDropped: unknown }[] {
+    return this.#seen;
+  }
+
+  override hidden(tokens: Tensor, condition: Condition): Tensor {
+    this.#seen.push({ tokens: tokens.toList(), isDropped: condition.isDropped?.toList() });
+    return super.hidden(tokens, condition);
+  }
+}
+
+test("what is dropped and what is noise follows from the seed and the update", async (t) => {
+  const folder = await tinyFolder(t, 12);
+  const pretrain = { classDropout: 0.5, noise: 0.5 };
+  const shown = async (seed: number): Promise<Watching["seen"]> => {
+    const policy = new Watching({ vocabSize: 32, blockSize: 16 });
+    using task = await openTask(folder, { ...ALL, seed, ar: { policy }, pretrain });
+    for (const step of [0, 1]) await task.step(step, new Clock());
+    return policy.seen;
+  };
+  const [first, second] = await shown(0);
+  assert.notDeepEqual(first?.isDropped, second?.isDropped);
+  assert.deepEqual(await shown(0), [first, second]);
+  assert.notDeepEqual((await shown(1))[0], first);
 });
 
 test("noise replaces a share of the context that differs from sequence to sequence", () => {

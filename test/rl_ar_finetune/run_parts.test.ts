@@ -5,7 +5,9 @@ import { test } from "node:test";
 
 import { resolveConfig } from "../../src/rl_ar_finetune/config.js";
 import { openRunParts } from "../../src/rl_ar_finetune/run_parts.js";
-import { tinyFolder, tinyRun } from "../support/train_run.js";
+import { memory, saveSafetensors } from "../../src/torch/index.js";
+import { TinyPolicy } from "../support/tiny_policy.js";
+import { tinyFolder, tinyRun, tinyTokenizer } from "../support/train_run.js";
 
 test("the held-out images are no training images, and the training images are all others", async (t) => {
   const folder = await tinyFolder(t, 20);
@@ -59,4 +61,50 @@ test("what a run cannot be made of", async (t) => {
   );
   assert.match(await refused({ tokenizer: { path: join(folder, "none.safetensors") } }), /none\.safetensors/);
   assert.match(await refused({ data: { source: join(folder, "nothing") } }), /nothing/);
+});
+
+test("what was opened or built is freed with the run, also when a later part cannot be had; a program's own is not", async (t) => {
+  const folder = await tinyFolder(t);
+  using model = tinyTokenizer();
+  using policy = new TinyPolicy({ vocabSize: 32, blockSize: 16 });
+  const before = memory();
+  const whole = {
+    algorithm: "ppo",
+    ema: { decay: 0.9 },
+    kl: { coef: 0.1 },
+    ar: { lora: { rank: 2, targets: ["query"] } },
+  };
+  const open = (changes: object) => openRunParts(resolveConfig({ values: tinyRun(folder, changes) }).config);
+  for (const changes of [{}, whole]) {
+    const parts = await open(changes);
+    assert.ok(memory().tensors > before.tensors);
+    parts[Symbol.dispose]();
+    parts[Symbol.dispose]();
+    assert.equal(memory().tensors, before.tensors);
+    await assert.rejects(open({ ...changes, data: { source: join(folder, "nothing") } }));
+    assert.equal(memory().tensors, before.tensors);
+  }
+  const own = await open({ ...whole, tokenizer: { model }, ar: { ...whole.ar, type: null, policy } });
+  assert.equal(own.policy, policy);
+  own[Symbol.dispose]();
+  assert.equal(memory().tensors, before.tensors);
+  assert.ok(policy.parameters().every((parameter) => !parameter.isDisposed && parameter.requiresGrad));
+  assert.ok(model.parameters().every((parameter) => !parameter.isDisposed));
+});
+
+test("who measures the divergence: a copy, the policy without adapters, a file, or nobody", async (t) => {
+  const folder = await tinyFolder(t);
+  const open = (changes: object) => openRunParts(resolveConfig({ values: tinyRun(folder, changes) }).config);
+  using none = await open({});
+  assert.equal(none.reference, null);
+  using copy = await open({ kl: { stop: 1 } });
+  assert.equal(copy.reference?.parameters().length, copy.policy.parameters().length);
+  assert.ok(copy.reference?.parameters().every((parameter) => !parameter.requiresGrad));
+  using adapted = await open({ kl: { coef: 0.1 }, ar: { lora: { rank: 2 } } });
+  assert.deepEqual(adapted.reference?.parameters(), []);
+  assert.equal(adapted.trained, adapted.lora);
+  const path = join(folder, "base.safetensors");
+  saveSafetensors(path, none.policy.stateDict(), { config: JSON.stringify(none.policy.options) });
+  using file = await open({ kl: { coef: 0.1, path }, ar: { lora: { rank: 2 } } });
+  assert.equal(file.reference?.parameters().length, none.policy.parameters().length);
 });

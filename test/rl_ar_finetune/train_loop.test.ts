@@ -653,3 +653,33 @@ test("images that could not be read still count after a resume", async (t) => {
   assert.equal(counts.at(-1), 2);
   assert.ok((counts[0] as number) < 2, `${counts}`);
 });
+
+test("rollouts on packed weights: the ratio before a step stays near 1, and a resume changes nothing", async (t) => {
+  const folder = await tinyFolder(t);
+  for (const [policy, most] of [
+    ["float32", 1e-4],
+    ["bfloat16", 0.1],
+  ] as const) {
+    const changes = {
+      data: { size: 32 }, // 64 codes, of which 33 are drawn: enough to be worth the packing
+      ar: { nEmbd: 192, nHead: 3 },
+      rollout: { context: { type: "prefix", length: 31 } },
+      precision: { policy },
+      train: { iters: 2 },
+    };
+    const run = (name: string, options: TrainOptions = {}) =>
+      quietRun(
+        tinyRun(folder, { ...changes, run: { dir: join(folder, policy, name), ifExists: "resume" } }),
+        options,
+      );
+    const { dir } = await run("whole");
+    for (const line of metricsOf(dir)) {
+      const gap = line["sampling/logp_diff_max"] as number;
+      assert.ok(gap > 0 && gap < most, `${policy}: ${gap}`);
+    }
+    await run("parts", { signal: AbortSignal.abort() });
+    await run("parts");
+    assert.deepEqual(weightsOf(join(folder, policy, "parts")), weightsOf(dir));
+    assert.deepEqual(metricsOf(join(folder, policy, "parts")), metricsOf(dir));
+  }
+});

@@ -1,0 +1,169 @@
+/**
+ * `rlar demo`, which is `npm start`: fine-tune the shipped policy on the shipped images, judge it beside the one it
+ * began with, and leave a page to look at. Everything is done by the other commands, from the recipes beside the models.
+ */
+import { copyFileSync, existsSync, mkdirSync } from "node:fs";
+import { join, relative } from "node:path";
+import { fileURLToPath } from "node:url";
+
+import { writeReport } from "../dashboard/report.js";
+import { duration } from "../rl_ar_finetune/console.js";
+import { evaluateModels, type ModelEvaluation } from "../rl_ar_finetune/model_eval.js";
+import { optionsOfRun } from "../rl_ar_finetune/model_eval_run.js";
+import type { Estimate, EvalRow } from "../rl_ar_finetune/model_eval_types.js";
+import { trainKind } from "../rl_ar_finetune/train_kind.js";
+import { trainRlLoop } from "../rl_ar_finetune/train_loop.js";
+import { expected } from "../torch/index.js";
+import { readConfig } from "./config.js";
+import { classifier, pretrain, tokenizer } from "./fit.js";
+import { interruptible } from "./interrupt.js";
+
+/** Options of `rlar demo`. */
+export interface DemoOptions {
+  readonly seed: number;
+  readonly dir: string;
+  readonly short?: boolean;
+  readonly fromScratch?: boolean;
+}
+
+const SHIPPED = fileURLToPath(new URL("../../../models/emoji_32px", import.meta.url));
+
+/** What is made of the images before any reinforcement learning, in this order: a recipe and the command that runs it. */
+const STAGES = [
+  ["classifier", classifier],
+  ["held_out_classifier", classifier],
+  ["tokenizer", tokenizer],
+  ["policy", pretrain],
+] as const;
+
+/**
+ * Run the demo.
+ *
+ * @returns the exit code: 0, or 130 after an interruption.
+ */
+export async function demo({ seed, dir, short = false, fromScratch = false }: DemoOptions): Promise<number> {
+  const started = performance.now();
+  const shipped = relative(process.cwd(), SHIPPED) || ".";
+  if (!existsSync(join(shipped, "emoji_32px.tar"))) {
+    throw expected("demo", `the images in ${shipped}`, "none", "Run it in a whole clone of the project");
+  }
+  let models = shipped;
+  if (fromScratch) {
+    models = join(dir, "models");
+    const code = await makeModels(shipped, models, dir, short);
+    if (code !== 0) return code;
+  }
+  say(
+    "Fine-tuning a class-conditional transformer of image codes with GRPO: it gets half of an emoji's codes, draws\n" +
+      "the rest, and is paid for pixels and features that come close to the emoji. The tokenizer is frozen.\n",
+  );
+  const resolved = readConfig(
+    trainKind,
+    [
+      join(shipped, "completion.yaml"),
+      `data.source=${join(shipped, "emoji_32px.tar")}`,
+      `tokenizer.path=${join(models, "tokenizer.safetensors")}`,
+      `ar.path=${join(models, "policy.safetensors")}`,
+      `reward.perceptual.path=${join(models, "classifier.safetensors")}`,
+      `eval.perceptual=${join(models, "held_out_classifier.safetensors")}`,
+      `seed=${seed}`,
+      `run.dir=${join(dir, "completion")}`,
+      "run.ifExists=new",
+      ...(short ? ["train.iters=3", "eval.images=16", "eval.every=3"] : []),
+    ],
+    {},
+  );
+  const run = await interruptible((signal) => trainRlLoop(resolved, { signal }));
+  if (run.end === "interrupted") return 130;
+
+  say("\nJudging it on held-out designs, beside the policy it began with, at equal seeds ...\n");
+  const evaluation = await evaluateModels({
+    ...(optionsOfRun(run.dir) as Parameters<typeof evaluateModels>[0]),
+    features: [join(models, "held_out_classifier.safetensors")],
+    temperatures: short ? [1] : [1, 0.8, 0.6, 0.4],
+    images: short ? 16 : 384,
+    samples: short ? 16 : 384,
+    resamples: short ? 20 : 200,
+    json: join(run.dir, "eval.json"),
+    out: join(run.dir, "eval"),
+  });
+  const page = await writeReport(run.dir);
+  say(tableOf(evaluation));
+  say(
+    `pictures  ${evaluation.pages.map((name) => join(run.dir, "eval", name)).join("\n          ")}\n` +
+      `report    ${page}\n` +
+      `${duration((performance.now() - started) / 1000)} in all\n\n` +
+      "With your own images, from nothing:          README.md, My own images\n" +
+      "With your own tokenizer and policy:          README.md, My own checkpoints\n" +
+      "What else was tried, and what it came to:    docs/results.md\n",
+  );
+  return 0;
+}
+
+const say = (text: string): void => void process.stdout.write(`${text}\n`);
+
+/** Train all models by the recipes, into `models`. */
+async function makeModels(recipes: string, models: string, dir: string, short: boolean): Promise<number> {
+  mkdirSync(models, { recursive: true });
+  for (const [name, run] of STAGES) {
+    const folder = join(dir, name);
+    say(`\n${name}: ${join(recipes, `${name}.yaml`)}`);
+    const made = (part: string): string => join(models, `${part}.safetensors`);
+    const code = await run(
+      [
+        join(recipes, `${name}.yaml`),
+        `data.source=${join(recipes, "emoji_32px.tar")}`,
+        ...(name === "tokenizer" ? [`loss.perceptual.path=${made("classifier")}`] : []),
+        ...(name === "policy" ? [`tokenizer.path=${made("tokenizer")}`] : []),
+        ...(short ? ["train.iters=3", "eval.images=32"] : []),
+        `run.dir=${folder}`,
+        "run.ifExists=resume",
+      ],
+      {},
+    );
+    if (code !== 0) return code;
+    copyFileSync(join(folder, "model.safetensors"), made(name));
+  }
+  return 0;
+}
+
+/** Before and after, a row a temperature: completions and free samples. */
+function tableOf({ rows, reconstruction, networks, verdicts }: ModelEvaluation): string {
+  const network = networks.at(-1)?.name ?? "";
+  const cell = (estimate: Estimate | undefined, digits: number): string =>
+    (estimate === undefined ? "-" : estimate.value.toFixed(digits)).padStart(11);
+  const line = ({ policy, temperature, completions, free }: EvalRow): string => {
+    const [completion] = completions;
+    const numbers = [
+      cell(completion?.measures.plain.l2, 4),
+      cell(completion?.measures.networks[network]?.perceptual, 4),
+      cell(completion?.measures.networks[network]?.fd_train, 2),
+      cell(free?.networks[network]?.fd_train, 2),
+      cell(free?.networks[network]?.score, 2),
+      cell(free?.networks[network]?.accuracy, 3),
+    ];
+    return `${(policy === "A" ? "before" : "after").padEnd(8)}${`T ${temperature}`.padEnd(7)}${numbers.join("")}`;
+  };
+  const head = ["L2", "perceptual", "FD", "free FD", "score", "accuracy"].map((name) => name.padStart(11));
+  const ceiling = [reconstruction?.plain.l2, reconstruction?.networks[network]?.perceptual];
+  const gains = verdicts.completion.flatMap(({ measure, standings }) => {
+    const best = standings
+      .filter(({ standing }) => standing === "beyond")
+      .map(({ gain, point }) => ({ gain: gain?.value ?? 0, temperature: point.temperature }))
+      .sort((a, b) => b.gain - a.gain)[0];
+    return best === undefined
+      ? [`${measure}: not beyond what a temperature of the base gives`]
+      : [
+          `${measure}: ${best.gain.toFixed(1)} % below the base's best at no worse an FD (T ${best.temperature})`,
+        ];
+  });
+  return [
+    `completions of held-out images | free samples, by ${network}`,
+    `${" ".repeat(15)}${head.join("")}`,
+    ...rows.map(line),
+    `${"ceiling".padEnd(15)}${ceiling.map((estimate) => cell(estimate, 4)).join("")}   (the tokenizer's own reconstruction)`,
+    "",
+    ...gains,
+    "",
+  ].join("\n");
+}

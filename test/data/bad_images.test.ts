@@ -1,0 +1,260 @@
+/**
+ * Images as they come from anywhere: right pixels, worked out by hand, or an error that names the file. PNG files are
+ * put together here byte by byte, so that no library's habits are taken for the format.
+ */
+import assert from "node:assert/strict";
+import { chmodSync, mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+import { crc32, deflateSync } from "node:zlib";
+
+import sharp from "sharp";
+
+import { BatchReader } from "../../src/data/batch_reader.js";
+import { decode, readPixels } from "../../src/data/decode.js";
+import { openSource } from "../../src/data/open_source.js";
+import { grey, scratch, writeFiles } from "../support/data_files.js";
+
+const folder = scratch();
+const at = (name: string): string => join(folder, name);
+
+const GREY = 0;
+const RGB = 2;
+const PALETTE = 3;
+const GREY_ALPHA = 4;
+const RGBA = 6;
+
+function chunk(type: string, data: Uint8Array): Buffer {
+  const body = Buffer.concat([Buffer.from(type, "latin1"), data]);
+  const ends = Buffer.alloc(8);
+  ends.writeUInt32BE(data.length, 0);
+  ends.writeUInt32BE(crcOf(body), 4);
+  return Buffer.concat([ends.subarray(0, 4), body, ends.subarray(4)]);
+}
+
+/** Node 20 has no crc32 before its release 15. */
+function crcOf(bytes: Uint8Array): number {
+  if (typeof crc32 === "function") return crc32(bytes);
+  let crc = 0xffffffff;
+  for (const byte of bytes) {
+    crc ^= byte;
+    for (let k = 0; k < 8; k++) crc = (crc >>> 1) ^ (crc & 1 ? 0xedb88320 : 0);
+  }
+  return (crc ^ 0xffffffff) >>> 0;
+}
+
+interface Png {
+  readonly width: number;
+  readonly height?: number;
+  readonly depth: number;
+  readonly type: number;
+  /** Rows, each after a byte 0 that says it is not filtered. */
+  readonly rows: Uint8Array;
+  readonly chunks?: readonly Buffer[];
+}
+
+function pngOf({ width, height = 1, depth, type, rows, chunks = [] }: Png): Buffer {
+  const head = Buffer.alloc(13);
+  head.writeUInt32BE(width, 0);
+  head.writeUInt32BE(height, 4);
+  head.set([depth, type], 8);
+  const signature = Buffer.from("89504e470d0a1a0a", "hex");
+  const data = chunk("IDAT", deflateSync(rows));
+  return Buffer.concat([signature, chunk("IHDR", head), ...chunks, data, chunk("IEND", Buffer.alloc(0))]);
+}
+
+/** A row of 16-bit numbers. */
+function wide(...values: number[]): Buffer {
+  const row = Buffer.alloc(1 + 2 * values.length);
+  for (const [i, value] of values.entries()) row.writeUInt16BE(value, 1 + 2 * i);
+  return row;
+}
+
+const bytesOf = async (image: Buffer): Promise<number[]> => [...(await readPixels(image, "image")).data];
+
+test("16 bits become the upper 8", async () => {
+  const rows = wide(0, 255, 256, 32767, 32768, 65280, 65535, 1000, 383);
+  assert.deepEqual(
+    await bytesOf(pngOf({ width: 3, depth: 16, type: RGB, rows })),
+    [0, 0, 1, 127, 128, 255, 255, 3, 1],
+  );
+  const grey16 = pngOf({ width: 3, depth: 16, type: GREY, rows: wide(0, 32768, 65535) });
+  assert.deepEqual(await bytesOf(grey16), [0, 0, 0, 128, 128, 128, 255, 255, 255]);
+});
+
+test("transparency lies on white: alpha in 8 and 16 bits, with grey, and colours that are declared clear", async () => {
+  // 0.2 x (100, 50, 200) + 0.8 x 255 = (224, 214, 244); 128 / 255 of black leaves 127.
+  const rgba = Uint8Array.of(0, 0, 0, 0, 128, 100, 50, 200, 51, 9, 9, 9, 0, 1, 2, 3, 255);
+  assert.deepEqual(
+    await bytesOf(pngOf({ width: 4, depth: 8, type: RGBA, rows: rgba })),
+    [127, 127, 127, 224, 214, 244, 255, 255, 255, 1, 2, 3],
+  );
+  const rgba16 = wide(0, 0, 0, 32768, 65535, 0, 0, 65535);
+  assert.deepEqual(
+    await bytesOf(pngOf({ width: 2, depth: 16, type: RGBA, rows: rgba16 })),
+    [127, 127, 127, 255, 0, 0],
+  );
+  const greyAlpha = Uint8Array.of(0, 0, 128, 200, 0);
+  assert.deepEqual(
+    await bytesOf(pngOf({ width: 2, depth: 8, type: GREY_ALPHA, rows: greyAlpha })),
+    [127, 127, 127, 255, 255, 255],
+  );
+  const clear = [chunk("tRNS", Uint8Array.of(0, 20))];
+  assert.deepEqual(
+    await bytesOf(pngOf({ width: 2, depth: 8, type: GREY, rows: Uint8Array.of(0, 10, 20), chunks: clear })),
+    [10, 10, 10, 255, 255, 255],
+  );
+});
+
+test("palettes and greys of few bits are resolved", async () => {
+  const colours = chunk("PLTE", Uint8Array.of(255, 0, 0, 0, 0, 255));
+  const [red, blue] = [
+    [255, 0, 0],
+    [0, 0, 255],
+  ];
+  const oneBit = pngOf({
+    width: 3,
+    depth: 1,
+    type: PALETTE,
+    rows: Uint8Array.of(0, 0b10100000),
+    chunks: [colours],
+  });
+  assert.deepEqual(await bytesOf(oneBit), [blue, red, blue].flat());
+  const chunks = [colours, chunk("tRNS", Uint8Array.of(255, 0))];
+  const clear = pngOf({ width: 2, depth: 8, type: PALETTE, rows: Uint8Array.of(0, 0, 1), chunks });
+  assert.deepEqual(await bytesOf(clear), [...(red as number[]), 255, 255, 255]);
+  const twoBits = pngOf({ width: 4, depth: 2, type: GREY, rows: Uint8Array.of(0, 0b00011011) });
+  assert.deepEqual(
+    await bytesOf(twoBits),
+    [0, 85, 170, 255].flatMap((level) => [level, level, level]),
+  );
+});
+
+test("an image is turned and mirrored as each of the eight EXIF orientations says", async () => {
+  // Rows RGB and ymc, by their first letters.
+  const colours: Readonly<Record<string, readonly number[]>> = {
+    R: [255, 0, 0],
+    G: [0, 255, 0],
+    B: [0, 0, 255],
+    y: [255, 255, 0],
+    m: [255, 0, 255],
+    c: [0, 255, 255],
+  };
+  const raw = { width: 3, height: 2, channels: 3 as const };
+  const upright = Buffer.from([..."RGBymc"].flatMap((letter) => colours[letter] ?? []));
+  const seen = ["RGB ymc", "BGR cmy", "cmy BGR", "ymc RGB", "Ry Gm Bc", "yR mG cB", "cB mG yR", "Bc Gm Ry"];
+  for (const [i, wanted] of seen.entries()) {
+    const image = await sharp(upright, { raw })
+      .withMetadata({ orientation: i + 1 })
+      .png()
+      .toBuffer();
+    const { width, height, data } = await readPixels(image, "turned");
+    const rows = wanted.split(" ");
+    assert.deepEqual([width, height], [rows[0]?.length, rows.length]);
+    assert.deepEqual(
+      [...data],
+      [...rows.join("")].flatMap((letter) => colours[letter]),
+      `orientation ${i + 1}`,
+    );
+  }
+});
+
+test("CMYK becomes RGB, and of an animation the first frame is taken", async () => {
+  const red = sharp({ create: { width: 8, height: 8, channels: 3, background: "#f00" } });
+  const cmyk = await red.toColourspace("cmyk").jpeg({ quality: 100 }).toBuffer();
+  assert.equal((await sharp(cmyk).metadata()).space, "cmyk");
+  const [r = 0, g = 255, b = 255] = await bytesOf(cmyk);
+  assert.ok(r > 200 && g < 40 && b < 40, `${[r, g, b]}`);
+
+  const frames = Buffer.concat([Buffer.alloc(48, 10), Buffer.alloc(48, 200)]);
+  const film = sharp(frames, { raw: { width: 4, height: 8, channels: 3, pageHeight: 4 } });
+  for (const bytes of [
+    await film.clone().gif().toBuffer(),
+    await film.clone().webp({ lossless: true }).toBuffer(),
+  ]) {
+    assert.equal((await sharp(bytes).metadata()).pages, 2);
+    const { width, height, data } = await readPixels(bytes, "film");
+    assert.deepEqual([width, height, data[0], data.at(-1)], [4, 4, 10, 10]);
+  }
+});
+
+test("one pixel and a thin strip become squares of any size", async () => {
+  const pixel = pngOf({ width: 1, depth: 8, type: RGB, rows: Uint8Array.of(0, 1, 2, 3) });
+  for (const crop of ["center", "smallest_side"] as const) {
+    const task = { id: "1x1", image: { bytes: pixel }, size: 3, crop, isFlipped: false };
+    assert.deepEqual([...(await decode(task)).data], Array.from({ length: 9 }, () => [1, 2, 3]).flat());
+    const strip = sharp({ create: { width: 20_000, height: 10, channels: 3, background: "#123456" } });
+    const image = { bytes: await strip.png().toBuffer() };
+    const { data } = await decode({ ...task, id: "strip", image, size: 8 });
+    assert.deepEqual([...data], Array.from({ length: 64 }, () => [0x12, 0x34, 0x56]).flat());
+  }
+});
+
+const noise = Buffer.from(Array.from({ length: 64 * 64 * 3 }, (_, i) => (i * 7919) % 256));
+const square = sharp(noise, { raw: { width: 64, height: 64, channels: 3 } });
+
+test("what is cut short, damaged, no image, or far larger than its bytes is refused by name", async () => {
+  const jpeg = await square.clone().jpeg().toBuffer();
+  const png = await square.clone().png().toBuffer();
+  const webp = await square.clone().webp().toBuffer();
+  const flipped = Buffer.from(png);
+  flipped[png.length >> 1] = (flipped[png.length >> 1] as number) ^ 255;
+  const bomb = (side: number): Buffer =>
+    pngOf({ width: side, height: side, depth: 8, type: RGB, rows: Buffer.alloc(10) });
+  const broken: Readonly<Record<string, Buffer>> = {
+    "half.jpg": jpeg.subarray(0, jpeg.length >> 1),
+    "no_end.jpg": jpeg.subarray(0, jpeg.length - 2),
+    "head.jpg": jpeg.subarray(0, 100),
+    "half.png": png.subarray(0, png.length >> 1),
+    "flipped.png": flipped,
+    "half.webp": webp.subarray(0, webp.length >> 1),
+    "text.png": Buffer.from("hello"),
+    "empty.png": Buffer.alloc(0),
+    "bomb.png": bomb(12_000),
+    "bigger_bomb.png": bomb(20_000),
+  };
+  for (const [name, bytes] of Object.entries(broken)) {
+    const message = new RegExp(
+      `^${name.replace(".", "\\.")}: expected an image, got .+\\. Remove the file or convert it to PNG\\.$`,
+    );
+    await assert.rejects(readPixels(bytes, name), { name: "RangeError", message });
+  }
+});
+
+test("a set passes over its bad images, names them, and ends where they are too many", async () => {
+  const good = await grey(50);
+  const files: Record<string, Buffer> = {};
+  for (let i = 0; i < 12; i++) files[`a/${i}.png`] = good;
+  const cut = (await square.clone().jpeg().toBuffer()).subarray(0, 700);
+  writeFiles(at("some"), { ...files, "a/cut.jpg": cut, "a/notes.txt": "not looked at" });
+  mkdirSync(at("some/a/folder.png"));
+  const source = await openSource(at("some"));
+  assert.equal(source.length, 13);
+  using reader = new BatchReader(source, { batchSize: 13, size: 4, workers: 0 });
+  (await reader.next()).dispose();
+  assert.equal(reader.unreadable.count, 1);
+  assert.match(
+    reader.unreadable.problems[0] ?? "",
+    /^a\/cut\.jpg: expected an image, got VipsJpeg: premature end of JPEG image\. Remove/,
+  );
+  for (let i = 0; i < 4; i++) files[`a/${i}.png`] = Buffer.from("bad");
+  writeFiles(at("many"), files);
+  using other = new BatchReader(await openSource(at("many")), { batchSize: 12, size: 4, workers: 0 });
+  await assert.rejects(other.next(), {
+    message:
+      /^data set: expected at most 2 unreadable images of 12, got 3\. Mend or remove them, or raise maxUnreadable:\n {2}a\//,
+  });
+});
+
+test("a file that may not be read counts among the bad ones", async (t) => {
+  if (process.getuid?.() === 0) return t.skip("everything may be read by this user");
+  const good = await grey(50);
+  writeFiles(at("locked"), Object.fromEntries(Array.from({ length: 12 }, (_, i) => [`a/${i}.png`, good])));
+  chmodSync(at("locked/a/3.png"), 0);
+  using reader = new BatchReader(await openSource(at("locked")), { batchSize: 12, size: 4, workers: 0 });
+  (await reader.next()).dispose();
+  assert.match(
+    reader.unreadable.problems[0] ?? "",
+    /a\/3\.png: expected a file that can be read, got EACCES/,
+  );
+});
