@@ -1,6 +1,7 @@
 /** `rlar pretrain`, `rlar tokenizer` and `rlar classifier`: the commands that learn from examples. */
 import { existsSync } from "node:fs";
 
+import { writeReport } from "../dashboard/report.js";
 import { classifierKind } from "../rl_ar_finetune/classifier_keys.js";
 import { openClassifierTask } from "../rl_ar_finetune/classifier_task.js";
 import type { ConfigKind } from "../rl_ar_finetune/config.js";
@@ -53,7 +54,7 @@ export const tokenizer: FitCommand = command({
 export const classifier: FitCommand = command({
   kind: classifierKind,
   open: openClassifierTask,
-  next: (_, model) => `look at it: rlar inspect ${model}`,
+  next: (_, model) => `what is in it: rlar inspect ${model}`,
 });
 
 function command<T extends FitConfig>(trainer: Trainer<T>): FitCommand {
@@ -74,10 +75,12 @@ function command<T extends FitConfig>(trainer: Trainer<T>): FitCommand {
         ...(ask && { ask }),
       }),
     );
+    const page = await writeReport(dir);
     if (!json) {
       const how = end === "patience" ? "no better any more" : end;
       process.stdout.write(
         `${how} after update ${step}: ${dir}\n` +
+          `look at it: ${page}\n` +
           `resume: the same command with run.dir=${dir} run.ifExists=resume\n` +
           (existsSync(model) ? `${trainer.next(resolved.config, model)}\n` : ""),
       );

@@ -41,12 +41,10 @@ export async function readPixels(path: string | Buffer, name: string = String(pa
       data: new Uint8Array(data),
     });
   } catch (error) {
-    throw expected(
-      name,
-      "an image",
-      (error as Error).message.split("\n")[0],
-      "Remove the file or convert it to PNG",
-    );
+    const [reason = ""] = (error as Error).message.split("\n");
+    // What the library found is lost at times when several images are decoded at once.
+    const got = /^unknown error$/i.test(reason) ? "bytes that cannot be decoded" : reason;
+    throw expected(name, "an image", got, "Remove the file or convert it to PNG");
   }
 }
 

@@ -27,6 +27,12 @@ export interface PlanDevice {
   readonly isNarrow: boolean;
 }
 
+/** The networks that look at a step's images, or at those of an evaluation, which has one of its own. */
+export function networksOf({ networks }: PlanModels, isEvaluation: boolean): NetworkSizes[] {
+  const names = Object.keys(networks).filter((name) => isEvaluation || !name.startsWith("eval."));
+  return names.map((name) => networks[name] as NetworkSizes);
+}
+
 /** Bytes under a name. */
 export interface Share {
   readonly name: string;
@@ -134,7 +140,7 @@ function phasesOf(config: TrainConfig, models: PlanModels, device: PlanDevice): 
     phase("rollout", b * g, 0, rolloutParts(config, policy, device, codes, g)),
     // As pieces, and put together.
     phase("decode", b * g, 2 * b * g, decoding(b * g)),
-    phase("reward", b * g, b * g + b, rewardParts(config, models, b * g, [])),
+    phase("reward", b * g, b * g + b, rewardParts(config, models, b * g, false)),
     phase("update", b * g, b * g + b, updateParts(config, models, device, codes)),
   ];
   const { every, numGenerations: e } = config.eval;
@@ -144,7 +150,7 @@ function phasesOf(config: TrainConfig, models: PlanModels, device: PlanDevice): 
       largest([
         phase("evaluation", b * e, 0, rolloutParts(config, policy, device, codes, e)),
         phase("evaluation", b * e, 2 * b * e, decoding(b * e)),
-        phase("evaluation", b * e, b * e, rewardParts(config, models, b * e, ["ssim"])),
+        phase("evaluation", b * e, b * e, rewardParts(config, models, b * e, true)),
         phase("evaluation", b * e, b * e, likelihood),
       ]),
     );
@@ -217,17 +223,17 @@ function rolloutParts(
 /** Comparing `sequences` samples with their images, by the rewards and by what is watched beside them. */
 function rewardParts(
   config: TrainConfig,
-  { networks }: PlanModels,
+  models: PlanModels,
   sequences: number,
-  watched: readonly string[],
+  isEvaluation: boolean,
 ): Parts {
   const { size: side } = config.data;
   const { images } = config.rollout;
   const chunk = Math.min(sequences, config.reward.chunk ?? Math.max(1, Math.floor(COMPARED / side ** 2)));
   const pixels = 3 * side ** 2 * FLOAT;
   const { ssim, msSsim } = config.reward;
-  const isBlurred = ssim.weight !== 0 || msSsim.weight !== 0 || watched.includes("ssim");
-  const costs = Object.values(networks).map((network) => network.costs(side));
+  const isBlurred = ssim.weight !== 0 || msSsim.weight !== 0 || isEvaluation;
+  const costs = networksOf(models, isEvaluation).map((network) => network.costs(side));
   return {
     "features of the images": costs.reduce((sum, cost) => sum + images * cost.features * FLOAT, 0),
     ...most(

@@ -6,7 +6,7 @@ import { Conv2d, Linear, packLinears, Sequential } from "../nn/index.js";
 import { type Device, noGrad, rand, synchronize, tidy } from "../torch/index.js";
 import { batchNumbers, sharesContext, type TrainConfig } from "./config.js";
 import type { PolicySizes } from "./model_sizes.js";
-import type { PlanDevice, PlanModels } from "./plan_memory.js";
+import { networksOf, type PlanDevice, type PlanModels } from "./plan_memory.js";
 import { contextAt } from "./settings.js";
 
 /** Phases of a step, as the log times them. */
@@ -71,13 +71,13 @@ export function plannedWork(config: TrainConfig, models: PlanModels, evalImages:
     evalImages === 0
       ? none
       : {
-          ...lookingAt(config, models, evalImages, each, batches),
+          ...lookingAt(config, models, evalImages, each, batches, true),
           // The likelihood of the true codes.
           update: forward(config, models, evalImages, batches),
         };
   return {
     step: {
-      ...lookingAt(config, models, images, numGenerations, 1),
+      ...lookingAt(config, models, images, numGenerations, 1, false),
       update: updateWork(config, models),
     },
     evaluation,
@@ -91,11 +91,12 @@ function lookingAt(
   images: number,
   each: number,
   batches: number,
+  isEvaluation: boolean,
 ): Record<Exclude<Phase, "update">, Work> {
   const side = config.data.size;
   const { encodeFlops, decodeFlops, decodeGraphBytes } = models.tokenizer.costs(side);
   const decoded = images * (each + 1); // the images' own codes too: the ceiling
-  const byNetworks = Object.values(models.networks).map((network) => {
+  const byNetworks = networksOf(models, isEvaluation).map((network) => {
     const { flops, features } = network.costs(side);
     return {
       ...NONE,

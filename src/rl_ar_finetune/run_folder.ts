@@ -14,7 +14,7 @@ import { trainKind } from "./train_kind.js";
 
 /** What a run writes into its folder. Nothing else there is ever removed. */
 const RUN_FILES =
-  /^(checkpoints|dumps|samples|tb|metrics\.(jsonl|csv)|samples\.jsonl|config\.yaml|model\.safetensors|env(\.\d+)?\.json|report\.html)$/;
+  /^(checkpoints|dumps|samples|tb|metrics\.(jsonl|csv)|samples\.jsonl|config\.yaml|model\.safetensors|env(\.\d+)?\.json|report\.html|eval(\.json)?)$/;
 
 const LOCK = ".lock";
 

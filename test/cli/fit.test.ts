@@ -52,6 +52,7 @@ test("a run, its samples, and the same command again", () => {
   const model = join(dir, "model.safetensors");
   assert.deepEqual(lines.slice(4), [
     `done after update 4: ${dir}`,
+    `look at it: ${join(dir, "report.html")}`,
     `resume: the same command with run.dir=${dir} run.ifExists=resume`,
     `samples: rlar sample --policy ${model} --tokenizer ${join(folder, "tokenizer.safetensors")} --class 0`,
   ]);

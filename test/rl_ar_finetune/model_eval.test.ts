@@ -14,12 +14,16 @@ import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { readPixels } from "../../src/data/index.js";
 import { readNpy, toInt64 } from "../../src/data/npy.js";
+import { frechetDistance } from "../../src/metrics/distribution.js";
+import type { Condition } from "../../src/policies/policy.js";
 import { evaluateModels, type ModelEvaluation } from "../../src/rl_ar_finetune/model_eval.js";
 import { evaluationText } from "../../src/rl_ar_finetune/model_eval_text.js";
 import type { Estimates, Judge, ModelEvalOptions } from "../../src/rl_ar_finetune/model_eval_types.js";
+import { mapCondition } from "../../src/rl_ar_finetune/start.js";
 import { FileBytes } from "../../src/torch/files.js";
-import { memory } from "../../src/torch/index.js";
+import { keep, memory, type Tensor, tensor } from "../../src/torch/index.js";
 import { ZipArchive } from "../../src/torch/zip.js";
+import { npyOf } from "../support/data_files.js";
 import {
   CODES,
   cellJudge,
@@ -78,6 +82,7 @@ test("a policy that is always right completes images as well as the tokenizer ca
   assert.equal(free?.plain.codes_used?.value, 1, "the classes' patterns have all four codes");
   // All samples of a class are one image.
   assert.equal(free?.networks.cells?.diversity?.value, 0);
+  assert.equal(found.real.training?.images, Math.min(40, data.train.images));
   const [likelihood] = likelihoods;
   assert.ok((likelihood?.natsPerToken.value as number) < 1e-6);
   assert.equal(likelihood?.top1.value, 1);
@@ -103,12 +108,45 @@ test("a policy that knows nothing has the codebook as its perplexity, and is far
   const nearest = cells?.nearest?.value as number;
   const usual = real.heldOut?.networks.cells?.nearest?.value as number;
   assert.ok(nearest > usual && usual > 0);
+  const heldOut = real.heldOut?.networks.cells;
+  assert.ok(heldOut?.fd_train !== undefined && cells?.fd_held_out !== undefined);
+  assert.equal(heldOut.fd_held_out, undefined, "not from themselves");
   assert.ok(Math.abs((cells?.nearest_ratio?.value as number) - nearest / usual) < 1e-9);
   // Of a half-known image, half of the other cells are wrong: an interval that holds the value, and is narrow.
   const { value, low, high } = completion?.measures.plain.l2 ?? { value: 0, low: 0, high: 0 };
   assert.ok(
     (low as number) < value && value < (high as number) && (high as number) - (low as number) < value,
   );
+});
+
+test("distances of sets are of one draw an image, and the mean over the draws", async () => {
+  const judge = cellJudge();
+  const seen: number[][] = [];
+  const network = {
+    ...judge.network,
+    describe: (images: Tensor) => {
+      const described = judge.network.describe(images);
+      seen.push(...(described.features.toList() as number[][]));
+      return described;
+    },
+  };
+  const more = {
+    policy: uniformPolicy(),
+    features: [{ ...judge, network }],
+    prefixes: [1],
+    draws: 3,
+    samples: 0,
+  };
+  const { rows, data, real } = await evaluateModels(options(more));
+  assert.equal(real.training, null, "no free samples, nothing to set beside them");
+  const train = tensor(seen.slice(0, data.train.read));
+  const completions = seen.slice(-3 * (data.heldOut?.read as number));
+  const each = [0, 1, 2].map((j) =>
+    frechetDistance(train, tensor(completions.filter((_, i) => i % 3 === j))),
+  );
+  const mean = each.reduce((sum, of) => sum + of, 0) / 3;
+  const found = rows[0]?.completions[0]?.measures.networks.cells?.fd_train?.value as number;
+  assert.ok(Math.abs(found - mean) < 1e-6 * mean, `${found} of ${each}`);
 });
 
 test("a tokenizer alone is judged by reconstructions", async () => {
@@ -205,6 +243,7 @@ test("pages, samples and numbers are written, and the samples are those that wer
   const found = await evaluateModels(
     options({ policy, out, npz, samples: 30, prefixes: [2], classes: "balanced" }),
   );
+  assert.equal(found.real.training?.images, 30, "as many as samples, of more");
   assert.deepEqual(found.pages, ["free_A_t1_cfg1.png", "completion_2_t1_cfg1.png"]);
   assert.deepEqual(names(out), ["completion_2_t1_cfg1.png", "free_A_t1_cfg1.png"]);
   const page = await readPixels(join(out, "free_A_t1_cfg1.png"));
@@ -260,6 +299,47 @@ test("guidance is drawn with: the null condition knows nothing, so half of it kn
     (accuracy[0] as number) < (accuracy[1] as number) && (accuracy[1] as number) < (accuracy[2] as number),
   );
   assert.deepEqual(rows[0]?.free?.networks.cells?.fd_train?.low, null, "no resamples, no interval");
+});
+
+test("text features go with their images, padded to the longest, and free samples take those of held-out images", async () => {
+  await writeCells(at("texts"), 24);
+  for (const name of ["a", "b"]) {
+    for (const [i, file] of names(at("texts", name)).entries()) {
+      const length = 1 + (i % 2);
+      const features = Float32Array.from({ length: length * 2 }, () => i + 1);
+      writeFileSync(at("texts", name, file.replace(".png", ".npy")), npyOf(features, [length, 2]));
+    }
+  }
+  const policy = uniformPolicy();
+  const seen: Condition[] = [];
+  const prefill = policy.prefill.bind(policy);
+  policy.prefill = (cache, tokens, condition) => {
+    seen.push(mapCondition(condition, (part) => keep(part.clone())));
+    return prefill(cache, tokens, condition);
+  };
+  const more = { policy, features: [], prefixes: [1], samples: 30, batch: 7 };
+  const { rows, data } = await evaluateModels(
+    options({ ...more, data: { source: at("texts"), size: SIZE, evalPart: 0.4 } }),
+  );
+  const heldOut = data.heldOut?.read as number;
+  assert.equal(rows[0]?.free?.images, 30);
+  const all = (part: "features" | "isReal"): unknown[] =>
+    seen.flatMap((condition) => condition[part]?.toList() as unknown[]);
+  const features = all("features") as number[][][];
+  assert.equal(features.length, 30 + heldOut);
+  assert.ok(seen.every(({ classes }) => classes === undefined));
+  // Padding stands before what is real.
+  for (const [i, isReal] of (all("isReal") as number[][]).entries()) {
+    const [first, second] = features[i] as number[][];
+    assert.equal(isReal[1], 1);
+    assert.ok((second?.[0] as number) > 0);
+    assert.equal((first?.[0] as number) > 0, isReal[0] === 1);
+  }
+  assert.deepEqual(
+    features.slice(0, 30),
+    Array.from({ length: 30 }, (_, i) => features[30 + (i % heldOut)]),
+  );
+  for (const condition of seen) for (const part of Object.values(condition) as Tensor[]) part.dispose();
 });
 
 test("one class, few images, and a network of other classes leave out what cannot be said", async () => {

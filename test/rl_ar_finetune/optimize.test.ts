@@ -515,6 +515,15 @@ test("with rewards a token each is credited with its own and, decayed, with late
           throw new Error(where, { cause: error });
         }
       }
+      // With values of 0, PPO's lambda is the decay.
+      const valueHead = new ValueHead(8).to(F64);
+      const ppo = { valueHead, lambda: creditDecay, whiten: false, epochs: 1 };
+      const ahead = (): Tensor => scoreCodes(policy, batch).logprobs.mul(returns).mean().neg();
+      expectSame(
+        gradientOf(policy, (o) => ppoUpdate(policy, o, { ...rest, rewards: places }, ppo)),
+        own(policy, ahead),
+        1e-6,
+      );
       // The divergence of each token is taken from that token's reward.
       const penalty = klEstimate(
         batch.logprobs,
@@ -598,6 +607,7 @@ test("kl/ref is the divergence from the reference, wherever it counts; at coeffi
     epochs: 1,
     kl: { coef: 0, reference },
   });
+  assert.equal(metrics["loss/kl"], undefined);
   expectClose(metrics["kl/ref"] as number, k3, { rtol: 1e-9 });
   assert.equal(rlooUpdate(policy, new Recorder([policy]), batch).metrics["kl/ref"], undefined);
 });

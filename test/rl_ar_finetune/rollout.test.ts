@@ -245,6 +245,9 @@ test("weights are packed where that pays, for the draws alone, and scoring agree
   const shared = { context: { type: "teacher_forced" }, trueCodes, packAs: "float32" };
   assert.deepEqual(packed(shared), [false], "one pass");
   assert.equal(policy.out.packed, null);
+  using narrow = new Watched({ vocabSize: 13, width: 184, blockSize: 40 });
+  sampleRollout(narrow, start, { ...free, packAs: "float32" });
+  assert.deepEqual([...new Set(narrow.seen)], [false], "narrow layers");
   const rollout = sampleRollout(policy, start, { ...free, packAs: "float32", generator: new Generator(3) });
   expectClose(noGrad(() => scoreCodes(policy, rollout)).logprobs, rollout.logprobs, { atol: 1e-5 });
 });

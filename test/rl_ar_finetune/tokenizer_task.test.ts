@@ -139,12 +139,7 @@ for (const [preset, bound] of [
   ["IBQ-4-small", 13],
 ] as const) {
   test(`a small ${preset} learns to reconstruct, and its file opens as what it is`, async () => {
-    const resolved = configOf(
-      `model.preset=${preset}`,
-      "train.iters=60",
-      "eval.every=60",
-      "optimizer.lr=6e-3",
-    );
+    const resolved = configOf(`model.preset=${preset}`, "train.iters=90", "eval.every=90");
     const { model, first, best, last: end } = await trainTokenizer(resolved, { screen: new Shown() });
     const [from, to] = [first?.["eval/psnr"], best?.["eval/psnr"]] as [number, number];
     assert.ok(from < 10 && to > bound, `${from} to ${to}`);
