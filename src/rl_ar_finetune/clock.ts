@@ -1,4 +1,5 @@
-/** Where the time of a step goes. */
+/** Where the time and the memory of a step go. */
+import { memory } from "../torch/index.js";
 
 /** Seconds since the last mark, by name. */
 export class Clock {
@@ -23,4 +24,11 @@ export class Clock {
     const rest = (performance.now() - this.#last) / 1000;
     return { ...this.#times, "time/other": (this.#times["time/other"] ?? 0) + rest };
   }
+}
+
+/** Most CPU bytes that tensors held since the last call. */
+export function takePeakBytes(): number {
+  const { peakBytes } = memory();
+  memory({ resetPeak: true });
+  return peakBytes;
 }

@@ -9,7 +9,7 @@ import type { Cursor } from "../data/index.js";
 import type { StateDict } from "../nn/index.js";
 import { DTYPES, memory, noGrad, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
 import { type LoadedCheckpoint, loadCheckpoint, requireSameRun, saveCheckpoint } from "./checkpoint.js";
-import { Clock } from "./clock.js";
+import { Clock, takePeakBytes } from "./clock.js";
 import { ConfigError, type ResolvedConfig } from "./config.js";
 import { plainConfig } from "./config_docs.js";
 import { RunConsole, type Screen, short } from "./console.js";
@@ -207,7 +207,7 @@ export async function fitLoop<T extends FitConfig>(
         "perf/images_per_s": done.images / seconds,
         ...(done.tokens !== undefined && { "perf/tokens_per_s": done.tokens / seconds }),
         "perf/rss_gb": process.memoryUsage.rss() / 2 ** 30,
-        "perf/peak_gb": memory({ resetPeak: true }).peakBytes / 2 ** 30,
+        "perf/peak_gb": takePeakBytes() / 2 ** 30,
         "perf/native_tensors": memory().tensors,
         ...clock.times(),
         ...evaluation,

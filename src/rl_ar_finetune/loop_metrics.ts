@@ -1,5 +1,7 @@
 /** Metrics of an iteration beside those of its update: the rollout, its rewards, and the machine. */
+
 import { call, callTensor, cudaMemory, type Device, memory, type Tensor, tidy } from "../torch/index.js";
+import { takePeakBytes } from "./clock.js";
 import { type Spread, spreadOf } from "./metrics.js";
 import type { Term } from "./rewards.js";
 import type { Rollout } from "./rollout.js";
@@ -66,7 +68,7 @@ export function rewardSpreads({ total, terms }: PlainRewards): Record<string, Sp
   );
 }
 
-/** Pace and memory: `perf/...`; peaks are those since the call before. */
+/** Pace and memory: `perf/...`; the CPU's peak is that since the call before, a GPU's that of the process. */
 export function machineMetrics(
   seconds: number,
   counts: { tokens: number; images: number },
@@ -77,9 +79,9 @@ export function machineMetrics(
     "perf/tokens_per_s": counts.tokens / seconds,
     "perf/images_per_s": counts.images / seconds,
     "perf/rss_gb": process.memoryUsage.rss() / 2 ** 30,
-    "perf/peak_gb": memory({ resetPeak: true }).peakBytes / 2 ** 30,
+    "perf/peak_gb": takePeakBytes() / 2 ** 30,
     ...(device.startsWith("cuda") && {
-      "perf/gpu_mem_peak_gb": cudaMemory(device, { resetPeak: true }).peakAllocated / 2 ** 30,
+      "perf/gpu_mem_peak_gb": cudaMemory(device).peakAllocated / 2 ** 30,
     }),
     "perf/native_tensors": memory().tensors,
   };
