@@ -3,7 +3,6 @@
  * are in `config_update_keys.ts`.
  */
 import * as z from "zod";
-
 import { key, liveKey, section } from "./config_key.js";
 import type {
   ArSection,
@@ -21,11 +20,10 @@ import type {
   TrainConfig,
   TunedArSection,
 } from "./config_types.js";
+import { count, text } from "./shared_keys.js";
 
-const count = z.int().min(1);
 const number = z.number();
 const part = z.number().min(0).max(1);
-const text = z.string().min(1);
 const record = z.record(z.string(), z.unknown());
 
 const isObject = (value: unknown): boolean => typeof value === "object" && value !== null;

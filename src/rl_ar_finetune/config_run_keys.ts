@@ -11,17 +11,15 @@ import type {
   LimitsSection,
   LogSection,
   OptimizerSection,
-  Precision,
   PrecisionSection,
   SaveSection,
   TrainConfig,
   TrainSection,
 } from "./config_types.js";
+import * as shared from "./shared_keys.js";
+import { count, every, positive } from "./shared_keys.js";
 
-const count = z.int().min(1);
-const positive = z.number().gt(0);
 const atLeast0 = z.number().min(0);
-const every = z.int().min(0);
 
 export const optimizer: z.ZodType<OptimizerSection> = section<OptimizerSection>({
   lr: key(
@@ -30,13 +28,8 @@ export const optimizer: z.ZodType<OptimizerSection> = section<OptimizerSection>(
     "learning rate of AdamW",
     "Halve it when kl/ref or clip_ratio jump; new policies want 2e-4, large ones 1e-6.",
   ),
-  betas: key(
-    z.tuple([z.number().min(0).lt(1), z.number().min(0).lt(1)]),
-    [0.9, 0.95],
-    "decay of the mean of the gradient and of its square",
-    "0.999 for the second suits runs of many thousand steps.",
-  ),
-  eps: key(positive, 1e-8, "added to the root of the squares' mean", "Rarely."),
+  betas: shared.betasOf([0.9, 0.95], "steps"),
+  eps: shared.eps,
   weightDecay: key(
     atLeast0,
     0,
@@ -61,12 +54,7 @@ export const optimizer: z.ZodType<OptimizerSection> = section<OptimizerSection>(
     "part of the learning rate that linear and cosine end at",
     "0 for a run that will not go on.",
   ),
-  maxGradNorm: key(
-    positive.nullable(),
-    1,
-    "largest norm of the gradient, all weights as one vector; null is no limit",
-    "Look at optim/grad_norm: clipping should be the exception.",
-  ),
+  maxGradNorm: shared.maxGradNorm,
 });
 
 export const ema: z.ZodType<EmaSection> = section<EmaSection>({
@@ -76,23 +64,15 @@ export const ema: z.ZodType<EmaSection> = section<EmaSection>({
     "part of the running average of the weights that stays at a step; null keeps none",
     "Set 0.999 for runs of a thousand steps; evaluation then uses the average.",
   ),
-  warmup: key(z.boolean(), true, "let the average forget its start soon", "Rarely."),
+  warmup: shared.emaWarmup,
 });
 
-const precisionOf = (what: string, when: string): z.ZodType<Precision> =>
-  key(
-    z.enum(["auto", "float32", "bfloat16"]),
-    "auto",
-    `type in which ${what} are computed; auto is bfloat16 on CUDA, float32 on a CPU`,
-    when,
-  );
-
 export const precision: z.ZodType<TrainConfig["precision"]> = section<PrecisionSection>({
-  policy: precisionOf(
+  policy: shared.precisionOf(
     "the policy's layers, but for its head and losses,",
     "bfloat16 on CPUs that have it; float32 when sampling/logp_diff_max is above 0.01.",
   ),
-  rewards: precisionOf(
+  rewards: shared.precisionOf(
     "the reward's networks",
     "float32 when rewards of a group differ by less than a thousandth.",
   ),
@@ -144,19 +124,8 @@ export const evaluation: z.ZodType<EvalSection> = section<EvalSection>({
     "metric that decides which checkpoint is the best one",
     "Take one that is no part of the reward, such as eval/lpips/mean, to see through a reward that is gamed.",
   ),
-  mode: key(
-    z.enum(["max", "min"]),
-    "max",
-    "whether more of that metric is better, or less",
-    "Together with best.",
-  ),
-  patience: key(
-    z.int().min(0),
-    0,
-    "evaluations without a new best after which the run ends; 0 never ends it",
-    "Set 5 for runs that nobody watches.",
-    "evaluations",
-  ),
+  mode: shared.modeOf("max"),
+  patience: shared.patience,
 });
 
 export const save: z.ZodType<SaveSection> = section<SaveSection>({
@@ -167,7 +136,7 @@ export const save: z.ZodType<SaveSection> = section<SaveSection>({
     "Lower it where a run may be cut short.",
     "iterations",
   ),
-  keep: key(count, 3, "checkpoints that stay, beside the best one", "Raise it to look back further."),
+  keep: shared.keepOf(3),
   ckptPath: key(
     z.string().min(1).nullable(),
     null,
@@ -198,30 +167,12 @@ export const log: z.ZodType<LogSection> = section<LogSection>({
     "Rarely.",
     "images",
   ),
-  tensorboard: key(
-    z.boolean(),
-    true,
-    "write TensorBoard's event files to tb/",
-    "Switch it off to save space.",
-  ),
-  csv: key(z.boolean(), true, "write metrics.csv at the end", "Switch it off when nobody opens it."),
+  tensorboard: shared.tensorboard,
+  csv: shared.csv,
 });
 
 export const limits: z.ZodType<LimitsSection> = section<LimitsSection>({
-  nonFiniteInARow: key(
-    count,
-    5,
-    "steps in a row that may be left out because the loss or gradient is not finite; one more ends the run with exit code 4",
-    "Rarely: look for the cause.",
-    "steps",
-  ),
-  nonFinite: key(
-    count,
-    100,
-    "such steps in the whole run; one more ends it with exit code 4",
-    "Rarely: look for the cause.",
-    "steps",
-  ),
+  ...shared.limitsOf("steps"),
   ratioGap: key(
     positive,
     0.1,
@@ -238,19 +189,6 @@ export const train: z.ZodType<TrainSection> = section<TrainSection>({
     "60 to 200 show whether a reward works.",
     "iterations",
   ),
-  device: key(
-    z
-      .string()
-      .regex(/^(auto|cpu|cuda(:\d+)?)$/)
-      .describe("auto, cpu, cuda or cuda:N"),
-    "auto",
-    "cpu, cuda or cuda:N; auto is cuda where there is one",
-    "To leave the GPU to others.",
-  ),
-  threads: key(
-    count.nullable(),
-    null,
-    "threads of an operator on the CPU; null leaves it to LibTorch",
-    "Set 1 to share a machine.",
-  ),
+  device: shared.device,
+  threads: shared.threads,
 });

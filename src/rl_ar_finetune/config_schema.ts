@@ -11,6 +11,7 @@ import type { Meaning } from "./config_kind.js";
 import * as going from "./config_run_keys.js";
 import type { TrainConfig } from "./config_types.js";
 import * as learning from "./config_update_keys.js";
+import { seed } from "./shared_keys.js";
 
 /** The zod schema of a whole configuration. */
 export const configSchema: z.ZodType<TrainConfig> = section<TrainConfig>({
@@ -20,12 +21,7 @@ export const configSchema: z.ZodType<TrainConfig> = section<TrainConfig>({
     "values to start from: seed, vapi or completion",
     "Start from completion; vapi and seed repeat what others describe.",
   ),
-  seed: key(
-    z.int().min(0),
-    0,
-    "decides every random number of the run",
-    "Run several before believing a small difference.",
-  ),
+  seed,
   run: parts.run,
   data: parts.data,
   dataloader: parts.dataloader,

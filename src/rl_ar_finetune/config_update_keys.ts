@@ -3,7 +3,6 @@
  * `config_keys.ts`, those of how it goes in `config_run_keys.ts`.
  */
 import * as z from "zod";
-
 import { key, section } from "./config_key.js";
 import type {
   AlgorithmSection,
@@ -17,9 +16,8 @@ import type {
   TrainConfig,
   UpdateSection,
 } from "./config_types.js";
+import { count, positive } from "./shared_keys.js";
 
-const count = z.int().min(1);
-const positive = z.number().gt(0);
 const atLeast0 = z.number().min(0);
 
 export const algorithm: z.ZodType<TrainConfig["algorithm"]> = key(

@@ -19,6 +19,8 @@ import type {
   RunConfig,
   SaveSection,
 } from "./config_types.js";
+import * as shared from "./shared_keys.js";
+import { count, every, positive } from "./shared_keys.js";
 import { isFree } from "./train_kind.js";
 
 /** How long, with how many images at a time, and where. */
@@ -79,10 +81,6 @@ export interface FitDefaults {
 /** Keys of `T`, each as `key(...)` or `section(...)` gives it. */
 export type Fields<T> = { readonly [K in keyof T]-?: z.ZodType<T[K]> };
 
-const count = z.int().min(1);
-const every = z.int().min(0);
-const positive = z.number().gt(0);
-
 const train = ({ epochs, batch }: FitDefaults): z.ZodType<FitTrainSection> =>
   section<FitTrainSection>({
     epochs: key(
@@ -106,21 +104,8 @@ const train = ({ epochs, batch }: FitDefaults): z.ZodType<FitTrainSection> =>
       "Raise it with the learning rate on a GPU; lower it when memory runs out.",
       "images",
     ),
-    device: key(
-      z
-        .string()
-        .regex(/^(auto|cpu|cuda(:\d+)?)$/)
-        .describe("auto, cpu, cuda or cuda:N"),
-      "auto",
-      "cpu, cuda or cuda:N; auto is cuda where there is one",
-      "To leave the GPU to others.",
-    ),
-    threads: key(
-      count.nullable(),
-      null,
-      "threads of an operator on the CPU; null leaves it to LibTorch",
-      "Set 1 to share a machine.",
-    ),
+    device: shared.device,
+    threads: shared.threads,
   });
 
 const optimizer = ({ lr, betas, weightDecay }: FitDefaults): z.ZodType<OptimizerSection> =>
@@ -131,13 +116,8 @@ const optimizer = ({ lr, betas, weightDecay }: FitDefaults): z.ZodType<Optimizer
       "learning rate of AdamW",
       "Halve it when the loss jumps; small networks bear more, large ones less.",
     ),
-    betas: key(
-      z.tuple([z.number().min(0).lt(1), z.number().min(0).lt(1)]),
-      [...betas],
-      "decay of the mean of the gradient and of its square",
-      "0.999 for the second suits runs of many thousand updates.",
-    ),
-    eps: key(positive, 1e-8, "added to the root of the squares' mean", "Rarely."),
+    betas: shared.betasOf(betas, "updates"),
+    eps: shared.eps,
     weightDecay: key(
       z.number().min(0),
       weightDecay,
@@ -162,12 +142,7 @@ const optimizer = ({ lr, betas, weightDecay }: FitDefaults): z.ZodType<Optimizer
       "part of the learning rate that linear and cosine end at",
       "0 for a run that will not go on.",
     ),
-    maxGradNorm: key(
-      positive.nullable(),
-      1,
-      "largest norm of the gradient, all weights as one vector; null is no limit",
-      "Look at optim/grad_norm: clipping should be the exception.",
-    ),
+    maxGradNorm: shared.maxGradNorm,
   });
 
 const ema = ({ ema: decay }: FitDefaults): z.ZodType<EmaSection> =>
@@ -178,7 +153,7 @@ const ema = ({ ema: decay }: FitDefaults): z.ZodType<EmaSection> =>
       "part of the running average of the weights that stays at an update; null keeps none",
       "Raise it to 0.9999 for runs of many thousand updates; evaluation and model.safetensors take the average.",
     ),
-    warmup: key(z.boolean(), true, "let the average forget its start soon", "Rarely."),
+    warmup: shared.emaWarmup,
   });
 
 const precision: z.ZodType<FitPrecisionSection> = section<FitPrecisionSection>({
@@ -212,19 +187,8 @@ const evaluation = ({ best, mode }: FitDefaults): z.ZodType<FitEvalSection> =>
       "metric that decides which weights model.safetensors holds",
       "Take another eval metric to choose by that.",
     ),
-    mode: key(
-      z.enum(["max", "min"]),
-      mode,
-      "whether more of that metric is better, or less",
-      "Together with best.",
-    ),
-    patience: key(
-      every,
-      0,
-      "evaluations without a new best after which the run ends; 0 never ends it",
-      "Set 5 for runs that nobody watches.",
-      "evaluations",
-    ),
+    mode: shared.modeOf(mode),
+    patience: shared.patience,
   });
 
 const save: z.ZodType<FitSaveSection> = section<FitSaveSection>({
@@ -235,7 +199,7 @@ const save: z.ZodType<FitSaveSection> = section<FitSaveSection>({
     "Lower it where a run may be cut short.",
     "updates",
   ),
-  keep: key(count, 2, "checkpoints that stay, beside the best one", "Raise it to look back further."),
+  keep: shared.keepOf(2),
 });
 
 const log: z.ZodType<FitLogSection> = section<FitLogSection>({
@@ -253,30 +217,12 @@ const log: z.ZodType<FitLogSection> = section<FitLogSection>({
     "Lower it to see how it learns.",
     "updates",
   ),
-  tensorboard: key(
-    z.boolean(),
-    true,
-    "write TensorBoard's event files to tb/",
-    "Switch it off to save space.",
-  ),
-  csv: key(z.boolean(), true, "write metrics.csv at the end", "Switch it off when nobody opens it."),
+  tensorboard: shared.tensorboard,
+  csv: shared.csv,
 });
 
 const limits: z.ZodType<FitLimitsSection> = section<FitLimitsSection>({
-  nonFiniteInARow: key(
-    count,
-    5,
-    "updates in a row that may be left out because the loss or gradient is not finite; one more ends the run with exit code 4",
-    "Rarely: look for the cause.",
-    "updates",
-  ),
-  nonFinite: key(
-    count,
-    100,
-    "such updates in the whole run; one more ends it with exit code 4",
-    "Rarely: look for the cause.",
-    "updates",
-  ),
+  ...shared.limitsOf("updates"),
 });
 
 /** What {@link fitKind} is made of: what differs from one supervised trainer to the next. */
@@ -300,12 +246,7 @@ export function fitKind<T extends FitConfig>(parts: FitKindParts<T>): ConfigKind
       presetNames === "" ? "values to start from; there are none" : `values to start from: ${presetNames}`,
       "Rarely.",
     ),
-    seed: key(
-      z.int().min(0),
-      0,
-      "decides every random number of the run",
-      "Run several before believing a small difference.",
-    ),
+    seed: shared.seed,
     run,
     data,
     ...own,

@@ -7,18 +7,21 @@ import { setImmediate } from "node:timers/promises";
 
 import type { Cursor } from "../data/index.js";
 import type { StateDict } from "../nn/index.js";
-import { DTYPES, memory, noGrad, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
+import { DTYPES, noGrad, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
 import { type LoadedCheckpoint, loadCheckpoint, requireSameRun, saveCheckpoint } from "./checkpoint.js";
-import { Clock, takePeakBytes } from "./clock.js";
+import { Clock } from "./clock.js";
 import { ConfigError, type ResolvedConfig } from "./config.js";
 import { plainConfig } from "./config_docs.js";
-import { RunConsole, type Screen, short } from "./console.js";
+import { short } from "./console.js";
 import { environment } from "./environment.js";
 import type { FitConfig } from "./fit_keys.js";
-import { RunLog } from "./log.js";
+import type { RunLog } from "./log.js";
+import { machineMetrics } from "./loop_metrics.js";
+import { openConsole, openLog } from "./open_log.js";
 import type { PlainData } from "./plain_data.js";
 import { openRunFolder, writeConfig } from "./run_folder.js";
 import { DivergedError, type TrainOptions } from "./run_options.js";
+import { deviceOf } from "./run_parts.js";
 
 export type { FitConfig } from "./fit_keys.js";
 
@@ -137,23 +140,14 @@ export async function fitLoop<T extends FitConfig>(
   if (saved === null) writeConfig(folder.path, config, kind);
 
   // 2. The task, and its state where the run goes on.
-  const early = new RunConsole({ total: 1, ...screenOf(options) });
+  const early = openConsole(1, options);
   using task = await opened(() => open({ say: (text) => early.say(text), signal: options.signal }), options);
   if (task === null) return untouched(folder.path, saved);
   const { total } = task;
   const progress = restore(resolved, task, saved, options.force ?? false);
-  const console = new RunConsole({ total, ...screenOf(options) });
-  using log = new RunLog(folder.path, {
-    every: config.log.every,
-    total,
-    console,
-    tensorboard: config.log.tensorboard,
-    csv: config.log.csv,
-    ...(saved !== null && { resumeAt: saved.step }),
-  });
-  if (saved?.values.log !== undefined) log.load(saved.values.log);
-  for (const { path, reason } of saved?.damaged ?? []) log.say(`passed over ${path}: ${reason}`);
-  for (const note of [...notes, ...(task.notes ?? [])]) log.say(note);
+  saved?.dispose(); // as large as all of the run's state
+  const about = [...notes, ...(task.notes ?? [])];
+  using log = openLog(folder.path, { total, log: config.log, saved, notes: about, options });
   const model = new ResultFile(join(folder.path, "model.safetensors"), resolved, task);
 
   // 3. Where it starts from: the evaluation before the first update.
@@ -203,12 +197,7 @@ export async function fitLoop<T extends FitConfig>(
         "optim/skipped_total": progress.skipped,
         "progress/epoch": done.cursor.epoch,
         "progress/images_seen": progress.imagesSeen,
-        "perf/step_s": seconds,
-        "perf/images_per_s": done.images / seconds,
-        ...(done.tokens !== undefined && { "perf/tokens_per_s": done.tokens / seconds }),
-        "perf/rss_gb": process.memoryUsage.rss() / 2 ** 30,
-        "perf/peak_gb": takePeakBytes() / 2 ** 30,
-        "perf/native_tensors": memory().tensors,
+        ...machineMetrics(seconds, done, deviceOf(config)),
         ...clock.times(),
         ...evaluation,
       },
@@ -260,10 +249,6 @@ function untouched(dir: string, saved: LoadedCheckpoint | null): FitResult {
   const model = join(dir, "model.safetensors");
   return { dir, step: saved?.step ?? 0, end: "interrupted", model, first, last, best: best?.metrics ?? null };
 }
-
-const screenOf = ({ screen, json = false }: TrainOptions): { screen?: Screen; json: boolean } => {
-  return screen === undefined ? { json } : { screen, json };
-};
 
 /** Put the task where a checkpoint left it, and say how far that was. */
 function restore<T extends FitConfig>(

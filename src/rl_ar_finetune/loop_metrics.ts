@@ -68,20 +68,20 @@ export function rewardSpreads({ total, terms }: PlainRewards): Record<string, Sp
   );
 }
 
-/** Pace and memory: `perf/...`; the CPU's peak is that since the call before, a GPU's that of the process. */
+/** Pace and memory: `perf/...`; peaks are those since the call before. */
 export function machineMetrics(
   seconds: number,
-  counts: { tokens: number; images: number },
+  { tokens, images }: { readonly tokens?: number | undefined; readonly images: number },
   device: Device,
 ): Record<string, number> {
   return {
     "perf/step_s": seconds,
-    "perf/tokens_per_s": counts.tokens / seconds,
-    "perf/images_per_s": counts.images / seconds,
+    ...(tokens !== undefined && { "perf/tokens_per_s": tokens / seconds }),
+    "perf/images_per_s": images / seconds,
     "perf/rss_gb": process.memoryUsage.rss() / 2 ** 30,
     "perf/peak_gb": takePeakBytes() / 2 ** 30,
     ...(device.startsWith("cuda") && {
-      "perf/gpu_mem_peak_gb": cudaMemory(device).peakAllocated / 2 ** 30,
+      "perf/gpu_mem_peak_gb": cudaMemory(device, { resetPeak: true }).peakAllocated / 2 ** 30,
     }),
     "perf/native_tensors": memory().tensors,
   };

@@ -5,6 +5,7 @@ import type { TokenizerPreset } from "../tokenizers/index.js";
 import { key, section } from "./config_key.js";
 import type { ConfigKind, Origins, Preset } from "./config_kind.js";
 import { type FitConfig, fitKind } from "./fit_keys.js";
+import { count, text } from "./shared_keys.js";
 import type { Adversarial, Pixelwise } from "./tokenizer_losses.js";
 
 /** The tokenizer to train: a new one, or one in a file. */
@@ -54,8 +55,6 @@ export interface TokenizerTrainConfig extends FitConfig {
   readonly loss: TokenizerLossSection;
 }
 
-const count = z.int().min(1);
-const text = z.string().min(1);
 const weight = z.number().min(0);
 const adversarial = z.enum(["hinge", "vanilla", "non_saturating"]);
 

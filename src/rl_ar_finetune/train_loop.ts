@@ -8,7 +8,6 @@ import { autocast, deriveSeed, stream, type Tensor, tidy } from "../torch/index.
 import { loadCheckpoint } from "./checkpoint.js";
 import { Clock } from "./clock.js";
 import { type ResolvedConfig, resolveConfig, type TrainConfig, type TrainConfigInput } from "./config.js";
-import { RunConsole } from "./console.js";
 import {
   conditionOf,
   creditFor,
@@ -20,8 +19,8 @@ import {
   rolloutFor,
 } from "./evaluate.js";
 import { adaptedCoef, runningMean } from "./kl_control.js";
-import { RunLog } from "./log.js";
 import { machineMetrics, rewardSpreads, rolloutMetrics } from "./loop_metrics.js";
+import { openLog } from "./open_log.js";
 import {
   grpoUpdate,
   ppoUpdate,
@@ -79,22 +78,7 @@ export async function trainRlLoop(
   const progress = restore(config, parts, saved, options.force ?? false);
   saved?.dispose(); // as large as all of the run's state
   const total = config.train.iters;
-  const console = new RunConsole({
-    total,
-    ...(options.screen && { screen: options.screen }),
-    json: options.json ?? false,
-  });
-  using log = new RunLog(folder.path, {
-    every: config.log.every,
-    total,
-    console,
-    tensorboard: config.log.tensorboard,
-    csv: config.log.csv,
-    ...(saved !== null && { resumeAt: saved.step }),
-  });
-  if (saved?.values.log !== undefined) log.load(saved.values.log);
-  for (const { path, reason } of saved?.damaged ?? []) log.say(`passed over ${path}: ${reason}`);
-  for (const note of notes) log.say(note);
+  using log = openLog(folder.path, { total, log: config.log, saved, notes, options });
   const lrFactor = lrScheduleOf(config);
   using batches = disposable(parts.batchesFrom(progress.cursor, progress.passedOver));
 
