@@ -78,7 +78,9 @@ export async function demo({ seed, dir, short = false, fromScratch = false }: De
 
   say("\nJudging it on held-out designs, beside the policy it began with, at equal seeds ...\n");
   const evaluation = await evaluateModels({
-    ...(optionsOfRun(run.dir) as Parameters<typeof evaluateModels>[0]),
+    ...optionsOfRun(run.dir),
+    data: resolved.config.data,
+    tokenizer: join(models, "tokenizer.safetensors"),
     features: [join(models, "held_out_classifier.safetensors")],
     temperatures: short ? [1] : [1, 0.8, 0.6, 0.4],
     images: short ? 16 : 384,

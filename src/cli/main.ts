@@ -6,20 +6,8 @@ import { Command, CommanderError, InvalidArgumentError, Option } from "commander
 
 import { ConfigError } from "../rl_ar_finetune/config.js";
 import { presets } from "../rl_ar_finetune/presets.js";
-import { DivergedError } from "../rl_ar_finetune/train_loop.js";
-import { config, kinds } from "./config.js";
-import { convert } from "./convert.js";
-import { demo } from "./demo.js";
-import { doctor } from "./doctor.js";
-import { emoji } from "./emoji.js";
-import { evaluate } from "./eval.js";
-import { classifier, type FitCommandOptions, pretrain, tokenizer } from "./fit.js";
-import { inspect } from "./inspect.js";
-import { plan } from "./plan.js";
-import { reconstruct } from "./reconstruct.js";
-import { report } from "./report.js";
-import { sample } from "./sample.js";
-import { train } from "./train.js";
+import { DivergedError } from "../rl_ar_finetune/run_options.js";
+import { kinds } from "./config.js";
 
 /** 0 ok, 2 a wrong command line or configuration, 3 data or a model that cannot be used, 4 diverged. */
 const EXIT = { usage: 2, data: 3, diverged: 4 } as const;
@@ -56,11 +44,29 @@ const heads = (): Option =>
   new Option("--heads <n>", "attention heads, where the file does not tell").argParser(integer);
 const codes = (): Option =>
   new Option("--codes <n>", "codes an image, where the file does not tell").argParser(integer);
+const cfgSchedule = (): Option =>
+  new Option("--cfg-schedule <s>", "how the scale grows")
+    .choices(["constant", "power_cosine"])
+    .default("constant");
+const topK = (): Option =>
+  new Option("--top-k <k>", "keep the k likeliest codes; 0 keeps all").argParser(integer).default(0);
+const topP = (): Option =>
+  new Option("--top-p <p>", "keep the likeliest codes of this total probability")
+    .argParser(number)
+    .default(1);
 const json = (): Option => new Option("--json", "print one JSON object");
 const crop = (): Option =>
   new Option("--crop <crop>", "how an image becomes a square")
     .choices(["center", "smallest_side"])
     .default("center");
+
+/** A command's action: its file is read when it is called, for LibTorch takes a while to load; a number is the exit code. */
+function command<A extends unknown[]>(load: () => Promise<(...args: A) => unknown>) {
+  return async (...args: A): Promise<void> => {
+    const code = await (await load())(...args);
+    if (typeof code === "number") process.exitCode = code;
+  };
+}
 
 const program = new Command("rlar")
   .description("Reinforcement-learning fine-tuning of autoregressive image-token models.")
@@ -83,9 +89,7 @@ program
   .addOption(
     new Option("--short", "a few steps of everything, to see that it works; the numbers mean nothing"),
   )
-  .action(async (options) => {
-    process.exitCode = await demo(options);
-  });
+  .action(command(async () => (await import("./demo.js")).demo));
 
 program
   .command("inspect")
@@ -97,7 +101,7 @@ program
   .addOption(codes())
   .addOption(new Option("--all", "list every tensor"))
   .addOption(json())
-  .action(inspect);
+  .action(command(async () => (await import("./inspect.js")).inspect));
 
 program
   .command("convert")
@@ -109,7 +113,7 @@ program
   .addOption(heads())
   .addOption(codes())
   .addOption(new Option("--force", "replace an existing file"))
-  .action(convert);
+  .action(command(async () => (await import("./convert.js")).convert));
 
 program
   .command("reconstruct")
@@ -133,7 +137,7 @@ program
   .addOption(wrapper())
   .addOption(weights())
   .addOption(json())
-  .action(reconstruct);
+  .action(command(async () => (await import("./reconstruct.js")).reconstruct));
 
 program
   .command("sample")
@@ -147,20 +151,10 @@ program
   )
   .addOption(new Option("--per-class <n>", "images a class").argParser(integer).default(4))
   .addOption(new Option("--cfg <scale>", "classifier-free guidance; 1 is none").argParser(number).default(1))
-  .addOption(
-    new Option("--cfg-schedule <s>", "how the scale grows")
-      .choices(["constant", "power_cosine"])
-      .default("constant"),
-  )
+  .addOption(cfgSchedule())
   .addOption(new Option("--temperature <t>", "logits are divided by it").argParser(number).default(1))
-  .addOption(
-    new Option("--top-k <k>", "keep the k likeliest codes; 0 keeps all").argParser(integer).default(0),
-  )
-  .addOption(
-    new Option("--top-p <p>", "keep the likeliest codes of this total probability")
-      .argParser(number)
-      .default(1),
-  )
+  .addOption(topK())
+  .addOption(topP())
   .addOption(new Option("--seed <n>", "seed of the draw").argParser(integer).default(0))
   .addOption(heads())
   .addOption(codes())
@@ -169,7 +163,7 @@ program
   )
   .addOption(device())
   .addOption(json())
-  .action(sample);
+  .action(command(async () => (await import("./sample.js")).sample));
 
 program
   .command("eval")
@@ -230,19 +224,9 @@ program
       .argParser(numbers)
       .default([1], "1"),
   )
-  .addOption(
-    new Option("--cfg-schedule <s>", "how the scale grows")
-      .choices(["constant", "power_cosine"])
-      .default("constant"),
-  )
-  .addOption(
-    new Option("--top-k <k>", "keep the k likeliest codes; 0 keeps all").argParser(integer).default(0),
-  )
-  .addOption(
-    new Option("--top-p <p>", "keep the likeliest codes of this total probability")
-      .argParser(number)
-      .default(1),
-  )
+  .addOption(cfgSchedule())
+  .addOption(topK())
+  .addOption(topP())
   .addOption(
     new Option("--seeds <n>", "of the draws, such as 0,1,2: then mean, least and greatest")
       .argParser(integers)
@@ -263,7 +247,7 @@ program
   .addOption(new Option("--npz <file>", "the free samples: arr_0 uint8 [N, H, W, 3], arr_1 their classes"))
   .addOption(new Option("--json <file>", "everything: numbers, intervals, settings, seeds, hashes, commit"))
   .addOption(new Option("--explain", "say what each measure is, and stop"))
-  .action(evaluate);
+  .action(command(async () => (await import("./eval.js")).evaluate));
 
 const preset = (names?: readonly string[]): Option => {
   const option = new Option("--preset <name>", "values to start from; rlar config presets tells of them");
@@ -287,9 +271,7 @@ program
   )
   .addOption(force())
   .addOption(json())
-  .action(async (args, options) => {
-    process.exitCode = await train(args, options);
-  });
+  .action(command(async () => (await import("./train.js")).train));
 
 program
   .command("plan")
@@ -300,14 +282,13 @@ program
   .addOption(preset(Object.keys(presets)))
   .addOption(new Option("--no-measure", "do not time this machine: operations instead of seconds"))
   .addOption(json())
-  .action(plan);
+  .action(command(async () => (await import("./plan.js")).plan));
 
 /** A command that learns from examples; all of them are told the same way what to do. */
 function fitCommand(
-  name: string,
+  name: "pretrain" | "tokenizer" | "classifier",
   description: string,
   example: string,
-  run: (args: readonly string[], options: FitCommandOptions) => Promise<number>,
 ): void {
   program
     .command(name)
@@ -319,28 +300,23 @@ function fitCommand(
     .addOption(dryRun())
     .addOption(force())
     .addOption(json())
-    .action(async (args, options) => {
-      process.exitCode = await run(args, options);
-    });
+    .action(command(async () => (await import("./fit.js"))[name]));
 }
 
 fitCommand(
   "pretrain",
   "Train a policy on the codes of images, from random weights or going on from a file.",
   "data.source=IMAGES tokenizer.path=FILE ar.type=gpt",
-  pretrain,
 );
 fitCommand(
   "tokenizer",
   "Train a tokenizer, from random weights or going on from a file.",
   "data.source=IMAGES data.size=32 model.preset=VQ-4-small",
-  tokenizer,
 );
 fitCommand(
   "classifier",
   "Train a small classifier of images, whose features metrics and rewards can use.",
   "data.source=IMAGES data.size=32",
-  classifier,
 );
 
 program
@@ -352,7 +328,7 @@ program
   .addOption(new Option("--fluent <tgz>", "the package @lobehub/fluent-emoji-3d, rather than fetch it"))
   .addOption(new Option("--force", "replace an existing file"))
   .addOption(json())
-  .action(emoji);
+  .action(command(async () => (await import("./emoji.js")).emoji));
 
 program
   .command("config")
@@ -363,7 +339,7 @@ program
   .addOption(
     new Option("--for <command>", "whose configuration").choices(Object.keys(kinds)).default("train"),
   )
-  .action(config);
+  .action(command(async () => (await import("./config.js")).config));
 
 program
   .command("report")
@@ -371,13 +347,13 @@ program
   .argument("<runs...>", "folders of runs; an eval.json in one, from rlar eval --json, goes on the page")
   .addOption(new Option("--out <html>", "the page to write (default: report.html in the first folder)"))
   .addOption(json())
-  .action(report);
+  .action(command(async () => (await import("./report.js")).report));
 
 program
   .command("doctor")
   .description("Say what this machine has: LibTorch, memory, threads, CUDA.")
   .addOption(json())
-  .action(doctor);
+  .action(command(async () => (await import("./doctor.js")).doctor));
 
 for (const command of program.commands) command.exitOverride();
 

@@ -63,21 +63,11 @@ async function openCodeFile(path: string, options: SourceOptions): Promise<Image
   const idOf = (index: number): string => `${basename(path)}#${index}`;
   const hash = hashListing(idOf, classes).update(`${type} ${entry.shape.join(" ")}`);
   for (const i of spread(length, READ)) hash.update((await rowOf(i * variants)).bytes);
-  return {
-    kind: "codes",
-    length,
-    classNames: classes.names,
-    fingerprint: hash.digest("hex"),
-    variants,
-    codeLength,
-    idOf,
-    classOf: (index) => classes.ids[index] as number,
-    locate: async (index, variant) => {
-      return {
-        codes: checkCodes(toInt64(await rowOf(index * variants + variant), idOf(index)), idOf(index)),
-      };
-    },
-  };
+  return codeSource(
+    { classes, fingerprint: hash.digest("hex"), variants, codeLength, idOf },
+    async (index, variant) =>
+      checkCodes(toInt64(await rowOf(index * variants + variant), idOf(index)), idOf(index)),
+  );
 }
 
 function entryOf(path: string, name: string) {
@@ -144,29 +134,37 @@ async function openCodeFolder(folder: string, options: SourceOptions): Promise<I
     // One that cannot be read is met again, counted and named when its turn comes.
     hash.update(await readPart({ path: pathOf(i) }).catch(() => ""));
   }
-  return {
-    kind: "codes",
-    length: names.length,
-    classNames: classes.names,
-    fingerprint: hash.digest("hex"),
-    variants,
-    codeLength,
-    idOf,
-    classOf: (index) => classes.ids[index] as number,
-    locate: async (index, variant) => {
+  return codeSource(
+    { classes, fingerprint: hash.digest("hex"), variants, codeLength, idOf },
+    async (index, variant) => {
       const path = pathOf(index);
       const raw = readNpy(await readPart({ path }), path);
       if (raw.shape.join() !== first.shape.join()) {
-        throw expected(
-          path,
-          `codes of shape [${first.shape.join(", ")}], as the others`,
-          `[${raw.shape.join(", ")}]`,
-        );
+        const got = `[${raw.shape.join(", ")}]`;
+        throw expected(path, `codes of shape [${first.shape.join(", ")}], as the others`, got);
       }
       const rowBytes = raw.bytes.length / variants;
       const bytes = raw.bytes.subarray(variant * rowBytes, (variant + 1) * rowBytes);
-      return { codes: checkCodes(toInt64({ ...raw, bytes }, path), path) };
+      return checkCodes(toInt64({ ...raw, bytes }, path), path);
     },
+  );
+}
+
+/** A source of codes, from what is known of all of them and from how those of one image are read. */
+function codeSource(
+  {
+    classes,
+    ...about
+  }: Pick<ImageSource, "fingerprint" | "variants" | "codeLength" | "idOf"> & { classes: Classes },
+  codesOf: (index: number, variant: number) => Promise<BigInt64Array>,
+): ImageSource {
+  return {
+    kind: "codes",
+    length: classes.ids.length,
+    classNames: classes.names,
+    ...about,
+    classOf: (index) => classes.ids[index] as number,
+    locate: async (index, variant) => ({ codes: await codesOf(index, variant) }),
   };
 }
 

@@ -153,10 +153,7 @@ function microBatchGradient(
   const counts: Record<string, Tensor> = {};
   if (value !== null && rows.oldValues !== undefined && rows.returns !== undefined) {
     const hidden = value.detachTrunk ? states.hidden.detach() : states.hidden;
-    const values = value.head
-      .forward(hidden)
-      .unsqueeze(1)
-      .expand(...logprobs.shape); // one a position, for all K
+    const values = forAll(value.head.forward(hidden), logprobs);
     const options = { dtype: values.dtype };
     const old = rows.oldValues.to(options).unsqueeze(1);
     const { loss, isClipped } = valueLoss(values, old, rows.returns.to(options), value.clip);
@@ -174,6 +171,9 @@ function microBatchGradient(
     };
   });
 }
+
+/** `[r, T]`, one a position, for all K of `like` `[r, K, T]`. */
+const forAll = (perPosition: Tensor, like: Tensor): Tensor => perPosition.unsqueeze(1).expand(...like.shape);
 
 /** `sum(weights * loss)`, in the loss's dtype; the loss is broadcast over K. */
 function weighted(loss: Tensor, weights: Tensor): Tensor {
@@ -223,20 +223,8 @@ function statistics(scores: Scores, ratio: Tensor, rows: Rows, objective: Object
     kl_k1: sum(change.neg()),
     kl_k3: sum(klEstimate(old, logprobs, "k3")),
   };
-  if (scores.entropy !== null)
-    result.entropy = sum(
-      scores.entropy
-        .detach()
-        .unsqueeze(1)
-        .expand(...mask.shape),
-    );
-  if (scores.kl !== null)
-    result.ref_exact = sum(
-      scores.kl
-        .detach()
-        .unsqueeze(1)
-        .expand(...mask.shape),
-    );
+  if (scores.entropy !== null) result.entropy = sum(forAll(scores.entropy.detach(), mask));
+  if (scores.kl !== null) result.ref_exact = sum(forAll(scores.kl.detach(), mask));
   if (reference !== undefined) {
     for (const kind of ["k1", "k2", "k3"] as const)
       result[`ref_${kind}`] = sum(klEstimate(logprobs, reference, kind));
