@@ -308,7 +308,7 @@ export class GPT extends Module implements ArPolicy {
     for (const [layer, block] of this.blocks.entries()) {
       const [keys, values] = extra.slice(2 * layer, 2 * layer + 2);
       const cross = block.cross_attn && keys && values ? { keys, values, mask: featureMask } : null;
-      h = block.forward(h, { mask, cache, layer }, cross);
+      h = tidy(() => block.forward(h, { mask, cache, layer }, cross));
     }
     const n = x.size(1);
     cache.advance(n);

@@ -276,7 +276,7 @@ export class IbqAr extends Module implements ArPolicy {
     let h = x;
     for (const [layer, block] of this.blocks.entries()) {
       const modulation = extra.slice(6 * layer, 6 * layer + 6) as unknown as Modulation;
-      h = block.forward(h, modulation, factors, { mask: null, cache, layer });
+      h = tidy(() => block.forward(h, modulation, factors, { mask: null, cache, layer }));
     }
     cache.advance(n);
     const last = h.narrow(1, n - 1, 1);

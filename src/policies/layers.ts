@@ -13,6 +13,7 @@ import {
   fullLike,
   isGradEnabled,
   type Tensor,
+  tidy,
   where,
 } from "../torch/index.js";
 import type { Condition } from "./policy.js";
@@ -96,7 +97,7 @@ export function runBlock<T extends readonly (Tensor | null)[]>(
   fn: (...inputs: T) => Tensor,
   inputs: readonly [...T],
 ): Tensor {
-  if (!again || !isGradEnabled()) return fn(...inputs);
+  if (!again || !isGradEnabled()) return tidy(() => fn(...inputs));
   const whole = (...given: Tensor[]): Tensor => {
     const rest = given.values();
     return fn(...(inputs.map((input) => input && rest.next().value) as unknown as T));

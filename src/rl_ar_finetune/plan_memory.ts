@@ -95,6 +95,11 @@ export function graphBytes(
   return tokens * (blocks * (isNarrow ? 2.5 : FLOAT) + savedAround * FLOAT);
 }
 
+/** What a forward pass of `tokens` positions takes where no graph is kept: a block's own, and what goes from block to block. */
+export function passBytes(policy: PolicySizes, tokens: number, device: PlanDevice): number {
+  return graphBytes(policy, tokens, device, true);
+}
+
 /** Everything that a run takes, by name. */
 export function memoryParts(config: TrainConfig, models: PlanModels, device: PlanDevice): MemoryParts {
   const { policy, trained, reference, valueHead, tokenizer, networks } = models;
@@ -145,7 +150,7 @@ function phasesOf(config: TrainConfig, models: PlanModels, device: PlanDevice): 
   ];
   const { every, numGenerations: e } = config.eval;
   if (every > 0) {
-    const likelihood = { "activations of the policy": graphBytes(policy, (microBatch ?? b) * codes, device) };
+    const likelihood = { "activations of the policy": passBytes(policy, (microBatch ?? b) * codes, device) };
     phases.push(
       largest([
         phase("evaluation", b * e, 0, rolloutParts(config, policy, device, codes, e)),
@@ -191,7 +196,7 @@ function rolloutParts(
   if (sharesContext(config)) {
     const tokens = (keepGraph ? images : some) * codes * streams;
     return {
-      "activations of the policy": graphBytes(policy, tokens, device),
+      "activations of the policy": (keepGraph ? graphBytes : passBytes)(policy, tokens, device),
       logits: Math.min(CHUNK, tokens * v) * DRAWN,
     };
   }
@@ -208,12 +213,12 @@ function rolloutParts(
     ...most(
       {
         "keys and values": shared === 0 ? caches : shared,
-        "activations of the policy": graphBytes(policy, some * streams * (given + 1), device),
+        "activations of the policy": passBytes(policy, some * streams * (given + 1), device),
       },
       { "keys and values": caches + shared },
       {
         "keys and values": caches,
-        "activations of the policy": graphBytes(policy, rows, device),
+        "activations of the policy": passBytes(policy, rows, device),
         logits: rows * v * DRAWN,
       },
     ),
@@ -271,7 +276,7 @@ function updateParts(
       { "gradients of activations": tokens * WORKING * policy.width * FLOAT },
       { logits },
       // An exact divergence runs the reference while the policy's graph is there.
-      isExact ? { "activations of the reference": graphBytes(policy, tokens, device) } : {},
+      isExact ? { "activations of the reference": passBytes(policy, tokens, device) } : {},
       // What layers give before their adapters add to it is there until the forward ends.
       config.ar.lora.rank === null ? {} : { "outputs under adapters": tokens * policy.loraOutputs * FLOAT },
     ),

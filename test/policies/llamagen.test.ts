@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { init } from "../../src/nn/index.js";
 import { LlamaGen, type LlamaGenOptions, llamaGenPresets } from "../../src/policies/index.js";
-import { manualSeed, noGrad, randn, type Tensor, tensor, tidy } from "../../src/torch/index.js";
+import { manualSeed, memory, noGrad, randn, type Tensor, tensor, tidy } from "../../src/torch/index.js";
 import { expectClose } from "../support/close.js";
 import { noLeak } from "../support/leak.js";
 import {
@@ -219,3 +219,19 @@ test("what does not fit is refused", () =>
       );
     }),
   ));
+
+test("without a graph, a forward takes what one block takes, however many there are", () => {
+  const peak = (nLayer: number): number =>
+    tidy(() => {
+      const model = new LlamaGen({ ...SIZE, nLayer, dim: 64, ffnDim: 192 });
+      model.eval();
+      const tokens = codes(...Array.from({ length: 64 }, () => [3, 4, 5, 6, 7, 8, 9]));
+      const classes = tensor(Array(64).fill(1), { dtype: "int64" });
+      const before = memory({ resetPeak: true }).bytes;
+      noGrad(() => tidy(() => model.hidden(tokens, { classes })));
+      return memory().peakBytes - before;
+    });
+  const [few, many] = [peak(1), peak(6)];
+  const between = 64 * 8 * 64 * 4; // what goes from one block to the next
+  assert.ok(many <= few + 5 * between, `${few} for one block, ${many} for six`);
+});
