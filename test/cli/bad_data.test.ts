@@ -23,7 +23,8 @@ test("each command says what is wrong with the images, and leaves no half-made r
   mkdirSync(at("empty"));
   writeFiles(at("one"), { "a/0.png": await grey(9, 16) });
   writeFiles(at("bad"), { "a/0.png": "x", "a/1.png": "y", "b/2.png": "z", "b/3.png": "z" });
-  const split = "none of 1 groups. Change heldOut or the seed, or use more images";
+  const split =
+    "none of 1 groups. Use more images, hold out another share \\(data.evalPart\\), or give held-out images of their own";
   const wanted: readonly [string, RegExp, readonly string[]][] = [
     [
       "empty",
