@@ -22,5 +22,5 @@ export {
   recognisePolicy,
   type Shapes,
 } from "./load.js";
-export { addLora, LORA_TARGETS, Lora, type LoraOptions, WithoutAdapters } from "./lora.js";
+export { addLora, LORA_TARGETS, Lora, type LoraOptions, targetedPaths, WithoutAdapters } from "./lora.js";
 export type { ArPolicy, Condition, DecodeCache } from "./policy.js";

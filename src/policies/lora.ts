@@ -110,7 +110,8 @@ export class Lora extends Module {
   }
 
   /**
-   * Run `fn` as if there were no adapters: the model that fine-tuning began with, for a reference.
+   * Run `fn` as if there were no adapters: the model that fine-tuning began with, for a reference. Without a graph: a
+   * backward pass that computes activations again would do so after `fn`, with the adapters on.
    *
    * @throws RangeError while the adapters are merged.
    */
@@ -120,7 +121,7 @@ export class Lora extends Module {
     const before = this.#isOff;
     this.#isOff = true;
     try {
-      return fn();
+      return noGrad(fn);
     } finally {
       this.#isOff = before;
     }
@@ -149,14 +150,15 @@ export class Lora extends Module {
   }
 
   /**
-   * What {@link merge} would make of the adapted layers' weights, as new tensors under the keys of the adapted module:
+   * The adapted layers' weights with the adapters in them, as new tensors under the keys of the adapted module:
    * `{ ...policy.stateDict(), ...lora.mergedWeights() }` is a policy without adapters. The layers stay as they are.
+   *
+   * They are float32, as the adapters are, whatever the layers are: in bfloat16 a small adapter would be rounded away.
    */
   mergedWeights(): StateDict {
     if (this.#isMerged) return {};
     const entries = this.#adapted.map((adapted) => {
-      const { dtype } = adapted.layer.weight;
-      return [`${adapted.path}.weight`, noGrad(() => tidy(() => this.#sum(adapted).to({ dtype })))] as const;
+      return [`${adapted.path}.weight`, noGrad(() => tidy(() => this.#sum(adapted)))] as const;
     });
     return Object.fromEntries(entries);
   }
@@ -194,33 +196,59 @@ export class Lora extends Module {
 }
 
 /**
+ * Paths of linear layers that targets name by their ends.
+ *
+ * @param where - who asks, for the message.
+ * @param targets - null for {@link LORA_TARGETS}, not all of which a model has.
+ * @throws RangeError when a target names no path, or none does.
+ */
+export function targetedPaths(
+  where: string,
+  paths: readonly string[],
+  targets: readonly string[] | null,
+): string[] {
+  const ends = (path: string, name: string): boolean => path === name || path.endsWith(`.${name}`);
+  const named = paths.filter((path) => (targets ?? LORA_TARGETS).some((name) => ends(path, name)));
+  const idle = (targets ?? []).filter((name) => !named.some((path) => ends(path, name)));
+  if (named.length === 0 || idle.length > 0) throw noTarget(where, paths, idle);
+  return named;
+}
+
+function noTarget(where: string, paths: readonly string[], idle: readonly string[]): RangeError {
+  const kinds = [...new Set(paths.map((path) => path.replace(/\d+/g, "N")))].join(", ");
+  return expected(where, `ends of ${kinds}`, idle.length > 0 ? idle : "none that matches");
+}
+
+/**
  * Freeze a module and put adapters beside its linear layers: train `lora.parameters()`, save `lora.stateDict()`.
  *
- * @throws RangeError when no layer is a target, a target names none, or a layer has an adapter already.
+ * @param where - who asks, for messages; `addLora` where left out.
+ * @throws RangeError when no layer is a target, a target names none, a number is out of range, or a layer has an
+ *   adapter already.
  */
-export function addLora(module: Module, options: LoraOptions): Lora {
-  const { rank, targets, dropout = 0 } = options;
-  if (!Number.isInteger(rank) || rank < 1)
-    throw expected("addLora", "an integer of at least 1 as rank", rank);
-  if (!(dropout >= 0 && dropout < 1)) throw expected("addLora", "dropout in [0, 1)", dropout);
+export function addLora(module: Module, options: LoraOptions, where = "addLora"): Lora {
+  const { rank, alpha = rank, targets = null, dropout = 0 } = options;
+  if (!Number.isInteger(rank) || rank < 1) {
+    throw expected(`${where}.rank`, "an integer of at least 1", rank);
+  }
+  if (!(alpha > 0 && alpha < Infinity)) {
+    throw expected(`${where}.alpha`, "a finite number above 0", alpha, "Leave it out for alpha = rank");
+  }
+  if (!(dropout >= 0 && dropout < 1)) throw expected(`${where}.dropout`, "a number in [0, 1)", dropout);
   const all = [...module.namedModules()].filter(
     (named): named is [string, Linear] => named[1] instanceof Linear,
   );
-  const endsWith = (path: string, name: string): boolean => path === name || path.endsWith(`.${name}`);
-  const names = typeof targets === "function" ? [] : (targets ?? LORA_TARGETS);
-  const isTarget =
-    typeof targets === "function" ? targets : (path: string) => names.some((name) => endsWith(path, name));
-  const layers = all.filter(([path, layer]) => isTarget(path, layer));
-  const idle = Array.isArray(targets)
-    ? targets.filter((name) => !layers.some(([path]) => endsWith(path, name)))
-    : [];
-  if (layers.length === 0 || idle.length > 0) {
-    const kinds = [...new Set(all.map(([path]) => path.replace(/\d+/g, "N")))].join(", ");
-    throw expected("addLora", `targets among ${kinds}`, idle.length > 0 ? idle : "none that matches");
-  }
+  const paths = all.map(([path]) => path);
+  const chosen = new Set(
+    typeof targets === "function"
+      ? all.flatMap(([path, layer]) => (targets(path, layer) ? [path] : []))
+      : targetedPaths(`${where}.targets`, paths, targets),
+  );
+  if (chosen.size === 0) throw noTarget(`${where}.targets`, paths, []);
+  const layers = all.filter(([path]) => chosen.has(path));
   for (const [path, layer] of layers) {
     if (Object.hasOwn(layer, "forward")) {
-      throw expected("addLora", "layers without adapters", path, "Dispose of the other adapters first");
+      throw expected(where, "layers without adapters", path, "Dispose of the other adapters first");
     }
   }
   return new Lora(module, layers, options);
@@ -228,7 +256,8 @@ export function addLora(module: Module, options: LoraOptions): Lora {
 
 /**
  * The policy that a policy was before it got its adapters, in the same memory: every call runs with the adapters off.
- * A reference for a divergence that costs no second copy. It has no parameters of its own, and ends with the adapters.
+ * A reference for a divergence that costs no second copy, and gives no gradients. It has no parameters of its own, and
+ * ends with the adapters.
  */
 export class WithoutAdapters extends Module implements ArPolicy {
   readonly #policy: ArPolicy;
@@ -258,6 +287,11 @@ export class WithoutAdapters extends Module implements ArPolicy {
 
   get gradientCheckpointing(): boolean {
     return this.#policy.gradientCheckpointing;
+  }
+
+  /** The policy's too, so that `train` and `eval` reach its dropout. */
+  override modules(): Module[] {
+    return [this, ...this.#policy.modules()];
   }
 
   hidden(tokens: Tensor, condition: Condition): Tensor {

@@ -4,7 +4,7 @@
  */
 import { backboneCosts, classifierCosts, discriminatorCosts, type NetworkCosts } from "../metrics/costs.js";
 import { init } from "../nn/index.js";
-import { type ArPolicy, LORA_TARGETS, recognisePolicy } from "../policies/index.js";
+import { type ArPolicy, recognisePolicy, targetedPaths } from "../policies/index.js";
 import { type TokenizerCosts, tokenizerCosts } from "../tokenizers/costs.js";
 import { recogniseTokenizer, type TokenizerConfig } from "../tokenizers/index.js";
 import { emptyCache, expected, openWeights, type WeightsFile } from "../torch/index.js";
@@ -13,13 +13,14 @@ import type { ArSection, LoraSection, TokenizerSection, TunedArSection } from ".
 import { describeWeights, statedConfig, statedSizes, wrongKind } from "./describe_weights.js";
 
 type Ar = ArSection & { readonly lora?: LoraSection };
-type Shapes = Readonly<Record<string, readonly number[]>>;
+type Shape = readonly number[];
+type Shapes = Readonly<Record<string, Shape>>;
 
 /** A policy: numbers of a token are those of one position of one sequence, through all blocks. */
 export interface PolicySizes {
   readonly name: string;
   readonly parameters: number;
-  /** Those of adapters on its layers, per unit of rank. */
+  /** Those of adapters on its layers, per unit of rank; 0 without adapters. */
   readonly loraUnit: number;
   /** Numbers a token that layers with adapters give. */
   readonly loraOutputs: number;
@@ -158,11 +159,16 @@ function sizesOf(
   const prefix = shapes["cls_embedding.uncond_embedding"]?.[0] ?? 0;
   const positions = shapes.pos_emb?.[1];
   const ffn = ofFirst(/\.(?:w1|mlp\.0)\.weight$/)?.[0] ?? 0;
-  const targets = lora?.targets ?? LORA_TARGETS;
-  const adapted = Object.entries(shapes).flatMap(([key, shape]) => {
-    const isTarget = targets.some((end) => `.${key}`.endsWith(`.${end}.weight`));
-    return shape.length === 2 && isTarget ? [shape] : [];
+  // The tables of embeddings are no layers that adapters go on.
+  const paths = Object.entries(shapes).flatMap(([key, { length }]) => {
+    const path = /^(.*)\.weight$/.exec(key)?.[1];
+    return length !== 2 || path === undefined || /emb[^.]*$/.test(path) ? [] : [path];
   });
+  const targets = lora?.targets ?? null;
+  const adapted =
+    (lora?.rank ?? null) === null
+      ? []
+      : targetedPaths("ar.lora.targets", paths, targets).map((path) => shapes[`${path}.weight`] as Shape);
   const hasCross = ofFirst(/\.cross_attn\./) !== undefined;
   return {
     name,

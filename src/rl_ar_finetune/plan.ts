@@ -189,12 +189,13 @@ function modelsOf(config: TrainConfig): PlanModels {
     );
   }
   const { coef, stop, path } = config.kl;
+  const { lora: _, ...unadapted } = config.ar;
   const hasReference = (coef !== 0 || stop !== null) && (path !== null || config.ar.lora.rank === null);
   const reference = !hasReference
     ? 0
     : path === null
       ? policy.parameters
-      : policySizes({ ...config.ar, path, wrapper: null, policy: null }, of).parameters;
+      : policySizes({ ...unadapted, path, wrapper: null, policy: null }, of).parameters;
   const { reward } = config;
   const files = {
     "reward.lpips": reward.lpips.weight === 0 ? null : reward.lpips.path,
@@ -278,11 +279,21 @@ function lowerFirst(config: TrainConfig, models: PlanModels, phase: string): str
     keys.push(`tokenizer.decodeBatch=${half(tokenizer.decodeBatch ?? 8)}: activations of the decoder`);
   if (phase === "reward") keys.push(`reward.chunk=${half(reward.chunk ?? 32)}: activations of the rewards`);
   if (rollout.images > 1) keys.push(`rollout.images=${half(rollout.images)}: everything of a rollout`);
-  if (models.reference > 0) keys.push("kl.coef=0: the reference");
+  if (models.reference > 0) keys.push(`${withoutReference(config)}: the reference`);
   if (config.ema.decay !== null) keys.push("ema.decay=null: the average of the weights");
   if (ar.lora.rank === null)
     keys.push("ar.lora.rank=16: gradients, moments and averages of all but adapters");
   return keys;
+}
+
+/** The keys that end every use of the reference. */
+function withoutReference({ kl: { coef, target, stop } }: TrainConfig): string {
+  const keys = [
+    ...(coef === 0 ? [] : ["kl.coef=0"]),
+    ...(target === null ? [] : ["kl.target=null"]),
+    ...(stop === null ? [] : ["kl.stop=null"]),
+  ];
+  return keys.join(" ");
 }
 
 function timeOf(
@@ -301,7 +312,8 @@ function timeOf(
 function diskOf(config: TrainConfig, { policy, trained, valueHead }: PlanModels): TrainPlan["disk"] {
   const adapters = config.ar.lora.rank === null ? 0 : trained;
   const moved = trained + valueHead;
-  const average = config.ema.decay === null ? 0 : trained;
+  // With adapters it is kept as theirs, and as a whole policy for whoever opens it.
+  const average = config.ema.decay === null ? 0 : trained + (adapters === 0 ? 0 : policy.parameters);
   const checkpointBytes = 4 * (policy.parameters + adapters + 2 * moved + valueHead + average);
   // The best one stays beside the newest, and a new one is whole before an old one goes.
   const kept = config.save.keep + (config.eval.every > 0 ? 2 : 1);

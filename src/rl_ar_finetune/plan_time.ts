@@ -179,7 +179,7 @@ function forward(config: TrainConfig, models: PlanModels, rows: number, parts: n
 }
 
 function updateWork(config: TrainConfig, models: PlanModels): Work {
-  const { policy, trained, valueHead, tokenizer, reference } = models;
+  const { policy, trained, valueHead, tokenizer } = models;
   const { rows, steps, miniBatches, microBatchesAStep } = batchNumbers(config);
   const isSte = config.algorithm === "ste";
   const streams = config.rollout.guidance.scale === 1 || isSte ? 1 : 2;
@@ -199,8 +199,10 @@ function updateWork(config: TrainConfig, models: PlanModels): Work {
     wide: 2 * policy.headWeights * gone * codes * 4,
     traffic: gone * codes * policy.vocabSize * LOGIT.scored,
   };
-  const before = (reference > 0 || config.kl.coef !== 0 ? 1 : 0) + (config.algorithm === "ppo" ? 1 : 0);
-  const exact = config.kl.coef !== 0 && config.kl.estimator === "exact" ? epochs - 1 : 0;
+  const { coef, stop, estimator } = config.kl;
+  // What is only watched is asked for as what counts is.
+  const before = (coef !== 0 || stop !== null ? 1 : 0) + (config.algorithm === "ppo" ? 1 : 0);
+  const exact = coef !== 0 && estimator === "exact" ? epochs - 1 : 0;
   const again = times(before + exact, forward(config, models, rows * streams, 1));
   const moved = trained + valueHead;
   const decoder = tokenizer.costs(config.data.size);

@@ -228,11 +228,8 @@ export function policyOf(
 function loraOf({ ar }: TrainConfig, policy: ArPolicy): Lora | null {
   const { rank, alpha, targets } = ar.lora;
   if (rank === null) return null;
-  return addLora(policy, {
-    rank,
-    ...(alpha !== null && { alpha }),
-    ...(targets !== null && { targets }),
-  });
+  const options = { rank, ...(alpha !== null && { alpha }), ...(targets !== null && { targets }) };
+  return addLora(policy, options, "ar.lora");
 }
 
 function keptOrNot({ ar }: TrainConfig, lora: Lora): Lora {

@@ -216,17 +216,22 @@ test("what does not fit is refused", () => {
   const kinds =
     "blocks.N.attn.key, blocks.N.attn.query, blocks.N.attn.value, blocks.N.attn.proj, blocks.N.mlp.N, head";
   assert.throws(() => addLora(gpt, { rank: 2, targets: ["query", "wq"] }), {
-    message: `addLora: expected targets among ${kinds}, got [wq].`,
+    message: `addLora.targets: expected ends of ${kinds}, got [wq].`,
   });
   assert.throws(() => addLora(gpt, { rank: 2, targets: () => false }), {
-    message: `addLora: expected targets among ${kinds}, got none that matches.`,
+    message: `addLora.targets: expected ends of ${kinds}, got none that matches.`,
   });
   assert.throws(() => addLora(gpt, { rank: 0 }), {
-    message: "addLora: expected an integer of at least 1 as rank, got 0.",
+    message: "addLora.rank: expected an integer of at least 1, got 0.",
   });
   assert.throws(() => addLora(gpt, { rank: 1, dropout: 1 }), {
-    message: "addLora: expected dropout in [0, 1), got 1.",
+    message: "addLora.dropout: expected a number in [0, 1), got 1.",
   });
+  for (const alpha of [0, -1, Number.NaN, Infinity]) {
+    assert.throws(() => addLora(gpt, { rank: 1, alpha }, "mine"), {
+      message: `mine.alpha: expected a finite number above 0, got ${alpha}. Leave it out for alpha = rank.`,
+    });
+  }
   assert.ok(
     gpt.parameters().every((parameter) => parameter.requiresGrad),
     "a refusal changes nothing",
@@ -259,6 +264,59 @@ test("merged weights are a policy without adapters, and leave the adapted one as
       assert.deepEqual(lora.mergedWeights(), {});
     }),
   ));
+
+test("merged weights of bfloat16 layers keep small adapters", () =>
+  tidy(() => {
+    manualSeed(6);
+    using gpt = new GPT(SIZE).eval().to({ dtype: "bfloat16" });
+    using plain = new GPT(SIZE).eval();
+    using lora = addLora(gpt, { rank: 2, targets: ["query"] });
+    noGrad(() => {
+      for (const parameter of lora.parameters())
+        tidy(() => parameter.copy_(randn(parameter.shape).mul(1e-2)));
+    });
+    const query = (gpt.blocks[0] as (typeof gpt.blocks)[number]).attn.query;
+    const { "blocks.0.attn.query.lora_A.weight": a, "blocks.0.attn.query.lora_B.weight": b } =
+      lora.stateDict() as Record<string, Tensor>;
+    const merged = lora.mergedWeights();
+    const weight = merged["blocks.0.attn.query.weight"] as Tensor;
+    assert.equal(weight.dtype, "float32");
+    expectClose(weight.sub(query.weight.float()), b?.matmul(a as Tensor) as Tensor, { atol: 1e-7 });
+    // A policy of either type takes them.
+    plain.loadStateDict({ ...gpt.stateDict(), ...merged });
+    expectClose(plain.blocks[0]?.attn.query.weight as Tensor, weight, { rtol: 0, atol: 0 });
+    lora.merge();
+    assert.equal(query.weight.dtype, "bfloat16");
+    expectClose(query.weight, weight.to({ dtype: "bfloat16" }), { rtol: 0, atol: 0 });
+  }));
+
+test("without adapters there is no graph, which a checkpointed block would compute again with them", () =>
+  tidy(() => {
+    manualSeed(7);
+    using gpt = new GPT(SIZE).eval();
+    using lora = addLora(gpt, { rank: 2 });
+    train(lora);
+    for (const again of [false, true]) {
+      gpt.gradientCheckpointing = again;
+      assert.equal(lora.withAdaptersOff(() => gpt.forward(tokens(), {})).requiresGrad, false);
+      assert.ok(gpt.forward(tokens(), {}).requiresGrad);
+    }
+  }));
+
+test("dropout is switched through the policy without adapters as through the policy", () =>
+  tidy(() => {
+    manualSeed(8);
+    using gpt = new GPT({ ...SIZE, embdPdrop: 0.5, residPdrop: 0.5 });
+    using lora = addLora(gpt, { rank: 2 });
+    const without = new WithoutAdapters(gpt, lora);
+    const run = (): Tensor => without.forward(tokens(), {});
+    assert.ok(!run().equal(run()));
+    without.eval();
+    assert.ok(gpt.modules().every(({ training }) => !training));
+    assert.ok(run().equal(run()));
+    without.train();
+    assert.ok(gpt.modules().every(({ training }) => training));
+  }));
 
 test("the policy without its adapters is the one that got them, in every call, and adds no memory", () =>
   noLeak(() =>

@@ -1,12 +1,13 @@
 import assert from "node:assert/strict";
-import { rmSync } from "node:fs";
+import { readdirSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 
 import { resolveConfig, type TrainConfigInput } from "../../src/rl_ar_finetune/config.js";
 import { planTrain, type TrainPlan } from "../../src/rl_ar_finetune/plan.js";
+import { openRunParts } from "../../src/rl_ar_finetune/run_parts.js";
 import { memory } from "../../src/torch/index.js";
-import { tinyFolder, tinyRun } from "../support/train_run.js";
+import { quietRun, tinyFolder, tinyRun } from "../support/train_run.js";
 
 async function planOf(
   folder: string,
@@ -120,6 +121,29 @@ test("the keys to lower follow from where memory is largest", async (t) => {
     ["policy", "tokenizer"],
   );
   assert.equal(adapted.models[0]?.trained, 2 * (4 * 32 + 2 * 80));
+  for (const [kl, keys] of [
+    [{ coef: 0.1, target: 0.02 }, "kl.coef=0 kl.target=null"],
+    [{ coef: 0.1, stop: 1 }, "kl.coef=0 kl.stop=null"],
+    [{ coef: 0, stop: 1 }, "kl.stop=null"],
+  ] as const) {
+    const { memory } = await planOf(folder, { kl });
+    assert.ok(memory.lower.includes(`${keys}: the reference`), memory.lower.join("; "));
+  }
+});
+
+test("checkpoints with adapters take the bytes that are planned", async (t) => {
+  const folder = await tinyFolder(t);
+  for (const ema of [{ decay: null }, { decay: 0.9 }]) {
+    // Wide enough that headers count little.
+    const changes = { ar: { nEmbd: 96, lora: { rank: 2 } }, ema, run: { dir: join(folder, `${ema.decay}`) } };
+    const { disk } = await planOf(folder, changes);
+    const { dir } = await quietRun(tinyRun(folder, changes));
+    const at = join(dir, "checkpoints", "step_000002");
+    const files = readdirSync(at).filter((name) => name.endsWith(".safetensors"));
+    const bytes = files.reduce((sum, name) => sum + statSync(join(at, name)).size, 0);
+    const ratio = bytes / disk.checkpointBytes;
+    assert.ok(ratio > 0.98 && ratio < 1.05, `${bytes} of ${disk.checkpointBytes}`);
+  }
 });
 
 test("files, sizes and data that do not go together are refused by name", async (t) => {
@@ -138,6 +162,17 @@ test("files, sizes and data that do not go together are refused by name", async 
   await assert.rejects(planOf(folder, { reward: { lpips: { weight: 1, path } } }), {
     message: `${path}: expected LPIPS's backbone, a classifier or a PatchGAN discriminator, got a tokenizer (VQ-4 (LlamaGen)). rlar inspect FILE shows what is in it.`,
   });
+  // By the plan and by the run, the same.
+  const { config } = resolveConfig({
+    values: tinyRun(folder, { ar: { lora: { rank: 2, targets: ["wq"] } } }),
+  });
+  for (const refused of [() => planTrain(config, { measure: false }), () => openRunParts(config)]) {
+    await assert.rejects(refused, {
+      message:
+        "ar.lora.targets: expected ends of blocks.N.attn.key, blocks.N.attn.query, blocks.N.attn.value, " +
+        "blocks.N.attn.proj, blocks.N.mlp.N, head, got [wq].",
+    });
+  }
   rmSync(path);
   await assert.rejects(
     planOf(folder),

@@ -71,6 +71,7 @@ test("an update's operations: a forward and twice that backward, the head's forw
     ],
     // The reference is asked once.
     [{ kl: { coef: 0.1 } }, B * G * (4 * (trunk + ATTENTION) + 5 * head)],
+    [{ kl: { stop: 1 } }, B * G * (4 * (trunk + ATTENTION) + 5 * head)],
     [{ rollout: { guidance: { scale: 2 } } }, 2 * B * G * (3 * (trunk + ATTENTION) + 4 * head)],
   ];
   for (const [values, wanted] of more) {
