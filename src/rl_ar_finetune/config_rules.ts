@@ -155,7 +155,7 @@ export function problemsOf(config: TrainConfig, origins: Origins): string[] {
       "The gradient of k1 is 0 on average, so it adds noise and no pull: set kl.placement: reward, or estimator k2, k3 or exact";
     refuse("kl.estimator", "k2, k3, k3_own or exact in the loss", kl.estimator, remedy);
   }
-  if (kl.target !== null && kl.coef === 0) {
+  if (kl.target !== null && kl.coef === 0 && algorithm !== "ste") {
     refuse("kl.coef", "a coefficient above 0 with kl.target, to start from", 0, "Set kl.coef=0.01");
   }
   if (blockSize !== null) {
@@ -248,6 +248,7 @@ function steProblems(config: TrainConfig, terms: readonly string[], origins: Ori
     ["reward.credit", "sequence", reward.credit, reward.credit === "sequence"],
     ["reward.latentCosine.weight", "0", reward.latentCosine.weight, !terms.includes("latentCosine")],
     ["kl.coef", "0", kl.coef, kl.coef === 0],
+    ["kl.target", "null", kl.target, kl.target === null],
     ["kl.stop", "null", kl.stop, kl.stop === null],
   ];
   return wanted.flatMap(([path, what, got, isRight]) =>

@@ -100,7 +100,8 @@ interface Window {
  *
  * @returns `loss/{total,reward,aux_ce,entropy}`, `reward/straight_through` (the mean over the draws), `policy/entropy`
  *   where it counts, and `optim/...` as other updates have them; a step whose loss or gradient is not finite is left out.
- * @throws RangeError for a tokenizer of the user's own, whose codebook is not known here.
+ * @throws RangeError for a tokenizer of the user's own, whose codebook is not known here, and for a term of the reward
+ *   without a gradient to the samples.
  */
 export function steUpdate(
   policy: ArPolicy,
@@ -182,8 +183,11 @@ function rowsGradient(
   const states = statesOf(policy, passes);
   const images = window.images.narrow(0, from, count);
   const table = noGrad(() => decoder.quantize.table()); // [V, C]
-  const vectors = window.places.slice(from, from + count).flatMap((place, i) => {
-    const row = { hidden: states.hidden.narrow(0, i, 1), nullHidden: null };
+  // Split once: the gradient of each narrow() would be as large as all rows.
+  const rows = states.hidden.split(1); // [1, T, D] each
+  const vectors = rows.flatMap((hidden, i) => {
+    const row = { hidden, nullHidden: null };
+    const place = window.places[from + i] as number;
     return Array.from({ length: g }, (_, k) => {
       const own = deriveSeed(seed, "draw", place * g + k);
       return straightThroughVectors(policy, row, table, { seed: own, tau }); // [1, T, C]
@@ -193,11 +197,14 @@ function rowsGradient(
     const grid = [images.size(2) / tokenizer.downsample, images.size(3) / tokenizer.downsample];
     const quantized = cat(vectors).transpose(1, 2).unflatten(2, grid).contiguous(); // [r * G, C, h, w]
     const judged = { images, samples: decoder.decode(quantized) };
-    const values = terms.map(({ measure, weight, sign }) =>
-      measure(judged)
-        .mean()
-        .mul(weight * sign),
-    );
+    const values = terms.map(({ name, measure, weight, sign }) => {
+      const value = measure(judged);
+      if (!value.requiresGrad) {
+        const remedy = "Leave it out, or take another algorithm";
+        throw expected(`reward.${name}`, "a gradient to the samples, for ste", "none", remedy);
+      }
+      return value.mean().mul(weight * sign);
+    });
     return values.reduce((sum, value) => sum.add(value));
   });
   const losses: Record<string, Tensor> = { reward: drawn.mul(-share) };

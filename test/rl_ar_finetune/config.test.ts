@@ -469,7 +469,7 @@ test("the straight-through baseline draws from plain distributions in given cont
     "rollout={temperature: 0.9, topK: 5, topP: 0.9, keepGraph: true}",
     "rollout.guidance=2",
     "reward={normalize: batch, credit: place, latentCosine: {weight: 1}}",
-    "kl={coef: 0.1, stop: 1}",
+    "kl={coef: 0.1, target: 0.02, stop: 1}",
   ];
   const end = "Set it, or take another algorithm.";
   const told = refused("algorithm=ste", ...wrong).filter((problem) => problem.endsWith(end));
@@ -486,8 +486,11 @@ test("the straight-through baseline draws from plain distributions in given cont
     line("reward.credit", "sequence", "place"),
     line("reward.latentCosine.weight", "0", "1"),
     line("kl.coef", "0", "0.1"),
+    line("kl.target", "null", "0.02"),
     line("kl.stop", "null", "1"),
   ]);
+  // Not sent to a coefficient that ste refuses as well.
+  assert.deepEqual(refused(...ste, "kl.target=0.02"), [line("kl.target", "null", "0.02")]);
   const idle = resolveConfig({ overrides: [...PARTS, ...ste, "update.tokenDropout=0.1", "grpo.epochs=2"] });
   assert.deepEqual(idle.notes, [
     "update.tokenDropout: not read while algorithm is ste.",

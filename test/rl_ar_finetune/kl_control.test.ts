@@ -19,6 +19,11 @@ test("the weight stays positive and finite, whatever the horizon and the diverge
   assert.equal(adaptedCoef(0.5, 0, { ...options, horizon: 1 }), 0.25);
   assert.equal(adaptedCoef(0.5, 9, { ...options, horizon: 1 }), 1);
   assert.equal(adaptedCoef(0.5, Number.NaN, options), 0.5);
+  // Halved for as long as a run may last, and then doubled.
+  let coef = 0.5;
+  for (let i = 0; i < 5000; i++) coef = adaptedCoef(coef, 0, { ...options, horizon: 1 });
+  assert.equal(coef, 1e-8);
+  assert.equal(adaptedCoef(coef, 9, { ...options, horizon: 1 }), 2e-8);
 });
 
 test("steered, a divergence that falls with the weight ends at the target", () => {

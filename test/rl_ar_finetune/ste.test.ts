@@ -4,7 +4,7 @@ import { test } from "node:test";
 
 import { AdamW } from "../../src/nn/index.js";
 import { straightThroughGumbel } from "../../src/rl_ar_finetune/losses.js";
-import { reconstructionTerm } from "../../src/rl_ar_finetune/rewards.js";
+import { type Judged, reconstructionTerm } from "../../src/rl_ar_finetune/rewards.js";
 import { noisyContext } from "../../src/rl_ar_finetune/rollout.js";
 import { type SteBatch, type SteOptions, steUpdate } from "../../src/rl_ar_finetune/ste.js";
 import type { Optimizer } from "../../src/rl_ar_finetune/update.js";
@@ -236,6 +236,21 @@ test("a tokenizer whose decoder is not known is refused", () => {
       message: /^steUpdate\.tokenizer: expected an IBQ or VQ tokenizer, got .* Take another algorithm: /s,
     },
   );
+});
+
+test("a term without a gradient to the samples is refused, also beside one that has it", () => {
+  const { policy, batch, options } = scene();
+  const [l2] = options.terms;
+  assert.ok(l2);
+  const still = { ...l2, name: "custom", measure: (j: Judged) => noGrad(() => l2.measure(j)) };
+  const recorder = new Recorder(policy);
+  const run = () => steUpdate(policy, recorder, batch, { ...options, auxCe: 0.1, terms: [l2, still] });
+  assert.throws(run, {
+    name: "RangeError",
+    message:
+      "reward.custom: expected a gradient to the samples, for ste, got none. Leave it out, or take another algorithm.",
+  });
+  assert.deepEqual(recorder.seen, []);
 });
 
 test("it climbs: what is drawn comes closer to the images", () => {
