@@ -77,11 +77,12 @@ function command<T extends FitConfig>(trainer: Trainer<T>): FitCommand {
     );
     const page = await writeReport(dir);
     if (!json) {
-      const how = end === "patience" ? "no better any more" : end;
+      const isOver = end === "patience";
+      const how = isOver ? "no better any more" : end;
       process.stdout.write(
         `${how} after update ${step}: ${dir}\n` +
           `look at it: ${page}\n` +
-          `resume: the same command with run.dir=${dir} run.ifExists=resume\n` +
+          `resume: the same command with run.dir=${dir} run.ifExists=resume${isOver ? " eval.patience=0" : ""}\n` +
           (existsSync(model) ? `${trainer.next(resolved.config, model)}\n` : ""),
       );
     }

@@ -21,6 +21,12 @@ export interface TrainCommandOptions {
   json?: boolean;
 }
 
+/** What a run that ended before its iterations were done has to be resumed with besides. */
+const GO_ON: Partial<Record<TrainResult["end"], string>> = {
+  patience: " eval.patience=0",
+  kl: " kl.stop=null --force",
+};
+
 /** How a run ended, in words. */
 const ENDS: Readonly<Record<TrainResult["end"], string>> = {
   done: "done",
@@ -51,7 +57,7 @@ export async function train(args: readonly string[], options: TrainCommandOption
     process.stdout.write(
       `${ENDS[end]} after step ${step}: ${dir}\n` +
         `look at it: ${page}\n` +
-        `resume: the same command with run.dir=${dir} run.ifExists=resume\n` +
+        `resume: the same command with run.dir=${dir} run.ifExists=resume${GO_ON[end] ?? ""}\n` +
         `samples: rlar sample --policy ${dir}/checkpoints/step_${String(step).padStart(6, "0")}/policy.safetensors --tokenizer ${config.tokenizer.path}\n`,
     );
   }

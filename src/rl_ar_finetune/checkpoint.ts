@@ -241,16 +241,30 @@ export function sha256Of(path: string): string {
   return hash.digest("hex");
 }
 
+/** SHA-256 of weights, in hexadecimal: of their names, types, shapes and every bit. Waits for a GPU. */
+export function weightsFingerprint(state: Readonly<StateDict>): string {
+  const hash = createHash("sha256");
+  for (const [name, tensor] of Object.entries(state)) {
+    hash.update(`${name} ${tensor.dtype} [${tensor.shape.join()}]\n`);
+    const { buffer, byteOffset, byteLength } = tensor.toArray();
+    hash.update(new Uint8Array(buffer, byteOffset, byteLength));
+  }
+  return hash.digest("hex");
+}
+
 /** What makes a run the one that it is; a checkpoint has it among its values. */
 export interface RunIdentity {
   /** As `plainConfig` gives it. */
   readonly config: Readonly<Record<string, unknown>>;
   /** Fingerprint of the data set. */
   readonly data: string | null;
+  /** Fingerprints of models that it works with and does not train, by what they are. */
+  readonly frozen?: Readonly<Record<string, string>>;
 }
 
 /**
- * Refuse to go on with a run under another configuration or on other images than it was begun with.
+ * Refuse to go on with a run under another configuration, on other images or with other frozen models than it was begun
+ * with.
  *
  * Keys that say only where the run is kept and what is watched may differ; so may `train.iters` where the learning rate
  * does not depend on it.
@@ -261,7 +275,7 @@ export interface RunIdentity {
  */
 export function requireSameRun<T extends object = TrainConfig>(
   saved: RunIdentity,
-  now: { readonly config: T; readonly kind?: ConfigKind<T>; readonly data: string | null },
+  now: Omit<RunIdentity, "config"> & { readonly config: T; readonly kind?: ConfigKind<T> },
   options: { force?: boolean } = {},
 ): ConfigChange[] {
   const { config, kind = trainKind as unknown as ConfigKind<T> } = now;
@@ -280,6 +294,14 @@ export function requireSameRun<T extends object = TrainConfig>(
     problems.push(
       `resume: expected the images that the run was begun with (fingerprint ${short(saved.data)}), got others (${short(now.data)}). ` +
         "Give the same data set, start a new run, or resume with --force.",
+    );
+  }
+  for (const [name, before] of Object.entries(saved.frozen ?? {})) {
+    const here = now.frozen?.[name];
+    if (here === undefined || here === before) continue;
+    problems.push(
+      `resume: expected the ${name} that the run was begun with (weights ${short(before)}), got another (${short(here)}). ` +
+        "Give the same one (a program's own policy as it was before the run), start a new run, or resume with --force.",
     );
   }
   if (problems.length > 0) throw new ConfigError(problems);

@@ -161,7 +161,10 @@ export async function fitLoop<T extends FitConfig>(
       if (judge(config, progress, metrics)) model.write(progress);
     }
   }
-  let end: FitResult["end"] = "done";
+  const isPatient = (): boolean =>
+    config.eval.patience === 0 || progress.evaluationsSinceBest < config.eval.patience;
+  // A run that was over stays so, unless it is forced on.
+  let end: FitResult["end"] = isPatient() || options.force ? "done" : "patience";
   while (progress.step < total && end === "done") {
     const clock = new Clock();
     await setImmediate(); // lets Ctrl-C through: a task that reads nothing never waits
@@ -214,7 +217,7 @@ export async function fitLoop<T extends FitConfig>(
 
     // 7. The result so far, the checkpoint, and whether to go on. The result is written first: a run that is killed
     // in between goes on from the checkpoint before, and writes it again.
-    if (config.eval.patience > 0 && progress.evaluationsSinceBest >= config.eval.patience) end = "patience";
+    if (!isPatient()) end = "patience";
     else if (options.signal?.aborted && !isLast) end = "interrupted";
     const isDue = progress.step % config.save.every === 0 || isLast || end !== "done" || isBest;
     if (isBest || (isDue && progress.best === null)) model.write(progress);

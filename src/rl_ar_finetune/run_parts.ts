@@ -28,6 +28,7 @@ import {
   openTokenizer,
   WithoutAdapters,
 } from "./builder.js";
+import { weightsFingerprint } from "./checkpoint.js";
 import type { ArSection, Precision, TrainConfig } from "./config.js";
 import {
   customTerm,
@@ -52,6 +53,8 @@ export interface RunParts extends RunImages, Disposable {
   readonly trained: Module;
   /** The frozen policy that KL is measured against; null where nothing measures it, when it is not even loaded. */
   readonly reference: ArPolicy | null;
+  /** Fingerprints of the weights that are used and not trained: of a policy under adapters, of a reference. */
+  readonly frozen: Readonly<Record<string, string>>;
   readonly valueHead: ValueHead | null;
   readonly optimizer: AdamW;
   readonly ema: Ema | null;
@@ -161,6 +164,12 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
     lora,
     trained,
     reference,
+    frozen: {
+      ...(lora !== null && { "policy under the adapters": weightsFingerprint(policy.stateDict()) }),
+      // The policy without its adapters has no weights of its own.
+      ...(reference !== null &&
+        !(reference instanceof WithoutAdapters) && { reference: weightsFingerprint(reference.stateDict()) }),
+    },
     valueHead,
     optimizer: own(optimizerOf(config, trained, valueHead)),
     ema:

@@ -7,7 +7,7 @@ import { join } from "node:path";
 
 import type { Batches, Cursor, PassedOver } from "../data/index.js";
 import type { StateDict } from "../nn/index.js";
-import { expected, noGrad, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
+import { noGrad, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
 import { bestCheckpoint, type LoadedCheckpoint, requireSameRun, saveCheckpoint } from "./checkpoint.js";
 import { ConfigError, type TrainConfig } from "./config.js";
 import { plainConfig } from "./config_docs.js";
@@ -64,19 +64,49 @@ export function restore(
   };
   if (saved === null) return begun;
   const { values, tensors, step } = saved;
-  const before = values.config as Record<string, unknown>;
-  if (!force) requireSameRate(before as unknown as TrainConfig, config, step);
-  const identity = { config: before, data: (values.data as string | null) ?? null };
-  requireSameRun(identity, { config, data: parts.fingerprint }, { force });
-  const { policy, lora, optimizer, ema, valueHead } = parts;
+  const before = values.config as unknown as TrainConfig;
+  if (!force) requireSameRate(before, config, step);
+  const identity = {
+    config: values.config as Record<string, unknown>,
+    data: (values.data as string | null) ?? null,
+    frozen: values.frozen as Record<string, string>,
+  };
+  requireSameRun(identity, { config, data: parts.fingerprint, frozen: parts.frozen }, { force });
+  requireSameTrained(parts, saved);
+  const { policy, lora, trained, optimizer, ema, valueHead } = parts;
   if (lora === null) policy.loadStateDict(tensors.policy ?? {});
-  else restoreAdapters(parts, tensors, values.base as number | undefined);
+  else lora.loadStateDict(tensors.lora ?? {});
   const groups = values.optimizer as unknown as ReturnType<RunParts["optimizer"]["stateDict"]>["groups"];
   optimizer.loadStateDict({ tensors: tensors.optimizer ?? {}, groups });
-  const averages = lora === null ? tensors.ema : tensors.lora_ema;
-  ema?.loadStateDict({ tensors: averages ?? {}, updates: values.emaUpdates as number });
   valueHead?.loadStateDict(tensors.value_head ?? {});
-  return { ...begun, ...(values.progress as unknown as Partial<Progress>), step };
+  const averages = lora === null ? tensors.ema : tensors.lora_ema;
+  // An average that was not kept so far starts from here.
+  const present = Object.fromEntries(
+    trained.namedParameters().filter(([, { requiresGrad }]) => requiresGrad),
+  );
+  ema?.loadStateDict(
+    averages === undefined
+      ? { tensors: present, updates: 0 }
+      : { tensors: averages, updates: values.emaUpdates as number },
+  );
+  const progress = values.progress as unknown as Progress;
+  const isSteered = config.kl.target !== null && before.kl.coef === config.kl.coef;
+  return { ...begun, ...progress, klCoef: isSteered ? progress.klCoef : config.kl.coef, step };
+}
+
+/** @throws ConfigError when other parameters are trained than those whose values and moments were saved. */
+function requireSameTrained({ trained, valueHead }: RunParts, { tensors, path }: LoadedCheckpoint): void {
+  const shapesOf = (...states: (Readonly<StateDict> | undefined)[]): string =>
+    states
+      .flatMap((state) => Object.entries(state ?? {}).map(([name, { shape }]) => `${name} [${shape.join()}]`))
+      .sort()
+      .join();
+  const before = shapesOf(tensors.lora ?? tensors.policy, tensors.value_head);
+  if (before === shapesOf(trained.stateDict(), valueHead?.stateDict())) return;
+  throw new ConfigError([
+    "resume: expected the trained parameters that the run was begun with, got others (ar, ar.lora or algorithm changed). " +
+      `Undo it, or start a new run with ar.path=${join(path, "policy.safetensors")}.`,
+  ]);
 }
 
 /** @throws ConfigError when another `train.iters` would give iterations to come another learning rate. */
@@ -99,26 +129,14 @@ function requireSameRate(before: TrainConfig, now: TrainConfig, step: number): v
   }
 }
 
-/** @throws RangeError when the adapters belong to another policy than the one that was opened. */
-function restoreAdapters(
-  { policy, lora }: RunParts,
-  tensors: LoadedCheckpoint["tensors"],
-  base: number | undefined,
-): void {
-  const here = sizeOf(policy.stateDict());
-  // Sums in another order, on another machine, differ by rounding.
-  if (base !== undefined && Math.abs(here - base) > 1e-6 * Math.abs(base)) {
-    const remedy = "Give the policy that the run was begun with";
-    throw expected("ar", "the policy that the adapters were trained on", "another one", remedy);
-  }
-  lora?.loadStateDict(tensors.lora ?? {});
-}
-
-/** Sum of the squares of all weights: tells one policy from another. */
-function sizeOf(state: Readonly<StateDict>): number {
-  return noGrad(() =>
-    tidy(() => Object.values(state).reduce((sum, x) => sum + x.double().square().sum().item(), 0)),
-  );
+/** Whether a run is over before its iterations are done, by what its configuration says of that. */
+export function endOf(
+  { eval: { patience }, kl: { stop } }: TrainConfig,
+  progress: Progress,
+): "done" | "patience" | "kl" {
+  if (patience > 0 && progress.evaluationsSinceBest >= patience) return "patience";
+  if (stop !== null && (progress.klMean ?? 0) > stop) return "kl";
+  return "done";
 }
 
 /** What {@link save} writes beside the parts. */
@@ -135,7 +153,7 @@ export interface SaveContext {
 export function save(config: TrainConfig, parts: RunParts, progress: Progress, context: SaveContext): void {
   const { log, folder, batches, best } = context;
   log.flush();
-  const { policy, lora, optimizer, ema, valueHead, fingerprint } = parts;
+  const { policy, lora, optimizer, ema, valueHead, fingerprint, frozen } = parts;
   const optimizerState = optimizer.stateDict();
   const average = ema?.stateDict();
   const { step, ...rest } = progress;
@@ -159,11 +177,11 @@ export function save(config: TrainConfig, parts: RunParts, progress: Progress, c
         values: {
           config: plainConfig(config) as PlainData,
           data: fingerprint,
+          frozen,
           optimizer: optimizerState.groups as unknown as PlainData,
           progress: { ...rest, passedOver: batches.passedOver ?? {} } as unknown as PlainData,
           log: log.state(),
           ...(average && { emaUpdates: average.updates }),
-          ...(lora && { base: sizeOf(policy.stateDict()) }),
         },
       },
       {

@@ -33,7 +33,7 @@ import { judge } from "./rewards.js";
 import { openRunFolder, writeConfig } from "./run_folder.js";
 import { DivergedError, type TrainOptions } from "./run_options.js";
 import { openRunParts, type RunParts } from "./run_parts.js";
-import { dump, isNewBest, restore, save } from "./run_state.js";
+import { dump, endOf, isNewBest, restore, save } from "./run_state.js";
 import { samplePage } from "./sample_page.js";
 import { algorithmOptions, contextAt, keepsGraph, lrScheduleOf, samplingOf } from "./settings.js";
 import { steUpdate } from "./ste.js";
@@ -88,7 +88,8 @@ export async function trainRlLoop(
     progress.last = progress.first;
     log.step(0, progress.first.metrics, { spreads: progress.first.spreads });
   }
-  let end: TrainResult["end"] = "done";
+  // A run that was over stays so, unless it is forced on.
+  let end: TrainResult["end"] = options.force ? "done" : endOf(config, progress);
   let clock = new Clock();
   while (progress.step < total && end === "done") {
     const step = progress.step;
@@ -213,10 +214,8 @@ export async function trainRlLoop(
     // 8. The checkpoint, and whether to go on.
     const isBest = evaluation !== null && isNewBest(config, checkpoints, evaluation);
     if (evaluation !== null) progress.evaluationsSinceBest = isBest ? 0 : progress.evaluationsSinceBest + 1;
-    const { stop } = config.kl;
-    if (config.eval.patience > 0 && progress.evaluationsSinceBest >= config.eval.patience) end = "patience";
-    else if (stop !== null && (progress.klMean ?? 0) > stop) end = "kl";
-    else if (options.signal?.aborted && progress.step < total) end = "interrupted";
+    end = endOf(config, progress);
+    if (end === "done" && options.signal?.aborted && progress.step < total) end = "interrupted";
     const isDue =
       progress.step % config.save.every === 0 || progress.step === total || end !== "done" || isBest;
     const context = { log, folder: checkpoints, batches, best: isBest ? evaluation : null };

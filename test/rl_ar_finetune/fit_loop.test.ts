@@ -375,6 +375,16 @@ test("patience ends a run, and eval.best must be a metric that there is", async 
   );
   assert.deepEqual([end, step], ["patience", 4]);
   assert.match(shown, /^model: .*\(update 2: eval\/loss -2\)$/m);
+  // Over is over: a resume trains nothing, unless it is given more patience.
+  const again = (patience: number): Promise<FitResult> =>
+    fit(
+      join(folder, "patience"),
+      { run: { ifExists: "resume" }, eval: { patience, every: 1 } },
+      { evaluate: worse },
+    );
+  const ended = await again(2);
+  assert.deepEqual([ended.end, ended.step, ended.best], ["patience", 4, { "eval/loss": -2 }]);
+  assert.deepEqual([(await again(3)).step, (await again(0)).end], [5, "done"]);
   await assert.rejects(
     fit(join(folder, "best"), { eval: { best: "eval/fid" } }, { evaluate: worse }),
     /^ConfigError: eval\.best: expected one of eval\/loss, got eval\/fid\. Name one of these\.$/,

@@ -559,8 +559,9 @@ test("adapters of another policy are refused on a resume; a program's policy kee
     run: { ifExists: "resume" },
   });
   await assert.rejects(quietRun(again), {
+    name: "ConfigError",
     message:
-      "ar: expected the policy that the adapters were trained on, got another one. Give the policy that the run was begun with.",
+      /^resume: expected the policy under the adapters that the run was begun with \(weights [0-9a-f]{12}\), got another \([0-9a-f]{12}\)\. Give the same one /,
   });
 });
 

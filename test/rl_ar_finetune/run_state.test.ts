@@ -1,0 +1,140 @@
+/** Resumes: what a run goes on with, what is refused, and what force can change. */
+import assert from "node:assert/strict";
+import { join } from "node:path";
+import { type TestContext, test } from "node:test";
+
+import { GPT } from "../../src/policies/index.js";
+import type { TrainOptions, TrainResult } from "../../src/rl_ar_finetune/train_loop.js";
+import { loadSafetensors, manualSeed, type Tensor, tidy } from "../../src/torch/index.js";
+import { expectClose } from "../support/close.js";
+import { checkpointsOf, metricsOf, quietRun, tinyFolder, tinyRun } from "../support/train_run.js";
+
+type Run = (changes: object, options?: TrainOptions) => Promise<TrainResult>;
+
+/** Runs in one folder, which go on with one another; four iterations at a constant rate, a checkpoint of each. */
+async function runsIn(t: TestContext): Promise<Run> {
+  const folder = await tinyFolder(t);
+  return (changes, options = {}) =>
+    quietRun(
+      tinyRun(folder, {
+        optimizer: { lr: 1e-2, schedule: "constant", warmup: 0 },
+        train: { iters: 4 },
+        save: { every: 1, keep: 9 },
+        run: { ifExists: "resume" },
+        ...changes,
+      }),
+      options,
+    );
+}
+
+/** One iteration, and then an interruption. */
+const once: TrainOptions = { signal: AbortSignal.abort() };
+const forced: TrainOptions = { ...once, force: true };
+
+function newPolicy(): GPT {
+  manualSeed(1);
+  return new GPT({ vocabSize: 32, blockSize: 16, nLayer: 1, nHead: 2, nEmbd: 16, classNum: 3 });
+}
+
+const another = (what: string): { name: string; message: RegExp } => ({
+  name: "ConfigError",
+  message: new RegExp(
+    `^resume: expected the ${what} that the run was begun with \\(weights [0-9a-f]{12}\\), got another \\([0-9a-f]{12}\\)\\. ` +
+      "Give the same one \\(a program's own policy as it was before the run\\), start a new run, or resume with --force\\.$",
+  ),
+});
+
+test("adapters never go twice on a program's policy, however little they learnt", async (t) => {
+  const run = await runsIn(t);
+  using policy = newPolicy();
+  // So little that it cannot be told by the size of the weights.
+  const optimizer = { lr: 1e-7, schedule: "constant", warmup: 0 };
+  const changes = { ar: { type: null, policy, lora: { rank: 2 } }, optimizer };
+  await run(changes, once);
+  await assert.rejects(run(changes, once), another("policy under the adapters"));
+  using same = newPolicy();
+  assert.equal((await run({ ...changes, ar: { ...changes.ar, policy: same } }, once)).step, 2);
+});
+
+test("the reference is the one that the run was begun with, unless forced", async (t) => {
+  const run = await runsIn(t);
+  using policy = newPolicy();
+  const changes = { ar: { type: null, policy }, kl: { coef: 0.1 } };
+  await run(changes, once);
+  await assert.rejects(run(changes, once), another("reference"));
+  using same = newPolicy();
+  const { step } = await run({ ...changes, ar: { ...changes.ar, policy: same } }, once);
+  assert.equal(step, 2);
+  assert.equal((await run(changes, forced)).step, 3);
+  assert.equal((await run({ ...changes, kl: { coef: 0 } }, forced)).step, 4);
+});
+
+test("a coefficient that is forced takes the place of the saved one, and is steered from there", async (t) => {
+  const run = await runsIn(t);
+  const steered = { coef: 0.5, target: 1, horizon: 10 };
+  for (const kl of [{ coef: 0 }, { coef: 0.5 }, steered]) await run({ kl }, forced);
+  const { dir } = await run({ kl: steered });
+  const coefs = metricsOf(dir).map((line) => line["kl/coef"]);
+  assert.deepEqual(coefs.slice(0, 3), [undefined, 0.5, 0.5]);
+  // 8 sequences of a horizon of 10, a fifth at most.
+  assert.ok(Math.abs((coefs[3] as number) - 0.5 * (1 - 0.2 * 0.8)) < 1e-12, `${coefs}`);
+});
+
+test("a run that kl.stop or eval.patience ended stays ended, unless told otherwise", async (t) => {
+  for (const [end, changes, more] of [
+    ["kl", { kl: { stop: 1e-12 } }, { kl: { stop: 9 } }],
+    [
+      "patience",
+      { eval: { every: 1, images: 4, patience: 1, best: "nothing" } },
+      { eval: { every: 1, images: 4, patience: 0, best: "nothing" } },
+    ],
+  ] as const) {
+    const run = await runsIn(t);
+    const first = await run(changes);
+    assert.equal(first.end, end);
+    assert.ok(first.step < 4, `${first.step}`);
+    const lines = metricsOf(first.dir);
+    assert.deepEqual(await run(changes), first);
+    assert.deepEqual(metricsOf(first.dir), lines);
+    assert.equal((await run(changes, { force: true })).step, first.step + 1);
+    const after = await run(more, { force: end === "kl" });
+    assert.deepEqual([after.end, after.step], ["done", 4]);
+  }
+});
+
+test("an average that is forced on starts from the weights of then", async (t) => {
+  const run = await runsIn(t);
+  await run({}, once);
+  const { dir } = await run({ ema: { decay: 0.75, warmup: false } }, forced);
+  const [before, after] = checkpointsOf(dir).map((name) => join(dir, "checkpoints", name)) as [
+    string,
+    string,
+  ];
+  const read = (at: string, part: string): Record<string, Tensor> =>
+    loadSafetensors(join(at, `${part}.safetensors`)).tensors;
+  tidy(() => {
+    const [was, is, average] = [read(before, "policy"), read(after, "policy"), read(after, "ema")];
+    for (const [name, value] of Object.entries(average)) {
+      const wanted = (was[name] as Tensor).mul(0.75).add((is[name] as Tensor).mul(0.25));
+      expectClose(value, wanted, { atol: 1e-6, where: name });
+    }
+    assert.throws(() =>
+      expectClose(is["head.weight"] as Tensor, was["head.weight"] as Tensor, { atol: 1e-4 }),
+    );
+  });
+  assert.equal((await run({}, forced)).step, 3);
+});
+
+test("other trained parameters cannot be forced", async (t) => {
+  const run = await runsIn(t);
+  const { dir } = await run({}, once);
+  const refused = {
+    name: "ConfigError",
+    message:
+      "resume: expected the trained parameters that the run was begun with, got others (ar, ar.lora or algorithm changed). " +
+      `Undo it, or start a new run with ar.path=${join(dir, "checkpoints", "step_000001", "policy.safetensors")}.`,
+  };
+  for (const changes of [{ ar: { lora: { rank: 2 } } }, { algorithm: "ppo" }, { ar: { nEmbd: 32 } }])
+    await assert.rejects(run(changes, forced), refused);
+  assert.equal((await run({ algorithm: "rloo" }, forced)).step, 2);
+});
