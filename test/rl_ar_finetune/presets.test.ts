@@ -62,9 +62,11 @@ test("vapi has the numbers of VA-pi's released script, and the paper's noise", (
   assert.equal(script.config.rollout.context.type, "teacher_forced");
 });
 
-test("completion has the numbers of the first look at small scale", () => {
+test("completion has the numbers that docs/results.md found best", () => {
   const { config } = resolveConfig({ preset: "completion", isComplete: false });
-  const { rollout, update, optimizer } = config;
+  const { rollout, reward, update, optimizer } = config;
   assert.deepEqual([rollout.context.type, rollout.context.length], ["prefix", null]);
-  assert.deepEqual([rollout.images, rollout.numGenerations, update.auxCe, optimizer.lr], [16, 8, 0.3, 2e-5]);
+  assert.deepEqual([rollout.images, rollout.numGenerations, rollout.temperature], [32, 4, 0.8]);
+  assert.deepEqual([reward.l2.weight, reward.credit, reward.creditDecay], [1, "place", 0.8]);
+  assert.deepEqual([update.auxCe, optimizer.lr], [0.3, 2e-5]);
 });
