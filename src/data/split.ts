@@ -41,7 +41,7 @@ export function splitSource(
   const empty = sides[0].length === 0 ? "to train on" : sides[1].length === 0 ? "to hold out" : undefined;
   if (empty !== undefined) {
     const remedy =
-      "Use more images, hold out another share (data.evalPart), or give held-out images of their own (data.evalSource)";
+      "Use more images, hold out another share (data.evalPart; 0 for none), or give held-out images of their own (data.evalSource)";
     throw expected("splitSource", `images ${empty}`, `none of ${sideOf.size} groups`, remedy);
   }
   return { train: subset(source, sides[0]), heldOut: subset(source, sides[1]) };

@@ -64,8 +64,8 @@ export const data: z.ZodType<DataConfig> = section<DataConfig>({
   evalPart: key(
     z.number().min(0).lt(1),
     0.1,
-    "part of the source that is set apart for evaluation, chosen by the images' identities",
-    "Lower it for large sets; 0 trains on all and needs evalSource, or eval.every at 0.",
+    "part of the source that is set apart and never trained on, chosen by the images' identities",
+    "Lower it for large sets; 0 trains on all and needs evalSource, or eval.every at 0. It stays apart when eval.every is 0.",
   ),
   label: key(
     text.nullable(),

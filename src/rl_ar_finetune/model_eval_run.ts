@@ -45,14 +45,11 @@ export function optionsOfConfig(file: string): RunEvalOptions {
       `${file}: expected keys and values, got ${Array.isArray(values) ? "a list" : String(values)}.`,
     ]);
   }
-  const { data, tokenizer, ar, rollout, eval: evaluation } = values as Section;
+  const { data, tokenizer, ar, rollout } = values as Section;
   const [images, frozen, policy] = [sectionOf(data), sectionOf(tokenizer), sectionOf(ar)];
-  // Where nothing was evaluated, nothing was held out: all images were trained on.
-  const isWhole =
-    sectionOf(evaluation).every === 0 && (images.evalSource ?? images.eval_source ?? null) === null;
   const heads = policy.nHead ?? policy.n_head;
   return {
-    data: { ...images, ...(isWhole && { evalPart: 0 }) },
+    data: images,
     ...(sectionOf(rollout).start === "empty" && { start: "empty" }),
     ...(typeof frozen.path === "string" && {
       tokenizer: frozen as Exclude<RunEvalOptions["tokenizer"], string | undefined>,

@@ -52,7 +52,8 @@ export interface RunImages {
 
 /**
  * Open the data set of `data.source`, and set apart what is evaluated on: `data.evalSource`, or a part of the source. The
- * part is the same whatever the run's seed: models that are trained one after the other share what they never saw.
+ * part is the same whatever the run's seed, and whether or not the run evaluates on it: models that are trained one
+ * after the other share what they never saw.
  *
  * @throws RangeError for a source that cannot be read or split.
  */
@@ -62,7 +63,7 @@ export async function openSources(config: ImagesConfig): Promise<RunSources> {
   const whole = await openSource(data.source as string, options);
   const own = await evalSourceOf(config);
   const group = groupOf(config);
-  const isSplit = own === undefined && config.eval.every > 0 && data.evalPart > 0;
+  const isSplit = own === undefined && data.evalPart > 0;
   return isSplit
     ? splitSource(whole, { heldOut: data.evalPart, ...(group && { groupOf: group }) })
     : { train: whole, heldOut: own };

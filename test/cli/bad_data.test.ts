@@ -24,7 +24,7 @@ test("each command says what is wrong with the images, and leaves no half-made r
   writeFiles(at("one"), { "a/0.png": await grey(9, 16) });
   writeFiles(at("bad"), { "a/0.png": "x", "a/1.png": "y", "b/2.png": "z", "b/3.png": "z" });
   const split =
-    "none of 1 groups. Use more images, hold out another share \\(data.evalPart\\), or give held-out images of their own";
+    "none of 1 groups. Use more images, hold out another share \\(data.evalPart; 0 for none\\), or give held-out images of their own";
   const wanted: readonly [string, RegExp, readonly string[]][] = [
     [
       "empty",
@@ -39,7 +39,7 @@ test("each command says what is wrong with the images, and leaves no half-made r
     for (const command of commands) {
       const args = [command, `data.source=${at(data)}`, "data.size=16", `run.dir=${at("run")}`];
       const more = [...(models[command] ?? []), "train.threads=1", "train.device=cpu"];
-      if (data === "bad") more.push("eval.every=0");
+      if (data === "bad") more.push("eval.every=0", "data.evalPart=0");
       const found = spawnSync(
         process.execPath,
         ["dist/src/cli/main.js", ...args, ...more, "run.ifExists=overwrite"],

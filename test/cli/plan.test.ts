@@ -26,6 +26,7 @@ test("plan and --dry-run say the same of a run, and make nothing", async (t) => 
     "ar={type: gpt, nLayer: 1, nHead: 2, nEmbd: 16, extra: {classNum: 3}}",
     "rollout={images: 4, numGenerations: 2, context: {type: prefix}}",
     "eval.every=0",
+    "data.evalPart=0",
     "train={iters: 7, device: cpu, threads: 1}",
   ];
   const { code, out, err } = rlar("plan", ...keys, "--no-measure");

@@ -60,7 +60,7 @@ test("a split is a function of the seed and the names, and grows without moving 
 test("a side that would be empty, and a share that is none, are refused", () => {
   assert.throws(() => splitSource(sourceOf(["a"]), { heldOut: 0.5 }), {
     message:
-      /^splitSource: expected images to (hold out|train on), got none of 1 groups\. Use more images, hold out another share \(data\.evalPart\), /,
+      /^splitSource: expected images to (hold out|train on), got none of 1 groups\. Use more images, hold out another share \(data\.evalPart; 0 for none\), /,
   });
   for (const heldOut of [0, 1, NaN]) {
     assert.throws(() => splitSource(sourceOf(["a", "b"]), { heldOut }), {

@@ -52,16 +52,20 @@ test("a part is set apart, spread over the set and always the same; the rest is 
   assert.equal(new Set(seen).size, seen.length);
 });
 
-test("nothing is set apart where nothing is evaluated, or there are images of their own for it", async (t) => {
+test("a part stays apart where nothing is evaluated; none is where the images have others for it", async (t) => {
   const folder = await tinyFolder(t, 20);
-  const none = await open(configOf(folder, { eval: { every: 0 } }));
-  assert.equal(none.evalImages, 0);
-  assert.equal(none.source?.length, 20);
-  assert.deepEqual(await idsOf(none.evalBatches()), []);
+  const data = { source: join(folder, "images"), size: 16 };
+  const evaluated = await openSources(configOf(folder, { data: { ...data, evalPart: 0.3 } }));
+  const silent = await open(configOf(folder, { data: { ...data, evalPart: 0.3 }, eval: { every: 0 } }));
+  assert.equal(silent.fingerprint, evaluated.train.fingerprint);
+  assert.ok((silent.source?.length ?? 0) < 20);
+  assert.equal(silent.evalImages, 0);
+  assert.deepEqual(await idsOf(silent.evalBatches()), []);
+  const all = await open(configOf(folder, { data: { ...data, evalPart: 0 }, eval: { every: 0 } }));
+  assert.equal(all.source?.length, 20);
   const others = join(folder, "others");
   await writeEmoji(others, 4, 30);
-  const data = { source: join(folder, "images"), size: 16, evalSource: others };
-  const own = await open(configOf(folder, { data }));
+  const own = await open(configOf(folder, { data: { ...data, evalSource: others } }));
   assert.equal(own.source?.length, 20);
   assert.deepEqual((await idsOf(own.evalBatches())).flat().sort(), [
     "a/030.png",
@@ -71,13 +75,13 @@ test("nothing is set apart where nothing is evaluated, or there are images of th
   ]);
   // A program's own loader is evaluated on such images too.
   const dataloader = [{ images: zeros([1, 3, 16, 16]) }];
-  const loaded = await open(configOf(folder, { data, dataloader }));
+  const loaded = await open(configOf(folder, { data: { ...data, evalSource: others }, dataloader }));
   assert.deepEqual([loaded.fingerprint, loaded.source, loaded.evalImages], [null, null, 4]);
 });
 
 test("images of a set are chosen evenly", async (t) => {
   const folder = await tinyFolder(t, 10);
-  const { train } = await openSources(configOf(folder, { eval: { every: 0 } }));
+  const { train } = await openSources(configOf(folder, { data: { evalPart: 0 }, eval: { every: 0 } }));
   const chosen = someOf(train, 3);
   assert.deepEqual(
     Array.from({ length: 3 }, (_, i) => chosen.idOf(i)),

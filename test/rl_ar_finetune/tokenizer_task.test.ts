@@ -294,7 +294,12 @@ test("one image, one class and grey images train as any", async () => {
     ["flat", 12],
     ["grey", 12],
   ] as const) {
-    using task = await open(`data.source=${join(folder, name)}`, "eval.every=0", "loss.restartAfter=1");
+    using task = await open(
+      `data.source=${join(folder, name)}`,
+      "eval.every=0",
+      "data.evalPart=0",
+      "loss.restartAfter=1",
+    );
     assert.equal(task.about.images, images);
     await steps(task, 0, 3);
     assert.deepEqual(await task.evaluate(), {});

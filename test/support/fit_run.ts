@@ -41,9 +41,10 @@ function merged(values: Values, changes: Values): Values {
 
 /** A pre-training in a folder of `tinyFolder`, with changes. */
 export function tinyPretraining(folder: string, changes: Values = {}): ResolvedConfig<PretrainConfig> {
+  const isEvaluated = ((changes.eval as { every?: number } | undefined)?.every ?? 0) > 0;
   const values = {
     run: { dir: join(folder, "run"), ifExists: "fail" },
-    data: { source: join(folder, "images"), size: 16, evalPart: 0.2, workers: 1 },
+    data: { source: join(folder, "images"), size: 16, evalPart: isEvaluated ? 0.2 : 0, workers: 1 },
     tokenizer: { path: join(folder, "tokenizer.safetensors") },
     ar: { type: "gpt", nLayer: 1, nHead: 2, nEmbd: 16 },
     eval: { every: 0 },

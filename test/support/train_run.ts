@@ -72,7 +72,7 @@ export function tinyTokenizer(): VQModel {
 export function tinyRun(folder: string, changes: TrainConfigInput = {}): TrainConfigInput {
   const values: Values = {
     run: { dir: join(folder, "run"), ifExists: "fail" },
-    data: { source: join(folder, "images"), size: 16, evalPart: 0.2 },
+    data: { source: join(folder, "images"), size: 16, evalPart: partOf(changes) },
     tokenizer: { path: join(folder, "tokenizer.safetensors") },
     ar: { type: "gpt", nLayer: 1, nHead: 2, nEmbd: 16, extra: { classNum: 3 } },
     algorithm: "grpo",
@@ -85,6 +85,11 @@ export function tinyRun(folder: string, changes: TrainConfigInput = {}): TrainCo
     train: { iters: 2, threads: 1, device: "cpu" },
   };
   return merged(values, changes as Values);
+}
+
+/** So few images are all trained on, where nothing is evaluated. */
+function partOf({ eval: evaluation }: TrainConfigInput): number {
+  return ((evaluation as { every?: number } | undefined)?.every ?? 0) > 0 ? 0.2 : 0;
 }
 
 function merged(values: Values, changes: Values): Values {
