@@ -3,6 +3,7 @@
  * mean is in `config_keys.ts`.
  */
 import { join } from "node:path";
+import { setImmediate } from "node:timers/promises";
 
 import { autocast, deriveSeed, stream, type Tensor, tidy } from "../torch/index.js";
 import { loadCheckpoint } from "./checkpoint.js";
@@ -93,6 +94,7 @@ export async function trainRlLoop(
   let clock = new Clock();
   while (progress.step < total && end === "done") {
     const step = progress.step;
+    await setImmediate(); // lets Ctrl-C through: batches that are read ahead never wait
 
     // 4. A batch of images and their codes; G sequences each; the one decode that every reward term reads.
     using batch = await batches.next();

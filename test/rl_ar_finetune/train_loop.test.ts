@@ -330,6 +330,34 @@ test("a folder that holds a run: refused, another name, overwritten, begun again
   assert.deepEqual(weightsOf(other.dir), weightsOf(dir));
 });
 
+test("an abort gets through although the images never make the loop wait", async (t) => {
+  const folder = await tinyFolder(t);
+  const model = tinyTokenizer();
+  t.after(() => model.dispose());
+  async function* loader(): AsyncGenerator<Tensor> {
+    for (;;) {
+      using images = full([2, 3, 16, 8], 0.5);
+      yield images;
+    }
+  }
+  const config = {
+    run: { dir: join(folder, "run") },
+    tokenizer: model,
+    dataloader: loader,
+    block_size: 8,
+    ar: { type: "gpt", n_layer: 1, n_head: 2, n_embd: 16 },
+    rollout: { num_generations: 2, context: "prefix" },
+    log: { images_every: 0 },
+    save: { every: 1000 },
+    train: { iters: 40, threads: 1 },
+  };
+  const abort = new AbortController();
+  setTimeout(() => abort.abort(), 1);
+  const { end, step } = await quietRun(config, { signal: abort.signal });
+  assert.equal(end, "interrupted");
+  assert.ok(step < 40, `${step}`);
+});
+
 test("a tokenizer and a loader of a program's own; a loader is resumed where it was", async (t) => {
   const folder = await tinyFolder(t);
   const model = tinyTokenizer();
