@@ -233,5 +233,6 @@ test("without a graph, a forward takes what one block takes, however many there 
     });
   const [few, many] = [peak(1), peak(6)];
   const between = 64 * 8 * 64 * 4; // what goes from one block to the next
-  assert.ok(many <= few + 5 * between, `${few} for one block, ${many} for six`);
+  const scalars = 1024; // an operator's own, some at a time; one block's temporaries are 3.3 MB
+  assert.ok(many <= few + 5 * between + scalars, `${few} for one block, ${many} for six`);
 });
