@@ -151,12 +151,11 @@ function tableOf({ rows, reconstruction, networks, verdicts }: ModelEvaluation):
   const gains = verdicts.completion.flatMap(({ measure, standings }) => {
     const best = standings
       .filter(({ standing }) => standing === "beyond")
-      .map(({ gain, point }) => ({ gain: gain?.value ?? 0, temperature: point.temperature }))
-      .sort((a, b) => b.gain - a.gain)[0];
+      .sort((a, b) => b.gain.value - a.gain.value)[0];
     return best === undefined
       ? [`${measure}: not beyond what a temperature of the base gives`]
       : [
-          `${measure}: ${best.gain.toFixed(1)} % below the base's best at no worse an FD (T ${best.temperature})`,
+          `${measure}: at T ${best.point.temperature} ${best.gain.value.toFixed(1)} % below what the base has at such an FD (T ${best.rival.temperature})`,
         ];
   });
   return [

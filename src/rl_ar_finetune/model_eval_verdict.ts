@@ -14,13 +14,13 @@ export interface FrontierPoint extends Point {
 /** A point of B and what A has against it. */
 export interface Standing {
   readonly point: FrontierPoint;
-  /** The best of A's points among those with a Fréchet distance no worse; null where A has none. */
-  readonly rival: FrontierPoint | null;
-  /** Percent by which the point's value lies under the rival's; null without one. */
-  readonly gain: Estimate | null;
+  /** The best of A's points among those with a Fréchet distance no worse; where A has none, that of its least. */
+  readonly rival: FrontierPoint;
+  /** Percent by which the point's value lies under the rival's. */
+  readonly gain: Estimate;
   /**
-   * `lower_fd`: no point of A has as low a Fréchet distance. `beyond`: the value is lower than any that A has with a
-   * distance no worse. `even`: the same, but the gain's interval holds 0. `behind`: A has as low a value, or lower.
+   * `beyond`: the value is lower than the rival's. `even`: the same, but the gain's interval holds 0. `behind`: A has as
+   * low a value, or lower. `lower_fd`: no point of A has as low a Fréchet distance, and the value is not beyond either.
    */
   readonly standing: "beyond" | "lower_fd" | "even" | "behind";
 }
@@ -37,8 +37,10 @@ export interface Verdict {
 }
 
 /**
- * Set each of B's points against the best of A's in `value` among those with an FD no worse.
+ * Set each of B's points against the best of A's in `value` among those with an FD no worse, or, where B's FD is lower
+ * than any, against the one of A's least FD.
  *
+ * @param a - at least one point, or nothing is compared.
  * @param gainOf - percent by which a point of B lies under one of A, with the interval over the images.
  */
 export function standingsOf(
@@ -46,18 +48,25 @@ export function standingsOf(
   b: readonly FrontierPoint[],
   gainOf: (of: FrontierPoint, rival: FrontierPoint) => Estimate,
 ): Standing[] {
+  const least = lowest(a, "fd");
+  if (least === null) return [];
   return b.map((point): Standing => {
-    const rivals = a.filter(({ fd }) => fd <= point.fd);
-    const rival = rivals.reduce<FrontierPoint | null>(
-      (best, of) => (best === null || of.value < best.value ? of : best),
-      null,
+    const among = lowest(
+      a.filter(({ fd }) => fd <= point.fd),
+      "value",
     );
-    if (rival === null) return { point, rival, gain: null, standing: "lower_fd" };
+    const rival = among ?? least;
     const gain = gainOf(point, rival);
-    if (!(gain.value > 0)) return { point, rival, gain, standing: "behind" };
-    return { point, rival, gain, standing: gain.low !== null && gain.low <= 0 ? "even" : "beyond" };
+    const isUnder = gain.value > 0;
+    const isSure = isUnder && !(gain.low !== null && gain.low <= 0);
+    const rest = among === null ? "lower_fd" : isUnder ? "even" : "behind";
+    return { point, rival, gain, standing: isSure ? "beyond" : rest };
   });
 }
+
+/** The point with the least of one number, the first of equals; null of none. */
+const lowest = (points: readonly FrontierPoint[], key: "fd" | "value"): FrontierPoint | null =>
+  points.reduce<FrontierPoint | null>((best, of) => (best === null || of[key] < best[key] ? of : best), null);
 
 /** The least Fréchet distance of free samples that each policy reaches, and at which point. */
 export interface FreeVerdict {
@@ -79,11 +88,11 @@ export function verdictText({ network, measure, prefix, standings }: Verdict): s
   const name = NAMES[measure] ?? measure;
   const lines = standings.map(({ point, rival, gain, standing }) => {
     const own = `B ${pointText(point)}: FD ${short(point.fd)}, ${name} ${short(point.value)}`;
-    if (rival === null || gain === null) return `  ${own}; no point of A has as low an FD`;
     const { value, low, high } = gain;
     const interval = low === null || high === null ? "" : ` [${low.toFixed(1)}, ${high.toFixed(1)}]`;
     const side = value > 0 ? "under" : "over";
-    const of = `A's best with FD no worse (${pointText(rival)}: FD ${short(rival.fd)}, ${short(rival.value)})`;
+    const which = rival.fd > point.fd ? "A's point of least FD, a worse one" : "A's best with FD no worse";
+    const of = `${which} (${pointText(rival)}: FD ${short(rival.fd)}, ${short(rival.value)})`;
     const end = standing === "even" ? "; the interval holds 0" : "";
     return `  ${own}, ${Math.abs(value).toFixed(1)} %${interval} ${side} ${of}${end}`;
   });
@@ -91,7 +100,7 @@ export function verdictText({ network, measure, prefix, standings }: Verdict): s
     standings.filter(({ standing }) => kinds.includes(standing)).length;
   const beyond = count("beyond");
   const most = Math.max(
-    ...standings.filter(({ standing }) => standing === "beyond").map(({ gain }) => gain?.value ?? 0),
+    ...standings.filter(({ standing }) => standing === "beyond").map(({ gain }) => gain.value),
   );
   const others = [
     count("lower_fd") > 0 ? `${count("lower_fd")} at a lower FD than any of A's` : "",

@@ -214,10 +214,10 @@ test("a policy that is right lies beyond the frontier of one that knows nothing,
     ],
   );
   for (const { standings } of verdicts.completion) {
-    // Right completions are nearer to the data than any of A's.
+    // Right completions are nearer to the data than any of A's, and nearer to their images.
     assert.deepEqual(
       standings.map(({ standing }) => standing),
-      ["lower_fd", "lower_fd"],
+      ["beyond", "beyond"],
     );
   }
   const [free] = verdicts.free;

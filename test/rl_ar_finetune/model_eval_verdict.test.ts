@@ -33,7 +33,7 @@ test("a point stands against the best that the other has at a Fréchet distance 
     [BASE[0], BASE[1]],
   );
   assert.deepEqual(
-    standings.map((each) => each.gain?.value.toFixed(2)),
+    standings.map((each) => each.gain.value.toFixed(2)),
     ["4.45", "5.94"],
   );
   assert.deepEqual(
@@ -47,7 +47,7 @@ test("sharper is not better: what another temperature gives too is behind or eve
   const [sharp] = standingsOf(BASE, [at(1, 0.7, 0.137)], gain());
   assert.equal(sharp?.standing, "behind");
   assert.equal(sharp?.rival, BASE[2]);
-  assert.equal(sharp?.gain?.value.toFixed(2), "-2.47");
+  assert.equal(sharp?.gain.value.toFixed(2), "-2.47");
   const [equal] = standingsOf(BASE, [at(1, 0.51, 0.1437)], gain());
   assert.equal(equal?.standing, "behind", "the same point is not beyond itself");
   const [even] = standingsOf(BASE, [at(1, 0.7, 0.133)], gain(-0.4, 1.5));
@@ -56,20 +56,28 @@ test("sharper is not better: what another temperature gives too is behind or eve
   assert.equal(sure?.standing, "beyond");
 });
 
-test("a point closer to the data than any of the other's has no rival", () => {
-  const [standing] = standingsOf(BASE, [at(1, 0.5, 0.2)], gain());
-  assert.deepEqual(standing, { point: at(1, 0.5, 0.2), rival: null, gain: null, standing: "lower_fd" });
+test("a point closer to the data than any of the other's stands against the closest of them", () => {
+  const [both] = standingsOf(BASE, [at(1, 0.5, 0.1437 * 0.9)], gain(8, 12));
+  assert.equal(both?.standing, "beyond", "A has nothing as good in either");
+  assert.equal(both?.rival, BASE[0]);
+  assert.equal(both?.gain.value.toFixed(2), "10.00");
+  const standing = (value: number, low: number | null): string | undefined =>
+    standingsOf(BASE, [at(1, 0.5, value)], gain(low, 12))[0]?.standing;
+  assert.equal(standing(0.2, null), "lower_fd", "a greater value");
+  assert.equal(standing(0.1437, null), "lower_fd", "the same value");
+  assert.equal(standing(0.1437 * 0.9, -1), "lower_fd", "its interval holds 0");
+  assert.deepEqual(standingsOf([], TUNED, gain()), []);
   assert.deepEqual(standingsOf(BASE, [], gain()), []);
 });
 
 test("the verdict says plainly where B is beyond A, and by how much", () => {
-  const standings = standingsOf(BASE, [...TUNED, at(0.5, 0.5, 0.14), at(0.3, 0.9, 0.135)], gain(1, 8));
+  const standings = standingsOf(BASE, [...TUNED, at(0.5, 0.5, 0.15), at(0.3, 0.9, 0.135)], gain(1, 8));
   const verdict: Verdict = { network: "second", measure: "l2", prefix: 32, standings };
   assert.deepEqual(verdictText(verdict), [
     "B lies beyond A's frontier in l2 at 2 of 4 points, by up to 5.9 %; 1 at a lower FD than any of A's, 1 behind it. (completions after 32 codes; FD of second)",
     "  B T 1 cfg 1: FD 0.5200, l2 0.1373, 4.5 % [1.0, 8.0] under A's best with FD no worse (T 1 cfg 1: FD 0.5100, 0.1437)",
     "  B T 0.8 cfg 1: FD 0.6400, l2 0.1315, 5.9 % [1.0, 8.0] under A's best with FD no worse (T 0.8 cfg 1: FD 0.6200, 0.1398)",
-    "  B T 0.5 cfg 1: FD 0.5000, l2 0.1400; no point of A has as low an FD",
+    "  B T 0.5 cfg 1: FD 0.5000, l2 0.1500, 4.4 % [1.0, 8.0] over A's point of least FD, a worse one (T 1 cfg 1: FD 0.5100, 0.1437)",
     "  B T 0.3 cfg 1: FD 0.9000, l2 0.1350, 1.0 % [1.0, 8.0] over A's best with FD no worse (T 0.6 cfg 1: FD 0.6900, 0.1337)",
   ]);
   const none: Verdict = {
