@@ -13,6 +13,7 @@ import { optionsOfRun } from "../rl_ar_finetune/model_eval_run.js";
 import type { Estimate, EvalRow } from "../rl_ar_finetune/model_eval_types.js";
 import { trainKind } from "../rl_ar_finetune/train_kind.js";
 import { trainRlLoop } from "../rl_ar_finetune/train_loop.js";
+import { writing } from "../torch/files.js";
 import { expected } from "../torch/index.js";
 import { readConfig } from "./config.js";
 import { classifier, pretrain, tokenizer } from "./fit.js";
@@ -106,7 +107,7 @@ const say = (text: string): void => void process.stdout.write(`${text}\n`);
 
 /** Train all models by the recipes, into `models`. */
 async function makeModels(recipes: string, models: string, dir: string, short: boolean): Promise<number> {
-  mkdirSync(models, { recursive: true });
+  writing(models, () => mkdirSync(models, { recursive: true }));
   for (const [name, run] of STAGES) {
     const folder = join(dir, name);
     say(`\n${name}: ${join(recipes, `${name}.yaml`)}`);

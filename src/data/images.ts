@@ -2,11 +2,12 @@
  * Images between files and tensors: reading a few as a batch, writing PNG, laying out grids. Formats are decoded in
  * `decode.ts`, sizes changed in `resample.ts`; data sets are opened by `open_source.ts`.
  */
-import { rename, rm, stat, writeFile } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { stat } from "node:fs/promises";
+import { join } from "node:path";
 
 import sharp from "sharp";
 
+import { replaceFile, writeAll } from "../torch/files.js";
 import { cat, expected, full, type Tensor, tensor, tidy } from "../torch/index.js";
 import { type Crop, IMAGE_FILE, readPixels } from "./decode.js";
 import { listFiles } from "./paths.js";
@@ -99,12 +100,5 @@ export async function writePng(path: string, image: Tensor): Promise<void> {
   const png = await sharp(data, { raw: { width, height, channels: channels as 3 } })
     .png()
     .toBuffer();
-  const aside = join(dirname(path), `.${process.pid}-${Date.now()}.png.tmp`);
-  try {
-    await writeFile(aside, png, { flush: true });
-    await rename(aside, path);
-  } catch (error) {
-    await rm(aside, { force: true });
-    throw expected("writePng", `a place to write ${path}`, (error as Error).message);
-  }
+  replaceFile(path, (fd) => writeAll(fd, png));
 }

@@ -22,7 +22,7 @@ import {
 import { join } from "node:path";
 
 import type { StateDict } from "../nn/index.js";
-import { replaceFile, writeAll } from "../torch/files.js";
+import { replaceFile, writeAll, writing } from "../torch/files.js";
 import { expected, expectedType, loadSafetensors, saveSafetensors, type Tensor } from "../torch/index.js";
 import { ConfigError, type ConfigKind, type TrainConfig } from "./config.js";
 import {
@@ -109,12 +109,12 @@ export function saveCheckpoint(folder: string, checkpoint: Checkpoint, options: 
       throw expectedType(where, `tensors of ${part}, which has metadata`, "none");
   }
   const text = encodeData(values, `${where}.values`);
-  mkdirSync(folder, { recursive: true });
+  writing(folder, () => mkdirSync(folder, { recursive: true }));
   removeLeftovers(folder);
   const aside = join(folder, `.${process.pid}.${randomBytes(4).toString("hex")}.tmp`);
   let final: string;
   try {
-    mkdirSync(aside);
+    writing(aside, () => mkdirSync(aside));
     for (const [part, state] of Object.entries(tensors)) {
       saveSafetensors(join(aside, `${part}.safetensors`), state, metadata[part]);
     }

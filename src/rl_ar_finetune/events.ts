@@ -7,7 +7,7 @@ import { closeSync, fsyncSync, mkdirSync, openSync } from "node:fs";
 import { hostname } from "node:os";
 import { join } from "node:path";
 
-import { writeAll } from "../torch/files.js";
+import { writeAll, writing } from "../torch/files.js";
 import { expected } from "../torch/index.js";
 
 /** CRC-32C of each byte, for the reflected polynomial. */
@@ -103,10 +103,10 @@ export class EventWriter implements Disposable {
   constructor(folder: string, options: EventWriterOptions = {}) {
     const { resumeAt, now = () => Date.now() / 1000 } = options;
     this.#now = now;
-    mkdirSync(folder, { recursive: true });
+    writing(folder, () => mkdirSync(folder, { recursive: true }));
     const seconds = String(Math.floor(now())).padStart(10, "0");
     this.path = join(folder, `events.out.tfevents.${seconds}.${hostname()}.${process.pid}.${files++}`);
-    this.#fd = openSync(this.path, "wx");
+    this.#fd = writing(this.path, () => openSync(this.path, "wx"));
     this.#write(0, text(FIELD.fileVersion, "brain.Event:2"));
     if (resumeAt !== undefined) this.#write(resumeAt, message(FIELD.sessionLog, integer(1, 1))); // status START
   }
@@ -155,7 +155,8 @@ export class EventWriter implements Disposable {
   #write(step: number, what: Buffer): void {
     if (this.#fd === null) throw expected("EventWriter", "an open file", `${this.path}, which was closed`);
     if (!Number.isSafeInteger(step) || step < 0) throw expected("EventWriter", "a step of at least 0", step);
-    writeAll(this.#fd, frame(event(this.#now(), step, what)));
+    const fd = this.#fd;
+    writing(this.path, () => writeAll(fd, frame(event(this.#now(), step, what))));
   }
 }
 

@@ -2,12 +2,12 @@
  * What a run leaves behind: `metrics.jsonl`, `metrics.csv`, `env.json`, TensorBoard events and pages of samples, and what
  * it shows meanwhile. Metrics are computed elsewhere; the screen is `console.ts`, event files are `events.ts`.
  */
-import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readFileSync, writeSync } from "node:fs";
+import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 
 import { writePng } from "../data/images.js";
-import { replaceFile, writeAll } from "../torch/files.js";
+import { replaceFile, writeAll, writing } from "../torch/files.js";
 import { expected, type Tensor } from "../torch/index.js";
 import { jsonLine, type RunConsole } from "./console.js";
 import { environment } from "./environment.js";
@@ -29,12 +29,13 @@ export class StepLines implements Disposable {
     if (options.resumeAt !== undefined) keepLines(path, options.resumeAt);
     else if (existsSync(path))
       throw expected(path, "no file", "one of another run", "Resume that run, or take another folder");
-    this.#fd = openSync(path, "a");
+    this.#fd = writing(path, () => openSync(path, "a"));
   }
 
   add(record: Readonly<Record<string, unknown>>): void {
     if (this.#fd === null) throw expected("StepLines.add", "an open file", `${this.path}, which was closed`);
-    writeSync(this.#fd, `${jsonLine(record)}\n`);
+    const fd = this.#fd;
+    writing(this.path, () => writeAll(fd, Buffer.from(`${jsonLine(record)}\n`)));
   }
 
   /** Wait until all lines are on the disk. */
@@ -129,7 +130,8 @@ export class RunLog implements Disposable {
     this.folder = folder;
     this.#options = options;
     this.#last = resumeAt ?? -1;
-    mkdirSync(join(folder, "samples"), { recursive: true });
+    const samples = join(folder, "samples");
+    writing(samples, () => mkdirSync(samples, { recursive: true }));
     this.#lines = new StepLines(join(folder, "metrics.jsonl"), resume);
     this.#samples = new StepLines(join(folder, "samples.jsonl"), resume);
     const next = resumeAt === undefined ? {} : { resumeAt: resumeAt + 1 };

@@ -29,7 +29,12 @@ export function prepareOutputs({ out, npz, json }: Pick<ModelEvalOptions, "out" 
       closeSync(openSync(probe, "wx"));
       rmSync(probe);
     } catch (error) {
-      throw expected(`eval: ${option}`, `a folder that can be written`, (error as Error).message);
+      throw expected(
+        `eval: ${option}`,
+        `a folder that can be written`,
+        (error as Error).message,
+        `Choose another with --${option}`,
+      );
     }
   }
 }

@@ -6,7 +6,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync
 import { hostname } from "node:os";
 import { join } from "node:path";
 
-import { replaceFile, writeAll } from "../torch/files.js";
+import { replaceFile, writeAll, writing } from "../torch/files.js";
 import { listCheckpoints } from "./checkpoint.js";
 import { ConfigError, type ConfigKind, type RunConfig, type TrainConfig } from "./config.js";
 import { configYaml } from "./config_docs.js";
@@ -58,7 +58,7 @@ export async function openRunFolder<T extends RunOwner = TrainConfig>(
     ]);
   }
   const path = holdsRun && policy === "new" ? freeName(wanted) : wanted;
-  mkdirSync(path, { recursive: true });
+  writing(path, () => mkdirSync(path, { recursive: true }));
   takeLock(path);
   // A run that was killed before its first checkpoint has nothing to go on from.
   const isResumed = holdsRun && policy === "resume" && listCheckpoints(join(path, "checkpoints")).length > 0;
@@ -117,8 +117,10 @@ function takeLock(folder: string): void {
         `End that process, or remove ${path} if there is none.`,
     ]);
   }
-  rmSync(path, { force: true });
-  writeFileSync(path, JSON.stringify(me), { flag: "wx" });
+  writing(path, () => {
+    rmSync(path, { force: true });
+    writeFileSync(path, JSON.stringify(me), { flag: "wx" });
+  });
 }
 
 /** Whether a process writes to a folder right now; one on another machine counts as long as its lock is there. */

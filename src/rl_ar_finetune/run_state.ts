@@ -7,6 +7,7 @@ import { join } from "node:path";
 
 import type { Batches, Cursor, PassedOver } from "../data/index.js";
 import type { StateDict } from "../nn/index.js";
+import { writing } from "../torch/files.js";
 import { noGrad, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
 import { bestCheckpoint, type LoadedCheckpoint, requireSameRun, saveCheckpoint } from "./checkpoint.js";
 import { ConfigError, type TrainConfig } from "./config.js";
@@ -222,11 +223,12 @@ export function dump(
   images: Tensor,
 ): void {
   const { rollout, rewards, trueCodes } = made;
-  mkdirSync(join(folder, "dumps"), { recursive: true });
+  const dumps = join(folder, "dumps");
+  writing(dumps, () => mkdirSync(dumps, { recursive: true }));
   noGrad(() =>
     tidy(() => {
       const tensors = { images, trueCodes, rewards, tokens: rollout.tokens, logprobs: rollout.logprobs };
-      saveSafetensors(join(folder, "dumps", `step_${String(step).padStart(6, "0")}.safetensors`), tensors);
+      saveSafetensors(join(dumps, `step_${String(step).padStart(6, "0")}.safetensors`), tensors);
     }),
   );
 }

@@ -88,7 +88,15 @@ function load(): Native {
   if (!existsSync(path)) {
     throw new Error(`rl-ar-finetune: expected the built addon at ${path}, got nothing. Run: npm run build.`);
   }
-  const native = createRequire(import.meta.url)(path) as Native;
+  let native: Native;
+  try {
+    native = createRequire(import.meta.url)(path) as Native;
+  } catch (error) {
+    const { message } = error as Error;
+    throw new Error(
+      `rl-ar-finetune: expected an addon that loads from ${path}, got: ${message}. Run: npm run build, as the user who runs this.`,
+    );
+  }
   native.adoptThread();
   return native;
 }

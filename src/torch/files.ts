@@ -161,6 +161,30 @@ export function writeAll(fd: number, bytes: Uint8Array): void {
 }
 
 /**
+ * Do something that writes at `path`.
+ *
+ * @throws RangeError that names the path and a way out, where the system refuses; whatever else `action` throws.
+ */
+export function writing<T>(path: string, action: () => T): T {
+  try {
+    return action();
+  } catch (error) {
+    throw whyNotWritten(path, error);
+  }
+}
+
+/** What the system refused to write, and what to do; any other error as it is. */
+function whyNotWritten(path: string, error: unknown): unknown {
+  const { code, syscall } = error as NodeJS.ErrnoException;
+  if (syscall === undefined) return error;
+  const reason = systemReason(error);
+  if (code === "ENOSPC" || code === "EDQUOT")
+    return expected(path, "room on the disk", reason, "Free some; what stood there before is untouched");
+  const remedy = code === "ENOENT" ? "Make its folder first" : "Choose another, or change its permissions";
+  return expected(path, "a path that can be written", reason, remedy);
+}
+
+/**
  * Put a new file at `path`, whole or not at all.
  *
  * `write` fills a file under a temporary name in the same folder, which is flushed to disk and renamed. When
@@ -182,19 +206,7 @@ export function replaceFile(path: string, write: (fd: number) => void): void {
   } catch (error) {
     if (fd !== undefined) closeSync(fd);
     rmSync(temporary, { force: true });
-    const code = (error as NodeJS.ErrnoException).code;
-    if (code === "ENOSPC" || code === "EDQUOT") {
-      throw expected(
-        path,
-        "room on the disk",
-        systemReason(error),
-        "Free some; what stood there before is untouched",
-      );
-    }
-    if ((error as NodeJS.ErrnoException).syscall !== undefined) {
-      throw expected(path, "a file that can be written", systemReason(error));
-    }
-    throw error;
+    throw whyNotWritten(path, error);
   }
   // The rename itself lives in the folder, and is lost in a power cut unless the folder is flushed too.
   const folderFd = openSync(folder, "r");

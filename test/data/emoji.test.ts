@@ -216,7 +216,7 @@ test("what is no such package is refused, and nothing half-written stays", async
   );
   await refused(
     { out: at("absent/no.tar") },
-    /absent\/no\.tar: expected a file that can be written, got ENOENT/,
+    /absent\/no\.tar: expected a path that can be written, got ENOENT/,
   );
   assert.deepEqual(
     readdirSync(folder).filter((name) => name.includes("no.tar") || name.endsWith(".tmp")),

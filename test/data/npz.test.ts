@@ -87,7 +87,7 @@ test("data of another length than the shape are refused, and what was there stay
     throw new Error("the decoder failed");
   })();
   assert.throws(() => writeNpz(path, { a: { type: "u1", shape: [8], data: failing } }), /the decoder failed/);
-  assert.throws(() => writeNpz(join(folder, "none", "a.npz"), {}), /expected a file that can be written/);
+  assert.throws(() => writeNpz(join(folder, "none", "a.npz"), {}), /expected a path that can be written/);
   assert.deepEqual(readFileSync(path), before);
   assert.deepEqual(readdirSync(folder), ["samples.npz"]);
 });

@@ -341,7 +341,7 @@ test("what cannot be written ends the run and leaves nothing half-written", asyn
   await assert.rejects(fit(dir, {}, { before: inTheWay }), (error) => {
     assert.match(
       (error as Error).message,
-      /model\.safetensors: expected a file that can be written, got .*(directory|EISDIR)/,
+      /model\.safetensors: expected a path that can be written, got .*(directory|EISDIR)/,
     );
     return true;
   });

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import {
   closeSync,
+  mkdirSync,
   mkdtempSync,
   openSync,
   readdirSync,
@@ -21,6 +22,7 @@ import {
   replaceFile,
   writeAll,
   writeTensorData,
+  writing,
 } from "../../src/torch/files.js";
 import { tensor, tidy, zeros } from "../../src/torch/index.js";
 import { noLeak } from "../support/leak.js";
@@ -112,7 +114,11 @@ test("when writing fails, what stood there stays and nothing is left behind", ()
   const nowhere = join(folder, "none", "file");
   assert.throws(
     () => replaceFile(nowhere, () => assert.fail("not reached")),
-    /: expected a file that can be written, got ENOENT/,
+    /: expected a path that can be written, got ENOENT.+\. Make its folder first\.$/,
+  );
+  assert.throws(
+    () => writing(join(path, "below"), () => mkdirSync(join(path, "below"))),
+    /below: expected a path that can be written, got ENOTDIR.+\. Choose another, or change its permissions\.$/,
   );
   const asFolder = join(folder, "a folder");
   symlinkSync(folder, asFolder);
