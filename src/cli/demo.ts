@@ -92,6 +92,7 @@ export async function demo({ seed, dir, short = false, fromScratch = false }: De
   });
   const page = await writeReport(run.dir);
   say(tableOf(evaluation));
+  if (short) say("Three steps, sixteen images: this shows that all of it runs, not what it is worth.\n");
   say(
     `pictures  ${evaluation.pages.map((name) => join(run.dir, "eval", name)).join("\n          ")}\n` +
       `report    ${page}\n` +
