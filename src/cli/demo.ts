@@ -55,7 +55,7 @@ export async function demo({ seed, dir, short = false, fromScratch = false }: De
     if (code !== 0) return code;
   }
   say(
-    "Fine-tuning a class-conditional transformer of image codes with GRPO: it gets half of an emoji's codes, draws\n" +
+    "Fine-tuning a class-conditional transformer of image codes with GRPO: it gets a part of an emoji's codes, draws\n" +
       "the rest, and is paid for pixels and features that come close to the emoji. The tokenizer is frozen.\n",
   );
   const resolved = readConfig(
