@@ -8,6 +8,7 @@ import { fileURLToPath } from "node:url";
 
 import { writeReport } from "../dashboard/report.js";
 import { duration } from "../rl_ar_finetune/console.js";
+import type { Evaluation } from "../rl_ar_finetune/evaluate.js";
 import { evaluateModels, type ModelEvaluation } from "../rl_ar_finetune/model_eval.js";
 import { optionsOfRun } from "../rl_ar_finetune/model_eval_run.js";
 import type { Estimate, EvalRow } from "../rl_ar_finetune/model_eval_types.js";
@@ -91,6 +92,8 @@ export async function demo({ seed, dir, short = false, fromScratch = false }: De
     out: join(run.dir, "eval"),
   });
   const page = await writeReport(run.dir);
+  const rewardOf = (of: Evaluation | null): string => of?.spreads["eval/reward"]?.mean.toFixed(3) ?? "-";
+  say(`held-out reward in the run: ${rewardOf(run.first)} before, ${rewardOf(run.last)} after\n`);
   say(tableOf(evaluation));
   if (short) say("Three steps, sixteen images: this shows that all of it runs, not what it is worth.\n");
   say(

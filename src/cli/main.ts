@@ -180,7 +180,7 @@ program
   .addOption(
     new Option(
       "--features <file>",
-      "a network to measure sets by; give it again for each, the reward's own first",
+      "a network to measure sets by, of rlar classifier or Inception v3; again for each, the reward's own first",
     )
       .argParser((file: string, before: string[]) => [...before, file])
       .default([], "none"),

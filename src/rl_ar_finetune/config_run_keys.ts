@@ -72,9 +72,11 @@ export const precision: z.ZodType<TrainConfig["precision"]> = section<PrecisionS
     "the policy's layers, but for its head and losses,",
     "bfloat16 on CPUs that have it; float32 when sampling/logp_diff_max is above 0.01.",
   ),
-  rewards: shared.precisionOf(
-    "the reward's networks",
-    "float32 when rewards of a group differ by less than a thousandth.",
+  rewards: key(
+    z.enum(["float32", "bfloat16"]),
+    "float32",
+    "type in which the reward's networks are computed",
+    "bfloat16 for speed on CUDA, where rewards of a group differ by more than a thousandth.",
   ),
 });
 

@@ -222,7 +222,7 @@ export type Precision = "auto" | "float32" | "bfloat16";
 
 export interface PrecisionSection {
   readonly policy: Precision;
-  readonly rewards: Precision;
+  readonly rewards: Exclude<Precision, "auto">;
 }
 
 export interface EvalSection {

@@ -178,13 +178,17 @@ export function unrewardedTerm(perceptual: PerceptualDistance): Term {
 }
 
 /** How real a PatchGAN discriminator finds the samples: its mean logit. */
-export function patchGanTerm(discriminator: NLayerDiscriminator, weight = 1, chunk?: number): Term {
+export function patchGanTerm(
+  discriminator: NLayerDiscriminator,
+  options: Pick<TermOptions, "weight" | "chunk" | "amp"> = {},
+): Term {
+  const { weight = 1, chunk, amp } = options;
   const parts = chunk === undefined ? {} : { chunk };
   return {
     name: "patch_gan",
     weight,
     sign: 1,
-    measure: (j) => discriminator.score(j.samples, parts),
+    measure: (j) => inCast(amp, () => discriminator.score(j.samples, parts)),
     dispose: () => discriminator.dispose(),
   };
 }
@@ -203,7 +207,11 @@ export function latentCosineTerm(weight = 1): Term {
   };
 }
 
-/** A reward of the user's: higher is better. */
+/**
+ * A reward of the user's: higher is better.
+ *
+ * @param reward - from images `[B, 3, H, W]` and samples `[B * G, 3, H, W]` to scores `[B * G]`, as in {@link Judged}.
+ */
 export function customTerm(
   name: string,
   reward: (images: Tensor, samples: Tensor) => Tensor,

@@ -332,7 +332,12 @@ function termsOf(config: TrainConfig, device: Device, own: Own): Term[] {
   if (patchGan.weight !== 0) {
     if (patchGan.path === null)
       throw expected("reward.patchGan.path", "a PatchGAN discriminator's weights", "none");
-    terms.push(owned(patchGanTerm(openDiscriminator(patchGan.path, { device }), patchGan.weight), own));
+    terms.push(
+      owned(
+        patchGanTerm(openDiscriminator(patchGan.path, { device }), { ...common, weight: patchGan.weight }),
+        own,
+      ),
+    );
   }
   if (latentCosine.weight !== 0) terms.push(latentCosineTerm(latentCosine.weight));
   if (custom.fn !== null && custom.weight !== 0) terms.push(customTerm("custom", custom.fn, custom.weight));

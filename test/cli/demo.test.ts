@@ -17,6 +17,7 @@ test("a few steps of the demo leave a table, pages of pictures, an evaluation an
       encoding: "utf8",
     });
     assert.equal(status, 0, stderr);
+    assert.match(stdout, /^held-out reward in the run: -\d\.\d{3} before, -\d\.\d{3} after$/m);
     assert.match(stdout, /^before {2}T 1 .*\nafter {3}T 1 /m);
     assert.match(stdout, /^ceiling /m);
 
