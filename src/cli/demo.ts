@@ -2,7 +2,7 @@
  * `rlar demo`, which is `npm start`: fine-tune the shipped policy on the shipped images, judge it beside the one it
  * began with, and leave a page to look at. Everything is done by the other commands, from the recipes beside the models.
  */
-import { copyFileSync, existsSync, mkdirSync } from "node:fs";
+import { copyFileSync, existsSync } from "node:fs";
 import { join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -14,7 +14,7 @@ import { optionsOfRun } from "../rl_ar_finetune/model_eval_run.js";
 import type { Estimate, EvalRow } from "../rl_ar_finetune/model_eval_types.js";
 import { trainKind } from "../rl_ar_finetune/train_kind.js";
 import { trainRlLoop } from "../rl_ar_finetune/train_loop.js";
-import { writing } from "../torch/files.js";
+import { makeFolder } from "../torch/files.js";
 import { expected } from "../torch/index.js";
 import { readConfig } from "./config.js";
 import { classifier, pretrain, tokenizer } from "./fit.js";
@@ -111,7 +111,7 @@ const say = (text: string): void => void process.stdout.write(`${text}\n`);
 
 /** Train all models by the recipes, into `models`. */
 async function makeModels(recipes: string, models: string, dir: string, short: boolean): Promise<number> {
-  writing(models, () => mkdirSync(models, { recursive: true }));
+  makeFolder(models);
   for (const [name, run] of STAGES) {
     const folder = join(dir, name);
     say(`\n${name}: ${join(recipes, `${name}.yaml`)}`);

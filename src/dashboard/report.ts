@@ -6,7 +6,7 @@ import { createHash } from "node:crypto";
 import { join } from "node:path";
 
 import { duration } from "../rl_ar_finetune/console.js";
-import { replaceFile, writeAll } from "../torch/files.js";
+import { replaceFile } from "../torch/files.js";
 import { expected } from "../torch/index.js";
 import { comparison, runList } from "./report_compare.js";
 import { commandSection, configSection, summaryOf } from "./report_config.js";
@@ -41,7 +41,7 @@ export async function writeReport(
   if (list.length === 0) throw expected("report", "at least one folder of a run", "none");
   const page = await reportHtml(list);
   const out = options.out ?? join(list[0] as string, "report.html");
-  replaceFile(out, (fd) => writeAll(fd, Buffer.from(page)));
+  replaceFile(out, page);
   return out;
 }
 

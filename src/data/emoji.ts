@@ -10,7 +10,7 @@ import { createGunzip } from "node:zlib";
 import sharp from "sharp";
 import { extract, type Headers, pack } from "tar-stream";
 
-import { replaceFile, writeAll } from "../torch/files.js";
+import { replaceFile } from "../torch/files.js";
 import { expected } from "../torch/index.js";
 import { readPixels } from "./decode.js";
 import { resize } from "./resample.js";
@@ -128,7 +128,7 @@ export async function prepareEmoji(options: EmojiOptions): Promise<EmojiSummary>
   tar.finalize();
   await ended;
   const bytes = Buffer.concat(chunks);
-  replaceFile(out, (fd) => writeAll(fd, bytes));
+  replaceFile(out, bytes);
   return summaryOf(kept, bytes.length);
 }
 

@@ -7,7 +7,7 @@ import { join } from "node:path";
 
 import sharp from "sharp";
 
-import { replaceFile, writeAll } from "../torch/files.js";
+import { replaceFile } from "../torch/files.js";
 import { cat, expected, full, type Tensor, tensor, tidy } from "../torch/index.js";
 import { type Crop, IMAGE_FILE, readPixels } from "./decode.js";
 import { listFiles } from "./paths.js";
@@ -100,5 +100,5 @@ export async function writePng(path: string, image: Tensor): Promise<void> {
   const png = await sharp(data, { raw: { width, height, channels: channels as 3 } })
     .png()
     .toBuffer();
-  replaceFile(path, (fd) => writeAll(fd, png));
+  replaceFile(path, png);
 }

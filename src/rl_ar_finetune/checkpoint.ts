@@ -22,7 +22,7 @@ import {
 import { join } from "node:path";
 
 import type { StateDict } from "../nn/index.js";
-import { replaceFile, writeAll, writing } from "../torch/files.js";
+import { makeFolder, replaceFile, writing } from "../torch/files.js";
 import { expected, expectedType, loadSafetensors, saveSafetensors, type Tensor } from "../torch/index.js";
 import { ConfigError, type ConfigKind, type TrainConfig } from "./config.js";
 import {
@@ -109,7 +109,7 @@ export function saveCheckpoint(folder: string, checkpoint: Checkpoint, options: 
       throw expectedType(where, `tensors of ${part}, which has metadata`, "none");
   }
   const text = encodeData(values, `${where}.values`);
-  writing(folder, () => mkdirSync(folder, { recursive: true }));
+  makeFolder(folder);
   removeLeftovers(folder);
   const aside = join(folder, `.${process.pid}.${randomBytes(4).toString("hex")}.tmp`);
   let final: string;
@@ -118,12 +118,12 @@ export function saveCheckpoint(folder: string, checkpoint: Checkpoint, options: 
     for (const [part, state] of Object.entries(tensors)) {
       saveSafetensors(join(aside, `${part}.safetensors`), state, metadata[part]);
     }
-    writeText(join(aside, VALUES), text);
+    replaceFile(join(aside, VALUES), text);
     const files = readdirSync(aside)
       .sort()
       .map((name) => recordOf(aside, name));
     const manifest: Manifest = { format: FORMAT, step, versions: versions(), files };
-    writeText(join(aside, MANIFEST), `${JSON.stringify(manifest, null, 1)}\n`);
+    replaceFile(join(aside, MANIFEST), `${JSON.stringify(manifest, null, 1)}\n`);
     final = join(folder, freeName(folder, step));
     renameSync(aside, final);
     flushFolder(folder);
@@ -134,7 +134,7 @@ export function saveCheckpoint(folder: string, checkpoint: Checkpoint, options: 
   const name = final.slice(folder.length + 1);
   if (best !== undefined) {
     const record: BestCheckpoint = { name, step, ...best };
-    writeText(join(folder, BEST), encodeData({ ...record }));
+    replaceFile(join(folder, BEST), encodeData({ ...record }));
   }
   rotate(folder, name, keep);
   return final;
@@ -206,10 +206,6 @@ function rotate(folder: string, saved: string, keep: number): void {
     renameSync(join(folder, name), doomed);
     rmSync(doomed, { recursive: true, force: true });
   }
-}
-
-function writeText(path: string, text: string): void {
-  replaceFile(path, (fd) => writeAll(fd, Buffer.from(text)));
 }
 
 /** A rename lives in the folder, and is lost in a power cut unless the folder is flushed. */

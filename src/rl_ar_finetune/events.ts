@@ -3,11 +3,11 @@
  * caller's affair. The format is TensorFlow's: records framed by lengths and checksums, each an `Event` in the wire
  * format of protocol buffers.
  */
-import { closeSync, fsyncSync, mkdirSync, openSync } from "node:fs";
+import { closeSync, fsyncSync, openSync } from "node:fs";
 import { hostname } from "node:os";
 import { join } from "node:path";
 
-import { writeAll, writing } from "../torch/files.js";
+import { makeFolder, writeAll, writing } from "../torch/files.js";
 import { expected } from "../torch/index.js";
 
 /** CRC-32C of each byte, for the reflected polynomial. */
@@ -103,7 +103,7 @@ export class EventWriter implements Disposable {
   constructor(folder: string, options: EventWriterOptions = {}) {
     const { resumeAt, now = () => Date.now() / 1000 } = options;
     this.#now = now;
-    writing(folder, () => mkdirSync(folder, { recursive: true }));
+    makeFolder(folder);
     const seconds = String(Math.floor(now())).padStart(10, "0");
     this.path = join(folder, `events.out.tfevents.${seconds}.${hostname()}.${process.pid}.${files++}`);
     this.#fd = writing(this.path, () => openSync(this.path, "wx"));

@@ -2,12 +2,12 @@
  * What a run leaves behind: `metrics.jsonl`, `metrics.csv`, `env.json`, TensorBoard events and pages of samples, and what
  * it shows meanwhile. Metrics are computed elsewhere; the screen is `console.ts`, event files are `events.ts`.
  */
-import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readFileSync } from "node:fs";
+import { closeSync, existsSync, fsyncSync, openSync, readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 
 import { writePng } from "../data/images.js";
-import { replaceFile, writeAll, writing } from "../torch/files.js";
+import { makeFolder, replaceFile, writeAll, writing } from "../torch/files.js";
 import { expected, type Tensor } from "../torch/index.js";
 import { jsonLine, type RunConsole } from "./console.js";
 import { environment } from "./environment.js";
@@ -57,7 +57,7 @@ export class StepLines implements Disposable {
 function keepLines(path: string, lastStep: number): void {
   if (!existsSync(path)) return;
   const kept = wholeLines(path).filter((line, i) => stepOf(line, `${path}:${i + 1}`) <= lastStep);
-  replaceFile(path, (fd) => writeAll(fd, Buffer.from(kept.map((line) => `${line}\n`).join(""))));
+  replaceFile(path, kept.map((line) => `${line}\n`).join(""));
 }
 
 /** Lines that end; what stands behind the last end was cut short. */
@@ -88,7 +88,7 @@ export function writeCsv(path: string, records: readonly Readonly<Record<string,
   const columns = [...new Set(records.flatMap((record) => Object.keys(record)))];
   const lines = [columns, ...records.map((record) => columns.map((name) => record[name]))];
   const text = lines.map((cells) => `${cells.map(csvCell).join(",")}\n`).join("");
-  replaceFile(path, (fd) => writeAll(fd, Buffer.from(text)));
+  replaceFile(path, text);
 }
 
 function csvCell(value: unknown): string {
@@ -130,15 +130,14 @@ export class RunLog implements Disposable {
     this.folder = folder;
     this.#options = options;
     this.#last = resumeAt ?? -1;
-    const samples = join(folder, "samples");
-    writing(samples, () => mkdirSync(samples, { recursive: true }));
+    makeFolder(join(folder, "samples"));
     this.#lines = new StepLines(join(folder, "metrics.jsonl"), resume);
     this.#samples = new StepLines(join(folder, "samples.jsonl"), resume);
     const next = resumeAt === undefined ? {} : { resumeAt: resumeAt + 1 };
     this.#events = tensorboard ? new EventWriter(join(folder, "tb"), next) : null;
     const name = resumeAt === undefined ? "env.json" : `env.${resumeAt}.json`;
     const text = `${JSON.stringify(environment(), null, 2)}\n`;
-    replaceFile(join(folder, name), (fd) => writeAll(fd, Buffer.from(text)));
+    replaceFile(join(folder, name), text);
   }
 
   /**

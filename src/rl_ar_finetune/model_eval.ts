@@ -4,10 +4,11 @@
  * the same numbers; no time and no machine's name is among them.
  */
 import { bootstrap } from "../metrics/distribution_bootstrap.js";
+import { replaceFile } from "../torch/files.js";
 import { expected, type Tensor, tensor, tidy } from "../torch/index.js";
 import { type Environment, environment } from "./environment.js";
 import { classesOf } from "./model_eval_draws.js";
-import { prepareOutputs, writeCompletionPage, writeFreePage, writeText } from "./model_eval_files.js";
+import { prepareOutputs, writeCompletionPage, writeFreePage } from "./model_eval_files.js";
 import {
   describeKept,
   type EvalInputs,
@@ -46,6 +47,7 @@ import type {
 import {
   type FreeVerdict,
   type FrontierPoint,
+  leastBy,
   percentUnder,
   standingsOf,
   type Verdict,
@@ -201,7 +203,7 @@ export async function evaluateModels(options: ModelEvalOptions): Promise<ModelEv
       ...comparability(context, trained),
     ],
   };
-  if (options.json !== undefined) writeText(options.json, `${JSON.stringify(evaluation, null, 2)}\n`);
+  if (options.json !== undefined) replaceFile(options.json, `${JSON.stringify(evaluation, null, 2)}\n`);
   return evaluation;
 }
 
@@ -298,14 +300,6 @@ function reconstructionMeasures(context: EvalContext, heldOut: HeldOut): Measure
 const farness = ({ temperature, cfg }: Point): number => Math.abs(Math.log(temperature)) + Math.abs(cfg - 1);
 
 const isSame = (a: Point, b: Point): boolean => a.temperature === b.temperature && a.cfg === b.cfg;
-
-/** The point with the least of something, the first of several. */
-function leastBy<P>(points: readonly P[], of: (point: P) => number): P | undefined {
-  return points.reduce<P | undefined>(
-    (best, point) => (best === undefined || of(point) < of(best) ? point : best),
-    undefined,
-  );
-}
 
 /** Free samples of each policy at T 1, or next to it, and where its Fréchet distance is least; completions at T 1. */
 async function writePages(

@@ -4,7 +4,6 @@ import { basename, dirname, extname, join } from "node:path";
 
 import { gridOf, writePng } from "../data/index.js";
 import { type NpzArray, writeNpz } from "../data/npz.js";
-import { replaceFile, writeAll } from "../torch/files.js";
 import { cat, expected, fullLike, type Tensor, tensor, tidy, where } from "../torch/index.js";
 import { forEachDecoded } from "./model_eval_draws.js";
 import { type EvalInputs, type HeldOut, imagesOf } from "./model_eval_inputs.js";
@@ -37,11 +36,6 @@ export function prepareOutputs({ out, npz, json }: Pick<ModelEvalOptions, "out" 
       );
     }
   }
-}
-
-/** Write text to a file, whole or not at all. */
-export function writeText(path: string, text: string): void {
-  replaceFile(path, (fd) => writeAll(fd, Buffer.from(text)));
 }
 
 /** Free samples of a policy at a point. */

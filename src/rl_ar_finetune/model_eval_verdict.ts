@@ -48,25 +48,29 @@ export function standingsOf(
   b: readonly FrontierPoint[],
   gainOf: (of: FrontierPoint, rival: FrontierPoint) => Estimate,
 ): Standing[] {
-  const least = lowest(a, "fd");
-  if (least === null) return [];
+  const least = leastBy(a, ({ fd }) => fd);
+  if (least === undefined) return [];
   return b.map((point): Standing => {
-    const among = lowest(
+    const among = leastBy(
       a.filter(({ fd }) => fd <= point.fd),
-      "value",
+      ({ value }) => value,
     );
     const rival = among ?? least;
     const gain = gainOf(point, rival);
     const isUnder = gain.value > 0;
     const isSure = isUnder && !(gain.low !== null && gain.low <= 0);
-    const rest = among === null ? "lower_fd" : isUnder ? "even" : "behind";
+    const rest = among === undefined ? "lower_fd" : isUnder ? "even" : "behind";
     return { point, rival, gain, standing: isSure ? "beyond" : rest };
   });
 }
 
-/** The point with the least of one number, the first of equals; null of none. */
-const lowest = (points: readonly FrontierPoint[], key: "fd" | "value"): FrontierPoint | null =>
-  points.reduce<FrontierPoint | null>((best, of) => (best === null || of[key] < best[key] ? of : best), null);
+/** The point with the least of something, the first of several. */
+export function leastBy<P>(points: readonly P[], of: (point: P) => number): P | undefined {
+  return points.reduce<P | undefined>(
+    (best, point) => (best === undefined || of(point) < of(best) ? point : best),
+    undefined,
+  );
+}
 
 /** The least Fréchet distance of free samples that each policy reaches, and at which point. */
 export interface FreeVerdict {

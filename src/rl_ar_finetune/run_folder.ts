@@ -2,11 +2,11 @@
  * The folder of a run: which one, what to do when it holds a run already, and that one process at a time writes to it.
  * What is in it is written by `log.ts` and `checkpoint.ts`.
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { hostname } from "node:os";
 import { join } from "node:path";
 
-import { replaceFile, writeAll, writing } from "../torch/files.js";
+import { makeFolder, replaceFile, writing } from "../torch/files.js";
 import { listCheckpoints } from "./checkpoint.js";
 import { ConfigError, type ConfigKind, type RunConfig, type TrainConfig } from "./config.js";
 import { configYaml } from "./config_docs.js";
@@ -58,7 +58,7 @@ export async function openRunFolder<T extends RunOwner = TrainConfig>(
     ]);
   }
   const path = holdsRun && policy === "new" ? freeName(wanted) : wanted;
-  writing(path, () => mkdirSync(path, { recursive: true }));
+  makeFolder(path);
   takeLock(path);
   // A run that was killed before its first checkpoint has nothing to go on from.
   const isResumed = holdsRun && policy === "resume" && listCheckpoints(join(path, "checkpoints")).length > 0;
@@ -87,7 +87,7 @@ export function writeConfig<T extends object = TrainConfig>(
   kind: ConfigKind<T> = trainKind as unknown as ConfigKind<T>,
 ): void {
   const text = configYaml(config, { kind });
-  replaceFile(join(folder, "config.yaml"), (fd) => writeAll(fd, Buffer.from(text)));
+  replaceFile(join(folder, "config.yaml"), text);
 }
 
 const filesOf = (folder: string): string[] =>

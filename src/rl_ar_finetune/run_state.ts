@@ -2,12 +2,11 @@
  * What a run remembers from iteration to iteration, and how a checkpoint holds it. When one is made is the loop's
  * affair.
  */
-import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 
 import type { Batches, Cursor, PassedOver } from "../data/index.js";
 import type { StateDict } from "../nn/index.js";
-import { writing } from "../torch/files.js";
+import { makeFolder } from "../torch/files.js";
 import { noGrad, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
 import { bestCheckpoint, type LoadedCheckpoint, requireSameRun, saveCheckpoint } from "./checkpoint.js";
 import { ConfigError, type TrainConfig } from "./config.js";
@@ -224,7 +223,7 @@ export function dump(
 ): void {
   const { rollout, rewards, trueCodes } = made;
   const dumps = join(folder, "dumps");
-  writing(dumps, () => mkdirSync(dumps, { recursive: true }));
+  makeFolder(dumps);
   noGrad(() =>
     tidy(() => {
       const tensors = { images, trueCodes, rewards, tokens: rollout.tokens, logprobs: rollout.logprobs };

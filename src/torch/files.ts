@@ -3,7 +3,17 @@
  * goes between disk and tensor memory a piece at a time.
  */
 import { randomBytes } from "node:crypto";
-import { closeSync, fstatSync, fsyncSync, openSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  fstatSync,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readSync,
+  renameSync,
+  rmSync,
+  writeSync,
+} from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { native } from "./binding.js";
 import { expected } from "./errors.js";
@@ -173,6 +183,11 @@ export function writing<T>(path: string, action: () => T): T {
   }
 }
 
+/** Make a folder, and those that it lies in, where it is absent. */
+export function makeFolder(path: string): void {
+  writing(path, () => mkdirSync(path, { recursive: true }));
+}
+
 /** What the system refused to write, and what to do; any other error as it is. */
 function whyNotWritten(path: string, error: unknown): unknown {
   const { code, syscall } = error as NodeJS.ErrnoException;
@@ -187,18 +202,20 @@ function whyNotWritten(path: string, error: unknown): unknown {
 /**
  * Put a new file at `path`, whole or not at all.
  *
- * `write` fills a file under a temporary name in the same folder, which is flushed to disk and renamed. When
+ * `content` goes to a file under a temporary name in the same folder, which is flushed to disk and renamed. When
  * anything fails the temporary file is removed and what stood at `path` stays.
  *
- * @throws RangeError when the folder is absent or the disk is full; whatever `write` throws.
+ * @param content - bytes, text, or what fills the open file.
+ * @throws RangeError when the folder is absent or the disk is full; whatever `content` throws.
  */
-export function replaceFile(path: string, write: (fd: number) => void): void {
+export function replaceFile(path: string, content: string | Uint8Array | ((fd: number) => void)): void {
   const folder = dirname(path);
   const temporary = join(folder, `.${basename(path)}.${process.pid}.${randomBytes(4).toString("hex")}.tmp`);
   let fd: number | undefined;
   try {
     fd = openSync(temporary, "wx");
-    write(fd);
+    if (typeof content === "function") content(fd);
+    else writeAll(fd, typeof content === "string" ? Buffer.from(content) : content);
     fsyncSync(fd);
     closeSync(fd);
     fd = undefined;

@@ -62,7 +62,7 @@ test("vapi has the numbers of VA-pi's released script, and the paper's noise", (
   assert.equal(script.config.rollout.context.type, "teacher_forced");
 });
 
-test("completion has the numbers that docs/results.md found best", () => {
+test("completion has the numbers that its description tells", () => {
   const { config } = resolveConfig({ preset: "completion", isComplete: false });
   const { rollout, reward, update, optimizer } = config;
   assert.deepEqual([rollout.context.type, rollout.context.length], ["prefix", null]);
