@@ -7,8 +7,6 @@ import type { Loader } from "../data/index.js";
 import type { ArPolicy } from "../policies/index.js";
 import type { FrozenTokenizer, ImageTokenizer } from "../tokenizers/index.js";
 import type { Tensor } from "../torch/index.js";
-import type { Aggregation, KlLossKind } from "./losses.js";
-import type { RolloutContext } from "./rollout.js";
 
 /** Where a run is kept. */
 export interface RunConfig {
@@ -70,9 +68,9 @@ export interface TunedArSection extends ArSection {
   readonly lora: LoraSection;
 }
 
-/** What the policy reads while it draws; `settings.ts` turns it into a {@link RolloutContext}. */
+/** What the policy reads while it draws. */
 export interface ContextSection {
-  readonly type: RolloutContext["type"];
+  readonly type: "free" | "prefix" | "teacher_forced" | "noisy_teacher_forced";
   readonly length: number | null;
   readonly noise: number;
   readonly ramp: number;
@@ -135,7 +133,7 @@ export interface RewardSection {
 /** What every algorithm's section has. */
 export interface AlgorithmSection {
   readonly epochs: number;
-  readonly aggregation: Aggregation;
+  readonly aggregation: "grpo" | "bnpo" | "dapo" | "dr_grpo" | "sum";
   readonly advantageClip: number | null;
   readonly targetKl: number | null;
 }
@@ -193,7 +191,7 @@ export interface UpdateSection {
 /** The pull towards a reference. */
 export interface KlSection {
   readonly coef: number;
-  readonly estimator: KlLossKind | "exact" | null;
+  readonly estimator: "k1" | "k2" | "k3" | "k3_own" | "exact" | null;
   readonly placement: "loss" | "reward" | null;
   readonly path: string | null;
   readonly target: number | null;

@@ -31,9 +31,8 @@ import { type DataConfig, resolveConfig } from "./config.js";
 import { forEachDecoded } from "./model_eval_draws.js";
 import { type Described, Describer } from "./model_eval_measure.js";
 import type { Judge, ModelEvalOptions, PolicyFile } from "./model_eval_types.js";
-import { openSources, someOf } from "./run_images.js";
+import { openSources, readOptionsOf, someOf } from "./run_images.js";
 import { rangesOf } from "./scoring.js";
-import { readOptionsOf } from "./settings.js";
 
 /** A file that numbers come from. */
 export interface FileFact {

@@ -50,12 +50,11 @@ import {
 import { FitNetwork } from "./fit_network.js";
 import type { PlainData } from "./plain_data.js";
 import { type PretrainConfig, pretrainKind } from "./pretrain_keys.js";
-import { openSources, someOf } from "./run_images.js";
+import { openSources, readOptionsOf, someOf } from "./run_images.js";
 import type { TrainOptions } from "./run_options.js";
 import { castOf, deviceOf, policyOf, tokenizerOf } from "./run_parts.js";
 import { sampleCodesWithLogprobs } from "./sampling.js";
 import { chunkOf, rangesOf } from "./scoring.js";
-import { readOptionsOf } from "./settings.js";
 import { mapCondition, type Start } from "./start.js";
 
 /**

@@ -6,6 +6,7 @@ import {
   type Batch,
   type Batches,
   BatchReader,
+  type BatchReaderOptions,
   type Cursor,
   fromIterable,
   type ImageSource,
@@ -14,12 +15,12 @@ import {
   openSource,
   type PassedOver,
   type ReadOptions,
+  type SourceOptions,
   splitSource,
   subset,
 } from "../data/index.js";
 import { type Device, expected } from "../torch/index.js";
-import type { DataConfig } from "./config.js";
-import { groupOf, readOptionsOf, sourceOptionsOf } from "./settings.js";
+import type { DataConfig, TrainConfig } from "./config.js";
 
 /** The keys that say which images there are. */
 export interface ImagesConfig {
@@ -137,4 +138,46 @@ function evalOf(
   const chosen = someOf(heldOut, config.eval.images);
   const batchSize = Math.min(shape.batchSize, chosen.length);
   return { evalImages: chosen.length, evalBatches: () => onePass(chosen, { ...shape, batchSize }) };
+}
+
+/** How the training images are opened. */
+export function sourceOptionsOf({ data }: Pick<TrainConfig, "data">): SourceOptions {
+  const { label, image, classNames } = data;
+  return {
+    ...(label !== null && { label: label === "none" ? null : label }),
+    ...(image !== null && { image }),
+    ...(classNames !== null && { classNames }),
+  };
+}
+
+/** What an image shows, from its identity: the first group of `data.group`, or all that it matches. */
+export function groupOf({ data }: Pick<TrainConfig, "data">): ((id: string) => string) | undefined {
+  if (data.group === null) return undefined;
+  const pattern = new RegExp(data.group);
+  return (id) => {
+    const match = pattern.exec(id);
+    return match?.[1] ?? match?.[0] ?? id;
+  };
+}
+
+/** How images become batches, but for cursor, device and codebook. */
+export function readOptionsOf({
+  data,
+  rollout,
+  seed,
+}: Pick<TrainConfig, "data" | "seed"> & {
+  readonly rollout: { readonly images: number };
+}): BatchReaderOptions {
+  const { size, crop, flip, balance, featureTokens, maxUnreadable, workers } = data;
+  return {
+    batchSize: rollout.images,
+    size,
+    crop,
+    flip,
+    balance,
+    seed,
+    ...(featureTokens !== null && { featureTokens }),
+    ...(maxUnreadable !== null && { maxUnreadable }),
+    ...(workers !== null && { workers }),
+  };
 }

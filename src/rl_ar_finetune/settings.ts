@@ -1,8 +1,7 @@
 /**
- * From the configuration to the options of the parts that do the work: data, sampling, contexts and the learning rate at
- * an iteration, and each algorithm's update.
+ * From the configuration to the options of the parts that do the work: sampling, contexts and the learning rate at an
+ * iteration, and each algorithm's update. Options of the images are in `run_images.ts`.
  */
-import type { BatchReaderOptions, SourceOptions } from "../data/index.js";
 import { schedules } from "../nn/index.js";
 import type { ArPolicy } from "../policies/index.js";
 import type { SpreadOptions } from "./advantages.js";
@@ -12,48 +11,6 @@ import type { GrpoOptions, PpoOptions, UpdateOptions } from "./optimize.js";
 import type { RolloutContext } from "./rollout.js";
 import type { Sampling } from "./sampling.js";
 import type { SteOptions } from "./ste.js";
-
-/** How the training images are opened. */
-export function sourceOptionsOf({ data }: Pick<TrainConfig, "data">): SourceOptions {
-  const { label, image, classNames } = data;
-  return {
-    ...(label !== null && { label: label === "none" ? null : label }),
-    ...(image !== null && { image }),
-    ...(classNames !== null && { classNames }),
-  };
-}
-
-/** What an image shows, from its identity: the first group of `data.group`, or all that it matches. */
-export function groupOf({ data }: Pick<TrainConfig, "data">): ((id: string) => string) | undefined {
-  if (data.group === null) return undefined;
-  const pattern = new RegExp(data.group);
-  return (id) => {
-    const match = pattern.exec(id);
-    return match?.[1] ?? match?.[0] ?? id;
-  };
-}
-
-/** How images become batches, but for cursor, device and codebook. */
-export function readOptionsOf({
-  data,
-  rollout,
-  seed,
-}: Pick<TrainConfig, "data" | "seed"> & {
-  readonly rollout: { readonly images: number };
-}): BatchReaderOptions {
-  const { size, crop, flip, balance, featureTokens, maxUnreadable, workers } = data;
-  return {
-    batchSize: rollout.images,
-    size,
-    crop,
-    flip,
-    balance,
-    seed,
-    ...(featureTokens !== null && { featureTokens }),
-    ...(maxUnreadable !== null && { maxUnreadable }),
-    ...(workers !== null && { workers }),
-  };
-}
 
 /** How codes are drawn and scored in training. */
 export function samplingOf(config: TrainConfig): Sampling {

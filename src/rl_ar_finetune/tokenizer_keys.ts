@@ -6,7 +6,6 @@ import { key, section } from "./config_key.js";
 import type { ConfigKind, Origins, Preset } from "./config_kind.js";
 import { type FitConfig, fitKind } from "./fit_keys.js";
 import { count, text } from "./shared_keys.js";
-import type { Adversarial, Pixelwise } from "./tokenizer_losses.js";
 
 /** The tokenizer to train: a new one, or one in a file. */
 export interface TokenizerModelSection {
@@ -29,8 +28,8 @@ export interface GanSection {
   readonly weight: number;
   readonly adaptive: boolean;
   readonly start: number | null;
-  readonly generator: Adversarial;
-  readonly discriminator: Adversarial;
+  readonly generator: "hinge" | "vanilla" | "non_saturating";
+  readonly discriminator: "hinge" | "vanilla" | "non_saturating";
   readonly lecam: number;
   readonly ndf: number;
   readonly nLayers: number;
@@ -40,7 +39,7 @@ export interface GanSection {
 
 /** What is descended. */
 export interface TokenizerLossSection {
-  readonly pixel: { readonly kind: Pixelwise; readonly weight: number };
+  readonly pixel: { readonly kind: "l1" | "l2"; readonly weight: number };
   readonly perceptual: { readonly weight: number; readonly path: string | null };
   readonly codebook: number;
   readonly commitment: number;

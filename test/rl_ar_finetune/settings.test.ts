@@ -5,16 +5,14 @@ import { test } from "node:test";
 import type { ArPolicy } from "../../src/policies/index.js";
 import { resolveConfig, type TrainConfig } from "../../src/rl_ar_finetune/config.js";
 import type { UpdateOptions } from "../../src/rl_ar_finetune/optimize.js";
+import { groupOf, readOptionsOf, sourceOptionsOf } from "../../src/rl_ar_finetune/run_images.js";
 import {
   algorithmOptions,
   contextAt,
   evalSamplingOf,
-  groupOf,
   keepsGraph,
   lrScheduleOf,
-  readOptionsOf,
   samplingOf,
-  sourceOptionsOf,
 } from "../../src/rl_ar_finetune/settings.js";
 
 const set = (...overrides: string[]): TrainConfig => resolveConfig({ overrides, isComplete: false }).config;
