@@ -16,9 +16,9 @@ import { isMainThread } from "node:worker_threads";
 const self = fileURLToPath(import.meta.url);
 const floor = join(dirname(dirname(self)), "dist");
 
-/** By file of rl_ar_finetune: name, spot, what it becomes, and the test file that must notice when it is another's. */
+/** By file of src: name, spot, what it becomes, and the test file that must notice when it is not the file of the same name. */
 const MUTATIONS = {
-  advantages: [
+  "rl_ar_finetune/advantages": [
     ["sign of the baseline", "r.sub(r.mean(1", "r.add(r.mean(1"],
     ["standard deviation with n", ".div((g - 1) * t)", ".div(g * t)"],
     ["batch scale over the group", 'scale === "group" ? { std, size }', 'scale !== "" ? { std, size }'],
@@ -33,7 +33,7 @@ const MUTATIONS = {
     ["GAE: mask ignored", "where(isCounted, value, next)", "value"],
     ["whitening with n", "count.sub(1).clamp(1)", "count"],
   ],
-  losses: [
+  "rl_ar_finetune/losses": [
     ["surrogate: sign", "gain.neg().expand", "gain.expand"],
     ["surrogate: max for min", "plain.minimum(clipped)", "plain.maximum(clipped)"],
     [
@@ -84,7 +84,7 @@ const MUTATIONS = {
     ["straight-through: soft forward", "hard.add(soft.sub(soft.detach()))", "soft"],
     ["straight-through: sign of the noise", "logits.sub(race.log())", "logits.add(race.log())"],
   ],
-  sampling: [
+  "rl_ar_finetune/sampling": [
     ["temperature multiplies", "x.div(temperature)", "x.mul(temperature)"],
     ["top-k keeps one less", "logits.lt(best.slice(-1, -1))", "logits.le(best.slice(-1, -1))"],
     ["top-p leaves the first above out", ".cumsum(-1).sub(p)", ".cumsum(-1)"],
@@ -101,7 +101,7 @@ const MUTATIONS = {
     ["dropout stays on", "policy.eval()", "policy.train()"],
     ["prefill not shared in groups", "logits.repeatInterleave(times, 0)", "logits.repeat(times, 1)"],
   ],
-  scoring: [
+  "rl_ar_finetune/scoring": [
     [
       "reads one code too many",
       "const at = (hidden) => hidden.narrow(1, s, t)",
@@ -116,7 +116,7 @@ const MUTATIONS = {
     ],
     ["guidance scale one code late", "guidanceScale(guidance, s + i,", "guidanceScale(guidance, s + i + 1,"],
   ],
-  rollout: [
+  "rl_ar_finetune/rollout": [
     ["noise on the others", ".lt(noise), uniformCode", ".ge(noise), uniformCode"],
     [
       "prefix forgotten",
@@ -126,17 +126,17 @@ const MUTATIONS = {
     ["context one code late", "trueCodes.narrow(1, 0, t - 1)", "trueCodes.narrow(1, 1, t - 1)"],
     ["graph not kept", "keepGraph ? enableGrad(run) : noGrad(run)", "noGrad(run)"],
   ],
-  window: [
+  "rl_ar_finetune/window": [
     [
       "token dropout ignored",
       "weights: tokenWeights(window.kept,",
       "weights: tokenWeights(window.mask,",
       "optimize",
     ],
-    ["entropy: sign", ".mul(-entropyCoef)", ".mul(entropyCoef)", "optimize"],
-    ["cross-entropy: sign", "truth.sum().mul(-auxCe", "truth.sum().mul(auxCe", "optimize"],
-    ["cross-entropy: mean of the micro-batch", "(totalRows * truth.size(1))", "(truth.numel)", "optimize"],
-    ["prior: mean of the micro-batch", "(prior.rows * logprobs.size(2))", "(logprobs.numel)", "optimize"],
+    ["entropy: sign", ".mul(-entropyCoef)", ".mul(entropyCoef)", "rl_ar_finetune/optimize"],
+    ["cross-entropy: sign", "truth.sum().mul(-auxCe", "truth.sum().mul(auxCe", "rl_ar_finetune/optimize"],
+    ["cross-entropy: mean of the micro-batch", "(totalRows * truth.size(1))", "(truth.numel)", "rl_ar_finetune/optimize"],
+    ["prior: mean of the micro-batch", "(prior.rows * logprobs.size(2))", "(logprobs.numel)", "rl_ar_finetune/optimize"],
     [
       "value error trains the trunk",
       "value.detachTrunk ? states.hidden.detach() : states.hidden",
@@ -150,13 +150,13 @@ const MUTATIONS = {
       "optimize",
     ],
     ["extremes over all tokens", "gap.maskedFill(isCounted.logicalNot(), 0)", "gap"],
-    ["gradient forgotten", "total.backward()", "total.detach()", "optimize"],
+    ["gradient forgotten", "total.backward()", "total.detach()", "rl_ar_finetune/optimize"],
   ],
-  update: [
-    ["steps on NaN", '!Number.isFinite(sums["loss/total"]) || !Number.isFinite(norm)', "false", "optimize"],
-    ["target KL ignored", "> 1.5 * targetKl", "> 1e9 * targetKl", "optimize"],
-    ["ratio gap let through", "gap > maxRatioGap", "false", "optimize"],
-    ["gradients pile up", "optimizer.zeroGrad();\n                const sums", "const sums", "optimize"],
+  "rl_ar_finetune/update": [
+    ["steps on NaN", '!Number.isFinite(sums["loss/total"]) || !Number.isFinite(norm)', "false", "rl_ar_finetune/optimize"],
+    ["target KL ignored", "> 1.5 * targetKl", "> 1e9 * targetKl", "rl_ar_finetune/optimize"],
+    ["ratio gap let through", "gap > maxRatioGap", "false", "rl_ar_finetune/optimize"],
+    ["gradients pile up", "optimizer.zeroGrad();\n                const sums", "const sums", "rl_ar_finetune/optimize"],
     [
       "advantage clip ignored",
       "signal.advantages.clamp(-advantageClip, advantageClip)",
@@ -177,7 +177,7 @@ const MUTATIONS = {
     ],
     ["remainders let through", "images % miniBatch !== 0", "false"],
   ],
-  optimize: [
+  "rl_ar_finetune/optimize": [
     ["penalty added to rewards", "rewards.sub(sums)", "rewards.add(sums)"],
     ["penalty added to returns by place", "owed.sub(penalty)", "owed.add(penalty)"],
     ["PPO: reward at every token", "position.eq(last).double()", "position.le(last).double()"],
@@ -190,12 +190,12 @@ const MUTATIONS = {
     ],
     ["RLOO with GRPO's advantages", "rlooAdvantages(rewards, options)", "groupAdvantages(rewards, options)"],
   ],
-  kl_control: [
+  "rl_ar_finetune/kl_control": [
     ["weight falls as the divergence grows", "Math.max(kl / target - 1,", "Math.max(1 - kl / target,"],
     ["error without its limit", "const LARGEST_ERROR = 0.2", "const LARGEST_ERROR = 2"],
     ["running mean turned about", "STAYS * mean + (1 - STAYS) * value", "(1 - STAYS) * mean + STAYS * value"],
   ],
-  ste: [
+  "rl_ar_finetune/ste": [
     ["reward descended", "drawn.mul(-share)", "drawn.mul(share)"],
     ["every micro-batch counts whole", "const share = count / window.places.length", "const share = 1"],
     [
@@ -207,8 +207,8 @@ const MUTATIONS = {
   ],
 };
 
-const fileOf = (module) => join(floor, "src", "rl_ar_finetune", `${module}.js`);
-const testOf = (module) => join(floor, "test", "rl_ar_finetune", `${module}.test.js`);
+const fileOf = (module) => join(floor, "src", `${module}.js`);
+const testOf = (module) => join(floor, "test", `${module}.test.js`);
 
 /** Loader hook: give the mutated source for the one file that is mutated. */
 export async function load(url, context, next) {

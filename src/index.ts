@@ -1,4 +1,18 @@
 /** The package root: the names of the library, and the tensor and nn floors as namespaces. */
+
+export { type PresetName, presets } from "./config/presets.js";
+export { type PretrainConfig, pretrainKind } from "./config/pretrain_keys.js";
+export {
+  ConfigError,
+  type ConfigKind,
+  type ConfigSources,
+  type ResolvedConfig,
+  type RewardFunction,
+  resolveConfig,
+  type TrainConfig,
+  type TrainConfigInput,
+} from "./config/resolve.js";
+export { type TokenizerTrainConfig, tokenizerKind } from "./config/tokenizer_keys.js";
 export {
   type Batch,
   BatchReader,
@@ -11,6 +25,15 @@ export {
   readImages,
   writePng,
 } from "./data/index.js";
+export { evaluateModels, type ModelEvaluation } from "./evaluation/models.js";
+export { evaluationText } from "./evaluation/text.js";
+export {
+  type EvalRow,
+  type Judge,
+  MEASURES,
+  type Measures,
+  type ModelEvalOptions,
+} from "./evaluation/types.js";
 export {
   FeatureClassifier,
   LPIPS,
@@ -54,36 +77,7 @@ export {
   type PolicyAndOptimizer,
   type ToklipInitArgs,
 } from "./rl_ar_finetune/builder.js";
-export { type Checkpoint, type LoadedCheckpoint, loadCheckpoint } from "./rl_ar_finetune/checkpoint.js";
-export {
-  ConfigError,
-  type ConfigKind,
-  type ConfigSources,
-  type ResolvedConfig,
-  type RewardFunction,
-  resolveConfig,
-  type TrainConfig,
-  type TrainConfigInput,
-} from "./rl_ar_finetune/config.js";
 export type { Evaluation } from "./rl_ar_finetune/evaluate.js";
-export {
-  type FitConfig,
-  type FitResult,
-  type FitState,
-  type FitStep,
-  type FitTask,
-  fitLoop,
-} from "./rl_ar_finetune/fit_loop.js";
-export { FitNetwork, type FitNetworkOptions } from "./rl_ar_finetune/fit_network.js";
-export { evaluateModels, type ModelEvaluation } from "./rl_ar_finetune/model_eval.js";
-export { evaluationText } from "./rl_ar_finetune/model_eval_text.js";
-export {
-  type EvalRow,
-  type Judge,
-  MEASURES,
-  type Measures,
-  type ModelEvalOptions,
-} from "./rl_ar_finetune/model_eval_types.js";
 export {
   type GrpoOptions,
   grpoUpdate,
@@ -96,9 +90,6 @@ export {
   type UpdateOptions,
   type UpdateResult,
 } from "./rl_ar_finetune/optimize.js";
-export { type PresetName, presets } from "./rl_ar_finetune/presets.js";
-export { type PretrainConfig, pretrainKind } from "./rl_ar_finetune/pretrain_keys.js";
-export { pretrainPolicy } from "./rl_ar_finetune/pretrain_task.js";
 export { type ReconstructionType, type Rewards, reconstructionReward } from "./rl_ar_finetune/rewards.js";
 export { type Rollout, type RolloutContext, sampleRollout } from "./rl_ar_finetune/rollout.js";
 export {
@@ -108,8 +99,6 @@ export {
   sampleCodesWithLogprobs,
 } from "./rl_ar_finetune/sampling.js";
 export { type SteBatch, type SteOptions, steUpdate } from "./rl_ar_finetune/ste.js";
-export { type TokenizerTrainConfig, tokenizerKind } from "./rl_ar_finetune/tokenizer_keys.js";
-export { trainTokenizer } from "./rl_ar_finetune/tokenizer_task.js";
 export {
   DivergedError,
   type TrainOptions,
@@ -117,6 +106,7 @@ export {
   trainRlLoop,
 } from "./rl_ar_finetune/train_loop.js";
 export { ValueHead } from "./rl_ar_finetune/value_head.js";
+export { type Checkpoint, type LoadedCheckpoint, loadCheckpoint } from "./run/checkpoint.js";
 export {
   FrozenTokenizer,
   IBQ,
@@ -128,3 +118,14 @@ export {
   type VQModelOptions,
 } from "./tokenizers/index.js";
 export * as torch from "./torch/index.js";
+export {
+  type FitConfig,
+  type FitResult,
+  type FitState,
+  type FitStep,
+  type FitTask,
+  fitLoop,
+} from "./trainers/loop.js";
+export { FitNetwork, type FitNetworkOptions } from "./trainers/network.js";
+export { pretrainPolicy } from "./trainers/policy.js";
+export { trainTokenizer } from "./trainers/tokenizer.js";

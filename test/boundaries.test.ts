@@ -11,25 +11,37 @@ import { fileURLToPath } from "node:url";
 const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
 
 /** A folder of src and the folders that its files may import beside their own; what is not listed may not. */
+const MODELS = ["torch", "nn", "data", "tokenizers", "policies", "metrics"];
+const LOOP = [...MODELS, "config", "run", "rl_ar_finetune"];
 const FLOORS: Readonly<Record<string, readonly string[]>> = {
   torch: [],
   nn: ["torch"],
+  data: ["torch", "nn"],
   tokenizers: ["torch", "nn"],
   policies: ["torch", "nn"],
   metrics: ["torch", "nn"],
-  data: ["torch", "nn"],
-  rl_ar_finetune: ["torch", "nn", "data", "tokenizers", "policies", "metrics"],
-  dashboard: ["torch", "nn", "data", "tokenizers", "policies", "metrics", "rl_ar_finetune"],
-  cli: ["torch", "nn", "data", "tokenizers", "policies", "metrics", "rl_ar_finetune", "dashboard"],
+  config: MODELS,
+  run: [...MODELS, "config"],
+  rl_ar_finetune: [...MODELS, "config", "run"],
+  trainers: LOOP,
+  evaluation: LOOP,
+  plan: LOOP,
+  dashboard: [...LOOP, "trainers", "evaluation", "plan"],
+  cli: [...LOOP, "trainers", "evaluation", "plan", "dashboard"],
   // src/index.ts, the package root, lies in no folder.
-  "": ["torch", "nn", "data", "tokenizers", "policies", "metrics", "rl_ar_finetune"],
+  "": [...LOOP, "trainers", "evaluation", "plan", "dashboard"],
 };
 
-/** Folders of models, and the only files of rl_ar_finetune that may name what is in them. */
+/** Folders of models, and the only files above them that may name what is in them; the command line and the root may too. */
+const BUILDERS = [
+  "src/rl_ar_finetune/builder.ts",
+  "src/rl_ar_finetune/describe_weights.ts",
+  "src/plan/sizes.ts",
+];
 const CONCRETE: Readonly<Record<string, readonly string[]>> = {
-  tokenizers: ["builder.ts", "describe_weights.ts", "model_sizes.ts"],
-  policies: ["builder.ts", "describe_weights.ts", "model_sizes.ts"],
-  metrics: ["builder.ts", "describe_weights.ts", "model_sizes.ts", "rewards.ts"],
+  tokenizers: BUILDERS,
+  policies: BUILDERS,
+  metrics: [...BUILDERS, "src/rl_ar_finetune/rewards.ts"],
 };
 
 /** Files beside the models that name none: plain functions over the interfaces, for anyone. */
@@ -41,7 +53,7 @@ const SHARED: ReadonlySet<string> = new Set([
   "src/metrics/distribution_neighbours.ts",
 ]);
 
-const MAX_LINES = 500;
+const MAX_LINES = 700;
 
 /** Files that are one long list by nature, each with a limit of its own. */
 const LONGER: Readonly<Record<string, number>> = {
@@ -94,10 +106,10 @@ function importProblem(file: string, { target, isTypeOnly }: Import): string | u
   if (!allowed.includes(to)) {
     return `src/${from} may import ${["itself", ...allowed].join(", ")}, not src/${to || "index.ts"}`;
   }
-  const namers = from === "rl_ar_finetune" ? CONCRETE[to] : undefined;
+  const namers = from === "cli" || from === "" ? undefined : CONCRETE[to];
   if (namers === undefined || isTypeOnly || SHARED.has(target)) return undefined;
-  if (namers.includes(basename(file))) return undefined;
-  return `in src/rl_ar_finetune only ${namers.join(" and ")} may import src/${to}, others its types (import type)`;
+  if (namers.includes(file)) return undefined;
+  return `only ${namers.join(" and ")} may import src/${to}, others its types (import type)`;
 }
 
 /** One cycle among run-time imports, as the files on it, or undefined. */
@@ -160,7 +172,7 @@ test("the rules refuse what the design forbids", () => {
   assert.equal(problem("src/rl_ar_finetune/sampling.ts", "src/policies/ar_policy.ts", true), undefined);
   assert.equal(
     problem("src/rl_ar_finetune/sampling.ts", "src/policies/gpt.ts"),
-    `in src/rl_ar_finetune only ${CONCRETE.policies?.join(" and ")} may import src/policies, others its types (import type)`,
+    `only ${BUILDERS.join(" and ")} may import src/policies, others its types (import type)`,
   );
   assert.match(problem("src/index.ts", "src/cli/main.ts") ?? "", /not src\/cli$/);
   assert.match(problem("src/dashboard/server.ts", "src/cli/main.ts") ?? "", /not src\/cli$/);

@@ -2,8 +2,8 @@
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 
-import { listCheckpoints } from "../rl_ar_finetune/checkpoint.js";
-import type { IfExists } from "../rl_ar_finetune/run_folder.js";
+import { listCheckpoints } from "../run/checkpoint.js";
+import type { IfExists } from "../run/folder.js";
 
 const ANSWERS: Readonly<Record<string, IfExists>> = {
   y: "resume",

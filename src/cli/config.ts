@@ -1,22 +1,12 @@
 /** `rlar config`, and how the commands that train read their configuration from a command line. */
 import { existsSync } from "node:fs";
 
-import { classifierKind } from "../rl_ar_finetune/classifier_keys.js";
-import {
-  ConfigError,
-  type ConfigKind,
-  type ResolvedConfig,
-  resolveConfig,
-} from "../rl_ar_finetune/config.js";
-import {
-  configJsonSchema,
-  configYaml,
-  explainConfig,
-  explanationText,
-} from "../rl_ar_finetune/config_docs.js";
-import { pretrainKind } from "../rl_ar_finetune/pretrain_keys.js";
-import { tokenizerKind } from "../rl_ar_finetune/tokenizer_keys.js";
-import { trainKind } from "../rl_ar_finetune/train_kind.js";
+import { classifierKind } from "../config/classifier_keys.js";
+import { configJsonSchema, configYaml, explainConfig, explanationText } from "../config/explain.js";
+import { pretrainKind } from "../config/pretrain_keys.js";
+import { ConfigError, type ConfigKind, type ResolvedConfig, resolveConfig } from "../config/resolve.js";
+import { tokenizerKind } from "../config/tokenizer_keys.js";
+import { trainKind } from "../config/train_kind.js";
 
 /** A kind whose configurations are only shown. */
 type AnyKind = ConfigKind<object>;

@@ -5,15 +5,14 @@
 import { copyFileSync, existsSync } from "node:fs";
 import { join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
-
+import { trainKind } from "../config/train_kind.js";
 import { writeReport } from "../dashboard/report.js";
-import { duration } from "../rl_ar_finetune/console.js";
+import { evaluateModels, type ModelEvaluation } from "../evaluation/models.js";
+import { optionsOfRun } from "../evaluation/run.js";
+import type { Estimate, EvalRow } from "../evaluation/types.js";
 import type { Evaluation } from "../rl_ar_finetune/evaluate.js";
-import { evaluateModels, type ModelEvaluation } from "../rl_ar_finetune/model_eval.js";
-import { optionsOfRun } from "../rl_ar_finetune/model_eval_run.js";
-import type { Estimate, EvalRow } from "../rl_ar_finetune/model_eval_types.js";
-import { trainKind } from "../rl_ar_finetune/train_kind.js";
 import { trainRlLoop } from "../rl_ar_finetune/train_loop.js";
+import { duration } from "../run/console.js";
 import { makeFolder } from "../torch/files.js";
 import { expected } from "../torch/index.js";
 import { readConfig } from "./config.js";

@@ -1,8 +1,8 @@
 /** `rlar eval`: how good a tokenizer or a policy is, and whether one policy is better than another. */
-import { ConfigError, type DataConfig, type PartialDeep } from "../rl_ar_finetune/config.js";
-import { evaluateModels } from "../rl_ar_finetune/model_eval.js";
-import { optionsOfConfig, optionsOfRun } from "../rl_ar_finetune/model_eval_run.js";
-import { evaluationText, measuresText } from "../rl_ar_finetune/model_eval_text.js";
+import { ConfigError, type DataConfig, type PartialDeep } from "../config/resolve.js";
+import { evaluateModels } from "../evaluation/models.js";
+import { optionsOfConfig, optionsOfRun } from "../evaluation/run.js";
+import { evaluationText, measuresText } from "../evaluation/text.js";
 import { type Device, setNumThreads } from "../torch/index.js";
 
 /** Options of `rlar eval`. */

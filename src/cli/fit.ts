@@ -1,16 +1,15 @@
 /** `rlar pretrain`, `rlar tokenizer` and `rlar classifier`: the commands that learn from examples. */
 import { existsSync } from "node:fs";
-
+import { classifierKind } from "../config/classifier_keys.js";
+import { configYaml } from "../config/explain.js";
+import { pretrainKind } from "../config/pretrain_keys.js";
+import type { ConfigKind } from "../config/resolve.js";
+import { tokenizerKind } from "../config/tokenizer_keys.js";
 import { writeReport } from "../dashboard/report.js";
-import { classifierKind } from "../rl_ar_finetune/classifier_keys.js";
-import { openClassifierTask } from "../rl_ar_finetune/classifier_task.js";
-import type { ConfigKind } from "../rl_ar_finetune/config.js";
-import { configYaml } from "../rl_ar_finetune/config_docs.js";
-import { type FitConfig, type FitOpening, type FitTask, fitLoop } from "../rl_ar_finetune/fit_loop.js";
-import { pretrainKind } from "../rl_ar_finetune/pretrain_keys.js";
-import { openPretrainTask } from "../rl_ar_finetune/pretrain_task.js";
-import { tokenizerKind } from "../rl_ar_finetune/tokenizer_keys.js";
-import { openTokenizerTask } from "../rl_ar_finetune/tokenizer_task.js";
+import { openClassifierTask } from "../trainers/classifier.js";
+import { type FitConfig, type FitOpening, type FitTask, fitLoop } from "../trainers/loop.js";
+import { openPretrainTask } from "../trainers/policy.js";
+import { openTokenizerTask } from "../trainers/tokenizer.js";
 import { askOnTerminal } from "./ask.js";
 import { readConfig } from "./config.js";
 import { interruptible } from "./interrupt.js";

@@ -3,10 +3,9 @@
  * command's work is in a file of its own.
  */
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
-
-import { ConfigError } from "../rl_ar_finetune/config.js";
-import { presets } from "../rl_ar_finetune/presets.js";
-import { DivergedError } from "../rl_ar_finetune/run_options.js";
+import { presets } from "../config/presets.js";
+import { ConfigError } from "../config/resolve.js";
+import { DivergedError } from "../run/options.js";
 import { kinds } from "./config.js";
 
 /** 0 ok, 2 a wrong command line or configuration, 3 data or a model that cannot be used, 4 diverged. */

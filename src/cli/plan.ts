@@ -1,8 +1,9 @@
 /** `rlar plan`: a training run worked out before it is started, as text or JSON. */
-import type { TrainConfig } from "../rl_ar_finetune/config.js";
-import { type Fits, planTrain, type TrainPlan } from "../rl_ar_finetune/plan.js";
-import type { PresetName } from "../rl_ar_finetune/presets.js";
-import { trainKind } from "../rl_ar_finetune/train_kind.js";
+
+import type { PresetName } from "../config/presets.js";
+import type { TrainConfig } from "../config/resolve.js";
+import { trainKind } from "../config/train_kind.js";
+import { type Fits, planTrain, type TrainPlan } from "../plan/plan.js";
 import { readConfig } from "./config.js";
 
 /** Options of `rlar plan`. */

@@ -1,10 +1,11 @@
 /** `rlar train`: a run of reinforcement learning. */
+
+import { configYaml, plainConfig } from "../config/explain.js";
+import type { PresetName } from "../config/presets.js";
+import type { ResolvedConfig } from "../config/resolve.js";
+import { trainKind } from "../config/train_kind.js";
 import { writeReport } from "../dashboard/report.js";
-import type { ResolvedConfig } from "../rl_ar_finetune/config.js";
-import { configYaml, plainConfig } from "../rl_ar_finetune/config_docs.js";
-import { planTrain } from "../rl_ar_finetune/plan.js";
-import type { PresetName } from "../rl_ar_finetune/presets.js";
-import { trainKind } from "../rl_ar_finetune/train_kind.js";
+import { planTrain } from "../plan/plan.js";
 import { type TrainResult, trainRlLoop } from "../rl_ar_finetune/train_loop.js";
 import { askOnTerminal } from "./ask.js";
 import { readConfig } from "./config.js";

@@ -5,22 +5,22 @@
 import { createHash } from "node:crypto";
 import { join } from "node:path";
 
-import { duration } from "../rl_ar_finetune/console.js";
+import { duration } from "../run/console.js";
 import { replaceFile } from "../torch/files.js";
 import { expected } from "../torch/index.js";
-import { comparison, runList } from "./report_compare.js";
-import { commandSection, configSection, summaryOf } from "./report_config.js";
-import { curves } from "./report_curves.js";
-import { evalSection, frontiersOf } from "./report_eval.js";
-import { endOf, eventSection, shortId, totalOf } from "./report_events.js";
-import { frontierChart } from "./report_frontier.js";
-import { type Html, html, raw, table } from "./report_html.js";
-import { resultSection } from "./report_results.js";
-import { configAt, type Run, readRun, type SomeEnvironment } from "./report_run.js";
-import { type Pictures, readPictures, sampleSection } from "./report_samples.js";
-import { numberText } from "./report_scale.js";
-import { SCRIPT } from "./report_script.js";
-import { STYLE } from "./report_style.js";
+import { comparison, runList } from "./compare.js";
+import { commandSection, configSection, summaryOf } from "./config.js";
+import { curves } from "./curves.js";
+import { evalSection, frontiersOf } from "./eval.js";
+import { endOf, eventSection, shortId, totalOf } from "./events.js";
+import { frontierChart } from "./frontier.js";
+import { type Html, html, raw, table } from "./html.js";
+import { resultSection } from "./results.js";
+import { configAt, type Run, readRun, type SomeEnvironment } from "./run.js";
+import { type Pictures, readPictures, sampleSection } from "./samples.js";
+import { numberText } from "./scale.js";
+import { SCRIPT } from "./script.js";
+import { STYLE } from "./style.js";
 
 /** Bytes that the pictures of a report may take, as they are in their files. */
 const PICTURES = 900_000;

@@ -1,6 +1,6 @@
 /**
  * A small residual network that tells classes of images of 28 to 64 px apart: what the perceptual distance and the
- * statistics over sets look at images with. Training it is left to `rl_ar_finetune/classifier_task.ts`.
+ * statistics over sets look at images with. Training it is left to `trainers/classifier.ts`.
  *
  * Residual blocks of He et al. 2016, "Deep Residual Learning for Image Recognition", section 3, with group
  * normalisation (Wu and He 2018), whose results do not depend on the batch, and with shortcuts that average before

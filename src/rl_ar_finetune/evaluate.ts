@@ -3,18 +3,19 @@
  * is not trained on: the reward, metrics that are no part of it, and how likely the true codes are. Always the same
  * images and the same draws, so that two evaluations differ by the policy alone.
  */
+
+import type { TrainConfig } from "../config/resolve.js";
 import type { Batch } from "../data/index.js";
 import type { Condition } from "../policies/index.js";
+import { type Spread, spreadOf } from "../run/metrics.js";
 import { autocast, cat, expected, noGrad, stream, type Tensor, tidy } from "../torch/index.js";
 import { latentsOf } from "./builder.js";
-import type { TrainConfig } from "./config.js";
-import type { PlainRewards } from "./loop_metrics.js";
-import { type Spread, spreadOf } from "./metrics.js";
+import type { RunParts } from "./parts.js";
 import { type Judged, judge, judgeByPlace, reconstructionTerm, type Term, UNREWARDED } from "./rewards.js";
 import { type Rollout, type RolloutOptions, sampleRollout } from "./rollout.js";
-import type { RunParts } from "./run_parts.js";
 import { scoreCodes } from "./scoring.js";
 import { contextAt, evalSamplingOf } from "./settings.js";
+import type { PlainRewards } from "./step_metrics.js";
 
 /** What an evaluation found. */
 export interface Evaluation {

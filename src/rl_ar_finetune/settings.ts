@@ -1,12 +1,13 @@
 /**
  * From the configuration to the options of the parts that do the work: sampling, contexts and the learning rate at an
- * iteration, and each algorithm's update. Options of the images are in `run_images.ts`.
+ * iteration, and each algorithm's update. Options of the images are in `run/images.ts`.
  */
+
+import { sharesContext } from "../config/rules.js";
+import type { AlgorithmSection, OptimizerSection, TrainConfig } from "../config/types.js";
 import { schedules } from "../nn/index.js";
 import type { ArPolicy } from "../policies/index.js";
 import type { SpreadOptions } from "./advantages.js";
-import { sharesContext } from "./config_rules.js";
-import type { AlgorithmSection, OptimizerSection, TrainConfig } from "./config_types.js";
 import type { GrpoOptions, PpoOptions, UpdateOptions } from "./optimize.js";
 import type { RolloutContext } from "./rollout.js";
 import type { Sampling } from "./sampling.js";

@@ -1,14 +1,22 @@
 /**
  * The training loop: one function of numbered steps. What each step does is in the file that it calls; what the numbers
- * mean is in `config_keys.ts`.
+ * mean is in `config/model_keys.ts`.
  */
 import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
-
+import {
+  type ResolvedConfig,
+  resolveConfig,
+  type TrainConfig,
+  type TrainConfigInput,
+} from "../config/resolve.js";
+import { loadCheckpoint } from "../run/checkpoint.js";
+import { Clock } from "../run/clock.js";
+import { openRunFolder, writeConfig } from "../run/folder.js";
+import { openLog } from "../run/open_log.js";
+import { DivergedError, type TrainOptions } from "../run/options.js";
+import { samplePage } from "../run/sample_page.js";
 import { autocast, deriveSeed, stream, type Tensor, tidy } from "../torch/index.js";
-import { loadCheckpoint } from "./checkpoint.js";
-import { Clock } from "./clock.js";
-import { type ResolvedConfig, resolveConfig, type TrainConfig, type TrainConfigInput } from "./config.js";
 import {
   conditionOf,
   creditFor,
@@ -20,8 +28,6 @@ import {
   rolloutFor,
 } from "./evaluate.js";
 import { adaptedCoef, runningMean } from "./kl_control.js";
-import { machineMetrics, rewardSpreads, rolloutMetrics } from "./loop_metrics.js";
-import { openLog } from "./open_log.js";
 import {
   grpoUpdate,
   ppoUpdate,
@@ -30,16 +36,14 @@ import {
   type UpdateBatch,
   type UpdateResult,
 } from "./optimize.js";
+import { openRunParts, type RunParts } from "./parts.js";
 import { judge } from "./rewards.js";
-import { openRunFolder, writeConfig } from "./run_folder.js";
-import { DivergedError, type TrainOptions } from "./run_options.js";
-import { openRunParts, type RunParts } from "./run_parts.js";
-import { dump, endOf, isNewBest, restore, save } from "./run_state.js";
-import { samplePage } from "./sample_page.js";
 import { algorithmOptions, contextAt, keepsGraph, lrScheduleOf, samplingOf } from "./settings.js";
+import { dump, endOf, isNewBest, restore, save } from "./state.js";
 import { steUpdate } from "./ste.js";
+import { machineMetrics, rewardSpreads, rolloutMetrics } from "./step_metrics.js";
 
-export { DivergedError, type TrainOptions } from "./run_options.js";
+export { DivergedError, type TrainOptions } from "../run/options.js";
 
 /** How a run ended. */
 export interface TrainResult {

@@ -4,9 +4,9 @@ import { spawnSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { resolveConfig } from "../../src/rl_ar_finetune/config.js";
-import { plainConfig } from "../../src/rl_ar_finetune/config_docs.js";
-import { pretrainKind } from "../../src/rl_ar_finetune/pretrain_keys.js";
+import { plainConfig } from "../../src/config/explain.js";
+import { pretrainKind } from "../../src/config/pretrain_keys.js";
+import { resolveConfig } from "../../src/config/resolve.js";
 import { tinyFolder } from "../support/train_run.js";
 
 let folder = "";

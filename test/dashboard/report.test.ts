@@ -6,7 +6,7 @@ import { test } from "node:test";
 import { Script } from "node:vm";
 
 import { reportHtml, writeReport } from "../../src/dashboard/report.js";
-import { SCRIPT } from "../../src/dashboard/report_script.js";
+import { SCRIPT } from "../../src/dashboard/script.js";
 import { newFolder, writePage, writeRun } from "./run_files.js";
 
 /** A record of the loop, with the metrics that have charts of their own. */

@@ -4,9 +4,8 @@ import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 
 import sharp from "sharp";
-
-import { resolveConfig } from "../../src/rl_ar_finetune/config.js";
-import { configYaml } from "../../src/rl_ar_finetune/config_docs.js";
+import { configYaml } from "../../src/config/explain.js";
+import { resolveConfig } from "../../src/config/resolve.js";
 
 /** A folder that is gone after the tests. */
 export function newFolder(t: { after(fn: () => void): void }): string {

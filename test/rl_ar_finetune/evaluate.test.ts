@@ -2,9 +2,8 @@
 import assert from "node:assert/strict";
 import { join } from "node:path";
 import { test } from "node:test";
-
+import { resolveConfig } from "../../src/config/resolve.js";
 import { buildClassifier } from "../../src/rl_ar_finetune/builder.js";
-import { resolveConfig } from "../../src/rl_ar_finetune/config.js";
 import {
   creditFor,
   decodeFor,
@@ -13,7 +12,7 @@ import {
   isHacked,
   rolloutFor,
 } from "../../src/rl_ar_finetune/evaluate.js";
-import { openRunParts } from "../../src/rl_ar_finetune/run_parts.js";
+import { openRunParts } from "../../src/rl_ar_finetune/parts.js";
 import {
   Generator,
   manualSeed,

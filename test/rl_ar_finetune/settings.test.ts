@@ -1,11 +1,9 @@
 /** From the configuration to options of the parts. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-
+import { resolveConfig, type TrainConfig } from "../../src/config/resolve.js";
 import type { ArPolicy } from "../../src/policies/index.js";
-import { resolveConfig, type TrainConfig } from "../../src/rl_ar_finetune/config.js";
 import type { UpdateOptions } from "../../src/rl_ar_finetune/optimize.js";
-import { groupOf, readOptionsOf, sourceOptionsOf } from "../../src/rl_ar_finetune/run_images.js";
 import {
   algorithmOptions,
   contextAt,
@@ -14,6 +12,7 @@ import {
   lrScheduleOf,
   samplingOf,
 } from "../../src/rl_ar_finetune/settings.js";
+import { groupOf, readOptionsOf, sourceOptionsOf } from "../../src/run/images.js";
 
 const set = (...overrides: string[]): TrainConfig => resolveConfig({ overrides, isComplete: false }).config;
 

@@ -3,11 +3,10 @@ import assert from "node:assert/strict";
 import { readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-
+import { resolveConfig } from "../../src/config/resolve.js";
 import { GPT } from "../../src/policies/index.js";
 import { openPolicy } from "../../src/rl_ar_finetune/builder.js";
-import { resolveConfig } from "../../src/rl_ar_finetune/config.js";
-import { openRunParts } from "../../src/rl_ar_finetune/run_parts.js";
+import { openRunParts } from "../../src/rl_ar_finetune/parts.js";
 import { DivergedError, type TrainOptions } from "../../src/rl_ar_finetune/train_loop.js";
 import {
   full,

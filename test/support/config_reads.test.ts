@@ -1,9 +1,8 @@
 /** The watch over reads of a configuration. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-
-import { resolveConfig } from "../../src/rl_ar_finetune/config.js";
-import { plainConfig } from "../../src/rl_ar_finetune/config_docs.js";
+import { plainConfig } from "../../src/config/explain.js";
+import { resolveConfig } from "../../src/config/resolve.js";
 import { watchReads } from "./config_reads.js";
 
 test("keys that were read are known, sections alone are not", () => {

@@ -1,7 +1,8 @@
 /** Which keys of a configuration a program reads: one that nothing reads is a promise that is not kept. */
-import type { TrainConfig } from "../../src/rl_ar_finetune/config.js";
-import type { ConfigKind } from "../../src/rl_ar_finetune/config_kind.js";
-import { trainKind } from "../../src/rl_ar_finetune/train_kind.js";
+
+import type { ConfigKind } from "../../src/config/kind.js";
+import type { TrainConfig } from "../../src/config/resolve.js";
+import { trainKind } from "../../src/config/train_kind.js";
 
 /** A configuration whose reads are watched. */
 export interface Watched<T> {

@@ -5,15 +5,11 @@
  */
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-
+import { type FitConfig, fitKind } from "../../src/config/fit_keys.js";
+import type { ConfigKind } from "../../src/config/kind.js";
+import { type PretrainConfig, pretrainKind } from "../../src/config/pretrain_keys.js";
+import { type ResolvedConfig, resolveConfig } from "../../src/config/resolve.js";
 import { Linear } from "../../src/nn/index.js";
-import { type ResolvedConfig, resolveConfig } from "../../src/rl_ar_finetune/config.js";
-import type { ConfigKind } from "../../src/rl_ar_finetune/config_kind.js";
-import { type FitConfig, fitKind } from "../../src/rl_ar_finetune/fit_keys.js";
-import { type FitState, type FitStep, type FitTask, fitLoop } from "../../src/rl_ar_finetune/fit_loop.js";
-import { FitNetwork } from "../../src/rl_ar_finetune/fit_network.js";
-import { type PretrainConfig, pretrainKind } from "../../src/rl_ar_finetune/pretrain_keys.js";
-import { openPretrainTask } from "../../src/rl_ar_finetune/pretrain_task.js";
 import {
   functional as F,
   manualSeed,
@@ -23,6 +19,9 @@ import {
   tidy,
   zeros,
 } from "../../src/torch/index.js";
+import { type FitState, type FitStep, type FitTask, fitLoop } from "../../src/trainers/loop.js";
+import { FitNetwork } from "../../src/trainers/network.js";
+import { openPretrainTask } from "../../src/trainers/policy.js";
 import { Shown } from "./train_run.js";
 
 type Values = Record<string, unknown>;

@@ -6,9 +6,8 @@ import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-
+import type { TrainConfigInput } from "../../src/config/resolve.js";
 import { writePng } from "../../src/data/index.js";
-import type { TrainConfigInput } from "../../src/rl_ar_finetune/config.js";
 import { type TrainOptions, type TrainResult, trainRlLoop } from "../../src/rl_ar_finetune/train_loop.js";
 import { VQModel } from "../../src/tokenizers/index.js";
 import {

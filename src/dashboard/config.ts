@@ -1,0 +1,150 @@
+/**
+ * What a run was configured to be: which command it belongs to, what differs from the defaults, and the command lines
+ * that repeat it or go on with it.
+ */
+import { classifierKind } from "../config/classifier_keys.js";
+import { diffConfigs } from "../config/explain.js";
+import { pretrainKind } from "../config/pretrain_keys.js";
+import type { ConfigKind } from "../config/resolve.js";
+import { tokenizerKind } from "../config/tokenizer_keys.js";
+import { trainKind } from "../config/train_kind.js";
+import { type Html, html, table } from "./html.js";
+import { configAt, type Run } from "./run.js";
+
+/** The commands whose runs are reported. */
+const KINDS: readonly ConfigKind<object>[] = [trainKind, tokenizerKind, pretrainKind, classifierKind].map(
+  (kind) => kind as unknown as ConfigKind<object>,
+);
+
+/**
+ * The kind that a configuration is of: the one that has all its sections and fewest others, of which an older run may
+ * lack some; null where there is none.
+ */
+export function kindOf({ config }: Run): ConfigKind<object> | null {
+  const names = Object.keys(config);
+  const fitting = KINDS.map((kind) => ({ kind, sections: new Set(kind.keys.map(({ path }) => path[0])) }))
+    .filter(({ sections }) => names.every((name) => sections.has(name)) && names.length * 2 >= sections.size)
+    .sort((a, b) => a.sections.size - b.sections.size);
+  return fitting[0]?.kind ?? null;
+}
+
+/** The algorithm, the contexts, the preset and the seed in words, as far as there are such. */
+export function summaryOf(run: Run): string {
+  const at = (path: string): unknown => configAt(run.config, path);
+  const kind = kindOf(run);
+  const parts = [
+    typeof at("algorithm") === "string" ? String(at("algorithm")).toUpperCase() : (kind?.name ?? null),
+    typeof at("rollout.context.type") === "string"
+      ? `${String(at("rollout.context.type")).replaceAll("_", " ")} contexts`
+      : null,
+    typeof at("preset") === "string" ? `preset ${at("preset")}` : null,
+    at("seed") === undefined ? null : `seed ${at("seed")}`,
+  ];
+  return parts.filter((part) => part !== null).join(" · ");
+}
+
+/** A key whose value is not the default. */
+export interface Changed {
+  readonly path: string;
+  readonly value: unknown;
+  readonly usual: unknown;
+}
+
+/** Keys that differ from the defaults, in the order of the schema; null for a configuration of no known kind. */
+export function changedKeys(run: Run): Changed[] | null {
+  const kind = kindOf(run);
+  if (kind === null) return null;
+  return kind.keys.flatMap(({ path, default: usual }) => {
+    const name = path.join(".");
+    const value = configAt(run.config, name);
+    return JSON.stringify(value) === JSON.stringify(usual) ? [] : [{ path: name, value, usual }];
+  });
+}
+
+/** What `rlar` says of such a configuration before it starts; nothing where it cannot be read again. */
+export function notesOf(run: Run): readonly string[] {
+  const kind = kindOf(run);
+  const parsed = kind?.schema.safeParse(run.config);
+  if (kind === null || !parsed?.success) return [];
+  const given = new Set(changedKeys(run)?.map(({ path }) => path));
+  return kind.notes(parsed.data, { isGiven: (path) => given.has(path), whereOf: (path) => path });
+}
+
+/** A value of the configuration as it would be written. */
+export const valueText = (value: unknown): string =>
+  typeof value === "string" ? value : value === undefined ? "absent" : JSON.stringify(value);
+
+/** The section on the configuration: what was changed, then all of it. */
+export function configSection(run: Run): Html {
+  if (Object.keys(run.config).length === 0) return html`<p>There is no config.yaml in the folder.</p>`;
+  const changed = changedKeys(run);
+  const kind = kindOf(run);
+  const head = ["key", "value", "default", "what it is"];
+  const rows = (changed ?? []).map(({ path, value, usual }) => [
+    html`<code>${path}</code>`,
+    html`<code>${valueText(value)}</code>`,
+    html`<code>${valueText(usual)}</code>`,
+    html`<span class="help">${kind?.keyAt(path)?.help}</span>`,
+  ]);
+  const all =
+    kind === null
+      ? diffConfigs({}, run.config).map(({ path, after }) => [path, valueText(after), ""])
+      : kind.keys.map(({ path, help }) => [
+          path.join("."),
+          valueText(configAt(run.config, path.join("."))),
+          help,
+        ]);
+  return html`${
+    changed !== null && html`<p>What differs from the defaults:</p>${table(head, rows)}`
+  }<details><summary>All ${all.length} keys</summary>
+${table(
+  ["key", "value", "what it is"],
+  all.map(([path, value, help]) => [
+    html`<code>${path}</code>`,
+    html`<code>${value}</code>`,
+    html`<span class="help">${help}</span>`,
+  ]),
+)}</details>`;
+}
+
+/** A word of a command line as a POSIX shell takes it. */
+export const shellWord = (word: string): string =>
+  /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
+
+/** The command line that a run was started by, without the interpreter where that is `rlar` itself. */
+export function commandText(command: readonly string[]): string {
+  const [, script = "", ...rest] = command;
+  const isRlar = /(^|[\\/])(rlar(\.mjs)?|cli[\\/]main\.js|run\.mjs)$/.test(script);
+  const words = /run\.mjs$/.test(script) && rest[0] === "rlar" ? rest.slice(1) : rest;
+  return [...(isRlar ? ["rlar"] : ["node", shellWord(script)]), ...words.map(shellWord)].join(" ");
+}
+
+/** The section on how to do it again. */
+export function commandSection(run: Run): Html {
+  const kind = kindOf(run);
+  const begun = run.starts[0]?.environment.command;
+  const passed = (kind?.keys ?? [])
+    .filter(({ live, path }) => live !== undefined && (configAt(run.config, path.join(".")) ?? null) !== null)
+    .map(({ path }) => path.join("."));
+  const file = shellWord(`${run.folder}/config.yaml`);
+  const name = kind?.name ?? "train";
+  const lines: [string, string][] = [
+    ...(begun === undefined ? [] : [["As it was started", commandText(begun)] as [string, string]]),
+    ...(kind === null || passed.length > 0
+      ? []
+      : ([
+          [
+            "Again, in a folder of its own",
+            `rlar ${name} ${file} run.dir=${shellWord(`${run.folder}-again`)}`,
+          ],
+          [
+            "On from the last checkpoint",
+            `rlar ${name} ${file} run.dir=${shellWord(run.folder)} run.ifExists=resume`,
+          ],
+        ] as [string, string][])),
+  ];
+  return html`<dl class="commands">${lines.map(([what, line]) => html`<dt>${what}</dt><dd><pre>${line}</pre></dd>`)}</dl>${
+    passed.length > 0 &&
+    html`<p>A program passed ${passed.join(", ")}, which no file holds: run that program again.</p>`
+  }`;
+}

@@ -1,0 +1,204 @@
+/** What happened in a run that somebody who judges it should know: how it ended, what went wrong, what looks odd. */
+import { duration } from "../run/console.js";
+import { notesOf } from "./config.js";
+import { type Html, html } from "./html.js";
+import { aboutOf } from "./measures.js";
+import { outcomesOf } from "./results.js";
+import { configAt, type Run } from "./run.js";
+import { meanOf, numberText, rowTexts, type Series } from "./scale.js";
+
+/** How a run ended. */
+export interface End {
+  readonly state: "done" | "under way" | "stopped";
+  readonly text: string;
+}
+
+/** Iterations that were asked for; null where neither the configuration nor a checkpoint tells. */
+export function totalOf(run: Run): number | null {
+  const iters = configAt(run.config, "train.iters");
+  return typeof iters === "number" ? iters : null;
+}
+
+export function endOf(run: Run): End {
+  const total = totalOf(run);
+  const { lastStep } = run;
+  if (run.isUnderWay) return { state: "under way", text: `under way${stepsText(run)}` };
+  if (total !== null && lastStep >= total) return { state: "done", text: "done" };
+  const at = (path: string): number => {
+    const value = configAt(run.config, path);
+    return typeof value === "number" ? value : Number.NaN;
+  };
+  const skipped = run.metrics.get("optim/skipped_total")?.values.at(-1) ?? 0;
+  const since = configAt(run.values, "progress.evaluationsSinceBest");
+  const saved = Number(/^step_(\d+)/.exec(run.checkpoints.at(-1) ?? "")?.[1] ?? Number.NaN);
+  if (typeof since === "number" && at("eval.patience") > 0 && since >= at("eval.patience"))
+    return {
+      state: "stopped",
+      text: `stopped: ${run.best?.metric ?? "the evaluation"} was no better any more`,
+    };
+  const divergence = run.metrics.get("kl/ref_running")?.values.at(-1) ?? Number.NaN;
+  if (divergence > at("kl.stop"))
+    return { state: "stopped", text: `stopped: the policy had gone further from its reference than kl.stop` };
+  if (skipped > at("limits.nonFinite") || inARow(run) > at("limits.nonFiniteInARow"))
+    return { state: "stopped", text: "diverged: losses or gradients were not finite" };
+  if (total === null && saved === lastStep) return { state: "done", text: "ended" };
+  if (saved === lastStep)
+    return { state: "stopped", text: "interrupted, with a checkpoint of its last step" };
+  return {
+    state: "stopped",
+    text: Number.isNaN(saved)
+      ? "broken off before its first checkpoint"
+      : `broken off; its last checkpoint is of step ${saved}`,
+  };
+}
+
+/** Updates left out one after the other at the end. */
+function inARow(run: Run): number {
+  const steps = run.metrics.get("optim/steps")?.values ?? [];
+  const skipped = run.metrics.get("optim/skipped_steps")?.values ?? [];
+  let count = 0;
+  for (let i = skipped.length - 1; i >= 0 && (steps[i] ?? 1) === 0; i--) count += skipped[i] as number;
+  return count;
+}
+
+export function stepsText(run: Run): string {
+  const total = totalOf(run);
+  return total === null ? `, step ${run.lastStep}` : `, step ${run.lastStep} of ${total}`;
+}
+
+/** Steps as a short text: `3, 5-9, ... (12 in all)`. */
+export function rangesText(steps: readonly number[]): string {
+  const ranges: [number, number][] = [];
+  for (const step of steps) {
+    const last = ranges.at(-1);
+    if (last !== undefined && step === last[1] + 1) last[1] = step;
+    else ranges.push([step, step]);
+  }
+  const shown = ranges.slice(0, 12).map(([from, to]) => (from === to ? `${from}` : `${from}-${to}`));
+  return ranges.length > 12 ? `${shown.join(", ")}, ... (${steps.length} in all)` : shown.join(", ");
+}
+
+/** Iterations with an update that was left out: those after which there are more of them in all. */
+function skippedSteps({ metrics }: Run): number[] {
+  const { steps, values } = metrics.get("optim/skipped_total") ?? { steps: [], values: [] };
+  return steps.filter((_, i) => (values[i] as number) > (values[i - 1] ?? 0));
+}
+
+const stepsWhere = (series: Series | undefined, test: (value: number) => boolean): number[] =>
+  (series?.steps ?? []).filter((_, i) => test(series?.values[i] as number));
+
+/** Something to know. */
+interface Notice {
+  readonly level: "bad" | "look";
+  readonly text: string;
+}
+
+/** What went wrong, and what to look at before the run is believed. */
+export function noticesOf(run: Run): Notice[] {
+  const notices: Notice[] = [];
+  const bad = (text: string): number => notices.push({ level: "bad", text });
+  const look = (text: string): number => notices.push({ level: "look", text });
+  const { metrics } = run;
+  const end = endOf(run);
+  if (end.state === "stopped") bad(`The run is not whole${stepsText(run)}: ${end.text}.`);
+  const alarms = stepsWhere(metrics.get("eval/hacking_alarm"), (value) => value > 0);
+  if (alarms.length > 0)
+    bad(
+      `The reward rose while every metric outside it fell since the start, at step ${rangesText(alarms)}: ` +
+        "look at the samples; update.auxCe or kl.coef may be too low.",
+    );
+  const skipped = skippedSteps(run);
+  if (skipped.length > 0) {
+    const dumps = run.dumps > 0 ? ` ${run.dumps} of the batches are in dumps/.` : "";
+    bad(`Updates were left out because they were not finite, at step ${rangesText(skipped)}.${dumps}`);
+  }
+  const noNumbers = new Map<string, string[]>();
+  for (const [name, series] of metrics) {
+    const total = series.values.at(-1) as number;
+    if (/unreadable/.test(name) && total > 0) bad(`Images that could not be read: ${total} (${name}).`);
+    const where = rangesText(stepsWhere(series, Number.isNaN));
+    if (where !== "") noNumbers.set(where, [...(noNumbers.get(where) ?? []), name]);
+  }
+  for (const [where, names] of noNumbers) bad(`Not a number at step ${where}: ${names.join(", ")}.`);
+  if (run.damagedLines > 0)
+    bad(
+      `${run.damagedLines} ${run.damagedLines === 1 ? "line" : "lines"} of metrics.jsonl could not be read: ` +
+        "the process was killed while it wrote, or the file was edited.",
+    );
+  for (const reason of run.unread) bad(`Not read: ${reason}`);
+  for (const text of changesForTheWorse(run)) look(text);
+  const gap = Math.max(0, ...(metrics.get("sampling/logp_diff_max")?.values ?? []).filter(Number.isFinite));
+  const limit = configAt(run.config, "limits.ratioGap");
+  if (typeof limit === "number" && gap > limit)
+    look(`Sampler and scorer differed by up to ${numberText(gap)} in a token's log-probability.`);
+  const flat = meanOf(metrics.get("advantage/frac_zero_std")?.values ?? []);
+  if (flat > 0.5)
+    look(
+      `In ${numberText(flat, "%")} of the groups all samples were worth the same, so nothing was learnt from them.`,
+    );
+  const begun = Date.parse(run.starts[0]?.environment.startedAt ?? "");
+  for (const { file, writtenAt } of run.evaluations)
+    if (writtenAt < begun) bad(`${file} is older than the run: it is of other models.`);
+  const last = run.starts.at(-1)?.environment;
+  if (last?.commit?.isDirty) look("The code was not as the commit has it: files had been changed.");
+  const commits = new Set(run.starts.flatMap(({ environment }) => environment.commit?.id ?? []));
+  if (commits.size > 1) look(`The run went on under other code: ${[...commits].map(shortId).join(", ")}.`);
+  for (const note of notesOf(run)) look(note);
+  return notices;
+}
+
+export const shortId = (id: string): string => id.slice(0, 10);
+
+/** Held-out metrics that are worse at the end than at the start, and an entropy that fell apart. */
+function changesForTheWorse(run: Run): string[] {
+  const worse: string[] = [];
+  for (const { name, first, last, verdict } of outcomesOf(run)) {
+    const [before, after] = rowTexts([first, last], aboutOf(name).unit);
+    const mayNotFall = name === "diversity" || name === "codebook_usage";
+    if (verdict === "worse") worse.push(`Held-out ${aboutOf(name).title} is worse: ${before}, then ${after}`);
+    else if (mayNotFall && last < first * 0.8)
+      worse.push(`Held-out ${aboutOf(name).title} fell: ${before}, then ${after}`);
+  }
+  const entropy = run.metrics.get("policy/entropy")?.values ?? [];
+  const [first, last] = [entropy[0] ?? Number.NaN, entropy.at(-1) ?? Number.NaN];
+  if (last < first * 0.5)
+    worse.push(
+      `The entropy of the policy fell by half or more: ${numberText(first)}, then ${numberText(last)}`,
+    );
+  return worse.map((text) => `${text}.`);
+}
+
+/** Starts, the best evaluation and the end, in order. */
+function eventsOf(run: Run): { step: number; text: string }[] {
+  const starts = run.starts.map(({ step, environment }, i) => {
+    const when = environment.startedAt?.replace("T", " ").replace(/\..*/, " UTC") ?? "at an unknown time";
+    const where = environment.host === undefined ? "" : ` on ${environment.host}`;
+    return { step, text: `${i === 0 ? "Started" : `Went on from step ${step}`} ${when}${where}.` };
+  });
+  const best = run.best && {
+    step: run.best.step,
+    text: `Best ${run.best.metric}: ${numberText(run.best.value)} (checkpoints/${run.best.name}).`,
+  };
+  const end = endOf(run);
+  const time = run.seconds === null ? "" : ` after ${duration(run.seconds)}`;
+  const last = {
+    step: run.lastStep,
+    text: `${end.text.charAt(0).toUpperCase()}${end.text.slice(1)}${time}.`,
+  };
+  return [...starts, ...(best ? [best] : []), last].sort((a, b) => a.step - b.step);
+}
+
+/** The section on what happened. */
+export function eventSection(run: Run): Html {
+  const notices = noticesOf(run);
+  const words = { bad: "problem", look: "note" };
+  return html`${
+    notices.length === 0
+      ? html`<p>No update was left out, no metric was without a number, no alarm was raised.</p>`
+      : html`<ul class="notices">${notices.map(
+          ({ level, text }) => html`<li class="${level}"><b>${words[level]}</b> ${text}</li>`,
+        )}</ul>`
+  }<ol class="events">${eventsOf(run).map(
+    ({ step, text }) => html`<li><span class="step">step ${step}</span><span>${text}</span></li>`,
+  )}</ol>`;
+}

@@ -1,0 +1,166 @@
+/** The result of a run: what was evaluated on held-out images at the start, at the best checkpoint and at the end. */
+import { sparkPath } from "./chart.js";
+import { ceilingOf, floorOf } from "./curves.js";
+import { type Html, html, table } from "./html.js";
+import { aboutOf } from "./measures.js";
+import type { Run } from "./run.js";
+import { numberText, rowTexts, type Series } from "./scale.js";
+
+/** A held-out metric from the first evaluation to the last. */
+export interface Outcome {
+  /** Such as `reward` or `l2`. */
+  readonly name: string;
+  readonly series: Series;
+  /** Standard deviation over the samples of the last evaluation. */
+  readonly spread: number;
+  readonly first: number;
+  readonly last: number;
+  /** At the best checkpoint; NaN where there is none. */
+  readonly best: number;
+  /** Of the first value's size; NaN where that is 0. */
+  readonly change: number;
+  readonly verdict: "better" | "worse" | "";
+}
+
+/** What was evaluated, the reward first. */
+export function outcomesOf(run: Run): Outcome[] {
+  const outcomes = [...run.metrics].flatMap(([metric, series]): Outcome[] => {
+    const name = metric.replace(/^eval\//, "").replace(/\/mean$/, "");
+    const isOther = !metric.startsWith("eval/") || /\/(std|min|max)$|hacking_alarm/.test(metric);
+    if (isOther || !series.values.some(Number.isFinite)) return [];
+    const first = series.values[0] as number;
+    const last = series.values.at(-1) as number;
+    const best =
+      run.best === null ? Number.NaN : (series.values[series.steps.indexOf(run.best.step)] ?? Number.NaN);
+    const change = (last - first) / Math.abs(first);
+    const spread = run.metrics.get(`eval/${name}/std`)?.values.at(-1) ?? Number.NaN;
+    return [
+      {
+        name,
+        series,
+        spread,
+        first,
+        last,
+        best,
+        change: Number.isFinite(change) ? change : Number.NaN,
+        verdict: verdictOf(name, first, last, spread),
+      },
+    ];
+  });
+  const rank = ({ name }: Outcome): number => (name === "reward" ? 0 : 1);
+  return outcomes.sort((a, b) => rank(a) - rank(b));
+}
+
+/**
+ * Better or worse, where the metric has a direction and the change is worth the word: a tenth of the spread over samples,
+ * or half a per cent where there is no spread.
+ */
+export function verdictOf(name: string, first: number, last: number, spread: number): Outcome["verdict"] {
+  const { better } = aboutOf(name);
+  const moved = last - first;
+  const least = spread > 0 ? 0.1 * spread : 0.005 * Math.abs(first);
+  if (better === "none" || !(Math.abs(moved) >= least) || moved === 0) return "";
+  return moved > 0 === (better === "higher") ? "better" : "worse";
+}
+
+/** Percent with a sign; nothing where percents make no sense: of decibels, and of what is in percent itself. */
+export function changeText({ name, change }: Pick<Outcome, "name" | "change">): string {
+  if (name === "psnr" || aboutOf(name).unit === "%" || Number.isNaN(change)) return "";
+  return `${change > 0 ? "+" : ""}${Math.abs(change) < 10 ? (change * 100).toFixed(1) : Math.round(change * 100)} %`;
+}
+
+/** The section on the result. */
+export function resultSection(run: Run): Html {
+  const outcomes = outcomesOf(run);
+  if (outcomes.length === 0)
+    return html`<p>Nothing was evaluated on held-out images in this run (eval.every, data.evalPart).</p>`;
+  const steps = (outcomes[0] as Outcome).series.steps;
+  const [from, to] = [steps[0] as number, steps.at(-1) as number];
+  if (steps.length < 2)
+    return html`<p>One evaluation on held-out images, at step ${from}; a second one would show a change.</p>${table(
+      ["metric", `step ${from}`],
+      outcomes.map(({ name, last }) => [aboutOf(name).title, rowTexts([last], aboutOf(name).unit)[0]]),
+    )}`;
+  const hasSpread = outcomes.some(({ spread }) => !Number.isNaN(spread));
+  const hasBest = run.best !== null && run.best.step !== to && run.best.step !== from;
+  const rows = outcomes.map((outcome) => {
+    const { name, first, last, best, spread, verdict } = outcome;
+    const { title, about, unit } = aboutOf(name);
+    const moved = last - first;
+    const [start, end, middle, change] = rowTexts([first, last, best, moved], unit);
+    return [
+      html`<abbr title="${about}">${title}</abbr>`,
+      start,
+      ...(hasBest ? [middle] : []),
+      end,
+      ...(hasSpread
+        ? [Number.isNaN(spread) ? "" : html`<span class="quiet">±${numberText(spread, unit)}</span>`]
+        : []),
+      `${moved > 0 ? "+" : ""}${unit === "%" ? change?.replace("%", "points") : change}`,
+      changeText(outcome),
+      html`<span class="${verdict}">${verdict}</span>`,
+    ];
+  });
+  const head = [
+    "held-out images",
+    `step ${from}`,
+    ...(hasBest ? [`best, step ${run.best?.step}`] : []),
+    `step ${to}`,
+    ...(hasSpread ? ["spread over samples"] : []),
+    "change",
+    "",
+    "",
+  ];
+  return html`${lead(run, outcomes)}<div class="tiles">${tilesOf(outcomes)}</div>${table(head, rows)}
+<p class="about">Every evaluation is on the same images with the same random numbers. ${
+    hasSpread
+      ? "The spread is the standard deviation over the samples of the last one, not the uncertainty of the mean; a change below a tenth of it is called neither better nor worse."
+      : "A change below half a per cent is called neither better nor worse."
+  }</p>`;
+}
+
+/** The reward in a sentence, with its floor and its ceiling. */
+function lead(run: Run, outcomes: readonly Outcome[]): Html | null {
+  const reward = outcomes.find(({ name }) => name === "reward");
+  const [floor, ceiling] = [floorOf(run), ceilingOf(run)];
+  if (reward === undefined || floor === undefined) return null;
+  const { last, verdict, series } = reward;
+  const what = verdict === "" ? "stayed where it was" : verdict === "better" ? "rose" : "fell";
+  const [before, after, top] = rowTexts([floor, last, ceiling ?? Number.NaN]);
+  const share = ceiling === undefined ? Number.NaN : (last - floor) / (ceiling - floor);
+  const way =
+    ceiling === undefined
+      ? ""
+      : ceiling > floor && share > 0
+        ? ` That is ${numberText(share, "%")} of the way from the policy before training (the floor) to the tokenizer's own reconstructions of the training images (the ceiling, ${top}).`
+        : ` The tokenizer's own reconstructions of the training images (the ceiling) are worth ${top}.`;
+  return html`<p class="lead">The held-out reward ${what}: ${before} before training, <b>${after}</b> at step ${series.steps.at(-1)}.${way}</p>`;
+}
+
+/** Metrics that say most, in this order. */
+const FIRST: readonly string[] = [
+  "reward",
+  "perceptual_held_out",
+  "perceptual",
+  "lpips",
+  "nats_per_token",
+  "accuracy",
+  "loss",
+  "psnr",
+  "l2",
+  "ssim",
+  "diversity",
+];
+
+function tilesOf(outcomes: readonly Outcome[]): Html[] {
+  const chosen = FIRST.flatMap((name) => outcomes.find((outcome) => outcome.name === name) ?? []);
+  const rest = outcomes.filter((outcome) => !chosen.includes(outcome));
+  return [...chosen, ...rest].slice(0, 4).map((outcome) => {
+    const { name, series, first, last, verdict } = outcome;
+    const change = changeText(outcome);
+    const [before, after] = rowTexts([first, last], aboutOf(name).unit);
+    return html`<div class="tile"><h4>${aboutOf(name).title}</h4><p class="big">${after}</p>
+<p>from ${before}${change !== "" && html`, ${change}`} <b class="${verdict}">${verdict}</b></p>
+<svg class="spark" viewBox="0 0 1000 400" preserveAspectRatio="none" aria-hidden="true"><path class="line c0" d="${sparkPath(series.values)}"/></svg></div>`;
+  });
+}

@@ -1,0 +1,290 @@
+/**
+ * What a run left in its folder, as far as it is there: a run that was killed lacks some of it, and one that is under
+ * way has more the next time. Nothing is written here.
+ */
+import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { basename, join, resolve } from "node:path";
+import { parse } from "yaml";
+
+import { describeWeights, type ModelDescription } from "../rl_ar_finetune/builder.js";
+import { type BestCheckpoint, listCheckpoints } from "../run/checkpoint.js";
+import type { Environment } from "../run/environment.js";
+import { isHeld } from "../run/folder.js";
+import { decodeData } from "../run/plain_data.js";
+import { expected, openWeights } from "../torch/index.js";
+import { type EvalFile, readEvaluations } from "./eval.js";
+import type { Series } from "./scale.js";
+
+/** Any part of an `env.json`: an older one may lack some. */
+export type SomeEnvironment = { readonly [K in keyof Environment]?: Environment[K] };
+
+/** A start of the run: the first, or one that went on from a checkpoint. */
+export interface Start {
+  /** Iterations that were done. */
+  readonly step: number;
+  readonly environment: SomeEnvironment;
+}
+
+/** A page of images, as `samples.jsonl` tells of it. */
+export interface SamplePage {
+  readonly step: number;
+  readonly name: string;
+  /** Of the PNG. */
+  readonly path: string;
+  readonly about: Readonly<Record<string, unknown>>;
+}
+
+/** A model of the run. */
+export interface ModelFacts {
+  readonly role: string;
+  readonly file: string;
+  /** What it is; a reason where the file could not be read. */
+  readonly what: string;
+  /** null where the file is not there any more. */
+  readonly parameters: number | null;
+}
+
+/** A run as its folder tells it. */
+export interface Run {
+  readonly name: string;
+  readonly folder: string;
+  /** The configuration as a tree; empty where there is none. */
+  readonly config: Readonly<Record<string, unknown>>;
+  readonly starts: readonly Start[];
+  /** Metrics by name, in the order in which they first came. */
+  readonly metrics: ReadonlyMap<string, Series>;
+  /** Iterations that are logged. */
+  readonly lastStep: number;
+  /** Seconds in which it ran, without pauses between its parts; null where no time is known. */
+  readonly seconds: number | null;
+  /** Lines of metrics.jsonl that are no record. */
+  readonly damagedLines: number;
+  readonly pages: readonly SamplePage[];
+  readonly checkpoints: readonly string[];
+  readonly best: BestCheckpoint | null;
+  /** What the newest checkpoint says beside its tensors. */
+  readonly values: Readonly<Record<string, unknown>>;
+  readonly models: readonly ModelFacts[];
+  readonly evaluations: readonly EvalFile[];
+  /** Whether a process writes to the folder. */
+  readonly isUnderWay: boolean;
+  /** Batches that were kept because they had no finite update. */
+  readonly dumps: number;
+  /** Files that are there and could not be read, with the reason. */
+  readonly unread: readonly string[];
+}
+
+/**
+ * Read the folder of a run: of `rlar train` or of another trainer.
+ *
+ * @throws RangeError when it is no such folder.
+ */
+export function readRun(folder: string): Run {
+  const where = "report";
+  if (!existsSync(folder)) throw expected(where, "the folder of a run", `${folder}, which is not there`);
+  if (!statSync(folder).isDirectory()) throw expected(where, "the folder of a run", `${folder}, a file`);
+  const has = (name: string): boolean => existsSync(join(folder, name));
+  if (!has("metrics.jsonl") && !has("config.yaml")) {
+    const inside = readdirSync(folder, { withFileTypes: true })
+      .filter((entry) => entry.isDirectory() && existsSync(join(folder, entry.name, "metrics.jsonl")))
+      .map(({ name }) => join(folder, name));
+    const remedy = inside.length > 0 ? `Name a run in it: ${inside.slice(0, 3).join(", ")}` : undefined;
+    throw expected(
+      where,
+      "the folder of a run",
+      `${folder}, which has neither metrics.jsonl nor config.yaml`,
+      remedy,
+    );
+  }
+  const unread: string[] = [];
+  const attempt = <T>(name: string, otherwise: T, read: (path: string) => T): T => {
+    const path = join(folder, name);
+    if (!existsSync(path)) return otherwise;
+    try {
+      return read(path);
+    } catch (error) {
+      unread.push(`${name}: ${(error as Error).message}`);
+      return otherwise;
+    }
+  };
+  const { records, damaged } = attempt("metrics.jsonl", { records: [], damaged: 0 }, readRecords);
+  const starts = readStarts(folder, attempt);
+  const checkpoints = listCheckpoints(join(folder, "checkpoints"));
+  const newest = checkpoints.at(-1);
+  const values =
+    newest === undefined
+      ? {}
+      : attempt(`checkpoints/${newest}/values.json`, {}, (path) =>
+          objectOf(decodeData(readFileSync(path, "utf8"))),
+        );
+  const config = attempt("config.yaml", {}, (path) => objectOf(parse(readFileSync(path, "utf8"))));
+  const pages = attempt("samples.jsonl", [] as SamplePage[], (path) => readPages(folder, path));
+  return {
+    name: basename(resolve(folder)),
+    folder,
+    // A resumed run may have been given other values, which its checkpoints know.
+    config: { ...config, ...objectOf(values.config) },
+    starts,
+    metrics: seriesOf(records),
+    lastStep: records.at(-1)?.step ?? 0,
+    seconds: secondsOf(starts, records),
+    damagedLines: damaged,
+    pages,
+    checkpoints,
+    best: attempt("checkpoints/best.json", null, (path) =>
+      bestOf(objectOf(decodeData(readFileSync(path, "utf8")))),
+    ),
+    values,
+    models: modelsOf(folder, newest, objectOf({ ...config, ...objectOf(values.config) })),
+    evaluations: readEvaluations(folder, unread),
+    isUnderWay: isHeld(folder),
+    dumps: has("dumps")
+      ? readdirSync(join(folder, "dumps")).filter((name) => !name.startsWith(".")).length
+      : 0,
+    unread,
+  };
+}
+
+const objectOf = (value: unknown): Record<string, unknown> =>
+  typeof value === "object" && value !== null && !Array.isArray(value)
+    ? (value as Record<string, unknown>)
+    : {};
+
+interface LogRecord {
+  readonly step: number;
+  readonly [name: string]: unknown;
+}
+
+/** Lines of JSON objects with a step; others are counted. What stands behind the last line's end was cut short. */
+function readRecords(path: string): { records: LogRecord[]; damaged: number } {
+  const lines = readFileSync(path, "utf8").split("\n");
+  const cut = lines.pop() === "" ? 0 : 1;
+  const records = lines.flatMap((line): LogRecord[] => {
+    try {
+      const record = objectOf(JSON.parse(line));
+      return typeof record.step === "number" ? [record as LogRecord] : [];
+    } catch {
+      return []; // counted below
+    }
+  });
+  return { records, damaged: lines.length - records.length + cut };
+}
+
+/** Numbers of all records by name; null, which stands for NaN in JSON, is NaN. */
+function seriesOf(records: readonly LogRecord[]): Map<string, Series> {
+  const metrics = new Map<string, { steps: number[]; values: number[] }>();
+  for (const { step, time: _, ...rest } of records) {
+    for (const [name, value] of Object.entries(rest)) {
+      if (value !== null && typeof value !== "number") continue;
+      let series = metrics.get(name);
+      if (series === undefined) {
+        series = { steps: [], values: [] };
+        metrics.set(name, series);
+      }
+      series.steps.push(step);
+      series.values.push(value ?? Number.NaN);
+    }
+  }
+  return metrics;
+}
+
+type Attempt = <T>(name: string, otherwise: T, read: (path: string) => T) => T;
+
+function readStarts(folder: string, attempt: Attempt): Start[] {
+  return readdirSync(folder)
+    .flatMap((name) => {
+      const [, step = "0"] = /^env(?:\.(\d+))?\.json$/.exec(name) ?? [];
+      if (!/^env(\.\d+)?\.json$/.test(name)) return [];
+      const environment = attempt(name, {}, (path) => objectOf(JSON.parse(readFileSync(path, "utf8"))));
+      return [{ step: Number(step), environment: environment as SomeEnvironment }];
+    })
+    .sort((a, b) => a.step - b.step);
+}
+
+/** From each start to the last record before the next. */
+function secondsOf(starts: readonly Start[], records: readonly LogRecord[]): number | null {
+  let total = 0;
+  let isKnown = false;
+  for (const [i, { step, environment }] of starts.entries()) {
+    const next = starts[i + 1]?.step ?? Infinity;
+    const last = records.findLast((record) => record.step <= next && (i === 0 || record.step > step));
+    const began = Date.parse(environment.startedAt ?? "") / 1000;
+    if (typeof last?.time !== "number" || Number.isNaN(began)) continue;
+    total += Math.max(0, last.time - began);
+    isKnown = true;
+  }
+  return isKnown ? total : null;
+}
+
+function readPages(folder: string, path: string): SamplePage[] {
+  return readRecords(path).records.flatMap((record) => {
+    const { step, name, file, ...about } = record;
+    const image = join(folder, String(file));
+    // Only what the run itself wrote: an index is no reason to read files from elsewhere.
+    const isOwn = /^samples\/[^/\\]+\.png$/.test(String(file));
+    return isOwn && existsSync(image) ? [{ step, name: String(name), path: image, about }] : [];
+  });
+}
+
+function bestOf({ name, step, metric, value }: Record<string, unknown>): BestCheckpoint | null {
+  if (typeof step !== "number" || typeof metric !== "string") return null;
+  return { name: String(name), step, metric, value: typeof value === "number" ? value : Number.NaN };
+}
+
+/** A value of the configuration at a path such as `train.iters`; undefined where there is none. */
+export function configAt(config: Readonly<Record<string, unknown>>, path: string): unknown {
+  return path.split(".").reduce<unknown>((at, name) => objectOf(at)[name], config);
+}
+
+/** The models that the run made, then those that it was made with. */
+function modelsOf(
+  folder: string,
+  newest: string | undefined,
+  config: Readonly<Record<string, unknown>>,
+): ModelFacts[] {
+  const saved = newest === undefined ? [] : [["policy", join("checkpoints", newest, "policy.safetensors")]];
+  const own = [["model", "model.safetensors"], ...saved] as [string, string][];
+  const made = own
+    .filter(([, file]) => existsSync(join(folder, file)))
+    .map(([role, file]) => factsOf(role, file, join(folder, file)));
+  const given = [
+    ["base policy", "ar.path"],
+    ["tokenizer", "tokenizer.path"],
+    ["LPIPS", "reward.lpips.path"],
+    ["perceptual distance", "reward.perceptual.path"],
+    ["PatchGAN", "reward.patchGan.path"],
+  ].flatMap(([role, path]) => {
+    const file = configAt(config, path as string);
+    return typeof file === "string" ? [factsOf(role as string, file, file)] : [];
+  });
+  return [...made, ...given];
+}
+
+/** Names and parameters of a file of weights, from its header. */
+function factsOf(role: string, file: string, path: string): ModelFacts {
+  if (!existsSync(path)) return { role, file, what: "not there any more", parameters: null };
+  try {
+    using weights = openWeights(path);
+    const found = describeWeights(weights);
+    const names = usedNames(found) ?? weights.names;
+    const count = (name: string): number => weights.info(name).shape.reduce((a, b) => a * b, 1);
+    const parameters = names.reduce((sum, name) => sum + count(name), 0);
+    return { role, file, what: nameOf(found), parameters };
+  } catch (error) {
+    return { role, file, what: `not read: ${(error as Error).message}`, parameters: null };
+  }
+}
+
+/** Names of the weights that a model takes from its file; null for all. */
+function usedNames(found: ModelDescription | null): string[] | null {
+  if (found?.kind === "tokenizer") return Object.values(found.tokenizer.used);
+  return found?.kind === "policy" ? Object.values(found.policy.used) : null;
+}
+
+function nameOf(found: ModelDescription | null): string {
+  if (found === null) return "unknown model";
+  if (found.kind === "metric") return found.network;
+  if (found.kind === "tokenizer") return found.tokenizer.name;
+  if (found.kind === "classifier") return "classifier";
+  return { gpt: "GPT", llamagen: "LlamaGen", ibq_ar: "IBQ's transformer" }[found.policy.family];
+}

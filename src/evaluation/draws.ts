@@ -1,0 +1,193 @@
+/**
+ * What an evaluation draws from a policy: free samples, completions of held-out images, and how likely it finds their
+ * true codes. Codes stay on the CPU; images are decoded where they are used.
+ *
+ * All draws of a seed use the same random numbers, whatever the policy, temperature or scale: differences are the
+ * policy's. The number of sequences at a time changes nothing but the rounding of logits.
+ */
+import type { ArPolicy, Condition } from "../policies/index.js";
+import { sampleRollout } from "../rl_ar_finetune/rollout.js";
+import { type Sampling, sampleCodesWithLogprobs, withoutDropout } from "../rl_ar_finetune/sampling.js";
+import { chunkOf, distributionAt, passesOf, rangesOf, statesOf } from "../rl_ar_finetune/scoring.js";
+import { mapCondition } from "../rl_ar_finetune/start.js";
+import type { FrozenTokenizer } from "../tokenizers/index.js";
+import {
+  cat,
+  type Device,
+  empty,
+  expected,
+  noGrad,
+  randperm,
+  stream,
+  type Tensor,
+  tidy,
+} from "../torch/index.js";
+
+/** A policy and where it computes. */
+export interface Drawer {
+  readonly policy: ArPolicy;
+  readonly device: Device;
+  /** Sequences at a time. */
+  readonly batch: number;
+}
+
+/** Rows of a condition, on the CPU. */
+const rowsOf = (condition: Condition, from: number, count: number, device: Device): Condition =>
+  mapCondition(condition, (rows) => rows.narrow(0, from, count).to({ device }));
+
+/**
+ * Draw a sequence for each row of a condition.
+ *
+ * @param count - N: rows of the condition, which may be `{}`.
+ * @returns int64 `[N, codes]`, on the CPU.
+ */
+export function drawFree(
+  { policy, device, batch }: Drawer,
+  condition: Condition,
+  options: { count: number; codes: number; sampling: Sampling; seed: number },
+): Tensor {
+  const { count, codes, sampling, seed } = options;
+  using generator = stream(seed, "eval/free");
+  return tidy(() => {
+    const parts = rangesOf(count, batch).map(([from, some]) =>
+      tidy(() => {
+        const none = empty([some, 0], { dtype: "int64", device });
+        const start = [none, rowsOf(condition, from, some, device)] as const;
+        return sampleCodesWithLogprobs(policy, start, codes, { ...sampling, generator }).tokens.cpu();
+      }),
+    );
+    return cat(parts);
+  });
+}
+
+/**
+ * Complete images of which the first codes are given.
+ *
+ * @param trueCodes - int64 `[H, T]`, on the CPU.
+ * @param condition - of the H images.
+ * @returns int64 `[H * draws, T]`, the draws of an image in a row, on the CPU.
+ */
+export function drawCompletions(
+  { policy, device, batch }: Drawer,
+  trueCodes: Tensor,
+  condition: Condition,
+  options: { prefix: number; draws: number; sampling: Sampling; seed: number },
+): Tensor {
+  const { prefix, draws, sampling, seed } = options;
+  using generator = stream(seed, `eval/complete/${prefix}`);
+  return tidy(() => {
+    const parts = rangesOf(trueCodes.size(0), Math.max(1, Math.floor(batch / draws))).map(([from, some]) =>
+      tidy(() => {
+        const rollout = sampleRollout(policy, rowsOf(condition, from, some, device), {
+          context: { type: "prefix", length: prefix },
+          numGenerations: draws,
+          trueCodes: trueCodes.narrow(0, from, some).to({ device }),
+          sampling,
+          generator,
+        });
+        return rollout.codes.flatten(0, 1).cpu();
+      }),
+    );
+    return cat(parts);
+  });
+}
+
+/**
+ * Log-probabilities of true codes, each after those before it, under the policy's own softmax.
+ *
+ * @param trueCodes - int64 `[H, T]`, on the CPU.
+ * @returns `nats` float64 `[H]`: the mean over an image's codes of -log p; `top1` float64 `[H]`: the share of them that
+ *   are the most probable code.
+ */
+export function likelihoodOf(
+  { policy, device, batch }: Drawer,
+  trueCodes: Tensor,
+  condition: Condition,
+): { nats: Tensor; top1: Tensor } {
+  const rowsFrom = (from: number, some: number): Tensor => {
+    const tokens = trueCodes.narrow(0, from, some).to({ device });
+    const passes = passesOf("likelihoodOf", { tokens, start: rowsOf(condition, from, some, device) });
+    const chunk = chunkOf(policy);
+    const states = statesOf(policy, passes).hidden.reshape(tokens.numel, -1).split(chunk);
+    const truth = tokens.reshape(-1, 1).split(chunk);
+    const columns = states.map((piece, i) =>
+      tidy(() => {
+        const { logp } = distributionAt(policy, {}, { hidden: piece });
+        const wanted = truth[i] as Tensor;
+        return cat([logp.gather(1, wanted).double(), logp.argmax(-1, true).eq(wanted).double()], 1).cpu();
+      }),
+    );
+    return cat(columns).unflatten(0, [some, -1]).mean(1); // [some, 2]
+  };
+  return withoutDropout([policy], () =>
+    noGrad(() =>
+      tidy(() => {
+        const ranges = rangesOf(trueCodes.size(0), batch);
+        const all = cat(ranges.map(([from, some]) => tidy(() => rowsFrom(from, some))));
+        return { nats: all.select(1, 0).neg(), top1: all.select(1, 1) };
+      }),
+    ),
+  );
+}
+
+/** Pixels that a decoder is given at a time. */
+const PIXELS_AT_A_TIME = 2 ** 19;
+
+/**
+ * Decode codes and use the images as they come.
+ *
+ * @param codes - int64 `[n, T]`, on the CPU.
+ * @param use - given float32 `[c, 3, size, size]` in [-1, 1], as 8 bits a channel keep it, and the first one's number;
+ *   what it makes is freed, but for what it returns.
+ * @param multiple - the numbers of images at a time are multiples of it.
+ */
+export function forEachDecoded(
+  tokenizer: FrozenTokenizer,
+  codes: Tensor,
+  options: { size: number; device: Device; multiple?: number },
+  use: (images: Tensor, from: number) => unknown,
+): void {
+  const { size, device, multiple = 1 } = options;
+  const side = size / tokenizer.downsample;
+  const step = Math.max(1, Math.floor(PIXELS_AT_A_TIME / size ** 2 / multiple)) * multiple;
+  for (const [from, count] of rangesOf(codes.size(0), step)) {
+    tidy(() => {
+      const decoded = tokenizer.decodeCode(codes.narrow(0, from, count).to({ device }), [side, side]);
+      return use(asSaved(decoded), from);
+    });
+  }
+}
+
+/** Images as 8 bits a channel keep them: float `[n, 3, H, W]`, clamped to [-1, 1] and rounded. */
+export function asSaved(images: Tensor): Tensor {
+  return tidy(() => images.float().add(1).mul(127.5).clamp(0, 255).round().div(127.5).sub(1));
+}
+
+/**
+ * The class of each free sample, in random order.
+ *
+ * @param counts - training images of each class.
+ * @param how - shares as among the training images, or all alike; met as nearly as whole numbers allow.
+ */
+export function classesOf(
+  counts: readonly number[],
+  total: number,
+  how: "data" | "balanced",
+  seed: number,
+): number[] {
+  const weights = how === "balanced" ? counts.map((count) => (count > 0 ? 1 : 0)) : counts;
+  const sum = weights.reduce<number>((all, weight) => all + weight, 0);
+  if (sum === 0) throw expected("classesOf", "at least one training image", "none");
+  const exact = weights.map((weight) => (weight * total) / sum);
+  const given = exact.map(Math.floor);
+  const left = total - given.reduce((all, count) => all + count, 0);
+  // Largest remainders first.
+  const order = exact.map((value, c) => ({ c, rest: value - Math.floor(value) }));
+  for (const { c } of order.sort((a, b) => b.rest - a.rest || a.c - b.c).slice(0, left)) {
+    given[c] = (given[c] as number) + 1;
+  }
+  const ascending = given.flatMap((count, c) => Array<number>(count).fill(c));
+  using generator = stream(seed, "eval/classes");
+  const places = tidy(() => randperm(total, { generator }).toList() as number[]);
+  return places.map((place) => ascending[place] as number);
+}

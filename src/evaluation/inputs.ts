@@ -1,0 +1,376 @@
+/**
+ * What an evaluation works on: models and networks from files or from a program, and the images, split as in training.
+ * Images are read once: held-out ones are kept with their codes, of training images only the features.
+ */
+
+import { type DataConfig, resolveConfig } from "../config/resolve.js";
+import { type Batch, type ImageSource, onePass, type ReadOptions } from "../data/index.js";
+import type { LPIPS } from "../metrics/lpips.js";
+import { Module } from "../nn/index.js";
+import type { ArPolicy, Condition } from "../policies/index.js";
+import {
+  describeWeights,
+  openFeatureNetwork,
+  openLpips,
+  openPerceptual,
+  openPolicy,
+  openTokenizer,
+} from "../rl_ar_finetune/builder.js";
+import { rangesOf } from "../rl_ar_finetune/scoring.js";
+import { sha256Of } from "../run/checkpoint.js";
+import { openSources, readOptionsOf, someOf } from "../run/images.js";
+import type { FrozenTokenizer } from "../tokenizers/index.js";
+import {
+  cat,
+  type Device,
+  expected,
+  keep,
+  openWeights,
+  type Tensor,
+  tensor,
+  tidy,
+  zeros,
+} from "../torch/index.js";
+import { forEachDecoded } from "./draws.js";
+import { type Described, Describer } from "./measure.js";
+import type { Judge, ModelEvalOptions, PolicyFile } from "./types.js";
+
+/** A file that numbers come from. */
+export interface FileFact {
+  /** `tokenizer`, `A`, `B`, `features`, `lpips`. */
+  readonly role: string;
+  readonly path: string;
+  readonly sha256: string;
+}
+
+/** Models, networks and data sets, open. Those that a program passed are left as they are when this is disposed of. */
+export interface EvalInputs extends Disposable {
+  readonly device: Device;
+  readonly tokenizer: FrozenTokenizer;
+  readonly policies: readonly { readonly label: string; readonly policy: ArPolicy }[];
+  readonly judges: readonly Judge[];
+  readonly lpips: LPIPS | null;
+  readonly files: readonly FileFact[];
+  readonly data: DataConfig;
+  readonly train: ImageSource;
+  readonly heldOut: ImageSource | null;
+  /** T: codes of an image. */
+  readonly codes: number;
+}
+
+/**
+ * Open everything.
+ *
+ * @throws ConfigError for keys of `data` that cannot be used, RangeError for files and images that cannot.
+ */
+export async function openInputs(options: ModelEvalOptions): Promise<EvalInputs> {
+  const owned: Disposable[] = [];
+  const dispose = (): void => {
+    for (const part of owned) part[Symbol.dispose]();
+  };
+  try {
+    const parts = await openParts(options, (value) => {
+      if (Symbol.dispose in value) owned.push(value as typeof value & Disposable);
+      return value;
+    });
+    return { ...parts, [Symbol.dispose]: dispose };
+  } catch (error) {
+    dispose();
+    throw error;
+  }
+}
+
+/** @param own - given each part that is opened here. */
+async function openParts(
+  options: ModelEvalOptions,
+  own: <T extends object>(value: T) => T,
+): Promise<Omit<EvalInputs, typeof Symbol.dispose>> {
+  const { device = "cpu", dtype = "float32" } = options;
+  const files: FileFact[] = [];
+  const note = (role: string, path: string): string => {
+    files.push({ role, path, sha256: sha256Of(path) });
+    return path;
+  };
+
+  if (options.against !== undefined && options.policy === undefined) {
+    throw expected("eval", "a policy to set the other against", "none", "Name the one before by policy");
+  }
+  const { data } = resolveConfig({ values: { data: { ...options.data } }, isComplete: false }).config;
+  if (data.source === null) throw expected("eval", "images: data.source", "none");
+  const { train, heldOut = null } = await openSources({ seed: 0, data, eval: { every: 1, images: 1 } });
+  if (train.kind !== "images") throw expected(data.source, "images to judge by", "code files");
+
+  const given = options.tokenizer;
+  const tokenizer =
+    typeof given === "object" && "encode" in given
+      ? given
+      : own(openTokenizerOf(typeof given === "string" ? { path: given } : given, device, note));
+  const side = data.size / tokenizer.downsample;
+  if (!Number.isInteger(side)) {
+    throw expected("data.size", `a multiple of ${tokenizer.downsample}, the pixels of a code`, data.size);
+  }
+  const codes = side * side;
+
+  const policies = [options.policy, options.against].flatMap((policy, i) => {
+    if (policy === undefined) return [];
+    const label = i === 0 ? "A" : "B";
+    const opened =
+      policy instanceof Module
+        ? policy
+        : own(
+            openPolicyOf(
+              typeof policy === "string" ? { path: policy } : (policy as PolicyFile),
+              (path) => note(label, path),
+              { device, dtype, codebookSize: tokenizer.codebookSize },
+            ),
+          );
+    checkPolicy(label, opened as ArPolicy, tokenizer.codebookSize, codes);
+    return [{ label, policy: opened as ArPolicy }];
+  });
+
+  const judges = (options.features ?? []).map((network) =>
+    typeof network === "string" ? openJudge(note("features", network), device, own) : network,
+  );
+  const names = judges.map(({ network }) => network.name);
+  const twice = names.find((name, i) => names.indexOf(name) !== i);
+  if (twice !== undefined) throw expected("eval", "networks of different names", `${twice} twice`);
+  const lpips = options.lpips === undefined ? null : own(openLpips(note("lpips", options.lpips), { device }));
+
+  return { device, tokenizer, policies, judges, lpips, files, data, train, heldOut, codes };
+}
+
+function openTokenizerOf(
+  section: Exclude<ModelEvalOptions["tokenizer"], string | FrozenTokenizer>,
+  device: Device,
+  note: (role: string, path: string) => string,
+): FrozenTokenizer {
+  const { path, wrapper, weights, config } = section;
+  return openTokenizer(note("tokenizer", path), {
+    device,
+    ...(config && { config }),
+    ...(wrapper && { wrapper }),
+    ...(weights && { weights }),
+  }).tokenizer;
+}
+
+function openPolicyOf(
+  { path, wrapper, nHead, blockSize }: PolicyFile,
+  note: (path: string) => string,
+  options: NonNullable<Parameters<typeof openPolicy>[1]>,
+): ArPolicy {
+  return openPolicy(note(path), {
+    ...options,
+    ...(wrapper !== undefined && { wrapper }),
+    ...(nHead !== undefined && { nHead }),
+    ...(blockSize !== undefined && { blockSize }),
+  }).policy;
+}
+
+function checkPolicy(label: string, policy: ArPolicy, codebookSize: number, codes: number): void {
+  const where = `eval: policy ${label}`;
+  if (policy.vocabSize !== codebookSize) {
+    throw expected(where, `a vocabulary of ${codebookSize}, the tokenizer's codebook`, policy.vocabSize);
+  }
+  if (policy.blockSize < codes) {
+    const remedy = "Use smaller images, or another policy";
+    throw expected(where, `room for ${codes} codes, those of an image`, policy.blockSize, remedy);
+  }
+}
+
+function openJudge(path: string, device: Device, own: <T extends object>(value: T) => T): Judge {
+  let isClassifier: boolean;
+  {
+    using file = openWeights(path);
+    isClassifier = describeWeights(file)?.kind === "classifier";
+  }
+  if (!isClassifier) return { network: own(openFeatureNetwork(path, { device })), distance: null };
+  const perceptual = openPerceptual(path, { device });
+  const network = own(perceptual.network);
+  return {
+    network,
+    classNames: network.config.classNames,
+    distance: (images, samples) => perceptual.forward(images, samples),
+  };
+}
+
+/** Images that no model was trained on, kept on the CPU; the tensors live until `dispose()`. */
+export interface HeldOut extends Disposable {
+  /** uint8 `[H, 3, s, s]`. */
+  readonly images: Tensor;
+  /** int64 `[H, T]`. */
+  readonly codes: Tensor;
+  /** int64 `[H]`. */
+  readonly classes: Tensor;
+  /** What the images are to be, for policies that take it; of H rows. */
+  readonly condition: Condition;
+}
+
+/** How images are read: on the CPU, `batch` at a time. */
+function shapeOf({ data }: EvalInputs, batch: number): ReadOptions {
+  const { flip: _, seed: __, ...shape } = readOptionsOf({ data, seed: 0, rollout: { images: batch } });
+  return shape;
+}
+
+/**
+ * Read held-out images and encode them.
+ *
+ * @param limit - most of them; they are spread over the set.
+ */
+export async function readHeldOut(
+  inputs: EvalInputs,
+  source: ImageSource,
+  options: { limit: number; batch: number; start: "condition" | "empty" },
+): Promise<HeldOut> {
+  const { tokenizer, device } = inputs;
+  const parts: { images: Tensor; codes: Tensor; classes: Tensor; features?: Tensor; isReal?: Tensor }[] = [];
+  const chosen = someOf(source, options.limit);
+  for await (const batch of onePass(chosen, shapeOf(inputs, Math.min(options.batch, chosen.length)))) {
+    using _ = batch;
+    parts.push(
+      tidy(() => {
+        const images = batch.images as Tensor;
+        const codes = encodePieces(tokenizer, images, device);
+        const { classes, features, isReal } = batch;
+        const bytes = images.add(1).mul(127.5).round().to({ dtype: "uint8" });
+        const text = features && { features: features.clone(), ...(isReal && { isReal: isReal.clone() }) };
+        return { images: bytes, codes, classes: classes.clone(), ...text };
+      }),
+    );
+  }
+  const read = tidy(() => {
+    const all = (of: "images" | "codes" | "classes"): Tensor => cat(parts.map((part) => part[of]));
+    const classes = all("classes");
+    const condition = options.start === "empty" ? {} : { ...(textOf(parts) ?? { classes }) };
+    return { images: all("images"), codes: all("codes"), classes, condition };
+  });
+  disposeAll(parts.flatMap((part) => Object.values(part)));
+  const tensors = [read.images, read.codes, read.classes, ...(Object.values(read.condition) as Tensor[])];
+  for (const tensor of tensors) keep(tensor);
+  return { ...read, [Symbol.dispose]: () => disposeAll(tensors) };
+}
+
+function disposeAll(tensors: readonly Tensor[]): void {
+  for (const tensor of tensors) tensor.dispose();
+}
+
+/** Images to encode at a time: as many pixels as fill a cache. */
+function encodePieces(tokenizer: FrozenTokenizer, images: Tensor, device: Device): Tensor {
+  const step = Math.max(1, Math.floor(2 ** 19 / images.size(2) ** 2));
+  return cat(images.split(step).map((piece) => tidy(() => tokenizer.encode(piece.to({ device })).cpu())));
+}
+
+/** Text features of all batches, padded on the left to the longest. */
+function textOf(parts: readonly { features?: Tensor; isReal?: Tensor }[]): Condition | null {
+  if (parts.some(({ features }) => features === undefined)) return null;
+  const length = Math.max(...parts.map(({ features }) => (features as Tensor).size(1)));
+  const padded = (part: Tensor): Tensor => {
+    const [b, s] = [part.size(0), part.size(1)];
+    return s === length
+      ? part
+      : cat([zeros([b, length - s, ...part.shape.slice(2)], { dtype: part.dtype }), part], 1);
+  };
+  return {
+    features: cat(parts.map(({ features }) => padded(features as Tensor))),
+    isReal: cat(
+      parts.map(({ features, isReal }) => {
+        const shape = (features as Tensor).shape.slice(0, 2);
+        return padded(isReal ?? zeros(shape, { dtype: "bool" }).logicalNot());
+      }),
+    ),
+  };
+}
+
+/** Features of the training images, and of some of them as the tokenizer gives them back. */
+export interface Trained extends Disposable {
+  /** Images that were read. */
+  readonly count: number;
+  /** By the judges' order. */
+  readonly described: readonly Described[];
+  /** Some, spread over the set: rows of `described`. */
+  readonly chosen: readonly number[];
+  readonly classes: Tensor;
+  /** Reconstructions of the chosen. */
+  readonly reconstructed: readonly Described[];
+}
+
+/**
+ * Describe training images.
+ *
+ * @param limit - most of them, spread over the set.
+ * @param some - how many of them to reconstruct.
+ */
+export async function readTrained(
+  inputs: EvalInputs,
+  options: { limit: number; some: number; batch: number },
+): Promise<Trained> {
+  const { tokenizer, device, judges, data } = inputs;
+  const source = someOf(inputs.train, options.limit);
+  const [described, reconstructed] = [new Describer(judges), new Describer(judges)];
+  using _described = described;
+  using _reconstructed = reconstructed;
+  const chosen: number[] = [];
+  const classes: number[] = [];
+  const share = Math.min(1, options.some / source.length);
+  let count = 0;
+  for await (const batch of onePass(source, shapeOf(inputs, Math.min(options.batch, source.length)))) {
+    using _ = batch;
+    tidy(() => {
+      const images = batch.images as Tensor;
+      described.add(images.to({ device }));
+      const rows = rowsChosen(batch, count, share);
+      if (rows.length > 0) {
+        const codes = encodePieces(
+          tokenizer,
+          images.indexSelect(0, tensor(rows, { dtype: "int64" })),
+          device,
+        );
+        forEachDecoded(tokenizer, codes, { size: data.size, device }, (decoded) =>
+          reconstructed.add(decoded),
+        );
+      }
+      chosen.push(...rows.map((row) => count + row));
+      const ids = batch.classes.toList() as number[];
+      classes.push(...rows.map((row) => ids[row] as number));
+      count += images.size(0);
+    });
+  }
+  const all = { described: described.all(), reconstructed: chosen.length === 0 ? [] : reconstructed.all() };
+  const tensors = [...all.described, ...all.reconstructed].flatMap((part) => [
+    part.features,
+    part.probabilities,
+  ]);
+  const ids = tensor(classes, { dtype: "int64" });
+  return {
+    count,
+    chosen,
+    classes: ids,
+    ...all,
+    [Symbol.dispose]: () => disposeAll([...tensors, ids]),
+  };
+}
+
+/** Rows of a batch that begins at image `first`, a share of all, evenly. */
+function rowsChosen(batch: Batch, first: number, share: number): number[] {
+  const rows = Array.from({ length: batch.ids.length }, (_, i) => i);
+  return rows.filter(
+    (i) => Math.floor((first + i + 1) * share + 1e-9) > Math.floor((first + i) * share + 1e-9),
+  );
+}
+
+/** Float images of kept ones: `[n, 3, s, s]` in [-1, 1]. */
+export function imagesOf(bytes: Tensor, from: number, count: number, device: Device): Tensor {
+  return tidy(() => bytes.narrow(0, from, count).to({ device }).float().div(127.5).sub(1));
+}
+
+/** What each judge says of kept images. The tensors are the caller's. */
+export function describeKept(
+  { judges, device }: EvalInputs,
+  { images }: HeldOut,
+  batch: number,
+): Described[] {
+  using describer = new Describer(judges);
+  for (const [from, count] of rangesOf(images.size(0), batch)) {
+    tidy(() => describer.add(imagesOf(images, from, count, device)));
+  }
+  return describer.all();
+}

@@ -1,0 +1,346 @@
+/**
+ * The parts of a run, made from its configuration: tokenizer, policy, reference, optimizer, average, reward, images.
+ * What they do together is in `train_loop.ts`.
+ */
+
+import type { ArSection, Precision, TrainConfig } from "../config/resolve.js";
+import { AdamW, Ema, type Module, type ParameterGroup } from "../nn/index.js";
+import type { ArPolicy, Lora } from "../policies/index.js";
+import { weightsFingerprint } from "../run/checkpoint.js";
+import { openImages, type RunImages } from "../run/images.js";
+import type { FrozenTokenizer } from "../tokenizers/index.js";
+import {
+  type AutocastState,
+  type Device,
+  type DType,
+  deriveSeed,
+  expected,
+  isCudaAvailable,
+  manualSeed,
+  requireDevice,
+  setNumThreads,
+} from "../torch/index.js";
+import {
+  addLora,
+  buildArPolicy,
+  buildTokenizerFrozen,
+  clonePolicy,
+  openDiscriminator,
+  openLpips,
+  openPerceptual,
+  openPolicy,
+  openTokenizer,
+  WithoutAdapters,
+} from "./builder.js";
+import {
+  customTerm,
+  latentCosineTerm,
+  patchGanTerm,
+  type ReconstructionType,
+  reconstructionTerm,
+  type Term,
+  unrewardedTerm,
+} from "./rewards.js";
+import { ValueHead } from "./value_head.js";
+
+/** Everything that a run works with. Disposing of it frees what was opened or built, not what a program passed in. */
+export interface RunParts extends RunImages, Disposable {
+  readonly device: Device;
+  readonly tokenizer: FrozenTokenizer;
+  readonly policy: ArPolicy;
+  /** Adapters of the policy, which are trained in place of its weights; null without `ar.lora`. */
+  readonly lora: Lora | null;
+  /** What the optimizer moves and the average is of, but for a value head: the adapters, or the policy. */
+  readonly trained: Module;
+  /** The frozen policy that KL is measured against; null where nothing measures it, when it is not even loaded. */
+  readonly reference: ArPolicy | null;
+  /** Fingerprints of the weights that are used and not trained: of a policy under adapters, of a reference. */
+  readonly frozen: Readonly<Record<string, string>>;
+  readonly valueHead: ValueHead | null;
+  readonly optimizer: AdamW;
+  readonly ema: Ema | null;
+  readonly terms: readonly Term[];
+  /** The distance of `eval.perceptual`, which no reward uses; null where there is none. */
+  readonly unrewarded: Term | null;
+  /** What the policy computes in, or null for its own dtype. */
+  readonly policyCast: AutocastState | null;
+  /** Type for packed weights while codes are drawn one by one; null where nothing is packed. */
+  readonly packAs: DType | null;
+}
+
+/** Notes a part that the run has to free, and gives it back. */
+type Own = <T extends Disposable>(part: T) => T;
+
+/** bfloat16 where asked for, or on CUDA where it is left open. */
+export function castOf(precision: Precision, device: Device): AutocastState | null {
+  const isCuda = device.startsWith("cuda");
+  if (precision === "float32" || (precision === "auto" && !isCuda)) return null;
+  return { device: isCuda ? "cuda" : "cpu", dtype: "bfloat16" };
+}
+
+/** The device that is asked for; `auto` is CUDA where there is one. */
+export function deviceOf(config: { readonly train: { readonly device: string } }): Device {
+  const { device } = config.train;
+  if (device !== "auto") return device as Device;
+  return isCudaAvailable() ? "cuda" : "cpu";
+}
+
+/**
+ * Open and build all parts.
+ *
+ * @throws RangeError naming the part that cannot be had, and what to do; what was opened before it is freed.
+ */
+export async function openRunParts(config: TrainConfig): Promise<RunParts> {
+  const opened: Disposable[] = [];
+  const free = (): void => {
+    for (const part of opened.splice(0).reverse()) part[Symbol.dispose]();
+  };
+  const own = <T extends Disposable>(part: T): T => {
+    opened.push(part);
+    return part;
+  };
+  try {
+    return { ...(await openOwned(config, own)), [Symbol.dispose]: free };
+  } catch (error) {
+    free();
+    throw error;
+  }
+}
+
+/** @param own - is given every part that the run has to free, in the order in which they are made. */
+async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, typeof Symbol.dispose>> {
+  const device = deviceOf(config);
+  requireDevice(device);
+  if (config.train.threads !== null) setNumThreads(config.train.threads);
+  // Weights that no file gives are drawn from the default generator.
+  manualSeed(deriveSeed(config.seed, "init"));
+  const tokenizer = tokenizerOf(config, device);
+  if (config.tokenizer.model === null) own(tokenizer);
+  const side = config.data.size / tokenizer.downsample;
+  if (!Number.isInteger(side)) {
+    throw expected(
+      "data.size",
+      `a multiple of ${tokenizer.downsample}, the pixels of a code`,
+      config.data.size,
+    );
+  }
+  // A loader's images have the size that it gives them.
+  const isLoader = config.dataloader !== null;
+  const codes = isLoader ? (config.rollout.maxLen ?? side * side) : side * side;
+  if ((config.rollout.maxLen ?? codes) !== codes) {
+    const remedy = `The decoder wants all codes of an image: change data.size, or leave maxLen out`;
+    throw expected(
+      "rollout.maxLen",
+      `${codes}, the codes of an image of ${config.data.size} px`,
+      config.rollout.maxLen,
+      remedy,
+    );
+  }
+  const policy = policyOf(config, device, tokenizer.codebookSize, codes);
+  if (config.ar.policy === null) own(policy);
+  if (policy.blockSize < codes && !isLoader) {
+    const remedy = `Use images of ${Math.sqrt(policy.blockSize) * tokenizer.downsample} px, or another policy`;
+    throw expected("data.size", `images of at most ${policy.blockSize} codes, the policy's`, codes, remedy);
+  }
+  policy.gradientCheckpointing = config.ar.gradientCheckpointing;
+  const lora = loraOf(config, policy);
+  if (lora !== null) {
+    // A program's own policy keeps what it has learnt.
+    own({ [Symbol.dispose]: () => keptOrNot(config, lora).dispose() });
+  }
+  const reference = referenceOf(config, device, policy, lora, tokenizer.codebookSize, own);
+  const valueHead = config.algorithm === "ppo" ? own(new ValueHead(policy.hiddenSize).to({ device })) : null;
+  const trained = lora ?? policy;
+  const policyCast = castOf(config.precision.policy, device);
+  const images = await openImages(config, {
+    batchSize: config.rollout.images,
+    device,
+    codebookSize: tokenizer.codebookSize,
+    wants: "which rewards compare samples with",
+  });
+  return {
+    device,
+    tokenizer,
+    policy,
+    lora,
+    trained,
+    reference,
+    frozen: {
+      ...(lora !== null && { "policy under the adapters": weightsFingerprint(policy.stateDict()) }),
+      // The policy without its adapters has no weights of its own.
+      ...(reference !== null &&
+        !(reference instanceof WithoutAdapters) && { reference: weightsFingerprint(reference.stateDict()) }),
+    },
+    valueHead,
+    optimizer: own(optimizerOf(config, trained, valueHead)),
+    ema:
+      config.ema.decay === null
+        ? null
+        : own(new Ema(trained, { decay: config.ema.decay, warmup: config.ema.warmup })),
+    terms: termsOf(config, device, own),
+    unrewarded: unrewardedOf(config, device, own),
+    policyCast,
+    packAs: packAsOf(policy, policyCast),
+    ...images,
+  };
+}
+
+/** The frozen tokenizer, from a program or a file. */
+export function tokenizerOf(config: Pick<TrainConfig, "tokenizer">, device: Device): FrozenTokenizer {
+  const { model, path, wrapper, weights, config: known } = config.tokenizer;
+  if (model !== null) return "vq" in model ? model : buildTokenizerFrozen(model);
+  return openTokenizer(path as string, {
+    device,
+    config: known,
+    ...(wrapper !== null && { wrapper }),
+    ...(weights !== null && { weights }),
+  }).tokenizer;
+}
+
+/** The policy: a program's, a file's, or a new one for sequences of `codes`. */
+export function policyOf(
+  config: { readonly ar: ArSection; readonly blockSize: number | null },
+  device: Device,
+  vocabSize: number,
+  codes: number,
+): ArPolicy {
+  const { policy, path, wrapper, type, nLayer, nHead, nEmbd, extra, cls } = config.ar;
+  const blockSize = config.blockSize ?? codes;
+  if (policy !== null) {
+    if (policy.vocabSize === vocabSize) return policy;
+    throw expected("ar.policy", `a vocabulary of ${vocabSize}, the tokenizer's codebook`, policy.vocabSize);
+  }
+  if (path !== null) {
+    return openPolicy(path, {
+      device,
+      codebookSize: vocabSize,
+      ...(wrapper !== null && { wrapper }),
+      ...(nHead !== null && { nHead }),
+      ...(config.blockSize !== null && { blockSize }),
+    }).policy;
+  }
+  const sizes = {
+    ...(nLayer !== null && { nLayer }),
+    ...(nHead !== null && { nHead }),
+    ...(nEmbd !== null && { nEmbd }),
+  };
+  const built = buildArPolicy(vocabSize, blockSize, {
+    type: type ?? "gpt",
+    ...(cls !== null && { cls }),
+    ...sizes,
+    extra: { ...extra },
+  });
+  built.optimizer.dispose();
+  return built.policy.to({ device });
+}
+
+/** Adapters where the configuration asks for them. */
+function loraOf({ ar }: TrainConfig, policy: ArPolicy): Lora | null {
+  const { rank, alpha, targets } = ar.lora;
+  if (rank === null) return null;
+  const options = { rank, ...(alpha !== null && { alpha }), ...(targets !== null && { targets }) };
+  return addLora(policy, options, "ar.lora");
+}
+
+function keptOrNot({ ar }: TrainConfig, lora: Lora): Lora {
+  if (ar.policy !== null && !lora.isMerged) lora.merge();
+  return lora;
+}
+
+/** The type of the policy's products on a CPU, where packed layers are made for it. */
+function packAsOf(policy: ArPolicy, cast: AutocastState | null): DType | null {
+  const [first] = policy.parameters();
+  if (first === undefined || first.device !== "cpu") return null;
+  const dtype = cast?.dtype ?? first.dtype;
+  return dtype === "float32" || dtype === "bfloat16" ? dtype : null;
+}
+
+function referenceOf(
+  config: TrainConfig,
+  device: Device,
+  policy: ArPolicy,
+  lora: Lora | null,
+  codebookSize: number,
+  own: Own,
+): ArPolicy | null {
+  const { path, coef, stop } = config.kl;
+  const { nHead } = config.ar;
+  if (coef === 0 && stop === null) return null;
+  if (path === null && lora !== null) return new WithoutAdapters(policy, lora);
+  const reference = own(
+    path === null
+      ? clonePolicy(policy)
+      : openPolicy(path, {
+          device,
+          codebookSize,
+          ...(nHead !== null && { nHead }),
+          blockSize: policy.blockSize,
+        }).policy,
+  );
+  reference.eval().requiresGrad_(false);
+  return reference;
+}
+
+function optimizerOf(config: TrainConfig, trained: Module, valueHead: ValueHead | null): AdamW {
+  const { lr, betas, eps, weightDecay } = config.optimizer;
+  const params = trained.namedParameters().filter(([, parameter]) => parameter.requiresGrad);
+  const groups: ParameterGroup[] = [{ params }];
+  if (valueHead !== null) {
+    const named = valueHead.namedParameters().map(([name, value]) => [`value_head.${name}`, value] as const);
+    groups.push({ params: named, lr: config.ppo.valueLr, eps: 1e-5 });
+  }
+  return new AdamW(groups, { lr, betas, eps, weightDecay });
+}
+
+/** A term with a network that was opened for it. */
+function owned(term: Term, own: Own): Term {
+  own({ [Symbol.dispose]: () => term.dispose?.() });
+  return term;
+}
+
+function unrewardedOf({ eval: { perceptual: path } }: TrainConfig, device: Device, own: Own): Term | null {
+  return path === null ? null : owned(unrewardedTerm(openPerceptual(path, { device })), own);
+}
+
+function termsOf(config: TrainConfig, device: Device, own: Own): Term[] {
+  const { reward } = config;
+  const amp = castOf(config.precision.rewards, device);
+  const common = { ...(reward.chunk !== null && { chunk: reward.chunk }), ...(amp !== null && { amp }) };
+  const terms: Term[] = [];
+  const pixel: readonly [ReconstructionType, number][] = [
+    ["l1", reward.l1.weight],
+    ["l2", reward.l2.weight],
+    ["psnr", reward.psnr.weight],
+    ["ssim", reward.ssim.weight],
+    ["ms_ssim", reward.msSsim.weight],
+  ];
+  for (const [type, weight] of pixel)
+    if (weight !== 0) terms.push(reconstructionTerm(type, { ...common, weight }));
+  const { lpips, perceptual, patchGan, latentCosine, custom } = reward;
+  if (lpips.weight !== 0) {
+    if (lpips.path === null)
+      throw expected("reward.lpips.path", "torchvision's VGG16, AlexNet or SqueezeNet weights", "none");
+    const network = openLpips(lpips.path, { device });
+    terms.push(owned(reconstructionTerm("lpips", { ...common, weight: lpips.weight, lpips: network }), own));
+  }
+  if (perceptual.weight !== 0) {
+    if (perceptual.path === null)
+      throw expected("reward.perceptual.path", "a file of rlar classifier", "none");
+    const network = openPerceptual(perceptual.path, { device });
+    const options = { ...common, weight: perceptual.weight, perceptual: network };
+    terms.push(owned(reconstructionTerm("perceptual", options), own));
+  }
+  if (patchGan.weight !== 0) {
+    if (patchGan.path === null)
+      throw expected("reward.patchGan.path", "a PatchGAN discriminator's weights", "none");
+    terms.push(
+      owned(
+        patchGanTerm(openDiscriminator(patchGan.path, { device }), { ...common, weight: patchGan.weight }),
+        own,
+      ),
+    );
+  }
+  if (latentCosine.weight !== 0) terms.push(latentCosineTerm(latentCosine.weight));
+  if (custom.fn !== null && custom.weight !== 0) terms.push(customTerm("custom", custom.fn, custom.weight));
+  return terms;
+}

@@ -1,0 +1,238 @@
+/**
+ * Training a small classifier, whose features then judge images: `reward.perceptual`, `eval.perceptual`, and the
+ * statistics of `rlar eval`. The network is in `metrics/classifier.ts`, the loop in `loop.ts`.
+ */
+
+import type { ClassifierTrainConfig } from "../config/classifier_keys.js";
+import { updatesOf } from "../config/fit_keys.js";
+import { augment, type Batch, type Batches, type Cursor, gridOf } from "../data/index.js";
+import type { FeatureClassifier } from "../metrics/index.js";
+import { buildClassifier } from "../rl_ar_finetune/builder.js";
+import { castOf, deviceOf } from "../rl_ar_finetune/parts.js";
+import type { Clock } from "../run/clock.js";
+import { openImages, type RunImages } from "../run/images.js";
+import type { PlainData } from "../run/plain_data.js";
+import {
+  type AutocastState,
+  autocast,
+  cat,
+  deriveSeed,
+  expected,
+  functional as F,
+  keep,
+  manualSeed,
+  noGrad,
+  requireDevice,
+  setNumThreads,
+  stream,
+  type Tensor,
+  tidy,
+} from "../torch/index.js";
+import type { FitState, FitStep, FitTask } from "./loop.js";
+import { FitNetwork } from "./network.js";
+
+/** Mistakes on a page, and in a row of it. */
+const SHOWN = 64;
+const IN_A_ROW = 8;
+
+/** A held-out image that is taken for another class. */
+interface Mistake {
+  readonly id: string;
+  readonly is: string;
+  readonly takenFor: string;
+  /** Of the class that it is taken for. */
+  readonly probability: number;
+  /** float32 `[1, 3, s, s]`. */
+  readonly image: Tensor;
+}
+
+/**
+ * Open the images and build the network.
+ *
+ * @throws RangeError for images that cannot be read, or of one class alone.
+ */
+export async function openClassifierTask(config: ClassifierTrainConfig): Promise<FitTask> {
+  const device = deviceOf(config);
+  requireDevice(device);
+  if (config.train.threads !== null) setNumThreads(config.train.threads);
+  const images = await openImages(config, {
+    batchSize: config.train.batch,
+    device,
+    wants: "which are to be classified",
+  });
+  const { classNames, length } = images.source as NonNullable<RunImages["source"]>;
+  if (classNames.length < 2) {
+    const remedy =
+      "A classifier of one class tells nothing: put each class into a folder of its own, or name what holds the class in data.label";
+    throw expected("data.source", "images of at least 2 classes", classNames.length, remedy);
+  }
+  manualSeed(deriveSeed(config.seed, "init"));
+  const { widths, depth } = config.classifier;
+  const model = buildClassifier({ numClasses: classNames.length, classNames, widths, depth }).to({ device });
+  return new ClassifierTask(config, images, length, model, castOf(config.precision.model, device));
+}
+
+class ClassifierTask implements FitTask {
+  readonly total: number;
+  readonly fingerprint: string | null;
+  readonly about: FitTask["about"];
+  readonly #config: ClassifierTrainConfig;
+  readonly #images: RunImages;
+  readonly #network: FitNetwork<FeatureClassifier>;
+  readonly #cast: AutocastState | null;
+  #batches: Batches | null = null;
+  #cursor: Cursor | undefined;
+
+  constructor(
+    config: ClassifierTrainConfig,
+    images: RunImages,
+    length: number,
+    model: FeatureClassifier,
+    cast: AutocastState | null,
+  ) {
+    const { optimizer, ema, data } = config;
+    this.total = updatesOf(config, length);
+    this.fingerprint = images.fingerprint;
+    this.about = { images: length, classes: [...model.config.classNames], size: data.size };
+    this.#config = config;
+    this.#images = images;
+    this.#network = new FitNetwork(model, { optimizer, ema, total: this.total });
+    this.#cast = cast;
+  }
+
+  async step(step: number, clock: Clock): Promise<FitStep> {
+    const { classifier, seed } = this.#config;
+    this.#batches ??= this.#images.batchesFrom(this.#cursor);
+    using batch = await this.#batches.next();
+    clock.mark("time/data");
+    using generator = stream(seed, "augment", step);
+    const { loss, accuracy } = tidy(() => {
+      const images = augment(batch.images as Tensor, classifier, generator);
+      const logits = this.#logits(images);
+      const mean = F.crossEntropy(logits, batch.classes, { labelSmoothing: classifier.labelSmoothing });
+      mean.backward();
+      const hits = logits.argmax(1).eq(batch.classes).float().mean();
+      return { loss: mean.item(), accuracy: hits.item() };
+    });
+    clock.mark("time/gradient");
+    const { skipped, metrics } = this.#network.update(step, loss);
+    clock.mark("time/update");
+    this.#cursor = batch.cursor;
+    return {
+      metrics: { "train/loss": loss, "train/accuracy": accuracy, ...metrics },
+      images: batch.ids.length,
+      skipped,
+      cursor: batch.cursor,
+    };
+  }
+
+  /**
+   * Accuracy over the images, and balanced: the mean over the classes that there are, each as much as any other. The loss
+   * is without label smoothing, in nats.
+   */
+  async evaluate(): Promise<Readonly<Record<string, number>>> {
+    const { numClasses } = this.#network.module;
+    const hits = new Float64Array(numClasses);
+    const counts = new Float64Array(numClasses);
+    let loss = 0;
+    await this.#eachHeldOut((batch, logits) => {
+      loss += F.crossEntropy(logits, batch.classes, { reduction: "sum" }).item();
+      const found = logits.argmax(1).eq(batch.classes).toList() as number[];
+      for (const [i, id] of (batch.classes.toList() as number[]).entries()) {
+        counts[id] = (counts[id] as number) + 1;
+        hits[id] = (hits[id] as number) + (found[i] as number);
+      }
+    });
+    const sum = (values: ArrayLike<number>): number => Array.from(values).reduce((a, b) => a + b, 0);
+    const images = sum(counts);
+    if (images === 0) return {};
+    const recalls = Array.from(counts).flatMap((count, id) =>
+      count === 0 ? [] : [(hits[id] as number) / count],
+    );
+    return {
+      "eval/accuracy": sum(hits) / images,
+      "eval/balanced_accuracy": sum(recalls) / recalls.length,
+      "eval/loss": loss / images,
+    };
+  }
+
+  /** The held-out images that it is surest of and wrong about; null when there are none. */
+  async page(): Promise<{ page: Tensor; about: { readonly [name: string]: PlainData | undefined } } | null> {
+    const { classNames } = this.#network.module.config;
+    const mistakes: Mistake[] = [];
+    await this.#eachHeldOut((batch, logits) => {
+      const top = logits.softmax(1).max(1);
+      const probabilities = top.values.toList() as number[];
+      const guesses = top.indices.toList() as number[];
+      for (const [i, id] of (batch.classes.toList() as number[]).entries()) {
+        const guess = guesses[i] as number;
+        if (guess === id) continue;
+        mistakes.push({
+          id: batch.ids[i] as string,
+          is: classNames[id] as string,
+          takenFor: classNames[guess] as string,
+          probability: probabilities[i] as number,
+          image: keep((batch.images as Tensor).narrow(0, i, 1).cpu().clone()),
+        });
+      }
+      mistakes.sort((a, b) => b.probability - a.probability);
+      for (const { image } of mistakes.splice(SHOWN)) image.dispose();
+    });
+    if (mistakes.length === 0) return null;
+    const page = tidy(() => {
+      const rows = Array.from({ length: Math.ceil(mistakes.length / IN_A_ROW) }, (_, i) =>
+        mistakes.slice(i * IN_A_ROW, (i + 1) * IN_A_ROW),
+      );
+      return gridOf(rows.map((row) => cat(row.map(({ image }) => image))));
+    });
+    for (const { image } of mistakes) image.dispose();
+    return { page, about: { mistakes: mistakes.map(({ image: _, ...rest }) => rest) } };
+  }
+
+  state(): FitState {
+    const { tensors, values } = this.#network.state();
+    return { tensors, values: { ...values, cursor: (this.#cursor ?? null) as PlainData } };
+  }
+
+  load(state: FitState): void {
+    this.#network.load(state);
+    this.#batches?.close();
+    this.#batches = null;
+    this.#cursor = (state.values.cursor ?? undefined) as Cursor | undefined;
+  }
+
+  model(): ReturnType<FitTask["model"]> {
+    const { config } = this.#network.module;
+    return { tensors: this.#network.weights(), config: { ...config } as PlainData };
+  }
+
+  dispose(): void {
+    this.#batches?.close();
+    this.#network.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  /** float32 `[N, K]`, at least. */
+  #logits(images: Tensor): Tensor {
+    const { module } = this.#network;
+    const logits =
+      this.#cast === null ? module.logits(images) : autocast(this.#cast, () => module.logits(images));
+    return logits.float();
+  }
+
+  /** Logits of the held-out images, batch by batch, as the network will be used. */
+  async #eachHeldOut(use: (batch: Batch, logits: Tensor) => void): Promise<void> {
+    for await (const batch of this.#images.evalBatches()) {
+      try {
+        this.#network.asResult(() =>
+          noGrad(() => tidy(() => use(batch, this.#logits(batch.images as Tensor)))),
+        );
+      } finally {
+        batch.dispose();
+      }
+    }
+  }
+}

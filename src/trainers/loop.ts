@@ -1,0 +1,369 @@
+/**
+ * The loop of the supervised trainers: policy, tokenizer, classifier. What an update is lies in a task, which is a
+ * parameter; what a run leaves behind, and how it goes on where it stopped, is the same for all.
+ */
+import { join } from "node:path";
+import { setImmediate } from "node:timers/promises";
+import { plainConfig } from "../config/explain.js";
+import type { FitConfig } from "../config/fit_keys.js";
+import { ConfigError, type ResolvedConfig } from "../config/resolve.js";
+import type { Cursor } from "../data/index.js";
+import type { StateDict } from "../nn/index.js";
+import { deviceOf } from "../rl_ar_finetune/parts.js";
+import { machineMetrics } from "../rl_ar_finetune/step_metrics.js";
+import { type LoadedCheckpoint, loadCheckpoint, requireSameRun, saveCheckpoint } from "../run/checkpoint.js";
+import { Clock } from "../run/clock.js";
+import { short } from "../run/console.js";
+import { environment } from "../run/environment.js";
+import { openRunFolder, writeConfig } from "../run/folder.js";
+import type { RunLog } from "../run/log.js";
+import { openConsole, openLog } from "../run/open_log.js";
+import { DivergedError, type TrainOptions } from "../run/options.js";
+import type { PlainData } from "../run/plain_data.js";
+import { DTYPES, noGrad, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
+
+export type { FitConfig } from "../config/fit_keys.js";
+
+/** What is trained, and how: all that differs between the trainers. */
+export interface FitTask extends Disposable {
+  /** Updates in all; `updatesOf` counts them. */
+  readonly total: number;
+  /** Fingerprint of the training images, null where there is none. */
+  readonly fingerprint: string | null;
+  /** What model.safetensors says beside its weights, such as `images` and `classes`. */
+  readonly about: { readonly [name: string]: PlainData | undefined };
+  /** Lines for the user, before the first update. */
+  readonly notes?: readonly string[];
+  /**
+   * One update. Everything random comes from `stream(seed, name, step)`.
+   *
+   * @param step - counted from 0.
+   * @param clock - takes marks such as `time/data`; what lies behind the last is `time/other`.
+   */
+  step(step: number, clock: Clock): Promise<FitStep>;
+  /** Numbers named `eval/...` on held-out images, the same each time, of the averaged weights where there are any; `{}` where there are no such images. */
+  evaluate(): Promise<Readonly<Record<string, number>>>;
+  /** Something to look at: float `[1, 3, H, W]` in [-1, 1], which the loop frees. */
+  page(): Promise<{
+    page: Tensor;
+    about: { readonly [name: string]: PlainData | undefined };
+  } | null>;
+  /** For a checkpoint: weights, optimizer, average, the cursor into the images. The tensors stay the task's. */
+  state(): FitState;
+  /** Back to a state of {@link state}, whose tensors are read and not kept. */
+  load(state: FitState): void;
+  /** What is kept as the run's result: weights (averaged where there is an average) and the config that builds them again. */
+  model(): { tensors: Readonly<StateDict>; config: PlainData };
+}
+
+/** What an update says of itself. */
+export interface FitStep {
+  /** Such as `train/loss`, `optim/lr`, `optim/grad_norm`, `perf/tokens_per_s` is added from `tokens`. */
+  readonly metrics: Readonly<Record<string, number>>;
+  readonly images: number;
+  /** Codes that were predicted, where there are such. */
+  readonly tokens?: number;
+  /** Whether the update was left out because its loss or gradient is not finite. */
+  readonly skipped: boolean;
+  /** Where the images of the next update begin. */
+  readonly cursor: Cursor;
+}
+
+/** What a checkpoint holds of a task. */
+export interface FitState {
+  /** By part, such as `model`, `ema`, `optimizer`: names in snake_case. */
+  readonly tensors: Readonly<Record<string, Readonly<StateDict>>>;
+  readonly values: { readonly [name: string]: PlainData | undefined };
+}
+
+/** How a run ended. */
+export interface FitResult {
+  readonly dir: string;
+  /** Updates that are done. */
+  readonly step: number;
+  readonly end: "done" | "interrupted" | "patience";
+  /** The file with the result: the weights of the best evaluation, of the last update where there was none. */
+  readonly model: string;
+  /** Metrics of the first evaluation, of the last, and of the one that the model is from. */
+  readonly first: Readonly<Record<string, number>> | null;
+  readonly last: Readonly<Record<string, number>> | null;
+  readonly best: Readonly<Record<string, number>> | null;
+}
+
+/** What making a task can do when it takes long. */
+export interface FitOpening {
+  /** Tell the user. */
+  say(text: string): void;
+  /** Aborted when the run is to end: `signal.throwIfAborted()` then ends it without a trace. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** What the loop itself remembers from update to update. */
+interface Progress {
+  step: number;
+  skipped: number;
+  skippedInARow: number;
+  evaluationsSinceBest: number;
+  imagesSeen: number;
+  /** Seconds of all updates and evaluations, interruptions left out. */
+  seconds: number;
+  first: Metrics | null;
+  last: Metrics | null;
+  best: { readonly step: number; readonly value: number; readonly metrics: Metrics } | null;
+}
+
+type Metrics = Readonly<Record<string, number>>;
+
+/**
+ * Train until the updates are done.
+ *
+ * Everything random follows from the seed and the update, so that a run that is killed and resumed is the one that was
+ * not, bit for bit on a CPU. `<run>/model.safetensors` holds the weights of the best evaluation so far, and is always
+ * whole; without evaluations it holds those of the last update.
+ *
+ * @param resolved - as `resolveConfig(sources, kind)` gives it.
+ * @param open - makes the task; called once, after the folder is known to be free.
+ * @throws ConfigError for a folder or a resumed run that does not fit, RangeError for data or models that cannot be
+ *   used, DivergedError.
+ */
+export async function fitLoop<T extends FitConfig>(
+  resolved: ResolvedConfig<T>,
+  open: (opening: FitOpening) => Promise<FitTask>,
+  options: TrainOptions = {},
+): Promise<FitResult> {
+  // 1. The run's folder, and whether there is a run in it to go on with.
+  const { kind, config, notes } = resolved;
+  using folder = await openRunFolder(config, { kind, ...(options.ask && { ask: options.ask }) });
+  const checkpoints = join(folder.path, "checkpoints");
+  using saved = folder.isResumed ? loadCheckpoint(checkpoints) : null;
+  if (saved === null) writeConfig(folder.path, config, kind);
+
+  // 2. The task, and its state where the run goes on.
+  const early = openConsole(1, options);
+  using task = await opened(() => open({ say: (text) => early.say(text), signal: options.signal }), options);
+  if (task === null) return untouched(folder.path, saved);
+  const { total } = task;
+  const progress = restore(resolved, task, saved, options.force ?? false);
+  saved?.dispose(); // as large as all of the run's state
+  const about = [...notes, ...(task.notes ?? [])];
+  using log = openLog(folder.path, { total, log: config.log, saved, notes: about, options });
+  const model = new ResultFile(join(folder.path, "model.safetensors"), resolved, task);
+
+  // 3. Where it starts from: the evaluation before the first update.
+  if (saved === null && config.eval.every > 0) {
+    const clock = new Clock();
+    const metrics = await task.evaluate();
+    progress.seconds += clock.seconds();
+    if (Object.keys(metrics).length > 0) {
+      progress.first = metrics;
+      log.step(0, metrics);
+      if (judge(config, progress, metrics)) model.write(progress);
+    }
+  }
+  const isPatient = (): boolean =>
+    config.eval.patience === 0 || progress.evaluationsSinceBest < config.eval.patience;
+  // A run that was over stays so, unless it is forced on.
+  let end: FitResult["end"] = isPatient() || options.force ? "done" : "patience";
+  while (progress.step < total && end === "done") {
+    const clock = new Clock();
+    await setImmediate(); // lets Ctrl-C through: a task that reads nothing never waits
+
+    // 4. The update.
+    const done = await task.step(progress.step, clock);
+    progress.step++;
+    progress.imagesSeen += done.images;
+    progress.skipped += done.skipped ? 1 : 0;
+    progress.skippedInARow = done.skipped ? progress.skippedInARow + 1 : 0;
+    const isLast = progress.step === total;
+    const seconds = clock.seconds();
+
+    // 5. Evaluation, on the same held-out images every time.
+    let evaluation: Metrics | null = null;
+    let isBest = false;
+    if (config.eval.every > 0 && (progress.step % config.eval.every === 0 || isLast)) {
+      clock.mark("time/other");
+      const metrics = await task.evaluate();
+      clock.mark("time/eval");
+      if (Object.keys(metrics).length > 0) {
+        evaluation = metrics;
+        isBest = judge(config, progress, metrics);
+      }
+    }
+    progress.seconds += clock.seconds();
+
+    // 6. The record.
+    log.step(
+      progress.step,
+      {
+        ...done.metrics,
+        "optim/skipped_total": progress.skipped,
+        "progress/epoch": done.cursor.epoch,
+        "progress/images_seen": progress.imagesSeen,
+        ...machineMetrics(seconds, done, deviceOf(config)),
+        ...clock.times(),
+        ...evaluation,
+      },
+      { count: done.images },
+    );
+    const { imagesEvery } = config.log;
+    if (imagesEvery > 0 && (progress.step % imagesEvery === 0 || isLast)) {
+      const made = await task.page();
+      if (made !== null) {
+        await log.image(progress.step, "eval", made.page, made.about);
+        made.page.dispose();
+      }
+    }
+
+    // 7. The result so far, the checkpoint, and whether to go on. The result is written first: a run that is killed
+    // in between goes on from the checkpoint before, and writes it again.
+    if (!isPatient()) end = "patience";
+    else if (options.signal?.aborted && !isLast) end = "interrupted";
+    const isDue = progress.step % config.save.every === 0 || isLast || end !== "done" || isBest;
+    if (isBest || (isDue && progress.best === null)) model.write(progress);
+    if (isDue) save(resolved, task, progress, log, checkpoints, isBest);
+    const { nonFinite, nonFiniteInARow } = config.limits;
+    if (progress.skipped > nonFinite || progress.skippedInARow > nonFiniteInARow) {
+      throw new DivergedError(
+        `step ${progress.step}: expected finite losses and gradients, got ${progress.skippedInARow} updates in a row ` +
+          `(${progress.skipped} in all) that were not. Lower optimizer.lr, or raise optimizer.warmup.`,
+      );
+    }
+  }
+  if (end !== "interrupted") log.say(model.summary(progress));
+  const { step, first, last, best } = progress;
+  return { dir: folder.path, step, end, model: model.path, first, last, best: best?.metrics ?? null };
+}
+
+/** The task, or null when the run was interrupted while it was made. */
+async function opened(open: () => Promise<FitTask>, { signal }: TrainOptions): Promise<FitTask | null> {
+  try {
+    return await open();
+  } catch (error) {
+    if (signal?.aborted && error === signal.reason) return null;
+    throw error;
+  }
+}
+
+/** How a run ends that was interrupted before it went on. */
+function untouched(dir: string, saved: LoadedCheckpoint | null): FitResult {
+  const before = (saved?.values.progress ?? { first: null, last: null, best: null }) as unknown as Progress;
+  const { first, last, best } = before;
+  const model = join(dir, "model.safetensors");
+  return { dir, step: saved?.step ?? 0, end: "interrupted", model, first, last, best: best?.metrics ?? null };
+}
+
+/** Put the task where a checkpoint left it, and say how far that was. */
+function restore<T extends FitConfig>(
+  { kind, config }: ResolvedConfig<T>,
+  task: FitTask,
+  saved: LoadedCheckpoint | null,
+  force: boolean,
+): Progress {
+  if (saved === null) {
+    const counts = { skipped: 0, skippedInARow: 0, evaluationsSinceBest: 0, imagesSeen: 0, seconds: 0 };
+    return { step: 0, ...counts, first: null, last: null, best: null };
+  }
+  const { values, tensors } = saved;
+  const identity = {
+    config: values.config as Record<string, unknown>,
+    data: (values.data as string | null) ?? null,
+  };
+  requireSameRun(identity, { config, kind, data: task.fingerprint }, { force });
+  task.load({ tensors, values: values.task as FitState["values"] });
+  return { ...(values.progress as unknown as Omit<Progress, "step">), step: saved.step };
+}
+
+/** Take note of an evaluation. @returns whether it is the best so far. */
+function judge({ eval: { best, mode } }: FitConfig, progress: Progress, metrics: Metrics): boolean {
+  const value = metrics[best];
+  if (value === undefined) {
+    const names = Object.keys(metrics).join(", ");
+    throw new ConfigError([`eval.best: expected one of ${names}, got ${best}. Name one of these.`]);
+  }
+  progress.last = metrics;
+  const before = progress.best?.value;
+  const isBetter = before === undefined || (mode === "max" ? value > before : value < before);
+  const isBest = Number.isFinite(value) && isBetter;
+  // The network as it came is what patience is measured from, and is no step without progress.
+  progress.evaluationsSinceBest = isBest || progress.step === 0 ? 0 : progress.evaluationsSinceBest + 1;
+  if (isBest) progress.best = { step: progress.step, value, metrics };
+  return isBest;
+}
+
+function save<T extends FitConfig>(
+  { kind, config }: ResolvedConfig<T>,
+  task: FitTask,
+  progress: Progress,
+  log: RunLog,
+  folder: string,
+  isBest: boolean,
+): void {
+  log.flush();
+  const { tensors, values } = task.state();
+  const { step, ...rest } = progress;
+  saveCheckpoint(
+    folder,
+    {
+      step,
+      tensors,
+      values: {
+        config: plainConfig(config, kind) as PlainData,
+        data: task.fingerprint,
+        task: values,
+        progress: rest as unknown as PlainData,
+        log: log.state(),
+      },
+    },
+    {
+      keep: config.save.keep,
+      ...(isBest && progress.best && { best: { metric: config.eval.best, value: progress.best.value } }),
+    },
+  );
+}
+
+/** What is kept of a run: weights, the config that builds them again, and where they come from. */
+class ResultFile<T extends FitConfig> {
+  readonly path: string;
+  readonly #resolved: ResolvedConfig<T>;
+  readonly #task: FitTask;
+  readonly #commit: PlainData;
+
+  constructor(path: string, resolved: ResolvedConfig<T>, task: FitTask) {
+    this.path = path;
+    this.#resolved = resolved;
+    this.#task = task;
+    const { commit } = environment();
+    this.#commit = commit === null ? null : `${commit.id}${commit.isDirty ? " with changes" : ""}`;
+  }
+
+  write({ step, seconds, best }: Progress): void {
+    const { kind, config } = this.#resolved;
+    const { tensors, config: built } = this.#task.model();
+    const training = {
+      command: kind.name,
+      seed: config.seed,
+      data: { source: config.data.source, fingerprint: this.#task.fingerprint, size: config.data.size },
+      ...this.#task.about,
+      steps: step,
+      seconds: Math.round(seconds),
+      commit: this.#commit,
+      metrics: best?.metrics ?? {},
+    };
+    const metadata = { config: JSON.stringify(built), format: "pt", training: JSON.stringify(training) };
+    noGrad(() =>
+      tidy(() => {
+        const entries = Object.entries(tensors).map(([name, tensor]) => {
+          return [name, DTYPES[tensor.dtype].isFloat ? tensor.to({ dtype: "float32" }) : tensor] as const;
+        });
+        saveSafetensors(this.path, Object.fromEntries(entries), metadata);
+      }),
+    );
+  }
+
+  /** Where it is, and how good. */
+  summary({ step, best }: Progress): string {
+    if (best === null) return `model: ${this.path} (update ${step}; nothing was evaluated)`;
+    const numbers = Object.entries(best.metrics).map(([name, value]) => `${name} ${short(value)}`);
+    return `model: ${this.path} (update ${best.step}: ${numbers.join(", ")})`;
+  }
+}

@@ -1,0 +1,156 @@
+/**
+ * A network that learns from examples: its optimizer, its learning rate, its average, and the state of all three for a
+ * checkpoint. Losses are the tasks' affair.
+ */
+
+import type { EmaSection, OptimizerSection } from "../config/types.js";
+import { AdamW, clipGradNorm, Ema, type Module, type Parameter, type StateDict } from "../nn/index.js";
+import { lrSchedule } from "../rl_ar_finetune/settings.js";
+import type { PlainData } from "../run/plain_data.js";
+import { expected, type Tensor } from "../torch/index.js";
+import type { FitState } from "./loop.js";
+
+/** How a {@link FitNetwork} learns. */
+export interface FitNetworkOptions {
+  readonly optimizer: OptimizerSection;
+  /** Null, or with decay null: no average. */
+  readonly ema: EmaSection | null;
+  /** Updates in all, which the learning rate runs over. */
+  readonly total: number;
+  /** Its parts in a checkpoint are `<name>`, `<name>_ema` and `<name>_optimizer`; `model` where left out. */
+  readonly name?: string;
+  /** Leave the module alive when this is disposed of: it is the caller's. */
+  readonly keepsModule?: boolean;
+}
+
+/** What an update did. */
+export interface NetworkUpdate {
+  /** Whether nothing was changed because the loss or the gradient is not finite. */
+  readonly skipped: boolean;
+  /** `optim/lr` and `optim/grad_norm`. */
+  readonly metrics: Record<string, number>;
+}
+
+/** A network in training; it owns the network, unless told otherwise. */
+export class FitNetwork<M extends Module = Module> implements Disposable {
+  readonly module: M;
+  readonly optimizer: AdamW;
+  readonly ema: Ema | null;
+  readonly #options: FitNetworkOptions;
+  readonly #trained: readonly Parameter[];
+  readonly #factor: (step: number) => number;
+
+  constructor(module: M, options: FitNetworkOptions) {
+    const { ema, optimizer, total } = options;
+    this.module = module;
+    this.optimizer = adamWOf(module, optimizer);
+    this.ema =
+      ema === null || ema.decay === null ? null : new Ema(module, { decay: ema.decay, warmup: ema.warmup });
+    this.#options = options;
+    this.#trained = module.parameters().filter((parameter) => parameter.requiresGrad);
+    this.#factor = lrSchedule(optimizer, total);
+  }
+
+  /**
+   * Clip the gradients, step, average, and drop the gradients.
+   *
+   * @param step - counted from 0.
+   * @param loss - as a number: one that is not finite leaves the update out.
+   */
+  update(step: number, loss: number): NetworkUpdate {
+    const { lr, maxGradNorm } = this.#options.optimizer;
+    const lrFactor = this.#factor(step);
+    const norm = clipGradNorm(this.#trained, maxGradNorm ?? Infinity);
+    const skipped = !Number.isFinite(loss) || !Number.isFinite(norm);
+    if (!skipped) {
+      this.optimizer.step({ lrFactor });
+      this.ema?.update();
+    }
+    this.optimizer.zeroGrad();
+    return { skipped, metrics: { "optim/lr": lr * lrFactor, "optim/grad_norm": norm } };
+  }
+
+  /** Run `fn` as the network will be used: without dropout, with the averaged weights where there are any. */
+  asResult<T>(fn: () => T): T {
+    const wasTraining = this.module.training;
+    this.module.eval();
+    try {
+      return this.ema === null ? fn() : this.ema.withAverage(fn);
+    } finally {
+      this.module.train(wasTraining);
+    }
+  }
+
+  /** The weights as they will be used: the averages themselves where there are any, not copies. */
+  weights(): StateDict {
+    const own = this.module.stateDict();
+    if (this.ema === null) return own;
+    const { tensors } = this.ema.stateDict();
+    const averageOf = new Map<Tensor, Tensor>(
+      this.module.namedParameters().flatMap(([name, parameter]) => {
+        const average = tensors[name];
+        return average === undefined ? [] : [[parameter, average] as const];
+      }),
+    );
+    return Object.fromEntries(
+      Object.entries(own).map(([name, tensor]) => [name, averageOf.get(tensor) ?? tensor]),
+    );
+  }
+
+  /** For a checkpoint; the tensors stay the network's. */
+  state(): FitState {
+    const { name = "model" } = this.#options;
+    const optimizer = this.optimizer.stateDict();
+    const average = this.ema?.stateDict();
+    return {
+      tensors: {
+        [name]: this.module.stateDict(),
+        [`${name}_optimizer`]: optimizer.tensors,
+        ...(average && { [`${name}_ema`]: average.tensors }),
+      },
+      values: {
+        [`${name}_optimizer`]: optimizer.groups as unknown as PlainData,
+        ...(average && { [`${name}_ema_updates`]: average.updates }),
+      },
+    };
+  }
+
+  /** Back to a {@link state}, whose tensors are copied. */
+  load({ tensors, values }: FitState): void {
+    const { name = "model" } = this.#options;
+    const part = (key: string): Readonly<StateDict> => {
+      const found = tensors[key];
+      if (found !== undefined) return found;
+      throw expected("resume", `a checkpoint with ${key}`, Object.keys(tensors).join(", "));
+    };
+    this.module.loadStateDict(part(name));
+    const groups = values[`${name}_optimizer`] as unknown as ReturnType<AdamW["stateDict"]>["groups"];
+    // An optimizer that has made no step has no tensors, and so no file.
+    this.optimizer.loadStateDict({ tensors: tensors[`${name}_optimizer`] ?? {}, groups });
+    this.ema?.loadStateDict({
+      tensors: part(`${name}_ema`),
+      updates: values[`${name}_ema_updates`] as number,
+    });
+  }
+
+  dispose(): void {
+    this.optimizer.dispose();
+    this.ema?.dispose();
+    if (this.#options.keepsModule !== true) this.module.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/** AdamW over the trained parameters; those of at least two dimensions decay, biases, norms and scales do not. */
+function adamWOf(module: Module, { lr, betas, eps, weightDecay }: OptimizerSection): AdamW {
+  const trained = module.namedParameters().filter(([, parameter]) => parameter.requiresGrad);
+  const isMatrix = ([, parameter]: readonly [string, Parameter]): boolean => parameter.ndim >= 2;
+  const groups = [
+    { params: trained.filter(isMatrix) },
+    { params: trained.filter((named) => !isMatrix(named)), weightDecay: 0 },
+  ].filter(({ params }) => params.length > 0);
+  return new AdamW(groups, { lr, betas, eps, weightDecay });
+}

@@ -1,0 +1,464 @@
+/**
+ * Pre-training of a policy: cross-entropy of the codes that a frozen tokenizer gives of images, classes dropped for
+ * guidance. The loop around it is `loop.ts`; the keys are in `config/pretrain_keys.ts`.
+ *
+ * After Sun et al. 2024, "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation" (LlamaGen): AdamW
+ * with decay of matrices alone, classes dropped with probability 0.1. Deviations: the learning rate has a schedule
+ * unless told otherwise; contexts may be noisy, by a share that differs from sequence to sequence.
+ */
+
+import { updatesOf } from "../config/fit_keys.js";
+import { type PretrainConfig, pretrainKind } from "../config/pretrain_keys.js";
+import { type ConfigInput, type ResolvedConfig, resolveConfig } from "../config/resolve.js";
+import { type Batch, type Batches, BatchReader, gridOf, type ImageSource, onePass } from "../data/index.js";
+import type { ArPolicy, Condition } from "../policies/index.js";
+import { codebookOf } from "../rl_ar_finetune/builder.js";
+import { conditionOf } from "../rl_ar_finetune/evaluate.js";
+import { castOf, deviceOf, policyOf, tokenizerOf } from "../rl_ar_finetune/parts.js";
+import { sampleCodesWithLogprobs } from "../rl_ar_finetune/sampling.js";
+import { chunkOf, rangesOf } from "../rl_ar_finetune/scoring.js";
+import { mapCondition, type Start } from "../rl_ar_finetune/start.js";
+import type { Clock } from "../run/clock.js";
+import { openSources, readOptionsOf, someOf } from "../run/images.js";
+import type { TrainOptions } from "../run/options.js";
+import type { PlainData } from "../run/plain_data.js";
+import type { FrozenTokenizer } from "../tokenizers/index.js";
+import {
+  type AutocastState,
+  autocast,
+  cat,
+  checkpoint,
+  type Device,
+  deriveSeed,
+  empty,
+  expected,
+  functional as F,
+  type Generator,
+  keep,
+  manualSeed,
+  noGrad,
+  rand,
+  randint,
+  requireDevice,
+  setNumThreads,
+  stream,
+  type Tensor,
+  tensor,
+  tidy,
+  where,
+} from "../torch/index.js";
+import { CodeBatches, type CodeCache, cacheCodes } from "./code_cache.js";
+import {
+  type FitOpening,
+  type FitResult,
+  type FitState,
+  type FitStep,
+  type FitTask,
+  fitLoop,
+} from "./loop.js";
+import { FitNetwork } from "./network.js";
+
+/**
+ * Train a policy on the codes of images.
+ *
+ * @param cfg - any part of a {@link PretrainConfig}, or a whole one from `resolveConfig(sources, pretrainKind)`.
+ * @throws ConfigError for a configuration that cannot be used, RangeError for data or models that cannot, DivergedError.
+ */
+export async function pretrainPolicy(
+  cfg: ConfigInput<PretrainConfig> | ResolvedConfig<PretrainConfig>,
+  options: TrainOptions = {},
+): Promise<FitResult> {
+  const isResolved = "config" in cfg && "notes" in cfg;
+  const resolved = isResolved
+    ? (cfg as ResolvedConfig<PretrainConfig>)
+    : resolveConfig({ values: cfg as ConfigInput<PretrainConfig> }, pretrainKind);
+  return await fitLoop(resolved, (opening) => openPretrainTask(resolved.config, opening), options);
+}
+
+/** Sequences with what they start from. */
+interface Sequences {
+  /** int64 `[B, T]`. */
+  readonly codes: Tensor;
+  readonly condition: Condition;
+}
+
+/** Rows and columns of samples on a page. */
+const PAGE = 8;
+
+/**
+ * Open tokenizer, images and policy, and encode the images.
+ *
+ * @throws RangeError naming the part that cannot be had, and what to do.
+ */
+export async function openPretrainTask(
+  config: PretrainConfig,
+  opening: FitOpening = { say: () => {} },
+): Promise<PretrainTask> {
+  const device = deviceOf(config);
+  requireDevice(device);
+  if (config.train.threads !== null) setNumThreads(config.train.threads);
+  const tokenizer = tokenizerOf(config, device);
+  const { train, heldOut } = await openSources(config);
+  const codes = codesOf(config, tokenizer, train);
+  // Weights that no file gives are drawn from the default generator.
+  manualSeed(deriveSeed(config.seed, "init"));
+  const policy = policyFor(config, device, tokenizer, codes, train.classNames.length);
+  const { batch: batchSize } = config.train;
+  const reading = {
+    ...readOptionsOf({ ...config, rollout: { images: batchSize } }),
+    device,
+    codebookSize: tokenizer.codebookSize,
+  };
+  const cache =
+    train.kind === "images" && config.pretrain.cache
+      ? await cacheCodes(train, tokenizer, {
+          ...reading,
+          batchSize: encodeBatchOf(config),
+          size: config.data.size,
+          cornerScale: config.pretrain.cornerScale,
+          ...opening,
+        })
+      : null;
+  const batchesFrom: PretrainParts["batchesFrom"] = (cursor) => {
+    const options = { ...reading, ...(cursor && { cursor }) };
+    return cache === null ? new BatchReader(train, options) : new CodeBatches(cache, options);
+  };
+  const held: Sequences[] = [];
+  if (heldOut !== undefined && config.eval.every > 0) {
+    for await (const batch of onePass(someOf(heldOut, config.eval.images), reading)) {
+      using _ = batch;
+      held.push(
+        tidy(() => {
+          const { codes, condition } = sequencesOf(config, tokenizer, batch);
+          const kept = (rows: Tensor): Tensor => keep(rows.clone()); // what came with the batch goes with it
+          return { codes: kept(codes), condition: mapCondition(condition, kept) };
+        }),
+      );
+    }
+  }
+  return new PretrainTask(config, {
+    device,
+    tokenizer,
+    policy,
+    cache,
+    held,
+    batchesFrom,
+    source: train,
+    images: cache?.ids.length ?? train.length,
+    codes,
+  });
+}
+
+interface PretrainParts {
+  readonly device: Device;
+  readonly tokenizer: FrozenTokenizer;
+  readonly policy: ArPolicy;
+  readonly cache: CodeCache | null;
+  /** What is evaluated on. */
+  readonly held: readonly Sequences[];
+  readonly batchesFrom: (cursor: FitStep["cursor"] | undefined) => Batches;
+  readonly source: ImageSource;
+  readonly images: number;
+  /** T. */
+  readonly codes: number;
+}
+
+/** What `fitLoop` runs for `rlar pretrain`. */
+export class PretrainTask implements FitTask {
+  readonly total: number;
+  readonly fingerprint: string;
+  readonly about: FitTask["about"];
+  readonly notes: readonly string[];
+  readonly network: FitNetwork<ArPolicy>;
+  readonly #config: PretrainConfig;
+  readonly #parts: PretrainParts;
+  readonly #cast: AutocastState | null;
+  #batches: Batches;
+  /** Whether images come with features of a text. */
+  #hasFeatures = false;
+
+  constructor(config: PretrainConfig, parts: PretrainParts) {
+    const { images, source, policy, tokenizer, cache, codes, device } = parts;
+    const { optimizer, ema } = config;
+    this.#config = config;
+    this.#parts = parts;
+    this.#cast = castOf(config.precision.model, device);
+    this.total = updatesOf(config, images);
+    this.fingerprint = source.fingerprint;
+    const { path } = config.tokenizer;
+    const { codebookSize } = tokenizer;
+    this.about = { images, classes: source.classNames, tokenizer: { path, codebookSize }, codes };
+    this.notes = cache === null ? [] : cacheNotes(cache);
+    policy.gradientCheckpointing = config.ar.gradientCheckpointing;
+    policy.train();
+    const keepsModule = config.ar.policy !== null;
+    this.network = new FitNetwork(policy, { optimizer, ema, total: this.total, keepsModule });
+    this.#batches = parts.batchesFrom(undefined);
+  }
+
+  async step(step: number, clock: Clock): Promise<FitStep> {
+    const { pretrain, seed } = this.#config;
+    const { tokenizer, policy } = this.#parts;
+    using batch = await this.#batches.next();
+    this.#hasFeatures = batch.features !== undefined;
+    const { loss, tokens, images } = tidy(() => {
+      const { codes, condition } = sequencesOf(this.#config, tokenizer, batch);
+      clock.mark("time/data");
+      manualSeed(deriveSeed(seed, "dropout", step)); // dropout draws from the default generator
+      using generator = stream(seed, "pretrain", step);
+      const shown = withDropped(condition, codes, pretrain.classDropout, generator);
+      const context = mixedNoise(codes, pretrain.noise, policy.vocabSize, generator);
+      const [b, t] = codes.dims(2);
+      const losses = rangesOf(b, pretrain.microBatch ?? b).map(([from, count]) => {
+        const rows = (tensor: Tensor): Tensor => tensor.narrow(0, from, count);
+        return tidy(() => {
+          const loss = this.#loss(rows(context), mapCondition(shown, rows), rows(codes)).div(b * t);
+          loss.backward();
+          return loss.detach();
+        });
+      });
+      return { loss: losses.reduce((a, b) => a.add(b)).item(), tokens: b * t, images: b };
+    });
+    clock.mark("time/gradient");
+    const { skipped, metrics } = this.network.update(step, loss);
+    clock.mark("time/update");
+    return { metrics: { "train/loss": loss, ...metrics }, images, tokens, skipped, cursor: batch.cursor };
+  }
+
+  /** Sum of the cross-entropies of codes `[B, T]` after contexts `[B, T - 1]`, nats. */
+  #loss(context: Tensor, condition: Condition, codes: Tensor): Tensor {
+    const { policy } = this.#parts;
+    const run = (): Tensor => crossEntropySum(policy, policy.hidden(context, condition), codes);
+    return this.#cast === null ? run() : autocast(this.#cast, run);
+  }
+
+  async evaluate(): Promise<Record<string, number>> {
+    const { held, codes: t } = this.#parts;
+    if (held.length === 0) return {};
+    const sums = { first: 0, second: 0, right: 0, none: 0, rows: 0 };
+    const half = Math.floor(t / 2);
+    const hasNull = this.#config.pretrain.classDropout > 0 && hasParts((held[0] as Sequences).condition);
+    this.network.asResult(() =>
+      noGrad(() => {
+        for (const { codes, condition } of held) {
+          tidy(() => {
+            const found = this.#predict(codes, condition);
+            sums.first += found.nats.narrow(1, 0, half).sum().item();
+            sums.second += found.nats
+              .narrow(1, half, t - half)
+              .sum()
+              .item();
+            sums.right += found.isRight.sum().item();
+            sums.rows += codes.size(0);
+            if (!hasNull) return;
+            const none = { ...condition, isDropped: codes.select(1, 0).ge(0) };
+            sums.none += this.#predict(codes, none).nats.sum().item();
+          });
+        }
+      }),
+    );
+    const tokens = sums.rows * t;
+    const mean = (sums.first + sums.second) / tokens;
+    return {
+      "eval/nats_per_token": mean,
+      "eval/perplexity": Math.exp(mean),
+      "eval/accuracy": sums.right / tokens,
+      ...(half > 0 && { "eval/nats_first_half": sums.first / (sums.rows * half) }),
+      "eval/nats_second_half": sums.second / (sums.rows * (t - half)),
+      ...(hasNull && { "eval/nats_null": sums.none / tokens }),
+    };
+  }
+
+  /** Of each code `[B, T]`: its negative log-probability, float32, and whether it is the likeliest, bool. */
+  #predict(codes: Tensor, condition: Condition): { nats: Tensor; isRight: Tensor } {
+    const { policy } = this.#parts;
+    const context = codes.narrow(1, 0, codes.size(1) - 1);
+    const run = (): Tensor => policy.forward(context, condition); // [B, T, V]
+    const logits = this.#cast === null ? run() : autocast(this.#cast, run);
+    const nats = F.crossEntropy(logits.flatten(0, 1), codes.flatten(), { reduction: "none" });
+    return { nats: nats.reshape(...codes.shape), isRight: logits.argmax(-1).eq(codes) };
+  }
+
+  async page(): ReturnType<FitTask["page"]> {
+    const { tokenizer, policy, codes: t } = this.#parts;
+    const side = Math.sqrt(t);
+    const wanted = this.#pageStart();
+    if (wanted === null || !Number.isInteger(side)) return null;
+    return this.network.asResult(() =>
+      tidy(() => {
+        const { start, rows, about } = wanted;
+        using generator = stream(this.#config.seed, "page", 0);
+        const numGenerations = rows === 1 ? PAGE * PAGE : PAGE;
+        const { tokens } = sampleCodesWithLogprobs(policy, start, t, { numGenerations, generator });
+        const pieces = tokens.split(encodeBatchOf(this.#config));
+        const images = cat(pieces.map((piece) => tokenizer.decodeCode(piece, [side, side])));
+        return { page: gridOf(images.clamp(-1, 1).cpu().split(PAGE)), about };
+      }),
+    );
+  }
+
+  /** Where the sequences of a page start: a row a class or text, all in one where there is no choice; null where nobody knows. */
+  #pageStart(): { start: Start; rows: number; about: { readonly [name: string]: PlainData } } | null {
+    const { held, source, device } = this.#parts;
+    const none = empty([1, 0], { dtype: "int64", device });
+    const { seed } = this.#config;
+    if (this.#config.pretrain.start === "empty") return { start: none, rows: 1, about: { seed } };
+    if (this.#hasFeatures) {
+      const texts = held[0];
+      if (texts === undefined) return null;
+      const rows = Math.min(PAGE, texts.codes.size(0));
+      return { start: mapCondition(texts.condition, (all) => all.narrow(0, 0, rows)), rows, about: { seed } };
+    }
+    const { classNames } = source;
+    const rows = Math.min(PAGE, classNames.length);
+    const ids = Array.from({ length: rows }, (_, i) => Math.floor((i * classNames.length) / rows));
+    const classes = tensor(ids, { dtype: "int64", device });
+    return {
+      start: { classes },
+      rows,
+      about: { classes: ids.map((id) => classNames[id] as string), seed },
+    };
+  }
+
+  state(): FitState {
+    const { tensors, values } = this.network.state();
+    return { tensors, values: { ...values, cursor: { ...this.#batches.cursor } } };
+  }
+
+  load(state: FitState): void {
+    this.network.load(state);
+    this.#batches.close();
+    this.#batches = this.#parts.batchesFrom(state.values.cursor as unknown as FitStep["cursor"]);
+  }
+
+  model(): { tensors: ReturnType<FitNetwork["weights"]>; config: PlainData } {
+    return { tensors: this.network.weights(), config: this.network.module.options as PlainData };
+  }
+
+  [Symbol.dispose](): void {
+    this.#batches.close();
+    const { cache, held, tokenizer } = this.#parts;
+    cache?.[Symbol.dispose]();
+    for (const { codes, condition } of held)
+      for (const tensor of [codes, ...Object.values(condition)]) tensor?.dispose();
+    this.network.dispose();
+    if (this.#config.tokenizer.model === null) tokenizer.dispose();
+  }
+}
+
+/** T, the codes of an image. */
+function codesOf(config: PretrainConfig, tokenizer: FrozenTokenizer, source: ImageSource): number {
+  if (source.codeLength !== undefined) return source.codeLength;
+  const side = config.data.size / tokenizer.downsample;
+  if (Number.isInteger(side)) return side * side;
+  throw expected(
+    "data.size",
+    `a multiple of ${tokenizer.downsample}, the pixels of a code`,
+    config.data.size,
+  );
+}
+
+/** The policy to train; a new one knows as many classes as the set has, unless `ar.extra` says otherwise. */
+function policyFor(
+  config: PretrainConfig,
+  device: Device,
+  tokenizer: FrozenTokenizer,
+  codes: number,
+  classes: number,
+): ArPolicy {
+  const { type, extra, cls } = config.ar;
+  const known = {
+    ...(cls === null && type === "gpt" && { classNum: classes }),
+    ...(cls === null && type === "llamagen" && extra.modelType !== "t2i" && { numClasses: classes }),
+    ...(extra.usePretrainedCodebook === true && codebookOf(tokenizer)),
+  };
+  const ar = { ...config.ar, extra: { ...known, ...extra } };
+  const policy = policyOf({ ...config, ar }, device, tokenizer.codebookSize, codes);
+  if (policy.blockSize < codes) {
+    const remedy = `Use images of ${Math.sqrt(policy.blockSize) * tokenizer.downsample} px, or another policy`;
+    throw expected("data.size", `images of at most ${policy.blockSize} codes, the policy's`, codes, remedy);
+  }
+  const { classNum, numClasses = classNum } = policy.options as { classNum?: unknown; numClasses?: unknown };
+  if (config.pretrain.start === "condition" && typeof numClasses === "number" && classes > numClasses) {
+    const remedy = "Name them in data.classNames, or set pretrain.start: empty for a policy without classes";
+    throw expected("data.source", `at most ${numClasses} classes, the policy's`, classes, remedy);
+  }
+  return policy;
+}
+
+/** Images that the tokenizer has at a time: half a million pixels, where nobody says otherwise. */
+const encodeBatchOf = ({ tokenizer, data: { size } }: PretrainConfig): number =>
+  tokenizer.decodeBatch ?? Math.min(32, Math.max(1, Math.floor(2 ** 19 / size ** 2)));
+
+function cacheNotes({ codes, classes, variants, unreadable }: CodeCache): string[] {
+  const [rows, t] = codes.dims(2);
+  const bytes = rows * t * (codes.dtype === "int16" ? 2 : 4);
+  const each = variants === 1 ? "" : ` x ${variants} variants`;
+  const size = bytes < 1e8 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(1)} GB`;
+  return [
+    `codes in memory: ${classes.length} images${each} x ${t} codes, ${size}`,
+    ...(unreadable === 0 ? [] : [`${unreadable} images could not be read and are left out`]),
+  ];
+}
+
+/** Codes and condition of a batch; images are encoded. Within a `tidy`. */
+function sequencesOf(config: PretrainConfig, tokenizer: FrozenTokenizer, batch: Batch): Sequences {
+  const condition = conditionOf(batch, config.pretrain.start);
+  if (batch.codes !== undefined) return { codes: batch.codes, condition };
+  const pieces = (batch.images as Tensor).split(encodeBatchOf(config));
+  return { codes: cat(pieces.map((piece) => tokenizer.encode(piece))), condition };
+}
+
+const hasParts = (condition: Condition): boolean => Object.keys(condition).length > 0;
+
+/** The condition, dropped with probability `p` a sequence. */
+export function withDropped(condition: Condition, codes: Tensor, p: number, generator: Generator): Condition {
+  if (p === 0 || !hasParts(condition)) return condition;
+  const isDropped = rand([codes.size(0)], { generator, dtype: "float64" }).lt(p);
+  return { ...condition, isDropped: isDropped.to({ device: codes.device as Device }) };
+}
+
+/**
+ * What the policy reads before codes 1 ... T - 1, with noise: each sequence draws a share from [0, noise], and each of its
+ * codes is replaced by a uniform one with that probability.
+ *
+ * @param codes - int64 `[B, T]`.
+ * @returns int64 `[B, T - 1]`.
+ */
+export function mixedNoise(codes: Tensor, noise: number, vocabSize: number, generator: Generator): Tensor {
+  return tidy(() => {
+    const [b, t] = codes.dims(2);
+    const before = codes.narrow(1, 0, t - 1);
+    if (noise === 0) return before;
+    const device = codes.device as Device;
+    const share = rand([b, 1], { generator, dtype: "float64" }).mul(noise);
+    const isNoise = rand([b, t - 1], { generator, dtype: "float64" })
+      .lt(share)
+      .to({ device });
+    const uniform = randint(0, vocabSize, [b, t - 1], { generator }).to({ device });
+    return where(isNoise, uniform, before);
+  });
+}
+
+/**
+ * Sum over all positions of the negative log-probability of codes, nats.
+ *
+ * @param hidden - float `[B, T, D]`: states at the positions that predict the codes.
+ * @param targets - int64 `[B, T]`.
+ * @param chunk - positions whose logits may exist at a time; about 16 million logits where left out.
+ */
+export function crossEntropySum(
+  policy: ArPolicy,
+  hidden: Tensor,
+  targets: Tensor,
+  chunk: number = 4 * chunkOf(policy),
+): Tensor {
+  const sum = (states: Tensor, codes: Tensor): Tensor =>
+    tidy(() => F.crossEntropy(policy.logits(states), codes, { reduction: "sum" }));
+  const [states, codes] = [hidden.flatten(0, 1), targets.flatten()];
+  if (states.size(0) <= chunk) return sum(states, codes);
+  // Logits of a large vocabulary would take more memory than the rest: the backward computes them again.
+  const targetsOf = codes.split(chunk);
+  const parts = states.split(chunk).map((piece, i) => checkpoint(sum, [piece, targetsOf[i] as Tensor]));
+  return parts.reduce((a, b) => a.add(b));
+}

@@ -1,0 +1,489 @@
+/**
+ * Training a tokenizer: encoder, codebook and decoder together, against pixels, a perceptual network and a discriminator.
+ * The losses are in `tokenizer_losses.ts` and the model's codebook, the loop in `loop.ts`, the keys in
+ * `config/tokenizer_keys.ts`.
+ *
+ * After LlamaGen (Sun et al. 2024) and IBQ (Shi et al. 2024). Deviations, beside those of the losses: the learning rate
+ * has a schedule unless told otherwise; images are centre crops, mirrored where asked for, and no random crops; the
+ * discriminator learns from the very logits that the decoder was paid by, as in LlamaGen, while IBQ's learns first.
+ */
+
+import { updatesOf } from "../config/fit_keys.js";
+import { type ConfigInput, type ResolvedConfig, resolveConfig } from "../config/resolve.js";
+import { type TokenizerTrainConfig, tokenizerKind } from "../config/tokenizer_keys.js";
+import { type Batches, type Cursor, gridOf } from "../data/index.js";
+import type { LPIPS, NLayerDiscriminator, PerceptualDistance } from "../metrics/index.js";
+import {
+  buildDiscriminator,
+  buildTokenizerModel,
+  openDiscriminator,
+  openDistance,
+  openTokenizer,
+} from "../rl_ar_finetune/builder.js";
+import { castOf, deviceOf } from "../rl_ar_finetune/parts.js";
+import { reconstructionTerm } from "../rl_ar_finetune/rewards.js";
+import type { Clock } from "../run/clock.js";
+import { openImages, type RunImages } from "../run/images.js";
+import type { TrainOptions } from "../run/options.js";
+import type { PlainData } from "../run/plain_data.js";
+import type { TokenizerConfig, TokenizerModel } from "../tokenizers/index.js";
+import {
+  type AutocastState,
+  autocast,
+  backward,
+  cat,
+  type Device,
+  deriveSeed,
+  expected,
+  keep,
+  manualSeed,
+  noGrad,
+  requireDevice,
+  setNumThreads,
+  stack,
+  stream,
+  type Tensor,
+  tidy,
+} from "../torch/index.js";
+import { CodeRestarts } from "./code_restarts.js";
+import { type FitResult, type FitState, type FitStep, type FitTask, fitLoop } from "./loop.js";
+import { FitNetwork } from "./network.js";
+import {
+  backwardThroughImage,
+  discriminatorLoss,
+  generatorLoss,
+  type LecamAverages,
+  lecamLoss,
+  pixelLoss,
+  updateLecam,
+} from "./tokenizer_losses.js";
+
+/** Images on a page, and in a row of it. */
+const SHOWN = 48;
+const IN_A_ROW = 12;
+
+/** Smallest side that SSIM compares. */
+const SSIM_MIN_SIZE = 11;
+
+/** What IBQ was trained with. */
+const IBQ_ENTROPY_WEIGHT = 0.05;
+
+/** Fewest training images that a discriminator is not expected to know by heart. */
+const FEW_IMAGES = 1000;
+
+/** A network that says how far apart images look, and what its numbers are called. */
+interface Distance {
+  readonly name: "lpips" | "perceptual";
+  readonly network: LPIPS | PerceptualDistance;
+}
+
+/**
+ * Train a tokenizer.
+ *
+ * @param cfg - any part of a {@link TokenizerTrainConfig}, or a whole one from `resolveConfig(sources, tokenizerKind)`.
+ * @throws ConfigError for a configuration that cannot be used, RangeError for data or models that cannot, DivergedError.
+ */
+export async function trainTokenizer(
+  cfg: ConfigInput<TokenizerTrainConfig> | ResolvedConfig<TokenizerTrainConfig>,
+  options: TrainOptions = {},
+): Promise<FitResult> {
+  const isResolved = "config" in cfg && "notes" in cfg;
+  const resolved = isResolved
+    ? (cfg as ResolvedConfig<TokenizerTrainConfig>)
+    : resolveConfig({ values: cfg as ConfigInput<TokenizerTrainConfig> }, tokenizerKind);
+  return await fitLoop(resolved, () => openTokenizerTask(resolved.config), options);
+}
+
+/**
+ * Open the images, and build the networks or go on with those in files.
+ *
+ * @throws RangeError naming the part that cannot be had, and what to do.
+ */
+export async function openTokenizerTask(config: TokenizerTrainConfig): Promise<FitTask> {
+  const device = deviceOf(config);
+  requireDevice(device);
+  const { data, loss, train, seed } = config;
+  const { path } = loss.perceptual;
+  if (train.threads !== null) setNumThreads(train.threads);
+  const images = await openImages(config, {
+    batchSize: train.batch,
+    device,
+    wants: "which it is to reconstruct",
+  });
+  const total = updatesOf(config, (images.source as NonNullable<RunImages["source"]>).length);
+  const start = loss.gan.start ?? Math.floor(total / 2);
+  if (loss.gan.weight !== 0 && start >= total) {
+    const remedy = "Lower it, or set loss.gan.weight=0";
+    throw expected("loss.gan.start", `fewer than the ${total} updates of the run`, start, remedy);
+  }
+  // Weights that no file gives are drawn from the default generator.
+  manualSeed(deriveSeed(seed, "init"));
+  const model = modelOf(config, device);
+  if (data.size % model.downsample !== 0) {
+    model.dispose();
+    throw expected("data.size", `a multiple of ${model.downsample}, the pixels of a code`, data.size);
+  }
+  const distance = path === null ? null : openDistance(path, { device });
+  manualSeed(deriveSeed(seed, "discriminator"));
+  const discriminator = loss.gan.weight === 0 ? null : discriminatorOf(config, device);
+  return new TokenizerTask(config, { device, images, total, start, model, discriminator, distance });
+}
+
+/** The tokenizer to train. What shapes do not tell of its losses is the configuration's. */
+function modelOf({ model, loss }: TokenizerTrainConfig, device: Device): TokenizerModel {
+  const { preset, path, wrapper, weights, ...sizes } = model;
+  const { weight, temperature } = loss.entropy;
+  const entropy = weight === 0 ? 0 : 1;
+  const losses = {
+    beta: loss.commitment,
+    entropyTemperature: temperature,
+    // Left open, the model's family decides.
+    ...(weight !== null && { sampleEntropyWeight: entropy, batchEntropyWeight: entropy }),
+  };
+  if (path === null) {
+    const given = Object.entries(sizes).filter(([, value]) => value !== null);
+    const changes: Partial<TokenizerConfig> = { ...Object.fromEntries(given), ...losses };
+    return buildTokenizerModel(preset, changes).to({ device });
+  }
+  const { tokenizer } = openTokenizer(path, {
+    device,
+    config: losses,
+    ...(wrapper !== null && { wrapper }),
+    ...(weights !== null && { weights }),
+  });
+  return (tokenizer.vq as TokenizerModel).train().requiresGrad_();
+}
+
+function discriminatorOf({ loss: { gan } }: TokenizerTrainConfig, device: Device): NLayerDiscriminator {
+  const { path, ndf, nLayers } = gan;
+  if (path === null) return buildDiscriminator({ ndf, nLayers }).to({ device });
+  return openDiscriminator(path, { device }).train().requiresGrad_();
+}
+
+/** What a task works with; it owns the networks. */
+interface TokenizerParts {
+  readonly device: Device;
+  readonly images: RunImages;
+  readonly total: number;
+  /** The update that the discriminator begins with. */
+  readonly start: number;
+  readonly model: TokenizerModel;
+  readonly discriminator: NLayerDiscriminator | null;
+  readonly distance: Distance | null;
+}
+
+/** What {@link fitLoop} runs for `rlar tokenizer`. */
+class TokenizerTask implements FitTask {
+  readonly total: number;
+  readonly fingerprint: string | null;
+  readonly about: FitTask["about"];
+  readonly notes: readonly string[];
+  readonly #config: TokenizerTrainConfig;
+  readonly #images: RunImages;
+  readonly #network: FitNetwork<TokenizerModel>;
+  readonly #critic: FitNetwork<NLayerDiscriminator> | null;
+  readonly #distance: Distance | null;
+  readonly #restarts: CodeRestarts | null;
+  readonly #cast: AutocastState | null;
+  readonly #start: number;
+  #lecam: LecamAverages = { real: 0, fake: 0 };
+  #batches: Batches | null = null;
+  #cursor: Cursor | undefined;
+
+  constructor(config: TokenizerTrainConfig, parts: TokenizerParts) {
+    const { optimizer, ema, data, loss } = config;
+    const { device, images, total, start, model, discriminator, distance } = parts;
+    const { length, classNames } = images.source as NonNullable<RunImages["source"]>;
+    this.total = total;
+    this.fingerprint = images.fingerprint;
+    this.about = { images: length, classes: classNames, size: data.size };
+    this.notes = notesOf(config, length);
+    this.#config = config;
+    this.#images = images;
+    this.#start = start;
+    this.#network = new FitNetwork(model, { optimizer, ema, total });
+    const criticOptimizer = { ...optimizer, lr: loss.gan.lr ?? optimizer.lr };
+    const criticOptions = { optimizer: criticOptimizer, ema: null, total, name: "discriminator" };
+    this.#critic = discriminator === null ? null : new FitNetwork(discriminator, criticOptions);
+    this.#distance = distance;
+    this.#restarts = loss.restartAfter === 0 ? null : new CodeRestarts(model, loss.restartAfter);
+    this.#cast = castOf(config.precision.model, device);
+  }
+
+  async step(step: number, clock: Clock): Promise<FitStep> {
+    this.#batches ??= this.#images.batchesFrom(this.#cursor);
+    using batch = await this.#batches.next();
+    clock.mark("time/data");
+    const images = batch.images as Tensor;
+    const outcome = tidy(() => {
+      const { codes, logits, metrics } = this.#descend(step, images);
+      clock.mark("time/gradient");
+      const update = this.#network.update(step, metrics["train/loss"] as number);
+      clock.mark("time/update");
+      const critic = update.skipped || logits === null ? null : this.#judge(step, images, logits);
+      if (critic !== null) clock.mark("time/discriminator");
+      const restarted = update.skipped ? 0 : this.#restart(step, images, codes);
+      return {
+        skipped: update.skipped || critic?.skipped === true,
+        metrics: {
+          ...metrics,
+          ...update.metrics,
+          ...critic?.metrics,
+          ...(this.#restarts !== null && { "train/codes_restarted": restarted }),
+        },
+      };
+    });
+    this.#cursor = batch.cursor;
+    return { ...outcome, images: images.size(0), cursor: batch.cursor };
+  }
+
+  /** Gradients of the tokenizer; `logits` are the discriminator's of the reconstructions, in the graph of its weights. */
+  #descend(
+    step: number,
+    images: Tensor,
+  ): { codes: Tensor; logits: Tensor | null; metrics: Record<string, number> } {
+    const { module: model } = this.#network;
+    const { loss, seed } = this.#config;
+    const { pixel, perceptual, gan } = loss;
+    // Dropout draws from the default generator.
+    if (model.config.dropout > 0) manualSeed(deriveSeed(seed, "dropout", step));
+    const out = this.#inCast(() => model.forward(images));
+    const own = Object.entries(out.losses).map(([name, term]) =>
+      term.mul(name === "entropy" ? this.#entropyWeight : loss.codebook),
+    );
+    const critic = this.#critic !== null && step >= this.#start ? this.#critic : null;
+    const { near, adversarial, logits, terms, factor } = backwardThroughImage(
+      out.reconstruction,
+      model.decoder.conv_out.weight,
+      (made) => {
+        const pixels = pixelLoss(images, made, pixel.kind);
+        const terms: Record<string, Tensor> = { [pixel.kind]: pixels };
+        let near = pixels.mul(pixel.weight);
+        if (this.#distance !== null && perceptual.weight !== 0) {
+          const { name, network } = this.#distance;
+          const distance = this.#inCast(() => network.forward(images, made)).mean();
+          terms[name] = distance;
+          near = near.add(distance, perceptual.weight);
+        }
+        const logits = critic === null ? null : this.#inCast(() => critic.module.forward(made));
+        const adversarial = logits === null ? null : generatorLoss(logits, gan.generator);
+        return { near, adversarial, logits, terms };
+      },
+      { weight: gan.weight, isAdaptive: gan.adaptive },
+      own,
+    );
+    const sum = own.reduce((total, term) => total.add(term), near);
+    const total = adversarial === null ? sum : sum.add(adversarial, factor);
+    const shown = Object.entries({ loss: total, ...terms, ...out.losses });
+    const metrics = numbersOf({
+      ...Object.fromEntries(shown.map(([name, term]) => [`train/${name}`, term])),
+      ...(adversarial !== null && { "gan/generator": adversarial }),
+    });
+    if (adversarial !== null) metrics["gan/weight"] = factor;
+    metrics["train/codebook_used"] = out.codes.unique().numel / model.codebookSize;
+    return { codes: out.codes, logits, metrics };
+  }
+
+  get #entropyWeight(): number {
+    return this.#config.loss.entropy.weight ?? IBQ_ENTROPY_WEIGHT;
+  }
+
+  /** An update of the discriminator. */
+  #judge(step: number, images: Tensor, fake: Tensor): { skipped: boolean; metrics: Record<string, number> } {
+    const critic = this.#critic as FitNetwork<NLayerDiscriminator>;
+    const { discriminator, lecam } = this.#config.loss.gan;
+    const real = this.#inCast(() => critic.module.forward(images));
+    const terms: Record<string, Tensor> = {
+      "gan/discriminator": discriminatorLoss(real, fake, discriminator),
+      "gan/real": real.float().mean(),
+      "gan/fake": fake.float().mean(),
+    };
+    let loss = terms["gan/discriminator"] as Tensor;
+    if (lecam > 0) {
+      this.#lecam = updateLecam(this.#lecam, real, fake);
+      const penalty = lecamLoss(real, fake, this.#lecam);
+      terms["gan/lecam"] = penalty;
+      loss = loss.add(penalty, lecam);
+    }
+    backward([loss], [null], { inputs: critic.module.parameters() });
+    const { skipped, metrics } = critic.update(step, loss.item());
+    return {
+      skipped,
+      metrics: { ...numbersOf(terms), "gan/grad_norm": metrics["optim/grad_norm"] as number },
+    };
+  }
+
+  #restart(step: number, images: Tensor, codes: Tensor): number {
+    if (this.#restarts === null) return 0;
+    const { module: model, ema } = this.#network;
+    using generator = stream(this.#config.seed, "restarts", step);
+    const average = ema?.stateDict().tensors["quantize.embedding.weight"];
+    const latentsOf = (indices: Tensor): Tensor =>
+      this.#inCast(() => model.encodeLatent(images.indexSelect(0, indices)));
+    return this.#restarts.update(codes, latentsOf, generator, average === undefined ? [] : [average]);
+  }
+
+  async evaluate(): Promise<Readonly<Record<string, number>>> {
+    const { loss } = this.#config;
+    const { module: model } = this.#network;
+    const sums: Record<string, number> = {};
+    const counts = new Float64Array(model.codebookSize);
+    let images = 0;
+    for await (const batch of this.#images.evalBatches()) {
+      using _ = batch;
+      this.#network.asResult(() =>
+        noGrad(() =>
+          tidy(() => {
+            const real = batch.images as Tensor;
+            const { codes, reconstruction } = this.#reconstruct(real);
+            for (const [name, values] of Object.entries(this.#compare(real, reconstruction))) {
+              sums[name] = (sums[name] ?? 0) + values.sum().item();
+            }
+            const found = codes.flatten().bincount(model.codebookSize).toList() as number[];
+            for (const [code, count] of found.entries()) counts[code] = (counts[code] as number) + count;
+            images += real.size(0);
+          }),
+        ),
+      );
+    }
+    if (images === 0) return {};
+    const means = Object.fromEntries(
+      Object.entries(sums).map(([name, sum]) => [`eval/${name}`, sum / images]),
+    );
+    const pixels = loss.pixel.weight * (means[`eval/${loss.pixel.kind}`] as number);
+    const distance =
+      this.#distance === null ? 0 : loss.perceptual.weight * (means[`eval/${this.#distance.name}`] as number);
+    const used = counts.filter((count) => count > 0);
+    const total = used.reduce((sum, count) => sum + count, 0);
+    const entropy = used.reduce((sum, count) => sum - (count / total) * Math.log(count / total), 0);
+    return {
+      "eval/loss": pixels + distance,
+      ...means,
+      "eval/codebook_used": used.length / model.codebookSize,
+      "eval/codebook_perplexity": Math.exp(entropy),
+    };
+  }
+
+  /** Held-out images above what comes back of their codes; null where there are none. */
+  async page(): Promise<{ page: Tensor; about: { readonly [name: string]: PlainData | undefined } } | null> {
+    const images: Tensor[] = [];
+    const made: Tensor[] = [];
+    const ids: string[] = [];
+    for await (const batch of this.#images.evalBatches()) {
+      using _ = batch;
+      const count = Math.min(batch.ids.length, SHOWN - ids.length);
+      this.#network.asResult(() =>
+        noGrad(() =>
+          tidy(() => {
+            const some = (batch.images as Tensor).narrow(0, 0, count);
+            images.push(keep(some.cpu().clone()));
+            made.push(keep(this.#reconstruct(some).reconstruction.cpu()));
+          }),
+        ),
+      );
+      ids.push(...batch.ids.slice(0, count));
+      if (ids.length >= SHOWN) break;
+    }
+    if (ids.length === 0) return null;
+    const page = tidy(() => {
+      const rowsOf = (parts: Tensor[]): Tensor[] => cat(parts).split(IN_A_ROW);
+      const below = rowsOf(made);
+      return gridOf(rowsOf(images).flatMap((row, i) => [row, below[i] as Tensor]));
+    });
+    for (const part of [...images, ...made]) part.dispose();
+    return { page, about: { rows: ["images", "reconstructions"], ids } };
+  }
+
+  state(): FitState {
+    const model = this.#network.state();
+    const critic = this.#critic?.state();
+    return {
+      tensors: {
+        ...model.tensors,
+        ...critic?.tensors,
+        ...(this.#restarts !== null && { restarts: this.#restarts.stateDict() }),
+      },
+      values: {
+        ...model.values,
+        ...critic?.values,
+        lecam: { ...this.#lecam },
+        cursor: (this.#cursor ?? null) as PlainData,
+      },
+    };
+  }
+
+  load(state: FitState): void {
+    this.#network.load(state);
+    this.#critic?.load(state);
+    this.#restarts?.loadStateDict(state.tensors.restarts ?? {});
+    this.#lecam = state.values.lecam as unknown as LecamAverages;
+    this.#batches?.close();
+    this.#batches = null;
+    this.#cursor = (state.values.cursor ?? undefined) as Cursor | undefined;
+  }
+
+  model(): ReturnType<FitTask["model"]> {
+    const { config } = this.#network.module;
+    return { tensors: this.#network.weights(), config: { ...config } as unknown as PlainData };
+  }
+
+  dispose(): void {
+    this.#batches?.close();
+    this.#network.dispose();
+    this.#critic?.dispose();
+    this.#restarts?.dispose();
+    const network = this.#distance?.network;
+    if (network !== undefined) ("network" in network ? network.network : network).dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  #inCast<T>(fn: () => T): T {
+    return this.#cast === null ? fn() : autocast(this.#cast, fn);
+  }
+
+  /**
+   * Codes int64 `[B, T]` of images, and float32 `[B, 3, H, W]` of the codes, clamped to [-1, 1]. In float32 throughout, as
+   * a frozen tokenizer runs.
+   */
+  #reconstruct(images: Tensor): { codes: Tensor; reconstruction: Tensor } {
+    const { module: model } = this.#network;
+    const grid = [images.size(2) / model.downsample, images.size(3) / model.downsample] as const;
+    const codes = model.encode(images);
+    return { codes, reconstruction: model.decodeCode(codes, grid).clamp_(-1, 1) };
+  }
+
+  /** Metrics of reconstructions by name, float `[B]` each. */
+  #compare(images: Tensor, samples: Tensor): Record<string, Tensor> {
+    const isLarge = Math.min(images.size(2), images.size(3)) >= SSIM_MIN_SIZE;
+    const types = isLarge ? (["psnr", "ssim", "l1", "l2"] as const) : (["psnr", "l1", "l2"] as const);
+    const found = types.map((type) => [type, reconstructionTerm(type).measure({ images, samples })] as const);
+    const { name, network } = this.#distance ?? {};
+    const distance =
+      network === undefined ? [] : [[name as string, network.forward(images, samples)] as const];
+    return Object.fromEntries([...found, ...distance]);
+  }
+}
+
+/** What the task finds odd once it knows the images. */
+function notesOf({ loss: { gan } }: TokenizerTrainConfig, images: number): string[] {
+  const notes: string[] = [];
+  if (gan.weight > 0 && images < FEW_IMAGES) {
+    notes.push(
+      `${images} training images are few for a discriminator, which learns them by heart and then rewards noise: watch ` +
+        "gan/real and gan/fake; set loss.gan.lecam=0.05, or loss.gan.weight=0.",
+    );
+  }
+  return notes;
+}
+
+/** Values of 0-d tensors, read from a GPU all at once. */
+function numbersOf(terms: Readonly<Record<string, Tensor>>): Record<string, number> {
+  const names = Object.keys(terms);
+  const values = noGrad(() =>
+    tidy(() => stack(names.map((name) => (terms[name] as Tensor).detach().float())).toList()),
+  ) as number[];
+  return Object.fromEntries(names.map((name, i) => [name, values[i] as number]));
+}

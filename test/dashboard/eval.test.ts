@@ -1,0 +1,117 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { evalSection, frontiersOf, readEvaluations } from "../../src/dashboard/eval.js";
+import { newFolder, writeRun } from "./run_files.js";
+
+const NET = "classifier <x>";
+
+const estimate = (value: number, half: number | null = null) => ({
+  value,
+  low: half === null ? null : value - half,
+  high: half === null ? null : value + half,
+});
+
+const row = (policy: string, temperature: number, l2: number, fd: number, half: number | null = 0.01) => ({
+  policy,
+  temperature,
+  cfg: 1,
+  free: null,
+  completions: [
+    {
+      prefix: 8,
+      measures: {
+        images: 30,
+        plain: { l2: estimate(l2, half) },
+        networks: { [NET]: { fd_train: estimate(fd, half) } },
+      },
+    },
+  ],
+});
+
+const EVALUATION = {
+  settings: { seeds: [0], resamples: 200, samples: 10 },
+  files: [
+    { role: "A", path: "a.safetensors", sha256: "1" },
+    { role: "B", path: "b.safetensors", sha256: "2" },
+  ],
+  networks: [{ name: NET, featureSize: 2, numClasses: 2 }],
+  rows: [row("A", 1, 0.2, 5), row("A", 0.8, 0.18, 6), row("B", 1, 0.1, 5.005), row("B", 0.8, 0.09, 7)],
+  verdicts: {
+    completion: [
+      {
+        network: NET,
+        measure: "l2",
+        prefix: 8,
+        standings: [
+          {
+            point: { temperature: 1, cfg: 1, fd: 5.005, value: 0.1 },
+            rival: { temperature: 1, cfg: 1, fd: 5, value: 0.2 },
+            gain: estimate(50, 2),
+            standing: "beyond",
+          },
+        ],
+      },
+    ],
+    free: [],
+  },
+  notes: ["a <note>"],
+};
+
+const read = (t: Parameters<typeof newFolder>[0], value: unknown) => {
+  const unread: string[] = [];
+  return {
+    files: readEvaluations(writeRun(newFolder(t), { files: { "eval.json": value } }), unread),
+    unread,
+  };
+};
+
+test("two policies at temperature 1: values with intervals, and the change where they are apart", (t) => {
+  const { files, unread } = read(t, EVALUATION);
+  assert.deepEqual(unread, []);
+  const { markup } = evalSection(files);
+  assert.match(
+    markup,
+    /L2<\/abbr><\/th><td>0\.2000<br><span class="quiet">\[0\.1900, 0\.2100\]<\/span><\/td><td>0\.1000<br>.*?<td>-50\.0 % <span class="better">better<\/span><\/td>/,
+  );
+  // 5 and 5.005, each ±0.01: not told apart.
+  assert.match(markup, /FD to training images<\/abbr> \[1\].*?<td>\+0\.1 % <span class=""><\/span><\/td>/);
+  assert.match(markup, /B lies beyond A&#39;s frontier in l2 at 1 of 1 point/);
+  assert.match(markup, /<b>A<\/b>: a\.safetensors \(before\)/);
+  assert.match(markup, /a &lt;note&gt;/);
+  assert.ok(!markup.includes(NET));
+});
+
+test("what a file lacks is left out: one policy, no intervals, no networks, no verdicts", (t) => {
+  const { free: _, completions, ...point } = row("A", 1, 0.2, 5, null);
+  const { files } = read(t, { rows: [{ ...point, completions }] });
+  const { markup } = evalSection(files);
+  assert.match(markup, /L2<\/abbr><\/th><td>0\.2000<\/td><\/tr>/);
+  assert.match(markup, /No intervals were computed/);
+  assert.ok(!/change|verdict|Free samples|True codes/.test(markup));
+  assert.deepEqual(read(t, { rows: [] }).unread, []);
+});
+
+test("frontiers: a chart a measure, with one base for runs that began from the same policy", (t) => {
+  const [file] = read(t, EVALUATION).files;
+  const evaluation = file?.evaluation as NonNullable<typeof file>["evaluation"];
+  const series = (...labels: string[]) =>
+    frontiersOf(labels.map((label, color) => ({ label, color, evaluation }))).map((chart) =>
+      chart.series.map((one) => [one.label, one.isBase, one.points.length]),
+    );
+  assert.deepEqual(series(""), [
+    [
+      ["A, before", true, 2],
+      ["B, fine-tuned", false, 2],
+    ],
+  ]);
+  assert.deepEqual(series("x", "y"), [
+    [
+      ["before", true, 2],
+      ["x", false, 2],
+      ["y", false, 2],
+    ],
+  ]);
+  const one = { ...evaluation, rows: evaluation.rows.filter(({ temperature }) => temperature === 1) };
+  assert.deepEqual(frontiersOf([{ label: "", color: 0, evaluation: one }]), []);
+});

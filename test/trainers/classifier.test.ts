@@ -1,0 +1,255 @@
+/** The classifier's trainer: it learns what can be learnt, says how well, goes on exactly, and leaves a file that opens. */
+import assert from "node:assert/strict";
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { before, test } from "node:test";
+import { classifierKind } from "../../src/config/classifier_keys.js";
+import { resolveConfig } from "../../src/config/resolve.js";
+import { writePng } from "../../src/data/index.js";
+import { openClassifier } from "../../src/rl_ar_finetune/builder.js";
+import { Clock } from "../../src/run/clock.js";
+import {
+  Generator,
+  loadSafetensors,
+  memory,
+  noGrad,
+  rand,
+  saveSafetensors,
+  type Tensor,
+  tidy,
+  zeros,
+} from "../../src/torch/index.js";
+import { openClassifierTask } from "../../src/trainers/classifier.js";
+import { type FitState, type FitTask, fitLoop } from "../../src/trainers/loop.js";
+import { expectClose } from "../support/close.js";
+import { scratch } from "../support/data_files.js";
+import { Shown } from "../support/train_run.js";
+
+const folder = scratch();
+const SIZE = 16;
+const NAMES = ["rows", "columns", "disc"];
+
+/** Stripes across, stripes down, or a disc, in colours of their own on a ground of its own. `[1, 3, 16, 16]` */
+function picture(kind: number, generator: Generator): Tensor {
+  return tidy(() => {
+    const draws = rand([8], { generator }).toList() as number[];
+    const [a, b] = [0, 1].map((i) => draws.slice(3 * i, 3 * i + 3).map((v) => (i === 0 ? v - 1 : v)));
+    const phase = Math.floor((draws[6] as number) * 4);
+    const radius = 3 + 3 * (draws[7] as number);
+    const image = zeros([1, 3, SIZE, SIZE]);
+    const flat = new Float32Array(3 * SIZE * SIZE);
+    for (let y = 0; y < SIZE; y++) {
+      for (let x = 0; x < SIZE; x++) {
+        const stripe = ((kind === 0 ? y : x) + phase) % 4 < 2;
+        const isInside = kind === 2 ? Math.hypot(x - 7.5, y - 7.5) < radius : stripe;
+        for (let c = 0; c < 3; c++)
+          flat[(c * SIZE + y) * SIZE + x] = ((isInside ? a : b) as number[])[c] as number;
+      }
+    }
+    new Float32Array(image.bytes().buffer, image.bytes().byteOffset, flat.length).set(flat);
+    return image;
+  });
+}
+
+before(async () => {
+  using generator = new Generator(5);
+  for (const [kind, name] of NAMES.entries()) {
+    mkdirSync(join(folder, "images", name), { recursive: true });
+    mkdirSync(join(folder, "one", "all"), { recursive: true });
+    // Of the first class there are more than of the others.
+    for (let i = 0; i < (kind === 0 ? 40 : 20); i++) {
+      const image = picture(kind, generator);
+      await writePng(join(folder, "images", name, `${name}_${i}.png`), image);
+      if (kind === 0 && i < 20) await writePng(join(folder, "one", "all", `${i}.png`), image);
+      image.dispose();
+    }
+  }
+});
+
+function configOf(...overrides: string[]) {
+  return resolveConfig(
+    {
+      values: {
+        run: { dir: join(folder, "run"), ifExists: "overwrite" },
+        data: { source: join(folder, "images"), size: SIZE, evalPart: 0.25, workers: 1 },
+        classifier: { widths: [8, 16, 16], shift: 1 },
+        optimizer: { lr: 5e-3 },
+        ema: { decay: 0.9 },
+        train: { batch: 16, iters: 60, threads: 1, device: "cpu" },
+        eval: { every: 30 },
+        log: { imagesEvery: 0 },
+      },
+      overrides,
+    },
+    classifierKind,
+  );
+}
+
+const open = (...overrides: string[]): Promise<FitTask> => openClassifierTask(configOf(...overrides).config);
+
+async function steps(task: FitTask, from: number, to: number): Promise<number[]> {
+  const losses: number[] = [];
+  for (let step = from; step < to; step++) {
+    const { metrics, images, skipped } = await task.step(step, new Clock());
+    assert.deepEqual([images, skipped], [16, false]);
+    losses.push(metrics["train/loss"] as number);
+  }
+  return losses;
+}
+
+/** A state with tensors of its own, as a checkpoint has them. */
+const copied = ({ tensors, values }: FitState): FitState => ({
+  tensors: Object.fromEntries(
+    Object.entries(tensors).map(([part, state]) => [
+      part,
+      Object.fromEntries(Object.entries(state).map(([name, value]) => [name, noGrad(() => value.clone())])),
+    ]),
+  ),
+  values: structuredClone(values),
+});
+
+test("a run ends with every held-out image told right, and its file opens as what it is", async () => {
+  const resolved = configOf();
+  const { model, best, first } = await fitLoop(resolved, () => openClassifierTask(resolved.config), {
+    screen: new Shown(),
+  });
+  assert.equal(best?.["eval/accuracy"], 1);
+  assert.equal(best?.["eval/balanced_accuracy"], 1);
+  assert.ok((first?.["eval/accuracy"] as number) < 0.7);
+  using network = openClassifier(model);
+  assert.deepEqual(network.config, {
+    numClasses: 3,
+    classNames: ["columns", "disc", "rows"],
+    widths: [8, 16, 16],
+    depth: 1,
+  });
+  assert.equal(network.name, `classifier of 3 classes (${model})`);
+  assert.equal(network.training, false);
+  assert.ok(network.parameters().every((parameter) => !parameter.requiresGrad));
+  using generator = new Generator(99);
+  const guesses = NAMES.map((name, kind) => {
+    const { probabilities } = network.describe(picture(kind, generator));
+    return [name, network.config.classNames[probabilities.argmax(1).item()]];
+  });
+  assert.deepEqual(
+    guesses,
+    NAMES.map((name) => [name, name]),
+  );
+});
+
+test("a task that goes on from a state is the one that never stopped, bit for bit", async () => {
+  using whole = await open();
+  const losses = await steps(whole, 0, 3);
+  const state = copied(whole.state());
+  losses.push(...(await steps(whole, 3, 6)));
+  using resumed = await open("seed=0");
+  resumed.load(state);
+  assert.deepEqual(await steps(resumed, 3, 6), losses.slice(3));
+  const [wanted, got] = [whole.state(), resumed.state()];
+  assert.deepEqual(got.values, wanted.values);
+  assert.deepEqual(Object.keys(got.tensors).sort(), ["model", "model_ema", "model_optimizer"]);
+  for (const [part, tensors] of Object.entries(wanted.tensors)) {
+    const theirs = got.tensors[part] ?? {};
+    for (const [name, value] of Object.entries(tensors)) {
+      assert.ok((theirs[name] as Tensor).equal(value), `${part}.${name}`);
+    }
+  }
+  assert.deepEqual(await resumed.evaluate(), await whole.evaluate());
+  // Back in the middle of its own run, it does the same once more.
+  whole.load(state);
+  assert.deepEqual(await steps(whole, 3, 6), losses.slice(3));
+  whole.load(state);
+  assert.notDeepEqual(await steps(whole, 4, 5), losses.slice(3, 4), "each update varies its images anew");
+  using other = await open("seed=1");
+  assert.notDeepEqual(await steps(other, 0, 3), losses.slice(0, 3));
+});
+
+test("accuracy counts images, balanced accuracy counts classes, and the loss is the plain cross-entropy", async () => {
+  using task = await open("ema.decay=null", "eval.images=1000");
+  const { model } = task.state().tensors;
+  noGrad(() => {
+    for (const [name, bias] of [
+      ["head.weight", [0]],
+      ["head.bias", [0, 0, 2]],
+    ] as const) {
+      const value = model?.[name] as Tensor;
+      value.zero_();
+      if (bias.length > 1) value.select(0, 2).fill_(2);
+    }
+  });
+  // Every image is taken for one of rows, with probability e^2 / (e^2 + 2).
+  const numbers = await task.evaluate();
+  const rows = numbers["eval/accuracy"] as number;
+  assert.ok(rows > 0.3 && rows < 0.7);
+  assert.ok(Math.abs((numbers["eval/balanced_accuracy"] as number) - 1 / 3) < 1e-12);
+  const logSum = Math.log(Math.exp(2) + 2);
+  expectClose(numbers["eval/loss"] as number, logSum - 2 * rows, { rtol: 1e-5 });
+  const shown = await task.page();
+  const mistakes = shown?.about.mistakes as {
+    id: string;
+    is: string;
+    takenFor: string;
+    probability: number;
+  }[];
+  for (const { id, is, takenFor, probability } of mistakes) {
+    assert.equal(takenFor, "rows");
+    assert.ok(id.includes(is) && is !== "rows", id);
+    assert.ok(Math.abs(probability - Math.exp(2 - logSum)) < 1e-6);
+  }
+  const count = mistakes.length;
+  assert.ok(Math.abs(rows - (1 - count / Math.round(count / (1 - rows)))) < 1e-12);
+  assert.deepEqual(shown?.page.shape, [1, 3, Math.ceil(count / 8) * 18 + 2, Math.min(count, 8) * 18 + 2]);
+  shown?.page.dispose();
+});
+
+test("nothing is left behind by updates, evaluations and pages", async () => {
+  using task = await open();
+  await steps(task, 0, 2);
+  const count = memory().tensors;
+  await steps(task, 2, 4);
+  await task.evaluate();
+  const shown = await task.page();
+  shown?.page.dispose();
+  assert.equal(memory().tensors, count);
+});
+
+test("a set of one class is refused before anything is built", async () => {
+  const count = memory().tensors;
+  await assert.rejects(open(`data.source=${join(folder, "one")}`), {
+    name: "RangeError",
+    message:
+      "data.source: expected images of at least 2 classes, got 1. A classifier of one class tells nothing: put each class into a folder of its own, or name what holds the class in data.label.",
+  });
+  assert.equal(memory().tensors, count);
+});
+
+test("only a classifier's file opens as one, and only with finite weights", async () => {
+  using task = await open();
+  const { tensors, config } = task.model();
+  const metadata = { config: JSON.stringify(config) };
+  const path = join(folder, "model.safetensors");
+  saveSafetensors(path, tensors, metadata);
+  using network = openClassifier(path);
+  expectClose(network.stem.weight, tensors["stem.weight"] as Tensor, { rtol: 0, atol: 0 });
+  noGrad(() => (tensors["norm.bias"] as Tensor).fill_(Number.NaN));
+  saveSafetensors(path, tensors, metadata);
+  assert.throws(() => openClassifier(path), {
+    message: `${path}: norm.bias: expected finite weights, got some that are not. Take another checkpoint.`,
+  });
+  const { "norm.bias": _, ...less } = tensors;
+  saveSafetensors(path, less, metadata);
+  assert.throws(() => openClassifier(path), {
+    message: new RegExp(
+      `^${path}: expected a classifier of rlar classifier, got 18 tensors of an unknown model`,
+    ),
+  });
+  assert.equal(Object.keys(loadSafetensors(path).tensors).length, 18);
+});
+
+test("images that the network is slow on are pointed out", () => {
+  const notes = (...overrides: string[]): readonly string[] => configOf(...overrides).notes;
+  assert.deepEqual(notes(), []);
+  assert.deepEqual(notes("data.size=256"), [
+    "data.size is 256: the classifier is made for images of 28 to 64 px, and is slow on larger ones. Set data.size=64, or add to classifier.widths.",
+  ]);
+});

@@ -1,0 +1,413 @@
+/** The loop of the supervised trainers, on a regression that takes no time. */
+import assert from "node:assert/strict";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type TestContext, test } from "node:test";
+import { plainConfig } from "../../src/config/explain.js";
+import { ConfigError, resolveConfig } from "../../src/config/resolve.js";
+import { DivergedError, type TrainOptions } from "../../src/run/options.js";
+import { loadSafetensors } from "../../src/torch/index.js";
+import { type FitOpening, type FitResult, fitLoop } from "../../src/trainers/loop.js";
+import { type ToyChanges, ToyTask, toyConfig, toyKind } from "../support/fit_run.js";
+import { checkpointsOf, metricsOf, Shown } from "../support/train_run.js";
+
+function newFolder(t: TestContext): string {
+  const folder = mkdtempSync(join(tmpdir(), "fit-loop-"));
+  t.after(() => rmSync(folder, { recursive: true, force: true }));
+  return folder;
+}
+
+/** A run; its task is remembered, to look at its weights. */
+async function fit(
+  dir: string,
+  changes: Record<string, unknown> = {},
+  toy: ToyChanges = {},
+  options: TrainOptions = {},
+): Promise<FitResult & { shown: string }> {
+  const resolved = toyConfig(dir, changes);
+  const screen = new Shown();
+  const result = await fitLoop(resolved, async () => new ToyTask(resolved.config, toy), {
+    screen,
+    ...options,
+  });
+  return { ...result, shown: screen.text };
+}
+
+/** Weights of a file, as numbers. */
+function weightsIn(path: string): Record<string, unknown> {
+  const { tensors } = loadSafetensors(path);
+  const values = Object.entries(tensors).map(([name, tensor]) => [name, tensor.toList()]);
+  for (const tensor of Object.values(tensors)) tensor.dispose();
+  return Object.fromEntries(values);
+}
+
+const partOf = (dir: string, step: number, part: string): string =>
+  join(dir, "checkpoints", `step_${String(step).padStart(6, "0")}`, `${part}.safetensors`);
+
+test("a run leaves its configuration, metrics, pages, checkpoints and a model", async (t) => {
+  const dir = join(newFolder(t), "run");
+  const { shown, ...result } = await fit(dir);
+  assert.equal(result.step, 8);
+  assert.equal(result.end, "done");
+  assert.equal(result.model, join(dir, "model.safetensors"));
+  const files = readdirSync(dir).sort();
+  assert.deepEqual(files, [
+    "checkpoints",
+    "config.yaml",
+    "env.json",
+    "metrics.csv",
+    "metrics.jsonl",
+    "model.safetensors",
+    "samples",
+    "samples.jsonl",
+    "tb",
+  ]);
+  const again = resolveConfig({ file: join(dir, "config.yaml") }, toyKind).config;
+  assert.deepEqual(plainConfig(again, toyKind), plainConfig(toyConfig(dir).config, toyKind));
+  const lines = metricsOf(dir);
+  assert.deepEqual(
+    lines.map((line) => line.step),
+    [0, 1, 2, 3, 4, 5, 6, 7, 8],
+  );
+  assert.deepEqual(
+    lines.filter((line) => line["eval/loss"] !== undefined).map((line) => line.step),
+    [0, 2, 4, 6, 8],
+  );
+  assert.deepEqual(Object.keys(lines[3] ?? {}).sort(), [
+    "optim/grad_norm",
+    "optim/lr",
+    "optim/skipped_total",
+    "progress/epoch",
+    "progress/images_seen",
+    "step",
+    "train/loss",
+  ]);
+  assert.equal(lines[8]?.["progress/images_seen"], 64);
+  const whole = metricsOf(dir, { isPlain: false })[4] ?? {};
+  for (const name of [
+    "perf/step_s",
+    "perf/images_per_s",
+    "perf/rss_gb",
+    "perf/peak_gb",
+    "time/eval",
+    "time/other",
+  ])
+    assert.equal(typeof whole[name], "number", name);
+  assert.deepEqual(readdirSync(join(dir, "samples")), ["step_000004_eval.png", "step_000008_eval.png"]);
+  assert.deepEqual(result.first, { "eval/loss": lines[0]?.["eval/loss"] });
+  assert.deepEqual(result.last, { "eval/loss": lines[8]?.["eval/loss"] });
+  // The loss falls at each evaluation, so that the last is the best.
+  assert.deepEqual(result.best, result.last);
+  assert.match(shown, /model: .*model\.safetensors \(update 8: eval\/loss [\d.e-]+\)\n$/);
+
+  const { metadata } = loadSafetensors(result.model);
+  assert.deepEqual(JSON.parse(metadata.config ?? ""), { inFeatures: 2 });
+  assert.equal(metadata.format, "pt");
+  const { seconds, commit, ...training } = JSON.parse(metadata.training ?? "");
+  assert.deepEqual(training, {
+    command: "toy",
+    seed: 0,
+    data: { source: "toy images", fingerprint: "f1", size: 256 },
+    classes: ["all"],
+    steps: 8,
+    metrics: result.last,
+  });
+  assert.ok(seconds >= 0);
+  assert.ok(commit === null || /^[0-9a-f]{40}( with changes)?$/.test(commit));
+});
+
+test("model.safetensors holds the averaged weights of the best evaluation", async (t) => {
+  const dir = join(newFolder(t), "run");
+  const losses = [Number.NaN, 9, 7, 7, 3, 3, 5, 5, 4];
+  const { best, last, model } = await fit(
+    dir,
+    { save: { every: 2, keep: 5 } },
+    { evaluate: (step) => ({ "eval/loss": losses[step] as number, "eval/other": -step }) },
+  );
+  assert.deepEqual(best, { "eval/loss": 3, "eval/other": -4 });
+  assert.deepEqual(last, { "eval/loss": 4, "eval/other": -8 });
+  assert.deepEqual(weightsIn(model), weightsIn(partOf(dir, 4, "model_ema")));
+  assert.notDeepEqual(weightsIn(model), weightsIn(partOf(dir, 4, "model")));
+  assert.equal(JSON.parse(loadSafetensors(model).metadata.training ?? "").steps, 4);
+  assert.equal(JSON.parse(readFileSync(join(dir, "checkpoints", "best.json"), "utf8")).step, 4);
+
+  const most = await fit(
+    join(dir, "most"),
+    { eval: { best: "eval/other", mode: "max" } },
+    { evaluate: (step) => ({ "eval/loss": step, "eval/other": -step }) },
+  );
+  assert.equal(JSON.parse(loadSafetensors(most.model).metadata.training ?? "").steps, 0);
+});
+
+test("without evaluations the model is that of the last update", async (t) => {
+  const dir = join(newFolder(t), "run");
+  const { model, first, last, best, shown } = await fit(dir, { eval: { every: 0 }, ema: { decay: null } });
+  assert.deepEqual([first, last, best], [null, null, null]);
+  assert.deepEqual(weightsIn(model), weightsIn(partOf(dir, 8, "model")));
+  assert.match(shown, /\(update 8; nothing was evaluated\)\n$/);
+  // The same where there is nothing to evaluate on.
+  const none = await fit(join(dir, "none"), {}, { evaluate: () => ({}) });
+  assert.equal(none.first, null);
+  assert.deepEqual(weightsIn(none.model), weightsIn(partOf(none.dir, 8, "model_ema")));
+});
+
+/** What must be the same of two runs: everything but times. */
+function outcome(dir: string): Record<string, unknown> {
+  const parts = ["model", "model_ema", "model_optimizer"];
+  return {
+    metrics: metricsOf(dir),
+    model: weightsIn(join(dir, "model.safetensors")),
+    samples: readFileSync(join(dir, "samples.jsonl"), "utf8"),
+    ...Object.fromEntries(parts.map((part) => [part, weightsIn(partOf(dir, 8, part))])),
+  };
+}
+
+test("a run that is interrupted and resumed ends as the one left alone", async (t) => {
+  const folder = newFolder(t);
+  const whole = join(folder, "whole");
+  const log = { every: 8 };
+  // The mean of all eight losses stands on the screen.
+  const lastLine = ({ shown }: { shown: string }): string | undefined =>
+    /step=8\/8 train\/loss=\S+/.exec(shown)?.[0];
+  const line = lastLine(await fit(whole, { log }));
+  for (const at of [1, 3, 4, 7]) {
+    const dir = join(folder, `at_${at}`);
+    const controller = new AbortController();
+    const before = (step: number): void => {
+      if (step === at - 1) controller.abort();
+    };
+    const cut = await fit(dir, { log }, { before }, { signal: controller.signal });
+    assert.deepEqual([cut.end, cut.step], ["interrupted", at]);
+    assert.doesNotMatch(cut.shown, /^model: /m);
+    const rest = await fit(dir, { log, run: { ifExists: "resume" } });
+    assert.deepEqual([rest.end, rest.step, lastLine(rest)], ["done", 8, line]);
+    assert.deepEqual(outcome(dir), outcome(whole), `interrupted after ${at}`);
+  }
+});
+
+test("a run that stops with an error goes on from its last checkpoint", async (t) => {
+  const folder = newFolder(t);
+  const whole = join(folder, "whole");
+  await fit(whole);
+  const dir = join(folder, "cut");
+  const before = (step: number): void => {
+    if (step === 5) throw new Error("the lights went out");
+  };
+  await assert.rejects(fit(dir, {}, { before }), /^Error: the lights went out$/);
+  assert.ok(!existsSync(join(dir, ".lock")));
+  assert.deepEqual(checkpointsOf(dir), ["step_000003", "step_000004"]);
+  await fit(dir, { run: { ifExists: "resume" } });
+  assert.deepEqual(outcome(dir), outcome(whole));
+});
+
+test("a task that never waits lets an interruption through", async (t) => {
+  const controller = new AbortController();
+  setTimeout(() => controller.abort(), 20);
+  const changes = {
+    train: { iters: 1_000_000 },
+    eval: { every: 0 },
+    save: { every: 0 },
+    log: { imagesEvery: 0 },
+  };
+  const { end, step } = await fit(join(newFolder(t), "run"), changes, {}, { signal: controller.signal });
+  assert.equal(end, "interrupted");
+  assert.ok(step < 1_000_000);
+});
+
+test("a run that is interrupted while its task is made leaves what was there", async (t) => {
+  const dir = join(newFolder(t), "run");
+  const interrupt = async (ifExists: string): Promise<FitResult> => {
+    const controller = new AbortController();
+    const open = async ({ signal }: FitOpening): Promise<ToyTask> => {
+      controller.abort();
+      signal?.throwIfAborted();
+      throw new Error("the signal was not passed on");
+    };
+    const resolved = toyConfig(dir, { run: { ifExists } });
+    return await fitLoop(resolved, open, { screen: new Shown(), signal: controller.signal });
+  };
+  const { end, step, first } = await interrupt("fail");
+  assert.deepEqual([end, step, first], ["interrupted", 0, null]);
+  assert.deepEqual(readdirSync(dir), ["config.yaml"]);
+  const whole = await fit(dir, { run: { ifExists: "resume" } });
+  const files = readdirSync(dir).sort();
+  const again = await interrupt("resume");
+  assert.deepEqual([again.end, again.step, again.best], ["interrupted", 8, whole.best]);
+  assert.deepEqual(readdirSync(dir).sort(), files);
+});
+
+test("a damaged checkpoint is passed over, and told of", async (t) => {
+  const folder = newFolder(t);
+  const whole = join(folder, "whole");
+  await fit(whole, { save: { every: 2, keep: 4 } });
+  const dir = join(folder, "damaged");
+  await fit(dir, { save: { every: 2, keep: 4 } });
+  const file = partOf(dir, 8, "model");
+  const bytes = readFileSync(file);
+  bytes[bytes.length - 1] = (bytes[bytes.length - 1] as number) ^ 1;
+  writeFileSync(file, bytes);
+  const { shown, step } = await fit(dir, { save: { every: 2, keep: 4 }, run: { ifExists: "resume" } });
+  assert.equal(step, 8);
+  assert.match(
+    shown,
+    /^passed over .*step_000008: model\.safetensors is not what was written \(its SHA-256 differs\)$/m,
+  );
+  assert.deepEqual(metricsOf(dir), metricsOf(whole));
+  assert.deepEqual(
+    weightsIn(join(dir, "checkpoints", "step_000008.1", "model.safetensors")),
+    weightsIn(partOf(whole, 8, "model")),
+  );
+});
+
+test("a resumed run must be the same one, unless forced", async (t) => {
+  const dir = join(newFolder(t), "run");
+  await fit(dir);
+  const resume = { run: { ifExists: "resume" } };
+  await assert.rejects(fit(dir, { ...resume, optimizer: { lr: 0.1 } }, { fingerprint: "f2" }), (error) => {
+    assert.ok(error instanceof ConfigError);
+    assert.deepEqual(error.problems, [
+      "resume: expected the configuration that the run was begun with, got optimizer.lr: 0.05 -> 0.1. " +
+        "Undo it, start a new run, or resume with --force.",
+      "resume: expected the images that the run was begun with (fingerprint f1), got others (f2). " +
+        "Give the same data set, start a new run, or resume with --force.",
+    ]);
+    return true;
+  });
+  await fit(dir, { ...resume, log: { every: 3 }, save: { every: 1 }, eval: { every: 1 } });
+  await fit(dir, { ...resume, optimizer: { lr: 0.1 } }, { fingerprint: "f2" }, { force: true });
+  // How long a run is decides the learning rate, unless that is constant.
+  await assert.rejects(fit(dir, { ...resume, train: { iters: 10 } }), /got train\.iters: 8 -> 10\./);
+  const constant = { optimizer: { schedule: "constant", warmup: 0 } };
+  const longer = join(dir, "longer");
+  await fit(longer, { ...constant, eval: { every: 0 } });
+  const { step } = await fit(longer, { ...resume, ...constant, train: { iters: 10 }, eval: { every: 0 } });
+  assert.equal(step, 10);
+});
+
+test("an update without a finite loss is left out; too many end the run", async (t) => {
+  const folder = newFolder(t);
+  const dir = join(folder, "few");
+  await fit(
+    dir,
+    { save: { every: 1, keep: 9 }, optimizer: { schedule: "constant" } },
+    { loss: (step) => (step === 3 || step === 5 ? Number.NaN : undefined) },
+  );
+  const lines = metricsOf(dir);
+  assert.deepEqual(
+    lines.slice(1).map((line) => line["optim/skipped_total"]),
+    [0, 0, 0, 1, 1, 2, 2, 2],
+  );
+  assert.equal(lines[4]?.["train/loss"], null);
+  assert.deepEqual(weightsIn(partOf(dir, 4, "model")), weightsIn(partOf(dir, 3, "model")));
+  assert.deepEqual(weightsIn(partOf(dir, 4, "model_ema")), weightsIn(partOf(dir, 3, "model_ema")));
+  assert.notDeepEqual(weightsIn(partOf(dir, 5, "model")), weightsIn(partOf(dir, 4, "model")));
+
+  const many = join(folder, "many");
+  await assert.rejects(fit(many, {}, { loss: (step) => (step < 2 ? undefined : Infinity) }), (error) => {
+    assert.ok(error instanceof DivergedError);
+    assert.equal(
+      error.message,
+      "step 8: expected finite losses and gradients, got 6 updates in a row (6 in all) that were not. " +
+        "Lower optimizer.lr, or raise optimizer.warmup.",
+    );
+    return true;
+  });
+  const odd = { limits: { nonFinite: 2 } };
+  const everyOther = (step: number): number | undefined => (step % 2 === 0 ? Number.NaN : undefined);
+  await assert.rejects(
+    fit(join(folder, "odd"), odd, { loss: everyOther }),
+    /^DivergedError: step 5: .* got 1 updates in a row \(3 in all\)/,
+  );
+});
+
+test("what cannot be written ends the run and leaves nothing half-written", async (t) => {
+  const folder = newFolder(t);
+  const dir = join(folder, "model");
+  const inTheWay = (step: number): void => {
+    if (step === 1) {
+      rmSync(join(dir, "model.safetensors"));
+      mkdirSync(join(dir, "model.safetensors", "mine"), { recursive: true });
+    }
+  };
+  await assert.rejects(fit(dir, {}, { before: inTheWay }), (error) => {
+    assert.match(
+      (error as Error).message,
+      /model\.safetensors: expected a path that can be written, got .*(directory|EISDIR)/,
+    );
+    return true;
+  });
+  assert.deepEqual(
+    readdirSync(dir).filter((name) => name.startsWith(".")),
+    [],
+  );
+  assert.deepEqual(checkpointsOf(dir), []);
+
+  const other = join(folder, "checkpoints");
+  const before = (step: number): void => {
+    if (step === 0) writeFileSync(join(other, "checkpoints"), "a file");
+  };
+  await assert.rejects(fit(other, {}, { before }), /checkpoints/);
+  assert.equal(readFileSync(join(other, "checkpoints"), "utf8"), "a file");
+  assert.deepEqual(
+    readdirSync(other).filter((name) => name.startsWith(".")),
+    [],
+  );
+  // The weights of the evaluation that there was are whole.
+  assert.deepEqual(Object.keys(weightsIn(join(other, "model.safetensors"))).sort(), ["bias", "weight"]);
+});
+
+test("patience ends a run, and eval.best must be a metric that there is", async (t) => {
+  const folder = newFolder(t);
+  const worse = (step: number): Record<string, number> => ({ "eval/loss": step < 3 ? -step : step });
+  const { end, step, shown } = await fit(
+    join(folder, "patience"),
+    { eval: { patience: 2, every: 1 } },
+    { evaluate: worse },
+  );
+  assert.deepEqual([end, step], ["patience", 4]);
+  assert.match(shown, /^model: .*\(update 2: eval\/loss -2\)$/m);
+  // Over is over: a resume trains nothing, unless it is given more patience.
+  const again = (patience: number): Promise<FitResult> =>
+    fit(
+      join(folder, "patience"),
+      { run: { ifExists: "resume" }, eval: { patience, every: 1 } },
+      { evaluate: worse },
+    );
+  const ended = await again(2);
+  assert.deepEqual([ended.end, ended.step, ended.best], ["patience", 4, { "eval/loss": -2 }]);
+  assert.deepEqual([(await again(3)).step, (await again(0)).end], [5, "done"]);
+  await assert.rejects(
+    fit(join(folder, "best"), { eval: { best: "eval/fid" } }, { evaluate: worse }),
+    /^ConfigError: eval\.best: expected one of eval\/loss, got eval\/fid\. Name one of these\.$/,
+  );
+});
+
+test("a folder that holds a run is refused; notes come before the first update", async (t) => {
+  const dir = join(newFolder(t), "run");
+  const resolved = toyConfig(dir);
+  const screen = new Shown();
+  const task = Object.assign(new ToyTask(resolved.config), { notes: ["what the task says"] });
+  const open = async ({ say }: FitOpening): Promise<ToyTask> => {
+    say("opening");
+    return task;
+  };
+  await fitLoop({ ...resolved, notes: ["what the configuration says"] }, open, { screen });
+  const lines = screen.text.split("\n");
+  assert.deepEqual(lines.slice(0, 3), ["opening", "what the configuration says", "what the task says"]);
+  let isOpened = false;
+  const again = fitLoop(resolved, async () => {
+    isOpened = true;
+    return task;
+  });
+  await assert.rejects(again, /^ConfigError: run\.dir: expected a folder without a run, got .*step_000008/);
+  assert.equal(isOpened, false);
+});
