@@ -135,8 +135,18 @@ const MUTATIONS = {
     ],
     ["entropy: sign", ".mul(-entropyCoef)", ".mul(entropyCoef)", "rl_ar_finetune/optimize"],
     ["cross-entropy: sign", "truth.sum().mul(-auxCe", "truth.sum().mul(auxCe", "rl_ar_finetune/optimize"],
-    ["cross-entropy: mean of the micro-batch", "(totalRows * truth.size(1))", "(truth.numel)", "rl_ar_finetune/optimize"],
-    ["prior: mean of the micro-batch", "(prior.rows * logprobs.size(2))", "(logprobs.numel)", "rl_ar_finetune/optimize"],
+    [
+      "cross-entropy: mean of the micro-batch",
+      "(totalRows * truth.size(1))",
+      "(truth.numel)",
+      "rl_ar_finetune/optimize",
+    ],
+    [
+      "prior: mean of the micro-batch",
+      "(prior.rows * logprobs.size(2))",
+      "(logprobs.numel)",
+      "rl_ar_finetune/optimize",
+    ],
     [
       "value error trains the trunk",
       "value.detachTrunk ? states.hidden.detach() : states.hidden",
@@ -153,10 +163,20 @@ const MUTATIONS = {
     ["gradient forgotten", "total.backward()", "total.detach()", "rl_ar_finetune/optimize"],
   ],
   "rl_ar_finetune/update": [
-    ["steps on NaN", '!Number.isFinite(sums["loss/total"]) || !Number.isFinite(norm)', "false", "rl_ar_finetune/optimize"],
+    [
+      "steps on NaN",
+      '!Number.isFinite(sums["loss/total"]) || !Number.isFinite(norm)',
+      "false",
+      "rl_ar_finetune/optimize",
+    ],
     ["target KL ignored", "> 1.5 * targetKl", "> 1e9 * targetKl", "rl_ar_finetune/optimize"],
     ["ratio gap let through", "gap > maxRatioGap", "false", "rl_ar_finetune/optimize"],
-    ["gradients pile up", "optimizer.zeroGrad();\n                const sums", "const sums", "rl_ar_finetune/optimize"],
+    [
+      "gradients pile up",
+      "optimizer.zeroGrad();\n                const sums",
+      "const sums",
+      "rl_ar_finetune/optimize",
+    ],
     [
       "advantage clip ignored",
       "signal.advantages.clamp(-advantageClip, advantageClip)",
