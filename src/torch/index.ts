@@ -1,5 +1,14 @@
 /** The tensor floor's public names. */
 export {
+  type Accepted,
+  camelCase,
+  isPlainObject,
+  nearestName,
+  type OptionNames,
+  readOptions,
+  unknownName,
+} from "./arguments.js";
+export {
   type AutocastState,
   autocast,
   type BackwardOptions,

@@ -1,0 +1,126 @@
+/**
+ * How every public function reads its optional arguments: one object of options, or values in Python's order, in
+ * camelCase or snake_case. What a function does not know is refused. What the values must be is left to the function.
+ */
+import { distance } from "fastest-levenshtein";
+
+import { expected, expectedType } from "./errors.js";
+
+/**
+ * The names of the options of type `T`, all of them: an option that is added to `T` alone does not compile.
+ *
+ * `true`: null means that the option is not given, as Python's `None` does. `"nullable"`, where `T` has null among
+ * the option's values: null is kept.
+ */
+export type OptionNames<T> = { readonly [K in keyof T]-?: null extends T[K] ? "nullable" : true };
+
+/** What {@link readOptions} accepts. */
+export interface Accepted<T> {
+  readonly names: OptionNames<T>;
+  /** The order in which values may be given without a name; none may where it is omitted. */
+  readonly order?: readonly (keyof T & string)[];
+}
+
+/**
+ * Read the optional arguments of a call into one object with camelCase keys.
+ *
+ * ```ts
+ * interface Options { topK?: number; topP?: number }
+ * function sample(policy: Policy, ...given: unknown[]) {
+ *   const { topK = 0, topP = 1 } = readOptions<Options>("sample", given, {
+ *     names: { topK: true, topP: true },
+ *     order: ["topK", "topP"],
+ *   });
+ * }
+ * sample(policy, { topK: 5 });       // one object
+ * sample(policy, { top_k: 5 });      // Python's names
+ * sample(policy, 5, 0.9);            // Python's order; null or undefined leaves a place out
+ * sample(policy, 5, { top_p: 0.9 }); // the object last, as Python's keyword arguments
+ * sample(policy, { topk: 5 });       // RangeError: ... Did you mean "topK"?
+ * ```
+ *
+ * The values are not checked and not copied. An option that holds options of its own is read by a second call:
+ * `readOptions("sample.guidance", [options.guidance], ...)`.
+ *
+ * @param where - the function, for messages.
+ * @param given - all arguments after the required ones, such as a rest parameter. A plain object in the last place
+ *   holds named options; an instance of a class, such as a Tensor, is a value.
+ * @returns a new object with the given options alone, so that destructuring defaults apply to the others.
+ * @throws RangeError for an unknown name (with the nearest known one), for an option given twice, and for too many
+ *   values. TypeError for a value where the function takes no values without names.
+ */
+export function readOptions<T extends object>(
+  where: string,
+  given: readonly unknown[],
+  { names, order = [] }: Accepted<T>,
+): T {
+  const known: Readonly<Record<string, unknown>> = names;
+  const options = new Map<string, unknown>();
+  const last = given.at(-1);
+  const values = isPlainObject(last) ? given.slice(0, -1) : given;
+  for (const [place, value] of values.entries()) {
+    if (value === undefined || value === null) continue;
+    const name = order[place];
+    if (name !== undefined) options.set(name, value);
+    else if (order.length === 0) throw expectedType(where, "an object of options", value, takes(known));
+    else throw expected(where, `at most ${order.length} values (${order.join(", ")})`, given.length);
+  }
+  for (const [spelling, value] of isPlainObject(last) ? Object.entries(last) : []) {
+    const name = Object.hasOwn(known, spelling) ? spelling : camelCase(spelling);
+    if (!Object.hasOwn(known, name)) throw unknownName(where, spelling, Object.keys(known));
+    if (value === undefined || (value === null && known[name] !== "nullable")) continue;
+    if (options.has(name)) throw expected(where, `${name} once`, "it twice", "Give it in one place");
+    options.set(name, value);
+  }
+  return Object.fromEntries(options) as T;
+}
+
+/**
+ * The error for a name that nothing has, with the nearest name that something has.
+ *
+ * @param what - what the names are, as in `expected a known option`.
+ */
+export function unknownName(
+  where: string,
+  name: string,
+  known: readonly string[],
+  what = "option",
+): RangeError {
+  const near = nearestName(name, known);
+  const list = known.length === 0 ? `It takes no ${what}s` : `It takes ${known.join(", ")}`;
+  return expected(
+    where,
+    `a known ${what}`,
+    name,
+    near === undefined ? list : `Did you mean "${near}"? ${list}`,
+  );
+}
+
+/** The name that the fewest changed letters lead to, at most a third of them; undefined where there is none. */
+export function nearestName(name: string, known: readonly string[]): string | undefined {
+  const plain = (text: string): string => text.replaceAll("_", "").toLowerCase();
+  let least = Math.ceil(plain(name).length / 3) + 1;
+  let nearest: string | undefined;
+  for (const candidate of known) {
+    const edits = distance(plain(name), plain(candidate));
+    if (edits < least) [least, nearest] = [edits, candidate];
+  }
+  return nearest;
+}
+
+/** `max_grad_norm` as `maxGradNorm`; a name without an underscore as it is. */
+export function camelCase(name: string): string {
+  return name.replace(/(?<=.)_([a-zA-Z0-9])/g, (_, letter: string) => letter.toUpperCase());
+}
+
+/** Whether a value is an object literal, and not an instance of a class. */
+export function isPlainObject(value: unknown): value is Record<string, unknown> {
+  if (value === null || typeof value !== "object") return false;
+  const prototype = Object.getPrototypeOf(value);
+  return prototype === Object.prototype || prototype === null;
+}
+
+function takes(known: Readonly<Record<string, unknown>>): string {
+  const names = Object.keys(known);
+  return names.length === 0 ? "It takes no options" : `It takes ${names.join(", ")}`;
+}
