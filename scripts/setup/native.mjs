@@ -5,6 +5,7 @@
  */
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
 import { availableParallelism } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { findLibTorch } from "./find_libtorch.mjs";
@@ -79,9 +80,19 @@ function inputs(root, env) {
     files: marks([
       ...listFiles(join(root, "native"), [".cc", ".h"]),
       ...listFiles(join(root, "scripts", "setup"), [".mjs"]),
-      join(root, "node_modules", "node-api-headers", "package.json"),
+      join(nodeHeaders(root), "package.json"),
     ]),
   };
+}
+
+/** Folder of the package node-api-headers: npm puts it beside an installed package, not inside. */
+function nodeHeaders(root) {
+  try {
+    return dirname(createRequire(join(root, "package.json")).resolve("node-api-headers/package.json"));
+  } catch (error) {
+    if (error.code !== "MODULE_NOT_FOUND") throw error;
+    return join(root, "node_modules", "node-api-headers"); // not installed yet
+  }
 }
 
 function compilerCandidates(env) {
@@ -173,7 +184,7 @@ function compileFlags({ root, libtorch, cudaHeaders }) {
   const include = join(libtorch.path, "include");
   const abi = libtorch.cxx11Abi === undefined ? [] : [`-D_GLIBCXX_USE_CXX11_ABI=${libtorch.cxx11Abi}`];
   const folders = [
-    join(root, "node_modules", "node-api-headers", "include"),
+    join(nodeHeaders(root), "include"),
     ...[include, join(include, "torch", "csrc", "api", "include"), ...(cudaHeaders ? [cudaHeaders] : [])],
   ];
   return [

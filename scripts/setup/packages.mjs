@@ -8,9 +8,11 @@ import { readJson, run, saysDiskFull, tail } from "./shell.mjs";
 
 /**
  * Compare the lock with npm's own record of what it installed, which it writes last: so an install that was
- * cut short counts as none, and one made by hand counts.
+ * cut short counts as none, and one made by hand counts. A package that npm installed has no lock: npm has
+ * installed its dependencies as well.
  */
 export function packagesReady(root) {
+  if (!existsSync(join(root, "package-lock.json"))) return true;
   const wanted = readJson(join(root, "package-lock.json"))?.packages;
   const installed = readJson(join(root, "node_modules", ".package-lock.json"))?.packages;
   if (wanted === undefined || installed === undefined) return false;

@@ -2,6 +2,7 @@
  * The native addon as TypeScript sees it, declared once. Everything above speaks through `call.ts`, `scope.ts`,
  * `autograd.ts`, `random.ts` and `device.ts`; no other file imports this one.
  */
+import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
@@ -85,20 +86,32 @@ interface Native {
 
 function load(): Native {
   const path = fileURLToPath(new URL("../../../build/native/rlar_torch.node", import.meta.url));
-  if (!existsSync(path)) {
-    throw new Error(`rl-ar-finetune: expected the built addon at ${path}, got nothing. Run: npm run build.`);
-  }
+  if (!existsSync(path)) setUp();
   let native: Native;
   try {
     native = createRequire(import.meta.url)(path) as Native;
   } catch (error) {
     const { message } = error as Error;
     throw new Error(
-      `rl-ar-finetune: expected an addon that loads from ${path}, got: ${message}. Run: npm run build, as the user who runs this.`,
+      `rl-ar-finetune: expected an addon that loads from ${path}, got: ${message}. ` +
+        "Run rlar doctor as the user who runs this: it repairs the set-up.",
     );
   }
   native.adoptThread();
   return native;
+}
+
+/** Find or fetch LibTorch and build the addon, once: an installed package comes without them. Takes about a minute. */
+function setUp(): void {
+  const script = fileURLToPath(new URL("../../../scripts/run.mjs", import.meta.url));
+  const { status, signal, error } = spawnSync(process.execPath, [script, "build"], {
+    stdio: ["ignore", 2, 2], // what set-up says must not mix with a program's own output
+  });
+  if (status === 0) return;
+  const got = error?.message ?? signal ?? `exit code ${status}`;
+  throw new Error(
+    `rl-ar-finetune: expected set-up to end well, got ${got}. Its lines above say what was looked for and what to do.`,
+  );
 }
 
 export const native: Native = load();
