@@ -18,9 +18,16 @@ export const tasks = {
   format: async () => biome("check", "--write"),
   test,
   bench,
-  start: async (args) => node(compiled("src/cli/main.ts"), "demo", ...args),
-  rlar: async (args) => node(compiled("src/cli/main.ts"), ...args),
+  start: async (args) => rlar("demo", ...args),
+  rlar: async (args) => rlar(...args),
 };
+
+/** The command line, in the caller's folder: npm's scripts run in the project's. */
+async function rlar(...args) {
+  const { RLAR_STARTED_AS, npm_command, INIT_CWD } = process.env;
+  if (RLAR_STARTED_AS === undefined && npm_command !== undefined && INIT_CWD) process.chdir(INIT_CWD);
+  return await node(compiled("src/cli/main.ts"), ...args);
+}
 
 /** All tests after the style check, or only those of the files and folders named. */
 async function test(args) {
