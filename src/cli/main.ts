@@ -2,7 +2,10 @@
  * The command line: what can be asked, with units and defaults, and how an error becomes an exit code. Each
  * command's work is in a file of its own.
  */
+import { readFileSync } from "node:fs";
+
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
+import { rlarCommand } from "../config/command.js";
 import { presets } from "../config/presets.js";
 import { ConfigError } from "../config/resolve.js";
 import { DivergedError } from "../run/options.js";
@@ -67,9 +70,19 @@ function command<A extends unknown[]>(load: () => Promise<(...args: A) => unknow
   };
 }
 
+/** A worked example at the end of a command's help, as it can be typed here. */
+function example(words: string, what: string): string {
+  return `\nExample: ${what}\n  ${rlarCommand(words.split(" "))}`;
+}
+
+const { version } = JSON.parse(readFileSync(new URL("../../../package.json", import.meta.url), "utf8")) as {
+  version: string;
+};
+
 const program = new Command("rlar")
   .description("Reinforcement-learning fine-tuning of autoregressive image-token models.")
-  .showHelpAfterError("(rlar --help, or rlar COMMAND --help, tells more)")
+  .version(version, "-V, --version", "print the version")
+  .showHelpAfterError(`(${rlarCommand(["COMMAND", "--help"])} lists the options)`)
   .exitOverride();
 
 program
@@ -88,6 +101,7 @@ program
   .addOption(
     new Option("--short", "a few steps of everything, to see that it works; the numbers mean nothing"),
   )
+  .addHelpText("after", example("demo --dir runs/demo", "a few minutes; then open runs/demo/report.html"))
   .action(command(async () => (await import("./demo.js")).demo));
 
 program
@@ -100,6 +114,7 @@ program
   .addOption(codes())
   .addOption(new Option("--all", "list every tensor"))
   .addOption(json())
+  .addHelpText("after", example("inspect policy.safetensors", "which model it is and how large"))
   .action(command(async () => (await import("./inspect.js")).inspect));
 
 program
@@ -112,6 +127,10 @@ program
   .addOption(heads())
   .addOption(codes())
   .addOption(new Option("--force", "replace an existing file"))
+  .addHelpText(
+    "after",
+    example("convert last.ckpt model.safetensors", "the weights that are used, bit for bit"),
+  )
   .action(command(async () => (await import("./convert.js")).convert));
 
 program
@@ -136,6 +155,13 @@ program
   .addOption(wrapper())
   .addOption(weights())
   .addOption(json())
+  .addHelpText(
+    "after",
+    example(
+      "reconstruct photos --tokenizer tokenizer.safetensors --size 256 --out reconstruct.png",
+      "inputs above reconstructions, with PSNR and SSIM",
+    ),
+  )
   .action(command(async () => (await import("./reconstruct.js")).reconstruct));
 
 program
@@ -162,6 +188,13 @@ program
   )
   .addOption(device())
   .addOption(json())
+  .addHelpText(
+    "after",
+    example(
+      "sample --policy policy.safetensors --tokenizer tokenizer.safetensors --class 207,88 --cfg 2 --seed 1",
+      "four images of each of two classes",
+    ),
+  )
   .action(command(async () => (await import("./sample.js")).sample));
 
 program
@@ -246,6 +279,13 @@ program
   .addOption(new Option("--npz <file>", "the free samples: arr_0 uint8 [N, H, W, 3], arr_1 their classes"))
   .addOption(new Option("--json <file>", "everything: numbers, intervals, settings, seeds, hashes, commit"))
   .addOption(new Option("--explain", "say what each measure is, and stop"))
+  .addHelpText(
+    "after",
+    example(
+      "eval --run runs/first --features inception.pt --temperatures 1,0.8 --json runs/first/eval.json",
+      "a run before and after, at two temperatures",
+    ),
+  )
   .action(command(async () => (await import("./eval.js")).evaluate));
 
 const preset = (names?: readonly string[]): Option => {
@@ -270,6 +310,13 @@ program
   )
   .addOption(force())
   .addOption(json())
+  .addHelpText(
+    "after",
+    example(
+      "train --preset completion data.source=photos data.size=256 tokenizer.path=tokenizer.safetensors ar.path=policy.safetensors run.dir=runs/first",
+      "a first run",
+    ),
+  )
   .action(command(async () => (await import("./train.js")).train));
 
 program
@@ -281,41 +328,48 @@ program
   .addOption(preset(Object.keys(presets)))
   .addOption(new Option("--no-measure", "do not time this machine: operations instead of seconds"))
   .addOption(json())
+  .addHelpText(
+    "after",
+    example(
+      "plan --preset completion data.source=photos data.size=256 tokenizer.path=tokenizer.safetensors ar.path=policy.safetensors",
+      "memory and time of the same run",
+    ),
+  )
   .action(command(async () => (await import("./plan.js")).plan));
 
 /** A command that learns from examples; all of them are told the same way what to do. */
-function fitCommand(
-  name: "pretrain" | "tokenizer" | "classifier",
-  description: string,
-  example: string,
-): void {
+function fitCommand(name: "pretrain" | "tokenizer" | "classifier", description: string, words: string): void {
   program
     .command(name)
     .description(
       `${description} Defaults < preset < file < key=value; rlar config explain --for ${name} lists the keys.`,
     )
-    .argument("[config...]", `a YAML file, then key=value such as ${example}`)
+    .argument("[config...]", `a YAML file, then key=value such as ${words}`)
     .addOption(preset(Object.keys(kinds[name]?.presets ?? {})))
     .addOption(dryRun())
     .addOption(force())
     .addOption(json())
+    .addHelpText(
+      "after",
+      example(`${name} ${words} run.dir=runs/${name}`, "the weights are in model.safetensors"),
+    )
     .action(command(async () => (await import("./fit.js"))[name]));
 }
 
 fitCommand(
   "pretrain",
   "Train a policy on the codes of images, from random weights or going on from a file.",
-  "data.source=IMAGES tokenizer.path=FILE ar.type=gpt",
+  "data.source=photos tokenizer.path=tokenizer.safetensors ar.type=gpt",
 );
 fitCommand(
   "tokenizer",
   "Train a tokenizer, from random weights or going on from a file.",
-  "data.source=IMAGES data.size=32 model.preset=VQ-4-small",
+  "data.source=photos data.size=32 model.preset=VQ-4-small",
 );
 fitCommand(
   "classifier",
   "Train a small classifier of images, whose features metrics and rewards can use.",
-  "data.source=IMAGES data.size=32",
+  "data.source=photos data.size=32",
 );
 
 program
@@ -327,6 +381,7 @@ program
   .addOption(new Option("--fluent <tgz>", "the package @lobehub/fluent-emoji-3d, rather than fetch it"))
   .addOption(new Option("--force", "replace an existing file"))
   .addOption(json())
+  .addHelpText("after", example("emoji --size 32 --out emoji_32px.tar", "the images of the demo, made again"))
   .action(command(async () => (await import("./emoji.js")).emoji));
 
 program
@@ -338,6 +393,7 @@ program
   .addOption(
     new Option("--for <command>", "whose configuration").choices(Object.keys(kinds)).default("train"),
   )
+  .addHelpText("after", example("config explain reward.lpips", "what a key means, its default and range"))
   .action(command(async () => (await import("./config.js")).config));
 
 program
@@ -346,13 +402,34 @@ program
   .argument("<runs...>", "folders of runs; an eval.json in one, from rlar eval --json, goes on the page")
   .addOption(new Option("--out <html>", "the page to write (default: report.html in the first folder)"))
   .addOption(json())
+  .addHelpText(
+    "after",
+    example("report runs/first runs/second --out compare.html", "two runs beside each other"),
+  )
   .action(command(async () => (await import("./report.js")).report));
 
 program
   .command("doctor")
   .description("Say what this machine has: LibTorch, memory, threads, CUDA.")
   .addOption(json())
+  .addHelpText("after", example("doctor", "LibTorch, memory, threads, CUDA"))
   .action(command(async () => (await import("./doctor.js")).doctor));
+
+program
+  .command("completion")
+  .description("Print a script that completes commands, options and keys: source <(rlar completion bash).")
+  .argument("<shell>", "bash, zsh or fish")
+  .action(
+    command(async () => {
+      const { completionScript } = await import("./completion.js");
+      return (shell: string): void => {
+        if (shell !== "bash" && shell !== "zsh" && shell !== "fish") {
+          throw new ConfigError([`completion: expected bash, zsh or fish, got ${shell}.`]);
+        }
+        process.stdout.write(completionScript(program, shell));
+      };
+    }),
+  );
 
 for (const command of program.commands) command.exitOverride();
 
