@@ -70,7 +70,7 @@ try {
   );
   run("npm", ["install", "--no-audit", "--no-fund", tarball]);
   run("npx", ["rlar", "--version"], { expect: /^\d+\.\d+\.\d+$/m });
-  run("npx", ["rlar", "doctor"], { expect: /LibTorch/ });
+  run("npx", ["rlar", "doctor"], { expect: /^libtorch +2/m });
   writeFileSync(join(folder, "program.ts"), PROGRAM);
   const options = [
     "--strict",
