@@ -83,6 +83,9 @@ const MUTATIONS = {
     ["token dropout: all may go", ".logicalOr(best)", ""],
     ["straight-through: soft forward", "hard.add(soft.sub(soft.detach()))", "soft"],
     ["straight-through: sign of the noise", "logits.sub(race.log())", "logits.add(race.log())"],
+    ["weight falls as the divergence grows", "Math.max(kl / target - 1,", "Math.max(1 - kl / target,"],
+    ["error without its limit", "const LARGEST_ERROR = 0.2", "const LARGEST_ERROR = 2"],
+    ["running mean turned about", "STAYS * mean + (1 - STAYS) * value", "(1 - STAYS) * mean + STAYS * value"],
   ],
   "rl_ar_finetune/sampling": [
     ["temperature multiplies", "x.div(temperature)", "x.mul(temperature)"],
@@ -209,11 +212,6 @@ const MUTATIONS = {
       "const clip = { clipLow: clipHigh, clipHigh: clipLow, level,",
     ],
     ["RLOO with GRPO's advantages", "rlooAdvantages(rewards, options)", "groupAdvantages(rewards, options)"],
-  ],
-  "rl_ar_finetune/kl_control": [
-    ["weight falls as the divergence grows", "Math.max(kl / target - 1,", "Math.max(1 - kl / target,"],
-    ["error without its limit", "const LARGEST_ERROR = 0.2", "const LARGEST_ERROR = 2"],
-    ["running mean turned about", "STAYS * mean + (1 - STAYS) * value", "(1 - STAYS) * mean + STAYS * value"],
   ],
   "rl_ar_finetune/ste": [
     ["reward descended", "drawn.mul(-share)", "drawn.mul(share)"],

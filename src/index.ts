@@ -89,6 +89,7 @@ export {
   type UpdateBatch,
   type UpdateOptions,
   type UpdateResult,
+  ValueHead,
 } from "./rl_ar_finetune/optimize.js";
 export { type ReconstructionType, type Rewards, reconstructionReward } from "./rl_ar_finetune/rewards.js";
 export { type Rollout, type RolloutContext, sampleRollout } from "./rl_ar_finetune/rollout.js";
@@ -105,7 +106,6 @@ export {
   type TrainResult,
   trainRlLoop,
 } from "./rl_ar_finetune/train_loop.js";
-export { ValueHead } from "./rl_ar_finetune/value_head.js";
 export { type Checkpoint, type LoadedCheckpoint, loadCheckpoint } from "./run/checkpoint.js";
 export {
   FrozenTokenizer,

@@ -7,9 +7,13 @@
  */
 import type { ArPolicy, Condition } from "../policies/index.js";
 import { sampleRollout } from "../rl_ar_finetune/rollout.js";
-import { type Sampling, sampleCodesWithLogprobs, withoutDropout } from "../rl_ar_finetune/sampling.js";
+import {
+  mapCondition,
+  type Sampling,
+  sampleCodesWithLogprobs,
+  withoutDropout,
+} from "../rl_ar_finetune/sampling.js";
 import { chunkOf, distributionAt, passesOf, rangesOf, statesOf } from "../rl_ar_finetune/scoring.js";
-import { mapCondition } from "../rl_ar_finetune/start.js";
 import type { FrozenTokenizer } from "../tokenizers/index.js";
 import {
   cat,

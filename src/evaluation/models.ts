@@ -4,7 +4,7 @@
  * the same numbers; no time and no machine's name is among them.
  */
 import { bootstrap } from "../metrics/distribution_bootstrap.js";
-import { mapCondition } from "../rl_ar_finetune/start.js";
+import { mapCondition } from "../rl_ar_finetune/sampling.js";
 import { type Environment, environment } from "../run/environment.js";
 import { replaceFile } from "../torch/files.js";
 import { expected, type Tensor, tensor, tidy } from "../torch/index.js";

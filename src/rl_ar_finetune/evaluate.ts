@@ -1,21 +1,16 @@
 /**
- * From a batch to drawn sequences to rewards, as training and evaluation share it; and judging a policy on images that it
- * is not trained on: the reward, metrics that are no part of it, and how likely the true codes are. Always the same
- * images and the same draws, so that two evaluations differ by the policy alone.
+ * Judging a policy during a run on images that it is not trained on: the reward, metrics that are no part of it, and how
+ * likely the true codes are. Always the same images and the same draws, so that two evaluations differ by the policy alone.
  */
 
 import type { TrainConfig } from "../config/resolve.js";
-import type { Batch } from "../data/index.js";
-import type { Condition } from "../policies/index.js";
 import { type Spread, spreadOf } from "../run/metrics.js";
-import { autocast, cat, expected, noGrad, stream, type Tensor, tidy } from "../torch/index.js";
-import { latentsOf } from "./builder.js";
+import { noGrad, stream, type Tensor, tidy } from "../torch/index.js";
 import type { RunParts } from "./parts.js";
-import { type Judged, judge, judgeByPlace, reconstructionTerm, type Term, UNREWARDED } from "./rewards.js";
-import { type Rollout, type RolloutOptions, sampleRollout } from "./rollout.js";
+import { judge, reconstructionTerm, type Term, UNREWARDED } from "./rewards.js";
 import { scoreCodes } from "./scoring.js";
 import { contextAt, evalSamplingOf } from "./settings.js";
-import type { PlainRewards } from "./step_metrics.js";
+import { conditionOf, decodeFor, encodeFor, rolloutFor } from "./step.js";
 
 /** What an evaluation found. */
 export interface Evaluation {
@@ -30,106 +25,6 @@ const WATCHED: readonly Term[] = [
   reconstructionTerm("psnr"),
   reconstructionTerm("ssim"),
 ];
-
-/** The condition of a batch, as a policy takes it. */
-export function conditionOf(batch: Batch, start: TrainConfig["rollout"]["start"]): Condition {
-  if (start === "empty") return {};
-  const { features, isReal } = batch;
-  if (features === undefined) return { classes: batch.classes };
-  return isReal === undefined ? { features } : { features, isReal };
-}
-
-/**
- * Codes of images.
- *
- * @throws RangeError when a program's loader gives images of another size than `rollout.maxLen` says.
- */
-export function encodeFor({ rollout }: TrainConfig, { tokenizer }: RunParts, images: Tensor): Tensor {
-  const codes = tokenizer.encode(images);
-  const { maxLen } = rollout;
-  if (maxLen === null || maxLen === codes.size(1)) return codes;
-  const remedy = "The decoder wants all codes of an image: give images of another size, or leave maxLen out";
-  throw expected("rollout.maxLen", `${codes.size(1)}, the codes of the loader's images`, maxLen, remedy);
-}
-
-/**
- * Draw sequences as a run does: in the policy's precision, on packed weights where that pays, with adapters added to the
- * weights while codes are drawn one by one. Weights narrower than float32 would lose what is added: there the adapters
- * stay apart.
- */
-export function rolloutFor(
-  config: TrainConfig,
-  parts: RunParts,
-  condition: Condition,
-  options: RolloutOptions,
-): Rollout {
-  const { policy, lora, policyCast, packAs } = parts;
-  const { microBatch } = config.rollout;
-  const all = { ...options, ...(microBatch !== null && { microBatch }), ...(packAs !== null && { packAs }) };
-  const run = (): Rollout => {
-    const draw = (): Rollout => sampleRollout(policy, condition, all);
-    return policyCast === null ? draw() : autocast(policyCast, draw);
-  };
-  const isOneByOne = options.context.type === "free" || options.context.type === "prefix";
-  if (lora === null || !isOneByOne || policy.parameters()[0]?.dtype !== "float32") return run();
-  lora.merge();
-  try {
-    return run();
-  } finally {
-    lora.unmerge();
-  }
-}
-
-/** Rows and columns of the codes of images. */
-const gridOf = (parts: RunParts, images: Tensor): readonly [number, number] => {
-  const { downsample } = parts.tokenizer;
-  return [images.size(2) / downsample, images.size(3) / downsample];
-};
-
-/** What drawn codes are worth. */
-export interface Credited {
-  /** float64 `[B, G]`, or `[B, G, T]` for the codes that were drawn with credit by place: what an update takes. */
-  readonly rewards: Tensor;
-  readonly plain: PlainRewards;
-}
-
-/**
- * Judge a rollout as `reward.credit` says.
- *
- * By place, a code's share is its place's reward over the number of places, so that the shares of an image sum to its
- * reward; those of given codes are left out.
- *
- * @param drawn - T: codes that were drawn, the last ones of each image.
- */
-export function creditFor(config: TrainConfig, parts: RunParts, judged: Judged, drawn: number): Credited {
-  const { normalize, credit } = config.reward;
-  if (credit === "sequence") {
-    const { total, plain, terms } = judge(parts.terms, judged, { normalize });
-    return { rewards: total, plain: { total: plain, terms } };
-  }
-  return tidy(() => {
-    const grid = gridOf(parts, judged.images);
-    const { places, plain, terms } = judgeByPlace(parts.terms, judged, grid, { normalize });
-    const all = places.size(2);
-    const rewards = places.narrow(2, all - drawn, drawn).div(all);
-    return { rewards, plain: { total: plain, terms } };
-  });
-}
-
-/** Samples and images as the reward wants them, decoded once. `codes` int64 `[B, G, T]`. */
-export function decodeFor(parts: RunParts, images: Tensor, codes: Tensor, decodeBatch: number): Judged {
-  const { tokenizer, terms } = parts;
-  const grid = gridOf(parts, images);
-  return noGrad(() =>
-    tidy(() => {
-      const flat = codes.flatten(0, 1);
-      const pieces = flat.split(decodeBatch).map((piece) => tokenizer.decodeCode(piece, grid));
-      const samples = cat(pieces);
-      if (!terms.some((term) => term.name === "latent_cosine")) return { images, samples };
-      return { images, samples, latents: latentsOf(tokenizer, images, flat, grid) };
-    }),
-  );
-}
 
 /**
  * Evaluate the policy as it is now.

@@ -1,11 +1,14 @@
 /**
  * Losses as functions of tensors: policy gradients with and without clipping, divergence from a reference, the value
- * head's error, and the weights that make a sum over tokens the mean that a method asks for. No model is known here.
+ * head's error, the weights that make a sum over tokens the mean that a method asks for, and the control of the KL
+ * coefficient between updates. No model is known here.
  *
  * Deviations from the papers:
  * - log-ratios and log-differences are clamped to +-20 before `exp`, where float32 is still far from its limits;
  * - `klLoss` with k3 has k3's value and k2's gradient. The gradient of k3 itself, which GRPO descends, is on average
  *   that of KL(reference || policy); that of k1 is 0 on average; that of k2 is the one of KL(policy || reference).
+ * - The KL coefficient is controlled by the KL a token, not a sequence's sum, so that a target does not depend on the
+ *   number of codes; and by the low-variance estimate that is logged as `kl/ref`, where the paper takes k1.
  */
 import {
   call,
@@ -310,4 +313,38 @@ export function straightThroughGumbel(
 function exponential(like: Tensor, generator?: Generator): Tensor {
   const race = call("aten::exponential_", [emptyLike(like), 1, generator ?? null]) as Tensor;
   return race.clamp_(1e-30); // 0 would be an infinite logit
+}
+
+/** Part of an error beyond which the weight changes no faster. */
+const LARGEST_ERROR = 0.2;
+
+/** The weight never falls below this, so that it can always rise again. */
+const LEAST_COEF = 1e-8;
+
+/** Part of the running mean that stays at an iteration. */
+const STAYS = 0.9;
+
+/**
+ * The weight of the divergence after a rollout: times `1 + clamp(kl / target - 1, -0.2, 0.2) * sequences / horizon`.
+ *
+ * The factor is kept in [0.5, 2], whatever the horizon, and the weight at 1e-8 or above: from 0 it could not rise again.
+ * A divergence that is no finite number leaves the weight as it is.
+ *
+ * @see Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", sec. 2.2.
+ */
+export function adaptedCoef(
+  coef: number,
+  kl: number,
+  options: { target: number; horizon: number; sequences: number },
+): number {
+  const { target, horizon, sequences } = options;
+  if (!Number.isFinite(kl)) return coef;
+  const error = Math.min(Math.max(kl / target - 1, -LARGEST_ERROR), LARGEST_ERROR);
+  return Math.max(coef * Math.min(Math.max(1 + (error * sequences) / horizon, 0.5), 2), LEAST_COEF);
+}
+
+/** The running mean with one more value; the value itself at first. A value that is no finite number is left out. */
+export function runningMean(mean: number | null, value: number): number | null {
+  if (!Number.isFinite(value)) return mean;
+  return mean === null ? value : STAYS * mean + (1 - STAYS) * value;
 }

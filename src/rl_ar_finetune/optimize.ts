@@ -13,6 +13,7 @@
  * - PPO's value head does not train the trunk unless asked to, and advantages are whitened over the rollout;
  * - dropout is off throughout.
  */
+import { Linear, Module } from "../nn/index.js";
 import type { ArPolicy } from "../policies/policy.js";
 import {
   arange,
@@ -51,7 +52,6 @@ import {
   type UpdateOptions,
   type UpdateResult,
 } from "./update.js";
-import type { ValueHead } from "./value_head.js";
 import type { Objective } from "./window.js";
 
 export type { KlOptions, Optimizer, UpdateBatch, UpdateOptions, UpdateResult } from "./update.js";
@@ -245,6 +245,29 @@ function klWithDefaults(kl: KlOptions | undefined, usual: "loss" | "reward"): Re
   if (kl.coef === 0) return { ...kl, placement: "loss", estimator: "k3" }; // only measured
   const { placement = usual, estimator = placement === "loss" ? "k3" : "k1" } = kl;
   return { ...kl, placement, estimator };
+}
+
+/**
+ * `V = weight . hidden + bias`, both 0 at first: a new head must not disturb the first advantages.
+ *
+ * Give its parameters to the optimizer beside the policy's; a fresh head usually wants a larger learning rate.
+ */
+export class ValueHead extends Module {
+  readonly out: Linear;
+
+  /** @param hiddenSize - D of the policy. */
+  constructor(hiddenSize: number) {
+    super();
+    this.out = new Linear(hiddenSize, 1);
+    noGrad(() => {
+      for (const parameter of this.parameters()) parameter.zero_();
+    });
+  }
+
+  /** Values of hidden states: float `[..., D]` to float32 (float64 for a float64 head) `[...]`. */
+  forward(hidden: Tensor): Tensor {
+    return tidy(() => this.out.forward(hidden.to({ dtype: this.out.weight.dtype })).squeeze(-1));
+  }
 }
 
 /** Options of {@link ppoUpdate} beside those of every update. */

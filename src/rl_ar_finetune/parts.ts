@@ -32,6 +32,7 @@ import {
   openTokenizer,
   WithoutAdapters,
 } from "./builder.js";
+import { ValueHead } from "./optimize.js";
 import {
   customTerm,
   latentCosineTerm,
@@ -41,7 +42,6 @@ import {
   type Term,
   unrewardedTerm,
 } from "./rewards.js";
-import { ValueHead } from "./value_head.js";
 
 /** Everything that a run works with. Disposing of it frees what was opened or built, not what a program passed in. */
 export interface RunParts extends RunImages, Disposable {

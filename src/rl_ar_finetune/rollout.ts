@@ -24,9 +24,13 @@ import {
 import {
   draw,
   isFiltered,
+  mapStart,
   requireFinite,
   type Sampling,
+  type Start,
+  type StartParts,
   sampleCodesWithLogprobs,
+  startParts,
   withoutDropout,
 } from "./sampling.js";
 import {
@@ -40,7 +44,6 @@ import {
   someRows,
   statesOf,
 } from "./scoring.js";
-import { mapStart, type Start, type StartParts, startParts } from "./start.js";
 
 /**
  * What a policy reads before each code it draws: its own codes; the first `length` true codes and then its own; the

@@ -27,10 +27,13 @@ import {
   entropyOf,
   guidanceScale,
   isPlain,
+  mapStart,
   type Sampling,
+  type Start,
+  type StartParts,
+  startParts,
   withoutDropout,
 } from "./sampling.js";
-import { mapStart, type Start, type StartParts, startParts } from "./start.js";
 
 /** Codes and how they came about. A `Rollout` is one. */
 export interface Drawn {

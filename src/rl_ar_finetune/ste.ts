@@ -27,7 +27,7 @@ import {
   tidy,
 } from "../torch/index.js";
 import type { Term } from "./rewards.js";
-import { withoutDropout } from "./sampling.js";
+import { type Start, withoutDropout } from "./sampling.js";
 import {
   type Passes,
   passesOf,
@@ -37,7 +37,6 @@ import {
   statesOf,
   straightThroughVectors,
 } from "./scoring.js";
-import type { Start } from "./start.js";
 import {
   imageOrder,
   type Optimizer,

@@ -17,17 +17,8 @@ import { openLog } from "../run/open_log.js";
 import { DivergedError, type TrainOptions } from "../run/options.js";
 import { samplePage } from "../run/sample_page.js";
 import { autocast, deriveSeed, stream, type Tensor, tidy } from "../torch/index.js";
-import {
-  conditionOf,
-  creditFor,
-  decodeFor,
-  type Evaluation,
-  encodeFor,
-  evaluate,
-  isHacked,
-  rolloutFor,
-} from "./evaluate.js";
-import { adaptedCoef, runningMean } from "./kl_control.js";
+import { type Evaluation, evaluate, isHacked } from "./evaluate.js";
+import { adaptedCoef, runningMean } from "./losses.js";
 import {
   grpoUpdate,
   ppoUpdate,
@@ -41,7 +32,16 @@ import { judge } from "./rewards.js";
 import { algorithmOptions, contextAt, keepsGraph, lrScheduleOf, samplingOf } from "./settings.js";
 import { dump, endOf, isNewBest, restore, save } from "./state.js";
 import { steUpdate } from "./ste.js";
-import { machineMetrics, rewardSpreads, rolloutMetrics } from "./step_metrics.js";
+import {
+  conditionOf,
+  creditFor,
+  decodeFor,
+  encodeFor,
+  machineMetrics,
+  rewardSpreads,
+  rolloutFor,
+  rolloutMetrics,
+} from "./step.js";
 
 export { DivergedError, type TrainOptions } from "../run/options.js";
 

@@ -3,6 +3,7 @@
  * tokens are made for the whole window beforehand, so how it is cut changes memory and nothing else. Which losses
  * there are is decided in `optimize.ts`, which also clips and steps.
  */
+import type { Module } from "../nn/index.js";
 import type { ArPolicy } from "../policies/policy.js";
 import { noGrad, stack, type Tensor, tidy } from "../torch/index.js";
 import {
@@ -16,7 +17,6 @@ import {
   valueLoss,
 } from "./losses.js";
 import { type Passes, rangesOf, type Scores, type States, scoreRows, someRows, statesOf } from "./scoring.js";
-import type { ValueHead } from "./value_head.js";
 
 /** What is known of a window's rows before the step; every tensor has a row a pass. */
 export interface Window {
@@ -57,7 +57,7 @@ export interface Objective {
     readonly kind: KlLossKind | "exact";
   } | null;
   readonly value: {
-    readonly head: ValueHead;
+    readonly head: Module & { forward(hidden: Tensor): Tensor };
     readonly coef: number;
     readonly clip?: number;
     readonly detachTrunk: boolean;

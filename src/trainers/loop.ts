@@ -10,7 +10,7 @@ import { ConfigError, type ResolvedConfig } from "../config/resolve.js";
 import type { Cursor } from "../data/index.js";
 import type { StateDict } from "../nn/index.js";
 import { deviceOf } from "../rl_ar_finetune/parts.js";
-import { machineMetrics } from "../rl_ar_finetune/step_metrics.js";
+import { machineMetrics } from "../rl_ar_finetune/step.js";
 import { type LoadedCheckpoint, loadCheckpoint, requireSameRun, saveCheckpoint } from "../run/checkpoint.js";
 import { Clock } from "../run/clock.js";
 import { short } from "../run/console.js";

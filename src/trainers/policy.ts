@@ -13,11 +13,10 @@ import { type ConfigInput, type ResolvedConfig, resolveConfig } from "../config/
 import { type Batch, type Batches, BatchReader, gridOf, type ImageSource, onePass } from "../data/index.js";
 import type { ArPolicy, Condition } from "../policies/index.js";
 import { codebookOf } from "../rl_ar_finetune/builder.js";
-import { conditionOf } from "../rl_ar_finetune/evaluate.js";
 import { castOf, deviceOf, policyOf, tokenizerOf } from "../rl_ar_finetune/parts.js";
-import { sampleCodesWithLogprobs } from "../rl_ar_finetune/sampling.js";
+import { mapCondition, type Start, sampleCodesWithLogprobs } from "../rl_ar_finetune/sampling.js";
 import { chunkOf, rangesOf } from "../rl_ar_finetune/scoring.js";
-import { mapCondition, type Start } from "../rl_ar_finetune/start.js";
+import { conditionOf } from "../rl_ar_finetune/step.js";
 import type { Clock } from "../run/clock.js";
 import { openSources, readOptionsOf, someOf } from "../run/images.js";
 import type { TrainOptions } from "../run/options.js";

@@ -19,7 +19,7 @@ import { evaluationText } from "../../src/evaluation/text.js";
 import type { Estimates, Judge, ModelEvalOptions } from "../../src/evaluation/types.js";
 import { frechetDistance } from "../../src/metrics/distribution.js";
 import type { Condition } from "../../src/policies/policy.js";
-import { mapCondition } from "../../src/rl_ar_finetune/start.js";
+import { mapCondition } from "../../src/rl_ar_finetune/sampling.js";
 import { FileBytes } from "../../src/torch/files.js";
 import { keep, memory, type Tensor, tensor } from "../../src/torch/index.js";
 import { ZipArchive } from "../../src/torch/zip.js";

@@ -12,10 +12,10 @@ import {
   reinforceUpdate,
   rlooUpdate,
   type UpdateBatch,
+  ValueHead,
 } from "../../src/rl_ar_finetune/optimize.js";
 import { type RolloutContext, sampleRollout } from "../../src/rl_ar_finetune/rollout.js";
-import type { Start } from "../../src/rl_ar_finetune/start.js";
-import { ValueHead } from "../../src/rl_ar_finetune/value_head.js";
+import type { Start } from "../../src/rl_ar_finetune/sampling.js";
 import {
   manualSeed,
   noGrad,

@@ -12,11 +12,11 @@ import {
   reinforceUpdate,
   rlooUpdate,
   type UpdateBatch,
+  ValueHead,
 } from "../../src/rl_ar_finetune/optimize.js";
 import { judgeByPlace, reconstructionTerm, type Term } from "../../src/rl_ar_finetune/rewards.js";
 import { type RolloutContext, sampleRollout } from "../../src/rl_ar_finetune/rollout.js";
 import { steUpdate } from "../../src/rl_ar_finetune/ste.js";
-import { ValueHead } from "../../src/rl_ar_finetune/value_head.js";
 import { FrozenTokenizer } from "../../src/tokenizers/index.js";
 import {
   deriveSeed,

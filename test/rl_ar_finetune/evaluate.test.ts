@@ -4,15 +4,9 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { resolveConfig } from "../../src/config/resolve.js";
 import { buildClassifier } from "../../src/rl_ar_finetune/builder.js";
-import {
-  creditFor,
-  decodeFor,
-  type Evaluation,
-  evaluate,
-  isHacked,
-  rolloutFor,
-} from "../../src/rl_ar_finetune/evaluate.js";
+import { type Evaluation, evaluate, isHacked } from "../../src/rl_ar_finetune/evaluate.js";
 import { openRunParts } from "../../src/rl_ar_finetune/parts.js";
+import { creditFor, decodeFor, rolloutFor } from "../../src/rl_ar_finetune/step.js";
 import {
   Generator,
   manualSeed,

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { reconstructionTerm } from "../../src/rl_ar_finetune/rewards.js";
 import type { Rollout } from "../../src/rl_ar_finetune/rollout.js";
-import { machineMetrics, rewardSpreads, rolloutMetrics } from "../../src/rl_ar_finetune/step_metrics.js";
+import { machineMetrics, rewardSpreads, rolloutMetrics } from "../../src/rl_ar_finetune/step.js";
 import { tensor } from "../../src/torch/index.js";
 import { noLeak } from "../support/leak.js";
 

@@ -1,0 +1,209 @@
+/**
+ * What one step does before its update: the condition and the codes of a batch, the rollout, the decoded samples and
+ * their rewards; and the metrics of a step. Training and evaluation share it. Updates are in `optimize.ts`.
+ */
+import type { TrainConfig } from "../config/resolve.js";
+import type { Batch } from "../data/index.js";
+import type { Condition } from "../policies/index.js";
+import { takePeakBytes } from "../run/clock.js";
+import { type Spread, spreadOf } from "../run/metrics.js";
+import {
+  autocast,
+  call,
+  callTensor,
+  cat,
+  cudaMemory,
+  type Device,
+  expected,
+  memory,
+  noGrad,
+  type Tensor,
+  tidy,
+} from "../torch/index.js";
+import { latentsOf } from "./builder.js";
+import type { RunParts } from "./parts.js";
+import { type Judged, judge, judgeByPlace, type Term } from "./rewards.js";
+import { type Rollout, type RolloutOptions, sampleRollout } from "./rollout.js";
+
+/** The condition of a batch, as a policy takes it. */
+export function conditionOf(batch: Batch, start: TrainConfig["rollout"]["start"]): Condition {
+  if (start === "empty") return {};
+  const { features, isReal } = batch;
+  if (features === undefined) return { classes: batch.classes };
+  return isReal === undefined ? { features } : { features, isReal };
+}
+
+/**
+ * Codes of images.
+ *
+ * @throws RangeError when a program's loader gives images of another size than `rollout.maxLen` says.
+ */
+export function encodeFor({ rollout }: TrainConfig, { tokenizer }: RunParts, images: Tensor): Tensor {
+  const codes = tokenizer.encode(images);
+  const { maxLen } = rollout;
+  if (maxLen === null || maxLen === codes.size(1)) return codes;
+  const remedy = "The decoder wants all codes of an image: give images of another size, or leave maxLen out";
+  throw expected("rollout.maxLen", `${codes.size(1)}, the codes of the loader's images`, maxLen, remedy);
+}
+
+/**
+ * Draw sequences as a run does: in the policy's precision, on packed weights where that pays, with adapters added to the
+ * weights while codes are drawn one by one. Weights narrower than float32 would lose what is added: there the adapters
+ * stay apart.
+ */
+export function rolloutFor(
+  config: TrainConfig,
+  parts: RunParts,
+  condition: Condition,
+  options: RolloutOptions,
+): Rollout {
+  const { policy, lora, policyCast, packAs } = parts;
+  const { microBatch } = config.rollout;
+  const all = { ...options, ...(microBatch !== null && { microBatch }), ...(packAs !== null && { packAs }) };
+  const run = (): Rollout => {
+    const draw = (): Rollout => sampleRollout(policy, condition, all);
+    return policyCast === null ? draw() : autocast(policyCast, draw);
+  };
+  const isOneByOne = options.context.type === "free" || options.context.type === "prefix";
+  if (lora === null || !isOneByOne || policy.parameters()[0]?.dtype !== "float32") return run();
+  lora.merge();
+  try {
+    return run();
+  } finally {
+    lora.unmerge();
+  }
+}
+
+/** Rows and columns of the codes of images. */
+const gridOf = (parts: RunParts, images: Tensor): readonly [number, number] => {
+  const { downsample } = parts.tokenizer;
+  return [images.size(2) / downsample, images.size(3) / downsample];
+};
+
+/** What drawn codes are worth. */
+export interface Credited {
+  /** float64 `[B, G]`, or `[B, G, T]` for the codes that were drawn with credit by place: what an update takes. */
+  readonly rewards: Tensor;
+  readonly plain: PlainRewards;
+}
+
+/**
+ * Judge a rollout as `reward.credit` says.
+ *
+ * By place, a code's share is its place's reward over the number of places, so that the shares of an image sum to its
+ * reward; those of given codes are left out.
+ *
+ * @param drawn - T: codes that were drawn, the last ones of each image.
+ */
+export function creditFor(config: TrainConfig, parts: RunParts, judged: Judged, drawn: number): Credited {
+  const { normalize, credit } = config.reward;
+  if (credit === "sequence") {
+    const { total, plain, terms } = judge(parts.terms, judged, { normalize });
+    return { rewards: total, plain: { total: plain, terms } };
+  }
+  return tidy(() => {
+    const grid = gridOf(parts, judged.images);
+    const { places, plain, terms } = judgeByPlace(parts.terms, judged, grid, { normalize });
+    const all = places.size(2);
+    const rewards = places.narrow(2, all - drawn, drawn).div(all);
+    return { rewards, plain: { total: plain, terms } };
+  });
+}
+
+/** Samples and images as the reward wants them, decoded once. `codes` int64 `[B, G, T]`. */
+export function decodeFor(parts: RunParts, images: Tensor, codes: Tensor, decodeBatch: number): Judged {
+  const { tokenizer, terms } = parts;
+  const grid = gridOf(parts, images);
+  return noGrad(() =>
+    tidy(() => {
+      const flat = codes.flatten(0, 1);
+      const pieces = flat.split(decodeBatch).map((piece) => tokenizer.decodeCode(piece, grid));
+      const samples = cat(pieces);
+      if (!terms.some((term) => term.name === "latent_cosine")) return { images, samples };
+      return { images, samples, latents: latentsOf(tokenizer, images, flat, grid) };
+    }),
+  );
+}
+
+/** Rewards as they are measured, whatever the policy is credited with. */
+export interface PlainRewards {
+  /** float64 `[B, G]`: weighted sum of the terms. */
+  readonly total: Tensor;
+  /** float64 `[B, G]` by name, in the metrics' own units. */
+  readonly terms: Readonly<Record<string, Tensor>>;
+}
+
+/**
+ * What a rollout was like.
+ *
+ * `reward/{vq_ceiling,gap}` (the reward of the reconstructions, and how far off the mean is), `reward/group_std`,
+ * `reward/<term>/weighted` (means with weight and sign, which sum to `reward/mean`), `policy/entropy` (nats) and
+ * `policy/entropy_frac` (of log V), `tokens/codebook_usage`, `tokens/token_perplexity` (exp of the entropy of how often
+ * each code was drawn), `tokens/unique_frac` (sequences that differ from all others before them).
+ *
+ * @param ceiling - float64 `[B, 1]`: rewards of the images' own codes.
+ */
+export function rolloutMetrics(
+  rollout: Rollout,
+  plain: PlainRewards,
+  ceiling: Tensor,
+  terms: readonly Term[],
+  codebookSize: number,
+): Record<string, number> {
+  return tidy(() => {
+    const { tokens, entropy } = rollout;
+    const [mean, best] = [meanOf(plain.total), meanOf(ceiling)];
+    const counts = tokens.flatten().bincount(codebookSize).double();
+    const used = counts.div(counts.sum());
+    const usage = callTensor<Tensor>("aten::special_entr", [used]).sum().exp().item();
+    const sequences = tokens.flatten(0, 1); // [N, T]
+    const different = (call("aten::unique_dim", [sequences, 0]) as Tensor[])[0] as Tensor;
+    const nats = meanOf(entropy);
+    const weighted = terms.map(({ name, weight, sign }) => {
+      return [`reward/${name}/weighted`, weight * sign * meanOf(plain.terms[name] as Tensor)] as const;
+    });
+    return {
+      "reward/vq_ceiling": best,
+      "reward/gap": best - mean,
+      "reward/group_std": plain.total.size(1) > 1 ? plain.total.std(1).mean().item() : 0,
+      ...Object.fromEntries(weighted),
+      "policy/entropy": nats,
+      "policy/entropy_frac": nats / Math.log(codebookSize),
+      "tokens/codebook_usage": counts.ne(0).sum().item() / codebookSize,
+      "tokens/token_perplexity": usage,
+      "tokens/unique_frac": different.size(0) / sequences.size(0),
+    };
+  });
+}
+
+/** The rewards' spread, by name; each becomes a mean, std, min and max. */
+export function rewardSpreads({ total, terms }: PlainRewards): Record<string, Spread> {
+  const named = Object.entries(terms).map(([name, values]) => [`reward/${name}`, values] as const);
+  return Object.fromEntries(
+    [["reward", total] as const, ...named].map(([name, values]) => [
+      name,
+      spreadOf(tidy(() => values.flatten().toList() as number[])),
+    ]),
+  );
+}
+
+/** Pace and memory: `perf/...`; peaks are those since the call before. */
+export function machineMetrics(
+  seconds: number,
+  { tokens, images }: { readonly tokens?: number | undefined; readonly images: number },
+  device: Device,
+): Record<string, number> {
+  return {
+    "perf/step_s": seconds,
+    ...(tokens !== undefined && { "perf/tokens_per_s": tokens / seconds }),
+    "perf/images_per_s": images / seconds,
+    "perf/rss_gb": process.memoryUsage.rss() / 2 ** 30,
+    "perf/peak_gb": takePeakBytes() / 2 ** 30,
+    ...(device.startsWith("cuda") && {
+      "perf/gpu_mem_peak_gb": cudaMemory(device, { resetPeak: true }).peakAllocated / 2 ** 30,
+    }),
+    "perf/native_tensors": memory().tensors,
+  };
+}
+
+const meanOf = (tensor: Tensor): number => tensor.mean().item();
