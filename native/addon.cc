@@ -10,13 +10,13 @@
 namespace rlar {
 
 Frame frame{};
-Table<at::Tensor> tensors;
-Table<at::Generator> generators;
+Table<at::Tensor>& tensors = *new Table<at::Tensor>;
+Table<at::Generator>& generators = *new Table<at::Generator>;
 
 namespace {
 
-std::vector<std::string> strings;
-std::unordered_map<std::string, uint32_t> stringNumbers;
+std::vector<std::string>& strings = *new std::vector<std::string>;
+std::unordered_map<std::string, uint32_t>& stringNumbers = *new std::unordered_map<std::string, uint32_t>;
 
 napi_value internString(const Args& args) { return toHandle(args.env, intern(args.string(0))); }
 napi_value internedString(const Args& args) { return toString(args.env, interned(args.u32(0))); }
@@ -52,29 +52,6 @@ napi_value info(const Args& args) {
   frame.values[2] = strided;
   frame.values[3] = strided ? static_cast<double>(tensor.storage_offset()) : 0;
   return nullptr;
-}
-
-void releaseStorage(napi_env, void*, void* hint) { delete static_cast<at::Tensor*>(hint); }
-
-// bytes(tensor): an ArrayBuffer over the tensor's own memory, which it keeps alive.
-napi_value bytes(const Args& args) {
-  const at::Tensor& tensor = tensors.at(args.u32(0));
-  if (!tensor.is_cpu() || !tensor.is_contiguous()) {
-    throw std::runtime_error("bytes: expected a contiguous tensor in CPU memory");
-  }
-  napi_value buffer;
-  const size_t size = tensor.nbytes();
-  if (size == 0) {
-    void* nothing;
-    check(args.env, napi_create_arraybuffer(args.env, 0, &nothing, &buffer));
-    return buffer;
-  }
-  auto* owner = new at::Tensor(tensor.detach());
-  napi_status status =
-      napi_create_external_arraybuffer(args.env, tensor.data_ptr(), size, releaseStorage, owner, &buffer);
-  if (status != napi_ok) delete owner;
-  check(args.env, status);
-  return buffer;
 }
 
 struct Bytes {
@@ -192,6 +169,7 @@ NAPI_MODULE_INIT() {
   }
   try {
     installAllocator();
+    installMetaKernels();
     void* values;
     void* tags;
     napi_value valueBuffer, tagBuffer;
@@ -210,7 +188,6 @@ NAPI_MODULE_INIT() {
                           {"shape", guarded<shape>},
                           {"strides", guarded<strides>},
                           {"info", guarded<info>},
-                          {"bytes", guarded<bytes>},
                           {"writeBytes", guarded<writeBytes>},
                           {"readBytes", guarded<readBytes>}});
     define(env, exports, callExports);

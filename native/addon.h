@@ -76,15 +76,30 @@ class Table {
   std::vector<uint32_t> free_;
   uint32_t live_ = 0;
 };
-extern Table<at::Tensor> tensors;
-extern Table<at::Generator> generators;
+// These, and whatever else LibTorch or Node.js may still reach while the process ends, are never destroyed: threads,
+// graphs and thread-local caches outlive static objects.
+extern Table<at::Tensor>& tensors;
+extern Table<at::Generator>& generators;
 
 const std::string& interned(uint32_t id);
 uint32_t intern(const std::string& text);
 
 // ---- Node-API helpers ----------------------------------------------------------------------------------
-// Thrown when JavaScript has already thrown: only unwinds.
-struct PendingException {};
+// Thrown when JavaScript has already thrown: only unwinds. An std::exception, so that it can cross LibTorch's threads.
+struct PendingException : std::exception {};
+
+// Handles made in its lifetime go when it does, however it ends.
+class HandleScope {
+ public:
+  explicit HandleScope(napi_env env);
+  ~HandleScope() { napi_close_handle_scope(env_, scope_); }
+  HandleScope(const HandleScope&) = delete;
+  HandleScope& operator=(const HandleScope&) = delete;
+
+ private:
+  napi_env env_;
+  napi_handle_scope scope_;
+};
 
 inline void check(napi_env env, napi_status status) {
   if (status != napi_ok) {
@@ -96,6 +111,8 @@ inline void check(napi_env env, napi_status status) {
     throw std::runtime_error(info && info->error_message ? info->error_message : "Node-API call failed");
   }
 }
+
+inline HandleScope::HandleScope(napi_env env) : env_(env) { check(env, napi_open_handle_scope(env, &scope_)); }
 
 std::string errorText(const std::exception& error);
 
@@ -155,6 +172,8 @@ extern const std::vector<Export> callExports;
 extern const std::vector<Export> autogradExports;
 extern const std::vector<Export> deviceExports;
 void installAllocator();
+void installMetaKernels();
+at::Generator metaGenerator();
 c10::Device parseDevice(const std::string& text);
 // Why CUDA cannot be used, as a sentence; empty where it can.
 std::string cudaMissing();

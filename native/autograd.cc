@@ -2,6 +2,7 @@
 // autocast. The backward of operators is LibTorch's own.
 #include "addon.h"
 
+#include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -36,10 +37,10 @@ struct Job {
   bool done = false;
 };
 
-std::mutex meetingMutex;
-std::condition_variable meeting;
-std::deque<Job*> jobs;
-std::vector<Job*> serving;  // innermost last; JavaScript's thread only
+std::mutex& meetingMutex = *new std::mutex;
+std::condition_variable& meeting = *new std::condition_variable;
+std::deque<Job*>& jobs = *new std::deque<Job*>;
+std::vector<Job*>& serving = *new std::vector<Job*>;  // innermost last; JavaScript's thread only
 
 void onMainThread(std::function<void()> work) {
   if (std::this_thread::get_id() == mainThread) return work();
@@ -109,8 +110,8 @@ void runOnEngineThread(const std::function<void()>& work) {
 
 // What a JavaScript backward threw, kept until `runBackward` is back in JavaScript's hands.
 napi_ref thrownValue = nullptr;
-std::vector<napi_ref> deadCallbacks;
-std::mutex deadMutex;
+std::vector<napi_ref>& deadCallbacks = *new std::vector<napi_ref>;
+std::mutex& deadMutex = *new std::mutex;
 
 void releaseDeadCallbacks(napi_env env) {
   std::lock_guard<std::mutex> lock(deadMutex);
@@ -160,8 +161,7 @@ bool sharesMemory(const at::Tensor& tensor) {
 variable_list callJavaScript(napi_ref ref, const variable_list& gradients, const variable_list& saved,
                              uint32_t inputs, bool isForAll) {
   napi_env env = mainEnv;
-  napi_handle_scope scope;
-  check(env, napi_open_handle_scope(env, &scope));
+  const HandleScope scope(env);
   napi_value function, receiver, result;
   check(env, napi_get_reference_value(env, ref, &function));
   check(env, napi_get_undefined(env, &receiver));
@@ -176,7 +176,6 @@ variable_list callJavaScript(napi_ref ref, const variable_list& gradients, const
     check(env, napi_create_array_with_length(env, 1, &holder));
     check(env, napi_set_element(env, holder, 0, thrown));
     check(env, napi_create_reference(env, holder, 1, &thrownValue));
-    napi_close_handle_scope(env, scope);
     throw std::runtime_error("a backward function threw");
   }
   variable_list out = takeTensors(0, inputs);
@@ -185,7 +184,6 @@ variable_list callJavaScript(napi_ref ref, const variable_list& gradients, const
     // The engine adds into a gradient that nobody else refers to, which a new view of used memory must not seem.
     if (out[i].defined() && out[i].use_count() == 1 && sharesMemory(out[i])) out[i] = out[i].clone();
   }
-  napi_close_handle_scope(env, scope);
   return out;
 }
 
@@ -234,15 +232,32 @@ napi_value attachBackward(const Args& args) {
 
 bool threadedBackward = false;
 
+// A backward may be called inside another, by a backward written in JavaScript. Past LibTorch's own limit of 60 the
+// engine goes on in a thread of its pool, which would wait for JavaScript's thread while that waits for it.
+constexpr int kMostNested = 60;
+int runningBackwards = 0;  // JavaScript's thread only
+
+struct CountedBackward {
+  CountedBackward() {
+    if (runningBackwards > kMostNested) {
+      throw std::runtime_error("expected at most " + std::to_string(kMostNested) +
+                               " backwards inside another, got more");
+    }
+    runningBackwards++;
+  }
+  ~CountedBackward() { runningBackwards--; }
+};
+
 napi_value setThreadedBackward(const Args& args) {
   threadedBackward = args.boolean(0);
   return nullptr;
 }
 
-void runBackward(const Args& args, const variable_list& roots, const std::function<void()>& work) {
+void runBackward(const Args& args, const std::function<void()>& work) {
   releaseDeadCallbacks(args.env);
-  bool onDevice = threadedBackward;
-  for (const at::Tensor& root : roots) onDevice = onDevice || root.is_cuda();
+  const CountedBackward counted;
+  // A graph whose roots lie on the CPU may still have nodes on a GPU.
+  const bool onDevice = threadedBackward || at::globalContext().hasCUDA();
   try {
     if (onDevice) runOnEngineThread(work);
     else work();
@@ -265,7 +280,7 @@ napi_value backward(const Args& args) {
   variable_list roots = takeTensors(0, rootCount);
   variable_list gradients = takeTensors(rootCount, gradientCount);
   variable_list inputs = takeTensors(rootCount + gradientCount, inputCount);
-  runBackward(args, roots, [&] {
+  runBackward(args, [&] {
     torch::autograd::backward(roots, gradients, retainGraph, createGraph, inputs);
   });
   return nullptr;
@@ -279,7 +294,7 @@ napi_value gradientsOf(const Args& args) {
   variable_list gradients = takeTensors(rootCount, gradientCount);
   variable_list inputs = takeTensors(rootCount + gradientCount, inputCount);
   variable_list results;
-  runBackward(args, roots, [&] {
+  runBackward(args, [&] {
     results = torch::autograd::grad(roots, inputs, gradients, retainGraph, createGraph, allowUnused);
   });
   putTensors(results, 0);
@@ -336,7 +351,7 @@ void setAutocast(c10::DeviceType device, const std::string& dtype) {
   if (dtype.empty()) return;
   at::autocast::set_autocast_dtype(device, autocastType(dtype));
   // LibTorch keeps one cast of a weight, whatever the dtype: another dtype begins with none.
-  static std::unordered_map<c10::DeviceType, std::string> last;
+  static auto& last = *new std::unordered_map<c10::DeviceType, std::string>;
   if (std::exchange(last[device], dtype) != dtype) at::autocast::clear_cache();
 }
 

@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <deque>
 #include <optional>
+#include <unordered_set>
 
 namespace rlar {
 namespace {
@@ -36,10 +37,11 @@ struct Operator {
   std::string schema;
   std::vector<ArgSpec> args;
   std::vector<int32_t> returnedArgument;  // for each return: the argument it is, or -1
+  bool mixesDevices;  // it copies between devices
 };
 
 // A deque: a call may find further operators while its own is in use.
-std::deque<Operator> operators;
+std::deque<Operator>& operators = *new std::deque<Operator>;
 
 Kind listKind(const c10::TypePtr& element) {
   switch (element->kind()) {
@@ -81,7 +83,9 @@ Kind kindOf(const c10::TypePtr& type) {
 
 Operator describeOperator(const c10::OperatorHandle& handle) {
   const c10::FunctionSchema& schema = handle.schema();
-  Operator op{handle, c10::toString(schema), {}, {}};
+  static const std::unordered_set<std::string> kCopies = {
+      "aten::copy_", "aten::_foreach_copy_", "aten::set_data", "aten::to", "aten::_to_copy"};
+  Operator op{handle, c10::toString(schema), {}, {}, kCopies.count(schema.name()) > 0};
   for (const c10::Argument& argument : schema.arguments()) {
     c10::TypePtr type = argument.real_type();
     bool optional = type->kind() == c10::TypeKind::OptionalType;
@@ -134,6 +138,8 @@ const char* kindName(Kind kind) {
   return "";
 }
 
+std::string listText(uint32_t slot);
+
 std::string tagText(uint32_t slot) {
   switch (frame.tags[slot]) {
     case kDefault: return "nothing";
@@ -148,15 +154,9 @@ std::string tagText(uint32_t slot) {
     case kBool: return frame.values[slot] != 0 ? "true" : "false";
     case kString: return "\"" + interned(static_cast<uint32_t>(frame.values[slot])) + "\"";
     case kGenerator: return "a Generator";
-    case kList: return "a list of " + std::to_string(static_cast<int64_t>(frame.values[slot]));
+    case kList: return listText(slot);
     default: return "an unknown value";
   }
-}
-
-[[noreturn]] void mismatch(const ArgSpec& spec, uint32_t slot) {
-  throw std::runtime_error(
-      "argument '" + spec.name + "': expected " + kindName(spec.kind) + (spec.optional ? " or null" : "") +
-      ", got " + tagText(slot));
 }
 
 // Slots that the value at `slot` takes, its own included.
@@ -168,56 +168,75 @@ uint32_t span(uint32_t slot) {
   return next - slot;
 }
 
-int64_t readInt(const ArgSpec& spec, uint32_t slot) {
+// The first elements of a list, such as "[0, 2, 3]".
+std::string listText(uint32_t slot) {
+  constexpr int64_t kShown = 8;
+  const int64_t count = static_cast<int64_t>(frame.values[slot]);
+  std::string text = "[";
+  uint32_t next = slot + 1;
+  for (int64_t i = 0; i < std::min(count, kShown); i++, next += span(next)) text += (i > 0 ? ", " : "") + tagText(next);
+  return text + (count > kShown ? ", ... " + std::to_string(count) + " in all]" : "]");
+}
+
+// The place of a value in its list, for messages; kWhole where it is the argument itself.
+constexpr int64_t kWhole = -1;
+
+[[noreturn]] void mismatch(const ArgSpec& spec, uint32_t slot, int64_t index = kWhole) {
+  throw std::runtime_error("argument '" + spec.name + "': expected " + kindName(spec.kind) +
+                           (spec.optional ? " or null" : "") + ", got " + tagText(slot) +
+                           (index == kWhole ? "" : " at index " + std::to_string(index)));
+}
+
+int64_t readInt(const ArgSpec& spec, uint32_t slot, int64_t index = kWhole) {
   switch (frame.tags[slot]) {
     case kInt: return static_cast<int64_t>(frame.values[slot]);
     case kBigInt: return frame.ints[slot];
     case kDouble:
       if (frame.values[slot] == 0) return 0;  // JavaScript's -0, such as a negated index
       [[fallthrough]];
-    default: mismatch(spec, slot);
+    default: mismatch(spec, slot, index);
   }
 }
 
-double readDouble(const ArgSpec& spec, uint32_t slot) {
+double readDouble(const ArgSpec& spec, uint32_t slot, int64_t index = kWhole) {
   switch (frame.tags[slot]) {
     case kInt: case kDouble: return frame.values[slot];
     case kBigInt: return static_cast<double>(frame.ints[slot]);
-    default: mismatch(spec, slot);
+    default: mismatch(spec, slot, index);
   }
 }
 
-c10::Scalar readScalar(const ArgSpec& spec, uint32_t slot) {
+c10::Scalar readScalar(const ArgSpec& spec, uint32_t slot, int64_t index = kWhole) {
   switch (frame.tags[slot]) {
     case kInt: return c10::Scalar(static_cast<int64_t>(frame.values[slot]));
     case kBigInt: return c10::Scalar(frame.ints[slot]);
     case kDouble: return c10::Scalar(frame.values[slot]);
     case kBool: return c10::Scalar(frame.values[slot] != 0);
-    default: mismatch(spec, slot);
+    default: mismatch(spec, slot, index);
   }
 }
 
-bool readBool(const ArgSpec& spec, uint32_t slot) {
-  if (frame.tags[slot] != kBool) mismatch(spec, slot);
+bool readBool(const ArgSpec& spec, uint32_t slot, int64_t index = kWhole) {
+  if (frame.tags[slot] != kBool) mismatch(spec, slot, index);
   return frame.values[slot] != 0;
 }
 
 // A number in a Tensor's place becomes what PyTorch makes of it: a 0-d tensor that does not decide the dtype.
-at::Tensor readTensor(const ArgSpec& spec, uint32_t slot) {
+at::Tensor readTensor(const ArgSpec& spec, uint32_t slot, int64_t index = kWhole) {
   switch (frame.tags[slot]) {
     case kTensor: return tensors.at(static_cast<uint32_t>(frame.values[slot]));
     case kInt: case kBigInt: case kDouble: case kBool: {
-      if (spec.written) mismatch(spec, slot);
-      at::Tensor number = c10::scalar_to_tensor(readScalar(spec, slot));
+      if (spec.written) mismatch(spec, slot, index);
+      at::Tensor number = c10::scalar_to_tensor(readScalar(spec, slot, index));
       number.unsafeGetTensorImpl()->set_wrapped_number(true);
       return number;
     }
-    default: mismatch(spec, slot);
+    default: mismatch(spec, slot, index);
   }
 }
 
-const std::string& readString(const ArgSpec& spec, uint32_t slot) {
-  if (frame.tags[slot] != kString) mismatch(spec, slot);
+const std::string& readString(const ArgSpec& spec, uint32_t slot, int64_t index = kWhole) {
+  if (frame.tags[slot] != kString) mismatch(spec, slot, index);
   return interned(static_cast<uint32_t>(frame.values[slot]));
 }
 
@@ -259,12 +278,12 @@ c10::List<T> readList(const ArgSpec& spec, uint32_t slot, Read read) {
   if (frame.tags[slot] != kList) {
     bool isNumber = frame.tags[slot] == kInt || frame.tags[slot] == kBigInt || frame.tags[slot] == kDouble;
     if (spec.fixedLength == 0 || !isNumber) mismatch(spec, slot);
-    for (int32_t i = 0; i < spec.fixedLength; i++) list.push_back(read(spec, slot));
+    for (int32_t i = 0; i < spec.fixedLength; i++) list.push_back(read(spec, slot, kWhole));
     return list;
   }
   uint32_t count = static_cast<uint32_t>(frame.values[slot]);
   list.reserve(count);
-  for (uint32_t i = 0; i < count; i++) list.push_back(read(spec, slot + 1 + i));
+  for (uint32_t i = 0; i < count; i++) list.push_back(read(spec, slot + 1 + i, i));
   return list;
 }
 
@@ -290,9 +309,9 @@ c10::IValue readValue(const ArgSpec& spec, uint32_t slot) {
     case Kind::TensorList: return readList<at::Tensor>(spec, slot, readTensor);
     case Kind::OptionalTensorList:
       return readList<std::optional<at::Tensor>>(
-          spec, slot, [](const ArgSpec& s, uint32_t i) -> std::optional<at::Tensor> {
+          spec, slot, [](const ArgSpec& s, uint32_t i, int64_t index) -> std::optional<at::Tensor> {
             if (frame.tags[i] == kNone) return std::nullopt;
-            return readTensor(s, i);
+            return readTensor(s, i, index);
           });
     case Kind::IntList: case Kind::SymIntList: return readList<int64_t>(spec, slot, readInt);
     case Kind::FloatList: return readList<double>(spec, slot, readDouble);
@@ -300,9 +319,9 @@ c10::IValue readValue(const ArgSpec& spec, uint32_t slot) {
     case Kind::ScalarList: return readList<c10::Scalar>(spec, slot, readScalar);
     case Kind::OptionalScalarList:
       return readList<std::optional<c10::Scalar>>(
-          spec, slot, [](const ArgSpec& s, uint32_t i) -> std::optional<c10::Scalar> {
+          spec, slot, [](const ArgSpec& s, uint32_t i, int64_t index) -> std::optional<c10::Scalar> {
             if (frame.tags[i] == kNone) return std::nullopt;
-            return readScalar(s, i);
+            return readScalar(s, i, index);
           });
     case Kind::StringList: return readList<std::string>(spec, slot, readString);
     case Kind::Unsupported: break;
@@ -398,12 +417,41 @@ napi_value operatorNames(const Args& args) {
   return names;
 }
 
+// LibTorch's meta kernels take operands that its kernels for a GPU refuse. They are refused here, so that a run on
+// meta shows what a GPU would not do: a tensor or a generator of the CPU beside those on meta. As on a GPU, a number
+// may lie on the CPU, and so may the indices of an indexed tensor and what is copied from or to.
+void refuseMixedDevices(const Operator& op, const torch::jit::Stack& stack) {
+  const std::string* onMeta = nullptr;
+  const std::string* onCpu = nullptr;
+  const auto look = [&](const at::Tensor& tensor, const std::string& name) {
+    if (!tensor.defined()) return;
+    if (tensor.is_meta()) onMeta = &name;
+    else if (tensor.is_cpu() && tensor.dim() > 0) onCpu = &name;
+  };
+  for (size_t i = 0; i < stack.size(); i++) {
+    const ArgSpec& spec = op.args[i];
+    if (spec.kind == Kind::Tensor && stack[i].isTensor()) {
+      look(stack[i].toTensor(), spec.name);
+    } else if (spec.kind == Kind::TensorList && stack[i].isTensorList()) {
+      for (const c10::IValue& item : stack[i].toListRef()) look(item.toTensor(), spec.name);
+    } else if (spec.kind == Kind::Device && stack[i].isDevice()) {
+      if (stack[i].toDevice().is_meta()) onMeta = &spec.name;
+    } else if (spec.kind == Kind::Generator && stack[i].isGenerator()) {
+      if (stack[i].toGenerator().device().is_cpu()) onCpu = &spec.name;
+      else if (stack[i].toGenerator().device().is_meta()) onMeta = &spec.name;
+    }
+  }
+  if (!onMeta || !onCpu || op.mixesDevices) return;
+  throw std::runtime_error("expected operands on one device, got '" + *onMeta + "' on meta and '" + *onCpu +
+                           "' on the CPU");
+}
+
 // call(operator, slots): the handle of a single fresh tensor; else 0, and the results stand in the frame.
 napi_value callOperator(const Args& args) {
   const Operator& op = operators.at(args.u32(0) - 1);
   const uint32_t used = args.u32(1);
   // One stack serves every call; a call inside a call (a backward that JavaScript wrote) makes its own.
-  static torch::jit::Stack spare;
+  static torch::jit::Stack& spare = *new torch::jit::Stack;
   torch::jit::Stack stack = std::move(spare);
   uint32_t slot = 0;
   for (const ArgSpec& spec : op.args) {
@@ -423,6 +471,7 @@ napi_value callOperator(const Args& args) {
     throw std::runtime_error("expected at most " + std::to_string(op.args.size()) + " arguments, got " +
                              std::to_string(given));
   }
+  refuseMixedDevices(op, stack);
   op.handle.callBoxed(stack);
   reportExternalMemory(args.env);
 

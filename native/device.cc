@@ -126,7 +126,7 @@ struct CountingAllocator final : c10::Allocator {
   void copy_data(void* to, const void* from, size_t count) const override { default_copy_data(to, from, count); }
 };
 
-CountingAllocator countingAllocator;
+CountingAllocator& countingAllocator = *new CountingAllocator;
 
 napi_value memory(const Args& args) {
   if (args.count > 0 && args.boolean(0)) cpuPeakBytes = cpuBytes.load();
@@ -146,7 +146,9 @@ napi_value emptyCache(const Args&) {
 // ---- Random --------------------------------------------------------------------------------------------
 
 napi_value newGenerator(const Args& args) {
-  const at::Generator& source = at::globalContext().defaultGenerator(parseDevice(args.string(0)));
+  const c10::Device device = parseDevice(args.string(0));
+  if (device.is_meta()) return toHandle(args.env, generators.add(metaGenerator()));
+  const at::Generator& source = at::globalContext().defaultGenerator(device);
   return toHandle(args.env, generators.add(source.clone()));
 }
 
@@ -239,12 +241,13 @@ napi_value cudaEmptyCache(const Args&) {
   return nullptr;
 }
 
-// One captured graph and the side stream on which its capture runs.
+// One captured graph and, during its capture, the side stream that it runs on; the stream before comes back when
+// the guard goes.
 struct CapturedGraph {
   at::cuda::CUDAGraph graph;
   std::optional<c10::cuda::CUDAStreamGuard> capturing;
 };
-std::vector<std::unique_ptr<CapturedGraph>> graphs;
+std::vector<std::unique_ptr<CapturedGraph>>& graphs = *new std::vector<std::unique_ptr<CapturedGraph>>;
 
 CapturedGraph& graphAt(uint32_t id) {
   if (id == 0 || id > graphs.size() || !graphs[id - 1]) throw std::runtime_error("the graph was released");
@@ -252,20 +255,29 @@ CapturedGraph& graphAt(uint32_t id) {
 }
 
 napi_value graphBegin(const Args& args) {
-  graphs.push_back(std::make_unique<CapturedGraph>());
-  CapturedGraph& captured = *graphs.back();
+  auto captured = std::make_unique<CapturedGraph>();
   c10::cuda::getCurrentCUDAStream().synchronize();
-  captured.capturing.emplace(c10::cuda::getStreamFromPool(true));
-  captured.graph.capture_begin();
+  captured->capturing.emplace(c10::cuda::getStreamFromPool(true));
+  captured->graph.capture_begin();
+  graphs.push_back(std::move(captured));
   return toHandle(args.env, static_cast<uint32_t>(graphs.size()));
 }
 
+// Takes a graph out of the table for as long as its capture ends: whatever throws, stream and graph are given back.
 napi_value graphEnd(const Args& args) {
-  CapturedGraph& captured = graphAt(args.u32(0));
-  const bool keep = args.boolean(1);
-  captured.graph.capture_end();
-  captured.capturing.reset();
-  if (!keep) graphs[args.u32(0) - 1].reset();
+  graphAt(args.u32(0));
+  std::unique_ptr<CapturedGraph> captured = std::move(graphs[args.u32(0) - 1]);
+  captured->graph.capture_end();
+  captured->capturing.reset();
+  graphs[args.u32(0) - 1] = std::move(captured);
+  return nullptr;
+}
+
+// For a capture whose recording failed. CUDA reports the failure once more when such a capture ends.
+napi_value graphAbort(const Args& args) {
+  graphAt(args.u32(0));
+  const std::unique_ptr<CapturedGraph> captured = std::move(graphs[args.u32(0) - 1]);
+  try { captured->graph.capture_end(); } catch (const std::exception&) {}
   return nullptr;
 }
 
@@ -291,6 +303,7 @@ constexpr auto cudaMemory = noCuda;
 constexpr auto cudaEmptyCache = noCuda;
 constexpr auto graphBegin = noCuda;
 constexpr auto graphEnd = noCuda;
+constexpr auto graphAbort = noCuda;
 constexpr auto graphReplay = noCuda;
 constexpr auto graphRelease = noCuda;
 
@@ -343,6 +356,7 @@ const std::vector<Export> deviceExports = {
     {"cudaEmptyCache", guarded<cudaEmptyCache>},
     {"graphBegin", guarded<graphBegin>},
     {"graphEnd", guarded<graphEnd>},
+    {"graphAbort", guarded<graphAbort>},
     {"graphReplay", guarded<graphReplay>},
     {"graphRelease", guarded<graphRelease>},
 };

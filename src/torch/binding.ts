@@ -17,7 +17,6 @@ interface Native {
   shape(tensor: number): number;
   strides(tensor: number): number;
   info(tensor: number): void;
-  bytes(tensor: number): ArrayBuffer;
   writeBytes(tensor: number, array: ArrayBufferView): void;
   readBytes(tensor: number, array: ArrayBufferView): void;
 
@@ -79,7 +78,8 @@ interface Native {
   cudaMemory(device: string, resetPeak: boolean): void;
   cudaEmptyCache(): void;
   graphBegin(): number;
-  graphEnd(graph: number, keep: boolean): void;
+  graphEnd(graph: number): void;
+  graphAbort(graph: number): void;
   graphReplay(graph: number): void;
   graphRelease(graph: number): void;
 }

@@ -360,7 +360,17 @@ function read(args: readonly Argument[], slot: number): { value: unknown; next: 
   }
 }
 
+/** @internal What to do where a value of a tensor on meta is asked for. */
+export const NO_VALUES = "A tensor on meta has a shape alone: put it on the CPU or a GPU to compute values";
+
+/** What LibTorch says where an operator reads values and the tensor is on meta. */
+const READS_META = /with Meta tensors|out of meta tensor|on meta tensors?/i;
+
 function refusal(name: string, operator: Operator, args: readonly Argument[], error: Error): TorchError {
+  if (READS_META.test(error.message) && args.flat(2).some(isOnMeta)) {
+    const message = expectedMessage(operator.schema, "tensors with values", "one on meta", NO_VALUES);
+    return new TorchError(name, operator.schema, message);
+  }
   const operands = args.flatMap((value, i) => {
     const text = summary(value);
     return text === undefined ? [] : [`${operator.argumentNames[i] ?? i} ${text}`];
@@ -368,6 +378,8 @@ function refusal(name: string, operator: Operator, args: readonly Argument[], er
   const tail = operands.length > 0 ? `; ${operands.join(", ")}` : "";
   return new TorchError(name, operator.schema, `${operator.schema}: ${error.message.trimEnd()}${tail}`);
 }
+
+const isOnMeta = (value: unknown): boolean => value instanceof TensorHandle && value.device === "meta";
 
 function summary(value: Argument): string | undefined {
   if (value instanceof TensorHandle) return describe(value).replace("Tensor ", "");

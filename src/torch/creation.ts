@@ -3,7 +3,7 @@
  */
 import { native } from "./binding.js";
 import { type Argument, call, callTensor, type GeneratorHandle } from "./call.js";
-import { DTYPES, type DType, type TypedArray } from "./dtype.js";
+import type { DType, TypedArray } from "./dtype.js";
 import { expected, expectedType } from "./errors.js";
 import type { Device, MemoryFormat, NestedNumbers, Tensor } from "./tensor.js";
 
@@ -217,20 +217,6 @@ function fromTypedArray(
   const { dtype = own, device = "cpu" } = options;
   const placed = raw.to({ dtype, device });
   return options.requiresGrad ? placed.requiresGrad_() : placed;
-}
-
-/**
- * The memory of a contiguous CPU tensor itself, read and write, which it keeps alive.
- *
- * @throws Error when the tensor is not contiguous or not on the CPU.
- */
-export function tensorBytes(tensor: Tensor): Uint8Array {
-  return tensor.bytes();
-}
-
-/** Bytes the elements of a tensor take. */
-export function byteLength(tensor: Tensor): number {
-  return tensor.numel * DTYPES[tensor.dtype].size;
 }
 
 /** Join along an existing dimension. */

@@ -138,16 +138,17 @@ export class CudaGraph {
  *
  * `fn` runs once, recorded and not computed: read inputs from tensors that live on, write results with `copy_`
  * into tensors that live on, and read no value. Run it a few times before, so that libraries set themselves up.
+ * When `fn` throws, the capture ends, work goes to the stream that it went to before, and nothing is kept.
  */
 export function captureGraph(fn: () => void): CudaGraph {
   requireCuda("captureGraph");
   const handle = native.graphBegin();
-  let isDone = false;
   try {
     tidy(fn);
-    isDone = true;
-  } finally {
-    native.graphEnd(handle, isDone);
+  } catch (error) {
+    native.graphAbort(handle);
+    throw error;
   }
+  native.graphEnd(handle);
   return new CudaGraph(handle);
 }

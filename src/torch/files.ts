@@ -16,6 +16,7 @@ import {
 } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { native } from "./binding.js";
+import { callTensor, NO_VALUES } from "./call.js";
 import { expected } from "./errors.js";
 import type { Tensor } from "./tensor.js";
 
@@ -155,12 +156,25 @@ export function readTensorData(
   });
 }
 
-/** Append a contiguous CPU tensor to a file. */
-export function writeTensorData(fd: number, tensor: Tensor, elementBytes: number): void {
+/** Give the bytes of a contiguous CPU tensor to `take`, a piece at a time; `take` must not keep them. */
+export function forTensorData(tensor: Tensor, elementBytes: number, take: (bytes: Uint8Array) => void): void {
   forEachPiece(tensor, elementBytes, (piece, bytes) => {
     native.readBytes(piece.live, bytes);
-    writeAll(fd, bytes);
+    take(bytes);
   });
+}
+
+/**
+ * The tensor's values in row-major CPU memory, for a file. A complex view may be conjugated or negated by a flag
+ * alone, which is resolved.
+ *
+ * @throws RangeError for a tensor on meta.
+ */
+export function plainValues(where: string, tensor: Tensor): Tensor {
+  if (tensor.device === "meta") throw expected(where, "a tensor with values", tensor, NO_VALUES);
+  const moved = tensor.detach().to({ device: "cpu" });
+  const resolved = callTensor<Tensor>("aten::resolve_neg", [callTensor("aten::resolve_conj", [moved])]);
+  return resolved.contiguous();
 }
 
 /** Append bytes to a file: one call may write fewer than it was given. */

@@ -1,10 +1,8 @@
 /**
- * Functions of networks: linear maps, convolutions, norms, attention, resampling, losses, and the selective
- * log-softmax. Layers with weights of their own are in `nn`.
+ * Functions of networks: linear maps, convolutions, norms, attention, resampling and losses. Layers with weights of
+ * their own are in `nn`.
  */
-import { customFunction, grad, isGradEnabled } from "./autograd.js";
-import { type Argument, callTensor, call as callUntyped } from "./call.js";
-import { cat, empty } from "./creation.js";
+import { type Argument, callTensor } from "./call.js";
 import { expected } from "./errors.js";
 import { tidy } from "./scope.js";
 import type { Tensor } from "./tensor.js";
@@ -290,99 +288,4 @@ export function klDiv(
 ): Tensor {
   const { reduction = "mean", logTarget = false } = options;
   return call("aten::kl_div", [logp, target, REDUCTIONS[reduction]], { log_target: logTarget });
-}
-
-/**
- * Log-probabilities of chosen indices under the softmax of each row: `gather(logSoftmax(logits), index)` without
- * the log-softmax. Rows go through in chunks forward and backward, in float32 whatever the logits' dtype, so the
- * only array of the logits' size besides the logits is their gradient.
- *
- * @param logits - float `[..., V]`.
- * @param index - int64 `[...]`, or `[..., K]` for several indices of one row.
- * @param chunk - rows at a time.
- * @returns float32 (float64 for float64 logits) in the shape of `index`, nats.
- */
-export function selectiveLogSoftmax(logits: Tensor, index: Tensor, chunk = 256): Tensor {
-  const v = logits.size(-1);
-  const rows = logits.numel / v;
-  const isSingle = index.ndim === logits.ndim - 1;
-  const k = isSingle ? 1 : index.size(-1);
-  const lead = logits.shape.slice(0, -1);
-  if (index.shape.slice(0, lead.length).join() !== lead.join() || (!isSingle && index.ndim !== logits.ndim)) {
-    throw expected("selectiveLogSoftmax", `index [${lead.join(", ")}] or [${lead.join(", ")}, K]`, index);
-  }
-  const wide = logits.dtype === "float64" ? "float64" : "float32";
-  const ranges = Array.from({ length: Math.ceil(rows / chunk) }, (_, i) => {
-    return [i * chunk, Math.min(chunk, rows - i * chunk)] as const;
-  });
-  return tidy(() => {
-    const [picked] = customFunction(
-      [logits],
-      () => {
-        const flat = logits.reshape(rows, v);
-        const flatIndex = index.reshape(rows, k);
-        const parts = ranges.map(([start, count]) =>
-          tidy(() => {
-            const part = flat.narrow(0, start, count).to({ dtype: wide });
-            const top = part.amax(1, true); // [count, 1]
-            const exps = part.sub(top);
-            callUntyped("aten::exp_", [exps]);
-            const logSum = exps.sum(1, { keepdim: true }).log();
-            // Both apart: their sum has lost the digits below the size of the logits.
-            const logp = part
-              .gather(1, flatIndex.narrow(0, start, count))
-              .sub(top)
-              .sub(logSum);
-            return { top, logSum, logp };
-          }),
-        );
-        const join = (tensors: Tensor[], columns: number): Tensor =>
-          tensors.length > 0 ? cat(tensors) : empty([0, columns], { dtype: wide });
-        const top = join(
-          parts.map((part) => part.top),
-          1,
-        );
-        const logSum = join(
-          parts.map((part) => part.logSum),
-          1,
-        );
-        const logp = join(
-          parts.map((part) => part.logp),
-          k,
-        );
-        return { outputs: [logp.reshape(...index.shape)], saved: [logits, flatIndex, top, logSum] };
-      },
-      ([gradient], [savedLogits, savedIndex, top, logSum]) => {
-        if (isGradEnabled()) {
-          // Second derivatives are rare: those go through the operators.
-          const plain = (savedLogits as Tensor)
-            .reshape(rows, v)
-            .logSoftmax(1, wide)
-            .gather(1, savedIndex as Tensor);
-          const wanted = [(gradient as Tensor).reshape(rows, k)];
-          return grad([plain], [savedLogits as Tensor], wanted, { createGraph: true });
-        }
-        const flat = (savedLogits as Tensor).reshape(rows, v);
-        const flatGradient = (gradient as Tensor).reshape(rows, k);
-        const result = callUntyped("aten::empty_like", [flat], {
-          memory_format: "contiguous_format",
-        }) as Tensor;
-        for (const [start, count] of ranges) {
-          tidy(() => {
-            const g = flatGradient.narrow(0, start, count);
-            const part = flat.narrow(0, start, count).to({ dtype: wide });
-            // d/dlogits = sum_k g_k (onehot_k - softmax)
-            const p = part.sub((top as Tensor).narrow(0, start, count));
-            p.sub_((logSum as Tensor).narrow(0, start, count));
-            callUntyped("aten::exp_", [p]);
-            p.mul_(g.sum(1, { keepdim: true }).neg());
-            p.scatterAdd_(1, (savedIndex as Tensor).narrow(0, start, count), g);
-            result.narrow(0, start, count).copy_(p);
-          });
-        }
-        return [result.reshape(...(savedLogits as Tensor).shape)];
-      },
-    );
-    return picked as Tensor;
-  });
 }

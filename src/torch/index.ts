@@ -22,10 +22,10 @@ export {
 } from "./autograd.js";
 export { type Argument, call, callTensor, GeneratorHandle, operatorNames, schemaOf } from "./call.js";
 export { loadCheckpoint, openCheckpoint } from "./checkpoint.js";
+export { type Savable, saveTorch } from "./checkpoint_writer.js";
 export {
   arange,
   bernoulli,
-  byteLength,
   cat,
   einsum,
   empty,
@@ -46,7 +46,6 @@ export {
   stack,
   type TensorOptions,
   tensor,
-  tensorBytes,
   where,
   zeros,
   zerosLike,

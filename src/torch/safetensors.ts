@@ -3,17 +3,17 @@
  * Files hold no code. Tensors are read by range and written one at a time. Specified by
  * huggingface/safetensors.
  */
-import { callTensor } from "./call.js";
 import { empty } from "./creation.js";
 import { DTYPES, type DType } from "./dtype.js";
 import { expected, expectedType } from "./errors.js";
 import {
   type ByteSource,
   FileBytes,
+  forTensorData,
+  plainValues,
   readTensorData,
   replaceFile,
   writeAll,
-  writeTensorData,
 } from "./files.js";
 import { tidy } from "./scope.js";
 import { Tensor } from "./tensor.js";
@@ -390,19 +390,14 @@ export function saveSafetensors(
   json.copy(head, 8);
   replaceFile(path, (fd) => {
     writeAll(fd, head);
-    for (const { tensor } of sorted)
-      tidy(() => writeTensorData(fd, plain(tensor), DTYPES[tensor.dtype].size));
+    for (const { name, tensor } of sorted) {
+      const { size } = DTYPES[tensor.dtype];
+      tidy(() =>
+        forTensorData(plainValues(`saveSafetensors: ${name}`, tensor), size, (bytes) => writeAll(fd, bytes)),
+      );
+    }
   });
 }
 
 /** Order of the bytes, as Rust compares strings; JavaScript's own order differs past U+FFFF. */
 const compareUtf8 = (a: string, b: string): number => Buffer.compare(Buffer.from(a), Buffer.from(b));
-
-/**
- * The tensor's values in row-major CPU memory. A complex view may be conjugated or negated by a flag alone.
- */
-function plain(tensor: Tensor): Tensor {
-  const moved = tensor.detach().to({ device: "cpu" });
-  const resolved = callTensor<Tensor>("aten::resolve_neg", [callTensor("aten::resolve_conj", [moved])]);
-  return resolved.contiguous();
-}

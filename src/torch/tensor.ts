@@ -4,8 +4,15 @@
  * results are PyTorch's, in camelCase; a trailing underscore works in place.
  */
 import { native, TAG, tags, values } from "./binding.js";
-import { type Argument, callTensor, call as callUntyped, setTensorClass, TensorHandle } from "./call.js";
-import { DTYPES, type DType, type TypedArray } from "./dtype.js";
+import {
+  type Argument,
+  callTensor,
+  call as callUntyped,
+  NO_VALUES,
+  setTensorClass,
+  TensorHandle,
+} from "./call.js";
+import type { DType, TypedArray } from "./dtype.js";
 import { expected } from "./errors.js";
 import { tidy } from "./scope.js";
 
@@ -35,8 +42,14 @@ const ELEMENTS: Partial<Record<DType, ElementsOf>> = {
 
 type Dims = number | readonly number[];
 
+/** Sizes or dimensions: `view(2, 3)`, or as one array `view([2, 3])`. */
+type Ints = readonly number[] | readonly [readonly number[]];
+
 const call = (name: string, args: readonly Argument[], options?: Record<string, Argument>): Tensor =>
   callTensor<Tensor>(name, args, options);
+
+const asOne = (list: Ints): readonly Argument[] =>
+  list.length === 1 && Array.isArray(list[0]) ? list[0] : (list as readonly number[]);
 
 const asList = (dims: Dims): readonly number[] => (typeof dims === "number" ? [dims] : dims);
 
@@ -95,7 +108,7 @@ export class Tensor extends TensorHandle {
    * @throws RangeError when an int64 is beyond 2^53: read it with {@link itemBigInt}.
    */
   item(): number {
-    const value = callUntyped("aten::item", [this]) as number | bigint | boolean;
+    const value = this.#value("Tensor.item");
     if (typeof value === "bigint")
       throw expected("Tensor.item", "an integer within 2^53", value, "Use itemBigInt()");
     return Number(value);
@@ -103,8 +116,17 @@ export class Tensor extends TensorHandle {
 
   /** The value of a one-element integer tensor, all 64 bits. Waits for a GPU. */
   itemBigInt(): bigint {
-    const value = callUntyped("aten::item", [this]) as number | bigint | boolean;
-    return BigInt(value);
+    return BigInt(this.#value("Tensor.itemBigInt"));
+  }
+
+  #value(where: string): number | bigint | boolean {
+    this.#mustHaveValues(where);
+    if (this.numel !== 1) throw expected(where, "a tensor of one element", this, "Use toList() or toArray()");
+    return callUntyped("aten::item", [this]) as number | bigint | boolean;
+  }
+
+  #mustHaveValues(where: string): void {
+    if (this.device === "meta") throw expected(where, "a tensor with values", this, NO_VALUES);
   }
 
   /**
@@ -112,6 +134,7 @@ export class Tensor extends TensorHandle {
    * `Uint8Array` for bool. Waits for a GPU.
    */
   toArray(): TypedArray {
+    this.#mustHaveValues("Tensor.toArray");
     const dtype = this.dtype;
     const wide = dtype === "float16" || dtype === "bfloat16" ? "float32" : dtype;
     const Elements = wide === "bool" ? Uint8Array : ELEMENTS[wide];
@@ -147,14 +170,6 @@ export class Tensor extends TensorHandle {
     return nest(0, 0, flat.length);
   }
 
-  /**
-   * The memory of a contiguous CPU tensor itself: what is written here is in the tensor.
-   *
-   * @throws Error when the tensor is not contiguous or not on the CPU.
-   */
-  bytes(): Uint8Array {
-    return new Uint8Array(native.bytes(this.live));
-  }
 
   /**
    * The shape, after checking that it has `rank` dimensions: `const [n, t, v] = logits.dims(3)`.
@@ -270,20 +285,11 @@ export class Tensor extends TensorHandle {
   cos(): Tensor {
     return call("aten::cos", [this]);
   }
-  tan(): Tensor {
-    return call("aten::tan", [this]);
-  }
-  atan(): Tensor {
-    return call("aten::atan", [this]);
-  }
   tanh(): Tensor {
     return call("aten::tanh", [this]);
   }
   sigmoid(): Tensor {
     return call("aten::sigmoid", [this]);
-  }
-  erf(): Tensor {
-    return call("aten::erf", [this]);
   }
   floor(): Tensor {
     return call("aten::floor", [this]);
@@ -317,9 +323,6 @@ export class Tensor extends TensorHandle {
   }
   logicalNot(): Tensor {
     return call("aten::logical_not", [this]);
-  }
-  logSigmoid(): Tensor {
-    return call("aten::log_sigmoid", [this]);
   }
   clamp(min: Operand | null, max: Operand | null = null): Tensor {
     const isTensor = min instanceof Tensor || max instanceof Tensor;
@@ -385,9 +388,6 @@ export class Tensor extends TensorHandle {
   minimum(other: Operand): Tensor {
     return call("aten::minimum", [this, other]);
   }
-  atan2(other: Operand): Tensor {
-    return call("aten::atan2", [this, other]);
-  }
   eq(other: Operand): Tensor {
     return call("aten::eq.Tensor", [this, other]);
   }
@@ -418,9 +418,6 @@ export class Tensor extends TensorHandle {
   logicalOr(other: Operand): Tensor {
     return call("aten::logical_or", [this, other]);
   }
-  logicalXor(other: Operand): Tensor {
-    return call("aten::logical_xor", [this, other]);
-  }
   /** Linear step from this to `end`: `this + weight * (end - this)`. */
   lerp(end: Tensor, weight: Operand): Tensor {
     return call(weight instanceof Tensor ? "aten::lerp.Tensor" : "aten::lerp.Scalar", [this, end, weight]);
@@ -428,10 +425,6 @@ export class Tensor extends TensorHandle {
   /** `this + value * a * b`. */
   addcmul(a: Tensor, b: Tensor, value = 1): Tensor {
     return call("aten::addcmul", [this, a, b, value]);
-  }
-  /** `this + value * a / b`. */
-  addcdiv(a: Tensor, b: Tensor, value = 1): Tensor {
-    return call("aten::addcdiv", [this, a, b, value]);
   }
   matmul(other: Tensor): Tensor {
     return call("aten::matmul", [this, other]);
@@ -507,10 +500,6 @@ export class Tensor extends TensorHandle {
     call("aten::scatter_add_", [this, dim, index, source]);
     return this;
   }
-  indexAdd_(dim: number, index: Tensor, source: Tensor): this {
-    call("aten::index_add_", [this, dim, index, source]);
-    return this;
-  }
   indexCopy_(dim: number, index: Tensor, source: Tensor): this {
     call("aten::index_copy_", [this, dim, index, source]);
     return this;
@@ -518,32 +507,33 @@ export class Tensor extends TensorHandle {
 
   // ---- Shape ----
 
-  view(...shape: number[]): Tensor {
-    return call("aten::view", [this, shape]);
+  view(...shape: Ints): Tensor {
+    return call("aten::view", [this, asOne(shape)]);
   }
-  reshape(...shape: number[]): Tensor {
-    return call("aten::reshape", [this, shape]);
+  reshape(...shape: Ints): Tensor {
+    return call("aten::reshape", [this, asOne(shape)]);
   }
-  expand(...shape: number[]): Tensor {
-    return call("aten::expand", [this, shape]);
+  expand(...shape: Ints): Tensor {
+    return call("aten::expand", [this, asOne(shape)]);
   }
-  repeat(...times: number[]): Tensor {
-    return call("aten::repeat", [this, times]);
+  repeat(...times: Ints): Tensor {
+    return call("aten::repeat", [this, asOne(times)]);
   }
-  permute(...dims: number[]): Tensor {
-    return call("aten::permute", [this, dims]);
+  permute(...dims: Ints): Tensor {
+    return call("aten::permute", [this, asOne(dims)]);
   }
   transpose(dim0: number, dim1: number): Tensor {
     return call("aten::transpose.int", [this, dim0, dim1]);
   }
-  movedim(source: number, destination: number): Tensor {
-    return call("aten::movedim.int", [this, source, destination]);
+  movedim(source: Dims, destination: Dims): Tensor {
+    return call("aten::movedim.intlist", [this, asList(source), asList(destination)]);
   }
   unsqueeze(dim: number): Tensor {
     return call("aten::unsqueeze", [this, dim]);
   }
-  squeeze(dim: Dims): Tensor {
-    return call("aten::squeeze.dims", [this, asList(dim)]);
+  /** Without the dimensions of size 1, or without those among `dim`. */
+  squeeze(dim: Dims | null = null): Tensor {
+    return dim === null ? call("aten::squeeze", [this]) : call("aten::squeeze.dims", [this, asList(dim)]);
   }
   flatten(startDim = 0, endDim = -1): Tensor {
     return call("aten::flatten.using_ints", [this, startDim, endDim]);
@@ -551,8 +541,8 @@ export class Tensor extends TensorHandle {
   unflatten(dim: number, sizes: readonly number[]): Tensor {
     return call("aten::unflatten.int", [this, dim, sizes]);
   }
-  flip(...dims: number[]): Tensor {
-    return call("aten::flip", [this, dims]);
+  flip(...dims: Ints): Tensor {
+    return call("aten::flip", [this, asOne(dims)]);
   }
   roll(shifts: Dims, dims: Dims): Tensor {
     return call("aten::roll", [this, asList(shifts), asList(dims)]);
@@ -708,11 +698,6 @@ export class Tensor extends TensorHandle {
 function pair(result: unknown): { values: Tensor; indices: Tensor } {
   const [values, indices] = result as [Tensor, Tensor];
   return { values, indices };
-}
-
-/** Bytes an element of the tensor takes. */
-export function elementSize(tensor: TensorHandle): number {
-  return DTYPES[tensor.dtype].size;
 }
 
 setTensorClass(Tensor);

@@ -596,7 +596,6 @@ test("a freed tensor is refused wherever it is used", () => {
     () => x.storageOffset,
     () => x.item(),
     () => x.toArray(),
-    () => x.bytes(),
     () => x.requiresGrad,
     () => x.grad,
     () => x.backward(),

@@ -7,10 +7,11 @@ import { after, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import fc from "fast-check";
 import { loadCheckpoint, openCheckpoint } from "../../src/torch/checkpoint.js";
-import { Tensor, tensorBytes } from "../../src/torch/index.js";
+import { Tensor } from "../../src/torch/index.js";
 import { LazyTensor } from "../../src/torch/lazy_tensor.js";
 import { lookup, Opaque, PyGlobal, type PyValue } from "../../src/torch/python_values.js";
 import { loadSafetensors } from "../../src/torch/safetensors.js";
+import { elementBytes } from "../support/bytes.js";
 import { noLeak } from "../support/leak.js";
 import {
   bytes,
@@ -69,9 +70,6 @@ const floats = (...values: number[]): Buffer => Buffer.from(new Float32Array(val
 const dispose = (...tensors: Iterable<unknown>[]): void => {
   for (const list of tensors) for (const item of list) if (item instanceof Tensor) item.dispose();
 };
-
-/** A row-major copy of a tensor's bytes. */
-const elementBytes = (tensor: Tensor): Uint8Array => Uint8Array.from(tensorBytes(tensor.contiguous()));
 
 const FILES = [
   "tensors.p2.pt",

@@ -17,11 +17,12 @@ import { join } from "node:path";
 import { after, test } from "node:test";
 import {
   FileBytes,
+  forTensorData,
   MemoryBytes,
   readTensorData,
   replaceFile,
   writeAll,
-  writeTensorData,
+
   writing,
 } from "../../src/torch/files.js";
 import { tensor, tidy, zeros } from "../../src/torch/index.js";
@@ -72,7 +73,7 @@ test("tensor data goes to a file and comes back into part of a storage", () => {
     const written = tidy(() => tensor([1, 2, 3, 4, 5, 6]).view(2, 3));
     const fd = openSync(path, "w");
     writeAll(fd, Buffer.from("head"));
-    writeTensorData(fd, written, 4);
+    forTensorData(written, 4, (bytes) => writeAll(fd, bytes));
     closeSync(fd);
     const storage = zeros([8]);
     const part = storage.asStrided([3], [1], 2);

@@ -10,12 +10,12 @@ import { MemoryBytes } from "../../src/torch/files.js";
 import {
   arange,
   call,
+  DTYPES,
   type DType,
   isCudaAvailable,
   ones,
   type Tensor,
   tensor,
-  tensorBytes,
   tidy,
   zeros,
 } from "../../src/torch/index.js";
@@ -25,6 +25,7 @@ import {
   readSafetensorsHeader,
   saveSafetensors,
 } from "../../src/torch/safetensors.js";
+import { elementBytes, fromBytes } from "../support/bytes.js";
 import { noLeak } from "../support/leak.js";
 import { bytes, int64 } from "../support/pickled.js";
 
@@ -91,7 +92,7 @@ test("a file of the reference implementation", () => {
     assert.deepEqual(read.toList(), name === "bool" ? [0, 1, 1] : [0, 1, 3]);
   }
   const complex = new Float32Array([0, 0, 1, 0, 3, 0]);
-  assert.deepEqual(tensorBytes(file.tensor("complex64")), new Uint8Array(complex.buffer));
+  assert.deepEqual(elementBytes(file.tensor("complex64")), new Uint8Array(complex.buffer));
   assert.equal(file.tensor("scalar").item(), 1.5);
   assert.deepEqual(file.tensor("empty").shape, [2, 0]);
   assert.deepEqual(file.tensor('a/漢 "quoted"\n.weight').toList(), [[1, 2]]);
@@ -163,14 +164,13 @@ test("views are written as what they show", () => {
 });
 
 test("a complex view that is conjugated or negated by a flag is written as what it shows", () => {
-  const made = zeros([2], { dtype: "complex64" });
-  tensorBytes(made).set(new Uint8Array(new Float32Array([1, 2, 3, -4]).buffer));
+  const made = fromBytes(new Uint8Array(new Float32Array([1, 2, 3, -4]).buffer), [2], "complex64");
   const conjugate = call("aten::conj", [made]) as Tensor;
   const negative = call("aten::imag", [conjugate]) as Tensor;
   saveSafetensors(path, { conjugate, negative });
   const { tensors } = loadSafetensors(path);
   const want = new Float32Array([1, -2, 3, 4]);
-  assert.deepEqual(tensorBytes(tensors.conjugate as Tensor), new Uint8Array(want.buffer));
+  assert.deepEqual(elementBytes(tensors.conjugate as Tensor), new Uint8Array(want.buffer));
   assert.deepEqual(tensors.negative?.toList(), [-2, 4]);
 });
 
@@ -203,11 +203,11 @@ test("random tensors come back as they were", () => {
           Object.entries(entries)
             .filter(([name]) => name !== "__metadata__")
             .map(([name, { dtype, shape, seed }]): [string, Tensor] => {
-              const made = zeros(shape, { dtype });
-              tensorBytes(made).forEach((_, i, all) => {
-                all[i] = dtype === "bool" ? (seed + i) & 1 : (seed * 31 + i * 7) & 255;
-              });
-              return [name, made];
+              const size = shape.reduce((product, n) => product * n, DTYPES[dtype].size);
+              const bytes = Uint8Array.from({ length: size }, (_, i) =>
+                dtype === "bool" ? (seed + i) & 1 : (seed * 31 + i * 7) & 255,
+              );
+              return [name, fromBytes(bytes, shape, dtype)];
             }),
         );
         saveSafetensors(path, written);
@@ -217,7 +217,7 @@ test("random tensors come back as they were", () => {
           const got = tensors[name] as Tensor;
           assert.equal(got.dtype, want.dtype);
           assert.deepEqual(got.shape, want.shape);
-          assert.deepEqual(tensorBytes(got), tensorBytes(want));
+          assert.deepEqual(elementBytes(got), elementBytes(want));
         }
       }),
     ),

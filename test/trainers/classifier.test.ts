@@ -16,8 +16,8 @@ import {
   rand,
   saveSafetensors,
   type Tensor,
+  tensor,
   tidy,
-  zeros,
 } from "../../src/torch/index.js";
 import { openClassifierTask } from "../../src/trainers/classifier.js";
 import { type FitState, type FitTask, fitLoop } from "../../src/trainers/loop.js";
@@ -36,7 +36,6 @@ function picture(kind: number, generator: Generator): Tensor {
     const [a, b] = [0, 1].map((i) => draws.slice(3 * i, 3 * i + 3).map((v) => (i === 0 ? v - 1 : v)));
     const phase = Math.floor((draws[6] as number) * 4);
     const radius = 3 + 3 * (draws[7] as number);
-    const image = zeros([1, 3, SIZE, SIZE]);
     const flat = new Float32Array(3 * SIZE * SIZE);
     for (let y = 0; y < SIZE; y++) {
       for (let x = 0; x < SIZE; x++) {
@@ -46,8 +45,7 @@ function picture(kind: number, generator: Generator): Tensor {
           flat[(c * SIZE + y) * SIZE + x] = ((isInside ? a : b) as number[])[c] as number;
       }
     }
-    new Float32Array(image.bytes().buffer, image.bytes().byteOffset, flat.length).set(flat);
-    return image;
+    return tensor(flat).reshape(1, 3, SIZE, SIZE);
   });
 }
 

@@ -1,0 +1,141 @@
+// Kernels for the meta device, whose tensors have a shape and no values. LibTorch wrote many of its own in Python;
+// the operators of networks and their losses that lack one in C++ get one here, so that a run on meta shows every
+// tensor that was made on another device by mistake.
+#include "addon.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include <optional>
+#include <tuple>
+
+namespace rlar {
+namespace {
+
+using c10::IValue;
+
+c10::MemoryFormat formatOf(const at::Tensor& a, const at::Tensor& b) {
+  const auto isLast = [](const at::Tensor& t) {
+    return t.suggest_memory_format() == c10::MemoryFormat::ChannelsLast;
+  };
+  return isLast(a) || isLast(b) ? c10::MemoryFormat::ChannelsLast : c10::MemoryFormat::Contiguous;
+}
+
+// Sizes of a convolution's output [B, out, ...], for an input that LibTorch has checked.
+at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>&,
+                       at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, bool transposed,
+                       at::IntArrayRef outputPadding, int64_t groups) {
+  std::vector<int64_t> sizes = {input.size(0), transposed ? weight.size(1) * groups : weight.size(0)};
+  for (int64_t i = 2; i < input.dim(); i++) {
+    const int64_t kernel = dilation[i - 2] * (weight.size(i) - 1) + 1;
+    sizes.push_back(transposed ? (input.size(i) - 1) * stride[i - 2] - 2 * padding[i - 2] + kernel + outputPadding[i - 2]
+                               : (input.size(i) + 2 * padding[i - 2] - kernel) / stride[i - 2] + 1);
+  }
+  const auto format = input.dim() == 4 ? formatOf(input, weight) : c10::MemoryFormat::Contiguous;
+  return at::empty(sizes, input.options().memory_format(format));
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> convolutionBackward(
+    const at::Tensor& gradient, const at::Tensor& input, const at::Tensor& weight, at::IntArrayRef, at::IntArrayRef,
+    at::IntArrayRef, bool, at::IntArrayRef, int64_t, std::array<bool, 3> mask) {
+  return {mask[0] ? at::empty_like(input) : at::Tensor(), mask[1] ? at::empty_like(weight) : at::Tensor(),
+          mask[2] ? at::empty({gradient.size(1)}, gradient.options()) : at::Tensor()};
+}
+
+at::Tensor toCpu(const at::Tensor& tensor) {
+  if (!tensor.defined() || !tensor.is_meta()) return tensor;
+  const auto options = tensor.options().device(c10::kCPU);
+  // One is a value that logarithms, divisions and draws take; zero is an index that every dimension has.
+  at::Tensor filled = at::empty_strided(tensor.sizes(), tensor.strides(), options);
+  return filled.fill_(tensor.is_floating_point() || tensor.is_complex() ? 1 : 0);
+}
+
+IValue toCpu(const IValue& value) {
+  if (value.isTensor()) return toCpu(value.toTensor());
+  if (value.isDevice() && value.toDevice().is_meta()) return c10::Device(c10::kCPU);
+  if (value.isGenerator()) return IValue();
+  if (!value.isTensorList()) return value;
+  c10::List<at::Tensor> list;
+  for (const at::Tensor& tensor : value.toTensorVector()) list.push_back(toCpu(tensor));
+  return list;
+}
+
+IValue toMeta(const IValue& value) {
+  if (value.isTensorList()) {
+    c10::List<at::Tensor> list;
+    for (const at::Tensor& tensor : value.toTensorVector()) list.push_back(toMeta(tensor).toTensor());
+    return list;
+  }
+  if (!value.isTensor() || !value.toTensor().defined()) return value;
+  const at::Tensor& tensor = value.toTensor();
+  return at::empty_strided(tensor.sizes(), tensor.strides(), tensor.options().device(c10::kMeta));
+}
+
+// Run the operator on the CPU over tensors of the same shapes, and keep the shapes of what comes out: right where
+// no size depends on a value, which holds for every operator below.
+void throughCpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  const c10::FunctionSchema& schema = op.schema();
+  const size_t count = schema.arguments().size();
+  const std::vector<IValue> given(stack->end() - count, stack->end());
+  torch::jit::drop(*stack, count);
+  torch::jit::Stack own;
+  for (const IValue& value : given) own.push_back(toCpu(value));
+  op.callBoxed(own);
+  for (size_t i = 0; i < own.size(); i++) {
+    const c10::AliasInfo* alias = schema.returns()[i].alias_info();
+    size_t written = count;
+    for (size_t j = 0; alias && j < count; j++) {
+      const c10::AliasInfo* argument = schema.arguments()[j].alias_info();
+      if (argument && argument->isWrite() && argument->beforeSets() == alias->beforeSets()) written = j;
+    }
+    if (written < count) {
+      const at::Tensor& out = given[written].toTensor();
+      if (out.sizes() != own[i].toTensor().sizes()) out.resize_(own[i].toTensor().sizes());
+      stack->push_back(given[written]);
+    } else {
+      stack->push_back(toMeta(own[i]));
+    }
+  }
+}
+
+// Everything that LibTorch's own generators do, for tensors on meta; a tensor elsewhere refuses it.
+struct MetaGenerator : at::CPUGeneratorImpl {
+  MetaGenerator() { device_ = c10::Device(c10::kMeta); }
+};
+
+// What reads values, or has sizes that depend on them, has no kernel: src/torch/call.ts says so.
+constexpr const char* kThroughCpu[] = {
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool2d_backward", "_cdist_backward", "_cdist_forward", "_fused_adamw_",
+    "abs.out", "embedding_dense_backward", "flip", "index_select", "index_select.out", "log_sigmoid_backward",
+    "log_sigmoid_forward", "median", "median.dim_values", "multinomial", "native_batch_norm",
+    "native_batch_norm_backward", "native_group_norm", "native_group_norm_backward", "native_layer_norm",
+    "native_layer_norm_backward", "polar.out", "randperm.generator_out", "reflection_pad2d", "reflection_pad2d.out",
+    "reflection_pad2d_backward", "replication_pad2d_backward", "roll", "searchsorted.Tensor", "std.correction",
+    "std_mean.correction", "unfold_backward", "var.correction", "var_mean.correction", "where.self",
+    "where.self_out",
+};
+
+}  // namespace
+
+at::Generator metaGenerator() { return at::make_generator<MetaGenerator>(); }
+
+void installMetaKernels() {
+  auto& library = *new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::Meta, __FILE__, __LINE__);
+  // A newer LibTorch may have a kernel of its own, and an older one lack the operator.
+  const auto isWanted = [](const std::string& name) {
+    const size_t dot = name.find('.');
+    const std::string overload = dot == std::string::npos ? "" : name.substr(dot + 1);
+    const auto found = c10::Dispatcher::singleton().findSchema({"aten::" + name.substr(0, dot), overload});
+    return found && !found->hasKernelForDispatchKey(c10::DispatchKey::Meta);
+  };
+  if (isWanted("convolution_overrideable")) library.impl("convolution_overrideable", TORCH_FN(convolution));
+  if (isWanted("convolution_backward_overrideable")) {
+    library.impl("convolution_backward_overrideable", TORCH_FN(convolutionBackward));
+  }
+  for (const char* name : kThroughCpu) {
+    if (isWanted(name)) library.impl(name, torch::CppFunction::makeFromBoxedFunction<&throughCpu>());
+  }
+}
+
+}  // namespace rlar
