@@ -25,15 +25,15 @@ export {
   readImages,
   writePng,
 } from "./data/index.js";
-export { evaluateModels, type ModelEvaluation } from "./evaluation/models.js";
-export { evaluationText } from "./evaluation/text.js";
+export { evaluateModels, type ModelEvaluation } from "./evaluation/judge_models.js";
 export {
   type EvalRow,
   type Judge,
   MEASURES,
   type Measures,
   type ModelEvalOptions,
-} from "./evaluation/types.js";
+} from "./evaluation/options.js";
+export { evaluationText } from "./evaluation/verdict.js";
 export {
   FeatureClassifier,
   LPIPS,

@@ -1,8 +1,8 @@
 /** `rlar eval`: how good a tokenizer or a policy is, and whether one policy is better than another. */
 import { ConfigError, type DataConfig, type PartialDeep } from "../config/resolve.js";
-import { evaluateModels } from "../evaluation/models.js";
-import { optionsOfConfig, optionsOfRun } from "../evaluation/run.js";
-import { evaluationText, measuresText } from "../evaluation/text.js";
+import { evaluateModels } from "../evaluation/judge_models.js";
+import { optionsOfConfig, optionsOfRun } from "../evaluation/options.js";
+import { evaluationText, measuresText } from "../evaluation/verdict.js";
 import { type Device, setNumThreads } from "../torch/index.js";
 
 /** Options of `rlar eval`. */

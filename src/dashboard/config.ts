@@ -8,7 +8,7 @@ import { pretrainKind } from "../config/pretrain_keys.js";
 import type { ConfigKind } from "../config/resolve.js";
 import { tokenizerKind } from "../config/tokenizer_keys.js";
 import { trainKind } from "../config/train_kind.js";
-import { type Html, html, table } from "./html.js";
+import { type Html, html, table } from "./page.js";
 import { configAt, type Run } from "./run.js";
 
 /** The commands whose runs are reported. */

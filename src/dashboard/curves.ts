@@ -1,12 +1,22 @@
 /**
- * The charts of one run or several: series from `run.ts` on the charts of `metrics.ts`. With several runs
- * a color is a run; with one it is a metric.
+ * The report's curves: metrics of one run or several as charts of SVG paths in a frame that stretches, with labels as
+ * text beside it. With several runs a color is a run; with one it is a metric. Which metrics share a chart is decided in
+ * `metrics.ts`, where values lie on an axis in `scale.ts`.
  */
-import { type Line, lineChart, POINTS, type Reference, stackedChart } from "./chart.js";
-import { type Html, html, table } from "./html.js";
+
 import { type ChartGroup, type ChartSpec, chartGroups, type LineSpec } from "./metrics.js";
+import { dataElement, type Html, html, table } from "./page.js";
 import { configAt, type Run } from "./run.js";
-import { meanOf, movingMean, numberText, type Series, smoothingOf } from "./scale.js";
+import {
+  type Axis,
+  axisOf,
+  meanOf,
+  movingMean,
+  numberText,
+  type Series,
+  smoothingOf,
+  thinned,
+} from "./scale.js";
 
 /** A metric that a chart would show nothing of. */
 interface Still {
@@ -152,4 +162,300 @@ function phasesOf({ phases = [] }: ChartGroup, run: Run, runs: number): Html[] {
   const title = runs === 1 ? "Where the time goes" : `Where the time goes: ${run.name}`;
   const about = "The phases of a step. Good: little in data and other.";
   return [stackedChart({ title, about, unit: "seconds" }, layers)];
+}
+
+/** Size of a drawing in its own units; the page stretches it. */
+export const WIDTH = 1000;
+export const HEIGHT = 400;
+
+/** Points of a line that are drawn: more than a chart has pixels for would only make the file large. */
+export const POINTS = 300;
+
+/** A line on a chart. */
+export interface Line {
+  readonly label: string;
+  /** Its name in metrics.jsonl. */
+  readonly metric: string;
+  /** Which of the page's colors, from 0; also the order of the legend. */
+  readonly color: number;
+  readonly series: Series;
+  /** Drawn in place of the values: their moving mean. */
+  readonly smooth?: readonly number[];
+  /** A dot behind the line at each value. */
+  readonly hasDots?: boolean;
+  /** Distance of the band's edges from the line, at each step. */
+  readonly spread?: readonly number[];
+  readonly isDashed?: boolean;
+  /** A mark at each value, for values that are far apart. */
+  readonly hasMarks?: boolean;
+}
+
+/** A value to compare lines with: a dotted line across. */
+export interface Reference {
+  readonly label: string;
+  readonly value: number;
+  /** The color of the line that it belongs to; grey where left out. */
+  readonly color?: number;
+}
+
+/** A chart of lines over the iterations. */
+export interface LineChart {
+  readonly title: string;
+  /** What it shows, and what is good. */
+  readonly about: string;
+  readonly lines: readonly Line[];
+  readonly references?: readonly Reference[];
+  readonly unit?: "" | "%";
+  readonly mayBeLog?: boolean;
+  readonly hasZero?: boolean;
+  readonly isWide?: boolean;
+  /** The last iteration of the page, so that all its charts have one axis. */
+  readonly lastStep: number;
+  /** Most points of a line; {@link POINTS} where left out. */
+  readonly points?: number;
+}
+
+/** A path through points, in the drawing's units; broken where a value has no place. */
+export function pathOf(steps: readonly number[], values: readonly number[], x: Axis, y: Axis): string {
+  let path = "";
+  let isOpen = false;
+  for (const [i, step] of steps.entries()) {
+    const at = pointOf(step, values[i] as number, x, y);
+    path += at === null ? "" : `${isOpen ? "L" : "M"}${at}`;
+    isOpen = at !== null;
+  }
+  return path;
+}
+
+/** A dot at each point: strokes of no length, which round ends make round however the drawing is stretched. */
+export function dotsOf(steps: readonly number[], values: readonly number[], x: Axis, y: Axis): string {
+  const points = steps.map((step, i) => pointOf(step, values[i] as number, x, y));
+  return points.map((at) => (at === null ? "" : `M${at}h0`)).join("");
+}
+
+/** The area between two edges. */
+export function bandOf(
+  steps: readonly number[],
+  low: readonly number[],
+  high: readonly number[],
+  x: Axis,
+  y: Axis,
+): string {
+  const inside = steps.flatMap((step, i) => {
+    const from = pointOf(step, Math.max(low[i] as number, y.isLog ? y.low : -Infinity), x, y);
+    const to = pointOf(step, high[i] as number, x, y);
+    return from === null || to === null ? [] : [{ from, to }];
+  });
+  if (inside.length < 2) return "";
+  const back = inside.toReversed().map(({ from }) => from);
+  return `M${inside.map(({ to }) => to).join("L")}L${back.join("L")}Z`;
+}
+
+function pointOf(step: number, value: number, x: Axis, y: Axis): string | null {
+  const [left, up] = [x.place(step), y.place(value)];
+  if (!Number.isFinite(left) || !Number.isFinite(up)) return null;
+  return `${round(left * WIDTH)} ${round((1 - up) * HEIGHT)}`;
+}
+
+const round = (number: number): number => Number(number.toFixed(1));
+
+/** A chart of lines with its legend, its axes and the numbers that its read-out shows. */
+export function lineChart(chart: LineChart): Html {
+  const lines = chart.lines.map((line) => cutDown(line, chart.points ?? POINTS));
+  const x = axisOf([0, chart.lastStep], { margin: 0, isWhole: true });
+  const { references = [], unit = "", mayBeLog = false, hasZero = false } = chart;
+  const heights = lines.flatMap((line) => [
+    ...line.series.values,
+    ...(line.edges?.low ?? []).filter((value) => !mayBeLog || value > 0),
+    ...(line.edges?.high ?? []),
+  ]);
+  const y = axisOf([...heights, ...references.map(({ value }) => value)], { mayBeLog, hasZero });
+  const drawn = html`${lines.map((line) => drawLine(line, x, y))}${references.map((reference) => {
+    const path = pathOf([x.low, x.high], [reference.value, reference.value], x, y);
+    return html`<path class="reference ${colorOf(reference.color)}" d="${path}"/>`;
+  })}`;
+  const keys = [
+    ...lines.map((line) => {
+      const last = (line.smooth ?? line.series.values).findLast(Number.isFinite) ?? Number.NaN;
+      const kind = line.isDashed ? "key dashed" : "key";
+      return html`<li title="${line.metric}"><i class="${kind} ${colorOf(line.color)}"></i>${line.label} <b>${numberText(last, unit)}</b></li>`;
+    }),
+    ...references.map(
+      ({ label, value, color }) =>
+        html`<li><i class="key reference ${colorOf(color)}"></i>${label} <b>${numberText(value, unit)}</b></li>`,
+    ),
+  ];
+  const data = {
+    x: [x.low, x.high],
+    unit,
+    lines: lines.map(({ label, color, series, smooth }) => ({
+      label,
+      color,
+      steps: series.steps.map(readable),
+      values: series.values.map(readable),
+      ...(smooth && { smooth: smooth.map(readable) }),
+    })),
+  };
+  return html`<figure class="chart${chart.isWide ? " wide" : ""}">
+<figcaption><h4>${chart.title}</h4><ul class="legend">${keys}</ul></figcaption>
+${frame(drawn, x, y, { unit, label: `${chart.title}: ${spoken(chart.lines, unit)}`, below: "step" })}
+<p class="about">${chart.about}${y.isLog ? " Logarithmic." : ""}</p>
+${dataElement(data)}
+</figure>`;
+}
+
+/** Numbers of the read-out: four digits are enough to read, and NaN is null. */
+const readable = (value: number): number | null =>
+  Number.isFinite(value) ? Number(value.toPrecision(value >= 1000 && value < 1e9 ? 9 : 4)) : null;
+
+type CutLine = Omit<Line, "spread"> & { readonly edges: Edges | null };
+interface Edges {
+  readonly low: readonly number[];
+  readonly high: readonly number[];
+}
+
+function cutDown(line: Line, most: number): CutLine {
+  const { series, smooth, spread, ...rest } = line;
+  const { size: _, ...cut } = thinned(series, most);
+  const along = (values: readonly number[]): readonly number[] =>
+    thinned({ steps: series.steps, values }, most).values;
+  const middle = smooth === undefined ? undefined : along(smooth);
+  const width = spread === undefined ? undefined : along(spread);
+  const center = middle ?? cut.values;
+  const edges = width && {
+    low: center.map((value, i) => value - (width[i] as number)),
+    high: center.map((value, i) => value + (width[i] as number)),
+  };
+  return { ...rest, series: cut, edges: edges ?? null, ...(middle && { smooth: middle }) };
+}
+
+const colorOf = (color: number | undefined): string => (color === undefined ? "grey" : `c${color % 8}`);
+
+function drawLine(
+  { series, smooth, edges, color, isDashed, hasMarks, hasDots }: CutLine,
+  x: Axis,
+  y: Axis,
+): Html {
+  const { steps, values } = series;
+  const band = edges === null ? "" : bandOf(steps, edges.low, edges.high, x, y);
+  const dots = hasDots || hasMarks || steps.length === 1 ? dotsOf(steps, values, x, y) : "";
+  const kind = hasDots ? "dots" : "mark";
+  const path = pathOf(steps, smooth ?? values, x, y);
+  const dash = isDashed ? " dashed" : "";
+  return html`<g class="${colorOf(color)}">${band !== "" && html`<path class="band" d="${band}"/>`}${
+    dots !== "" && html`<path class="${kind}" d="${dots}"/>`
+  }<path class="line${dash}" d="${path}"/></g>`;
+}
+
+/** What the chart shows, for those who do not see it. */
+function spoken(lines: readonly Line[], unit: "" | "%"): string {
+  return lines
+    .map(({ label, series }) => {
+      const first = series.values.find(Number.isFinite) ?? Number.NaN;
+      const last = series.values.findLast(Number.isFinite) ?? Number.NaN;
+      const [from, to] = [series.steps[0] ?? 0, series.steps.at(-1) ?? 0];
+      return `${label} ${numberText(first, unit)} at step ${from}, ${numberText(last, unit)} at step ${to}`;
+    })
+    .join("; ");
+}
+
+/** A drawing between its axes. */
+export function frame(
+  drawing: Html,
+  x: Axis,
+  y: Axis,
+  options: { unit?: "" | "%"; label: string; below: string; beside?: string; over?: Html },
+): Html {
+  const { unit = "", label, below, beside, over } = options;
+  const percent = (place: number): string => `${round(place * 100)}%`;
+  const text = (tick: number): string =>
+    unit === "%" ? `${Number((tick * 100).toPrecision(6))} %` : y.text(tick);
+  const levels = y.ticks.map((tick) => ({ text: text(tick), place: 1 - y.place(tick) }));
+  const longest = levels.map((level) => level.text).reduce((a, b) => (b.length > a.length ? b : a), "");
+  const grid = levels.map(({ place }) => `M0 ${round(place * HEIGHT)}h${WIDTH}`).join("");
+  return html`<div class="frame">
+<div class="y"><span class="sizer">${longest}</span>${levels.map((level) => html`<span style="top:${percent(level.place)}">${level.text}</span>`)}</div>
+<div class="plot" role="img" tabindex="0" aria-label="${label}"><svg viewBox="0 0 ${WIDTH} ${HEIGHT}" preserveAspectRatio="none" aria-hidden="true"><path class="grid" d="${grid}"/>${drawing}</svg>${over}</div>
+<div class="x">${x.ticks.map((tick) => html`<span style="left:${percent(x.place(tick))}">${x.text(tick)}</span>`)}</div>
+<p class="below">${beside !== undefined && html`<span>up: ${beside}</span> `}${below}</p>
+</div>`;
+}
+
+/** A part of a whole over the iterations, such as the seconds of a phase. */
+export interface Layer {
+  readonly label: string;
+  readonly series: Series;
+}
+
+/** Parts of a whole, one on the other, as bars of neighbouring steps. */
+export function stackedChart(
+  chart: { title: string; about: string; unit: string },
+  layers: readonly Layer[],
+): Html {
+  const steps = [...new Set(layers.flatMap(({ series }) => series.steps))].sort((a, b) => a - b);
+  const size = Math.ceil(steps.length / 80);
+  const bars = Array.from({ length: Math.ceil(steps.length / size) }, (_, i) =>
+    steps.slice(i * size, i * size + size),
+  );
+  const parts = layers.map(({ series }) => {
+    const at = new Map(series.steps.map((step, i) => [step, series.values[i] as number]));
+    // A phase that a step did not have took no time in it.
+    const sums = bars.map((bar) => bar.reduce((sum, step) => sum + finite(at.get(step)), 0));
+    return sums.map((sum, i) => sum / (bars[i] as number[]).length);
+  });
+  const totals = bars.map((_, i) => parts.reduce((sum, part) => sum + (part[i] as number), 0));
+  const x = axisOf([(steps[0] ?? 0) - 0.5, (steps.at(-1) ?? 0) + 0.5], {
+    margin: 0,
+    isWhole: true,
+    count: 4,
+  });
+  const y = axisOf(totals, { hasZero: true });
+  const below = bars.map(() => 0);
+  const drawn = parts.map((part, k) => {
+    const path = part.map((height, i) => {
+      const bar = bars[i] as number[];
+      const [left, right] = [
+        (bar[0] as number) - 0.5,
+        (bars[i + 1]?.[0] ?? (bar.at(-1) as number) + 1) - 0.5,
+      ];
+      const base = below[i] as number;
+      below[i] = base + height;
+      const [x0, x1] = [round(x.place(left) * WIDTH), round(x.place(right) * WIDTH)];
+      const [y0, y1] = [round((1 - y.place(base)) * HEIGHT), round((1 - y.place(base + height)) * HEIGHT)];
+      return y0 === y1 ? "" : `M${x0} ${y0}V${y1}H${x1}V${y0}Z`;
+    });
+    return html`<path class="bar ${colorOf(k)}" d="${path.join("")}"/>`;
+  });
+  const whole = totals.reduce((a, b) => a + b, 0);
+  const keys = layers.map(({ label }, k) => {
+    const share = whole === 0 ? 0 : (parts[k] as number[]).reduce((a, b) => a + b, 0) / whole;
+    return html`<li><i class="key solid ${colorOf(k)}"></i>${label} <b>${numberText(share, "%")}</b></li>`;
+  });
+  const data = {
+    x: [x.low, x.high],
+    unit: "",
+    lines: layers.map(({ label }, k) => ({
+      label,
+      color: k % 8,
+      steps: bars.map((bar) => readable(((bar[0] as number) + (bar.at(-1) as number)) / 2)),
+      values: (parts[k] as number[]).map(readable),
+    })),
+  };
+  const label = `${chart.title}: ${layers.map((layer) => layer.label).join(", ")}`;
+  return html`<figure class="chart">
+<figcaption><h4>${chart.title}</h4><ul class="legend">${keys}</ul></figcaption>
+${frame(html`${drawn}`, x, y, { label, below: "step" })}
+<p class="about">${chart.about}${size > 1 ? ` Each bar is the mean of ${size} steps.` : ""} In ${chart.unit}; the legend has each part's share.</p>
+${dataElement(data)}
+</figure>`;
+}
+
+const finite = (value: number | undefined): number =>
+  value === undefined || !Number.isFinite(value) ? 0 : value;
+
+/** A small line without axes, beside a number. */
+export function sparkPath(values: readonly number[]): string {
+  const steps = values.map((_, i) => i);
+  const x = axisOf([0, Math.max(1, values.length - 1)], { margin: 0 });
+  return pathOf(steps, values, x, axisOf(values, { margin: 0.1 }));
 }

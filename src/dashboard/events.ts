@@ -1,8 +1,8 @@
 /** What happened in a run that somebody who judges it should know: how it ended, what went wrong, what looks odd. */
 import { duration } from "../run/console.js";
 import { notesOf } from "./config.js";
-import { type Html, html } from "./html.js";
 import { aboutOf } from "./measures.js";
+import { type Html, html } from "./page.js";
 import { outcomesOf } from "./results.js";
 import { configAt, type Run } from "./run.js";
 import { meanOf, numberText, rowTexts, type Series } from "./scale.js";

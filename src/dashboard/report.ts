@@ -4,23 +4,18 @@
  */
 import { createHash } from "node:crypto";
 import { join } from "node:path";
-
 import { duration } from "../run/console.js";
 import { replaceFile } from "../torch/files.js";
 import { expected } from "../torch/index.js";
-import { comparison, runList } from "./compare.js";
 import { commandSection, configSection, summaryOf } from "./config.js";
 import { curves } from "./curves.js";
-import { evalSection, frontiersOf } from "./eval.js";
+import { evalSection, frontierChart, frontiersOf } from "./evaluations.js";
 import { endOf, eventSection, shortId, totalOf } from "./events.js";
-import { frontierChart } from "./frontier.js";
-import { type Html, html, raw, table } from "./html.js";
-import { resultSection } from "./results.js";
+import { type Html, html, raw, SCRIPT, STYLE, table } from "./page.js";
+import { comparison, resultSection, runList } from "./results.js";
 import { configAt, type Run, readRun, type SomeEnvironment } from "./run.js";
 import { type Pictures, readPictures, sampleSection } from "./samples.js";
 import { numberText } from "./scale.js";
-import { SCRIPT } from "./script.js";
-import { STYLE } from "./style.js";
 
 /** Bytes that the pictures of a report may take, as they are in their files. */
 const PICTURES = 900_000;

@@ -5,14 +5,13 @@
 import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
 import { parse } from "yaml";
-
 import { describeWeights, type ModelDescription } from "../rl_ar_finetune/builder.js";
 import { type BestCheckpoint, listCheckpoints } from "../run/checkpoint.js";
 import type { Environment } from "../run/environment.js";
 import { isHeld } from "../run/folder.js";
 import { decodeData } from "../run/plain_data.js";
 import { expected, openWeights } from "../torch/index.js";
-import { type EvalFile, readEvaluations } from "./eval.js";
+import { type EvalFile, readEvaluations } from "./evaluations.js";
 import type { Series } from "./scale.js";
 
 /** Any part of an `env.json`: an older one may lack some. */

@@ -3,11 +3,9 @@
  * there is room for.
  */
 import { readFile } from "node:fs/promises";
-
 import sharp from "sharp";
-
 import { valueText } from "./config.js";
-import { type Html, html, table } from "./html.js";
+import { type Html, html, table } from "./page.js";
 import type { Run, SamplePage } from "./run.js";
 import { numberText } from "./scale.js";
 

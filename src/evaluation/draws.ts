@@ -173,7 +173,7 @@ export function asSaved(images: Tensor): Tensor {
  * @param counts - training images of each class.
  * @param how - shares as among the training images, or all alike; met as nearly as whole numbers allow.
  */
-export function classesOf(
+export function classesOfFreeSamples(
   counts: readonly number[],
   total: number,
   how: "data" | "balanced",
@@ -181,7 +181,7 @@ export function classesOf(
 ): number[] {
   const weights = how === "balanced" ? counts.map((count) => (count > 0 ? 1 : 0)) : counts;
   const sum = weights.reduce<number>((all, weight) => all + weight, 0);
-  if (sum === 0) throw expected("classesOf", "at least one training image", "none");
+  if (sum === 0) throw expected("classesOfFreeSamples", "at least one training image", "none");
   const exact = weights.map((weight) => (weight * total) / sum);
   const given = exact.map(Math.floor);
   const left = total - given.reduce((all, count) => all + count, 0);

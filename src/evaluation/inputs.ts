@@ -2,7 +2,6 @@
  * What an evaluation works on: models and networks from files or from a program, and the images, split as in training.
  * Images are read once: held-out ones are kept with their codes, of training images only the features.
  */
-
 import { type DataConfig, resolveConfig } from "../config/resolve.js";
 import { type Batch, type ImageSource, onePass, type ReadOptions } from "../data/index.js";
 import type { LPIPS } from "../metrics/lpips.js";
@@ -33,7 +32,7 @@ import {
 } from "../torch/index.js";
 import { forEachDecoded } from "./draws.js";
 import { type Described, Describer } from "./measure.js";
-import type { Judge, ModelEvalOptions, PolicyFile } from "./types.js";
+import type { Judge, ModelEvalOptions, PolicyFile } from "./options.js";
 
 /** A file that numbers come from. */
 export interface FileFact {

@@ -22,7 +22,7 @@ import {
 import type { LPIPS } from "../metrics/lpips.js";
 import { judge as judgeTerms, reconstructionTerm, type Term } from "../rl_ar_finetune/rewards.js";
 import { cat, keep, noGrad, type Tensor, tensor, tidy, zeros } from "../torch/index.js";
-import type { Estimate, Estimates, Judge, Measures } from "./types.js";
+import type { Estimate, Estimates, Judge, Measures } from "./options.js";
 
 /** How intervals are drawn. */
 export interface Intervals {

@@ -97,7 +97,11 @@ class Pickler {
     else if (isPlain(value)) this.#dict(new Map(Object.entries(value)), at, value);
     else {
       const where = at === "" ? "saveTorch" : `saveTorch: ${at}`;
-      throw expectedType(where, "tensors, numbers, text, null, arrays, Maps and plain objects", kindOf(value));
+      throw expectedType(
+        where,
+        "tensors, numbers, text, null, arrays, Maps and plain objects",
+        kindOf(value),
+      );
     }
   }
 
@@ -154,7 +158,8 @@ class Pickler {
   }
 
   #inside(container: unknown, at: string, write: () => void): void {
-    if (this.#around.has(container)) throw expected(`saveTorch: ${at}`, "data that ends", "one that holds itself");
+    if (this.#around.has(container))
+      throw expected(`saveTorch: ${at}`, "data that ends", "one that holds itself");
     if (this.#around.size === MAX_DEPTH) {
       throw expected("saveTorch", `at most ${MAX_DEPTH} containers inside each other`, "more");
     }
@@ -172,7 +177,9 @@ class Pickler {
       key = String(this.storages.size);
       this.storages.set(tensor, key);
     }
-    const strides = shape.map((_, i) => shape.slice(i + 1).reduce((product, size) => product * Math.max(size, 1), 1));
+    const strides = shape.map((_, i) =>
+      shape.slice(i + 1).reduce((product, size) => product * Math.max(size, 1), 1),
+    );
     this.#text("ctorch._utils\n_rebuild_tensor_v2\n((");
     this.#string("storage");
     this.#text(`ctorch\n${STORAGE_CLASSES[dtype]}Storage\n`);

@@ -170,7 +170,6 @@ export class Tensor extends TensorHandle {
     return nest(0, 0, flat.length);
   }
 
-
   /**
    * The shape, after checking that it has `rank` dimensions: `const [n, t, v] = logits.dims(3)`.
    *

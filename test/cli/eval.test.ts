@@ -4,7 +4,7 @@ import { spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import type { ModelEvaluation } from "../../src/evaluation/models.js";
+import type { ModelEvaluation } from "../../src/evaluation/judge_models.js";
 import { buildArPolicy, buildClassifier } from "../../src/rl_ar_finetune/builder.js";
 import { manualSeed, saveSafetensors } from "../../src/torch/index.js";
 import { tinyFolder } from "../support/train_run.js";

@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-
-import { comparison, meanAndSpread, seedGroups } from "../../src/dashboard/compare.js";
+import { comparison, meanAndSpread, seedGroups } from "../../src/dashboard/results.js";
 import { type Run, readRun } from "../../src/dashboard/run.js";
 import { newFolder, writeRun } from "./run_files.js";
 

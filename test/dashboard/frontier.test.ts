@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-
-import { frontierChart, placedLabels, staircase, undominated } from "../../src/dashboard/frontier.js";
+import { frontierChart, placedLabels, staircase, undominated } from "../../src/dashboard/evaluations.js";
 import { axisOf } from "../../src/dashboard/scale.js";
 
 const at = (x: number, y: number, label = "1") => ({ x, y, label, group: 1 });

@@ -4,9 +4,8 @@ import { appendFileSync, existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { Script } from "node:vm";
-
+import { SCRIPT } from "../../src/dashboard/page.js";
 import { reportHtml, writeReport } from "../../src/dashboard/report.js";
-import { SCRIPT } from "../../src/dashboard/script.js";
 import { newFolder, writePage, writeRun } from "./run_files.js";
 
 /** A record of the loop, with the metrics that have charts of their own. */

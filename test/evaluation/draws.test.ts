@@ -4,7 +4,7 @@ import { test } from "node:test";
 
 import {
   asSaved,
-  classesOf,
+  classesOfFreeSamples,
   drawCompletions,
   drawFree,
   forEachDecoded,
@@ -126,13 +126,16 @@ test("images are decoded in pieces, each as 8 bits a channel keep it", () => {
 test("classes come in the data's shares, or alike, in an order that the seed decides", () => {
   const count = (classes: number[]): number[] =>
     [0, 1, 2, 3].map((c) => classes.filter((of) => of === c).length);
-  assert.deepEqual(count(classesOf([58, 0, 21, 21], 100, "data", 0)), [58, 0, 21, 21]);
+  assert.deepEqual(count(classesOfFreeSamples([58, 0, 21, 21], 100, "data", 0)), [58, 0, 21, 21]);
   // 10 of 3 alike: the remainders are equal, so the first takes the rest.
-  assert.deepEqual(count(classesOf([5, 5, 5], 10, "data", 0)), [4, 3, 3, 0]);
-  assert.deepEqual(count(classesOf([58, 0, 21, 21], 7, "balanced", 0)), [3, 0, 2, 2]);
-  assert.deepEqual(classesOf([3, 3], 20, "data", 1), classesOf([3, 3], 20, "data", 1));
-  assert.notDeepEqual(classesOf([3, 3], 20, "data", 1), classesOf([3, 3], 20, "data", 2));
-  assert.throws(() => classesOf([0, 0], 4, "data", 0), {
-    message: "classesOf: expected at least one training image, got none.",
+  assert.deepEqual(count(classesOfFreeSamples([5, 5, 5], 10, "data", 0)), [4, 3, 3, 0]);
+  assert.deepEqual(count(classesOfFreeSamples([58, 0, 21, 21], 7, "balanced", 0)), [3, 0, 2, 2]);
+  assert.deepEqual(classesOfFreeSamples([3, 3], 20, "data", 1), classesOfFreeSamples([3, 3], 20, "data", 1));
+  assert.notDeepEqual(
+    classesOfFreeSamples([3, 3], 20, "data", 1),
+    classesOfFreeSamples([3, 3], 20, "data", 2),
+  );
+  assert.throws(() => classesOfFreeSamples([0, 0], 4, "data", 0), {
+    message: "classesOfFreeSamples: expected at least one training image, got none.",
   });
 });

@@ -4,9 +4,8 @@
  */
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
-
 import sharp from "sharp";
-import type { Judge } from "../../src/evaluation/types.js";
+import type { Judge } from "../../src/evaluation/options.js";
 import { Module, Buffer as ModuleBuffer } from "../../src/nn/index.js";
 import type { ArPolicy, Condition, DecodeCache } from "../../src/policies/policy.js";
 import { buildTokenizerFrozen, type FrozenTokenizer } from "../../src/tokenizers/index.js";

@@ -11,6 +11,7 @@ export function onMeta<M extends Module>(module: M): M {
 export function toMeta<T>(value: T): T {
   if (value instanceof Tensor) return value.to({ device: "meta" }) as T;
   if (Array.isArray(value)) return value.map(toMeta) as T;
-  if (value === null || typeof value !== "object" || Object.getPrototypeOf(value) !== Object.prototype) return value;
+  if (value === null || typeof value !== "object" || Object.getPrototypeOf(value) !== Object.prototype)
+    return value;
   return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, toMeta(item)])) as T;
 }

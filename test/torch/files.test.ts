@@ -22,7 +22,6 @@ import {
   readTensorData,
   replaceFile,
   writeAll,
-
   writing,
 } from "../../src/torch/files.js";
 import { tensor, tidy, zeros } from "../../src/torch/index.js";

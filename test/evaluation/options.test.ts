@@ -3,10 +3,9 @@ import assert from "node:assert/strict";
 import { cpSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-
 import { ConfigError, resolveConfig } from "../../src/config/resolve.js";
-import { evaluateModels } from "../../src/evaluation/models.js";
-import { optionsOfConfig, optionsOfRun } from "../../src/evaluation/run.js";
+import { evaluateModels } from "../../src/evaluation/judge_models.js";
+import { optionsOfConfig, optionsOfRun } from "../../src/evaluation/options.js";
 import { openSources } from "../../src/run/images.js";
 import { quietRun, tinyFolder, tinyRun } from "../support/train_run.js";
 

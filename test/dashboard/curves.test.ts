@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-
-import { bandOf, dotsOf, lineChart, pathOf, sparkPath, stackedChart } from "../../src/dashboard/chart.js";
+import { bandOf, dotsOf, lineChart, pathOf, sparkPath, stackedChart } from "../../src/dashboard/curves.js";
 import { axisOf } from "../../src/dashboard/scale.js";
 
 const x = axisOf([0, 2], { margin: 0 });

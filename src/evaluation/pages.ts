@@ -1,14 +1,13 @@
-/** What an evaluation leaves behind besides numbers: pages of images, samples for evaluators of others. */
+/** What judging leaves behind besides numbers: pages of images, and samples for the evaluators of others. */
 import { closeSync, mkdirSync, openSync, rmSync } from "node:fs";
 import { basename, dirname, extname, join } from "node:path";
-
 import { gridOf, writePng } from "../data/index.js";
 import { type NpzArray, writeNpz } from "../data/npz.js";
 import { rangesOf } from "../rl_ar_finetune/scoring.js";
 import { cat, expected, fullLike, type Tensor, tensor, tidy, where } from "../torch/index.js";
 import { forEachDecoded } from "./draws.js";
 import { type EvalInputs, type HeldOut, imagesOf } from "./inputs.js";
-import type { ModelEvalOptions, Point } from "./types.js";
+import type { ModelEvalOptions, Point } from "./options.js";
 
 /**
  * Make the folder of pages, and see that files can be written where they are to go: before hours of work, not after.

@@ -1,4 +1,62 @@
-/** How the report looks, light and dark, on a wide screen, on a narrow one, and on paper. */
+/**
+ * What every report is made of, whatever it shows: templates that escape text, the style sheet, the page's own script.
+ */
+
+/** Markup that may stand in a page as it is. */
+export interface Html {
+  readonly markup: string;
+}
+
+/** What a template can hold; null, undefined and false leave nothing. */
+export type Piece = Html | string | number | null | undefined | false | readonly Piece[];
+
+/** A template whose text is escaped. Attribute values must be in double quotes. */
+export function html(parts: TemplateStringsArray, ...pieces: readonly Piece[]): Html {
+  let markup = parts[0] as string;
+  for (const [i, piece] of pieces.entries()) markup += markupOf(piece) + (parts[i + 1] as string);
+  return { markup };
+}
+
+/** Markup of our own that is no text of anybody's, such as a style sheet. */
+export const raw = (markup: string): Html => ({ markup });
+
+function markupOf(piece: Piece): string {
+  if (piece === null || piece === undefined || piece === false) return "";
+  if (typeof piece === "string") return escapeText(piece);
+  if (typeof piece === "number") return String(piece);
+  if ("markup" in piece) return piece.markup;
+  return piece.map(markupOf).join("");
+}
+
+const ESCAPES: Readonly<Record<string, string>> = {
+  "&": "&amp;",
+  "<": "&lt;",
+  ">": "&gt;",
+  '"': "&quot;",
+  "'": "&#39;",
+};
+
+/** Text that reads the same between tags and in quoted attributes. */
+export function escapeText(text: string): string {
+  return text.replace(/[&<>"']/g, (sign) => ESCAPES[sign] as string);
+}
+
+/** Data for the page's script, in an element that no parser takes for markup or code. */
+export function dataElement(data: unknown): Html {
+  const text = JSON.stringify(data).replaceAll("<", "\\u003c");
+  return { markup: `<script type="application/json">${text}</script>` };
+}
+
+/** A table whose first column names the rows. */
+export function table(head: readonly Piece[], rows: readonly (readonly Piece[])[]): Html {
+  const cells = rows.map((row) => {
+    const [name, ...rest] = row;
+    return html`<tr><th scope="row">${name}</th>${rest.map((cell) => html`<td>${cell}</td>`)}</tr>`;
+  });
+  const titles = head.map((title) => html`<th scope="col">${title}</th>`);
+  const top = head.length === 0 ? null : html`<thead><tr>${titles}</tr></thead>`;
+  return html`<div class="scroll"><table>${top}<tbody>${cells}</tbody></table></div>`;
+}
 
 /** Colors of lines: eight that are told apart by those who see few colors, each with a contrast of 3 or more. */
 const LIGHT: readonly string[] = [
@@ -124,4 +182,90 @@ main h4{margin:18px 0 6px}.chart h4,.tile h4{margin:0}
 footer{padding-top:28px;padding-bottom:40px;font-size:13px;color:var(--soft)}
 @media (max-width:600px){main,header,footer{padding-left:14px;padding-right:14px}nav ul{padding:8px 14px}h1{font-size:23px}.tile,.chart,.page{padding:12px}th,td{padding:5px 8px}nav{position:static}}
 @media print{nav,.slide{display:none}.chart,.tile,.page{break-inside:avoid}}
+`;
+
+/** Plain JavaScript; the page allows no other. */
+export const SCRIPT: string = `"use strict";
+const text = (x, unit) => {
+  if (x === null) return "n/a";
+  if (unit === "%") return text(x * 100) + " %";
+  const size = Math.abs(x);
+  return size !== 0 && (size >= 1e6 || size < 1e-3) ? x.toExponential(2).replace("e+", "e") : String(Number(x.toPrecision(4)));
+};
+const near = (steps, step) => {
+  let [low, high] = [0, steps.length - 1];
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (steps[middle] < step) low = middle;
+    else high = middle;
+  }
+  return step - steps[low] <= steps[high] - step ? low : high;
+};
+for (const chart of document.querySelectorAll(".chart")) {
+  const source = chart.querySelector("script[type='application/json']");
+  const plot = chart.querySelector(".plot");
+  if (source === null || plot === null) continue;
+  const { x: [from, to], unit, lines } = JSON.parse(source.textContent);
+  const all = [...new Set(lines.flatMap((line) => line.steps))].sort((a, b) => a - b);
+  if (all.length === 0) continue;
+  const tip = document.createElement("div");
+  const rule = document.createElement("div");
+  tip.className = "tip";
+  rule.className = "rule";
+  let at = all.length - 1;
+  const show = () => {
+    const step = all[at];
+    const place = to === from ? 0.5 : (step - from) / (to - from);
+    const head = document.createElement("p");
+    head.textContent = "step " + Math.round(step);
+    const rows = lines.map((line) => {
+      const i = near(line.steps, step);
+      const row = document.createElement("p");
+      const key = document.createElement("i");
+      const value = document.createElement("b");
+      key.className = "key c" + line.color;
+      const drawn = line.smooth === undefined ? line.values[i] : line.smooth[i];
+      value.textContent = text(drawn, unit);
+      const own = line.smooth === undefined ? "" : " (dot " + text(line.values[i], unit) + ")";
+      const other = Math.abs(line.steps[i] - step) <= (to - from) / 100 ? "" : " at step " + Math.round(line.steps[i]);
+      row.append(key, line.label + " ", value, own + other);
+      return row;
+    });
+    tip.replaceChildren(head, ...rows);
+    rule.style.left = 100 * place + "%";
+    plot.append(rule, tip);
+    const room = plot.clientWidth - tip.offsetWidth;
+    const wanted = place * plot.clientWidth;
+    tip.style.left = Math.max(Math.min(0, room), Math.min(room, wanted > plot.clientWidth / 2 ? wanted - tip.offsetWidth - 10 : wanted + 10)) + "px";
+  };
+  const hide = () => { tip.remove(); rule.remove(); };
+  plot.addEventListener("pointermove", (event) => {
+    const box = plot.getBoundingClientRect();
+    at = near(all, from + ((event.clientX - box.left) / box.width) * (to - from));
+    show();
+  });
+  plot.addEventListener("pointerleave", hide);
+  plot.addEventListener("blur", hide);
+  plot.addEventListener("keydown", (event) => {
+    const move = { ArrowLeft: -1, ArrowRight: 1, Home: -all.length, End: all.length }[event.key];
+    if (move === undefined) return;
+    event.preventDefault();
+    at = Math.max(0, Math.min(all.length - 1, at + move));
+    show();
+  });
+}
+for (const group of document.querySelectorAll(".samples")) {
+  const pages = [...group.querySelectorAll(".page")];
+  const bar = group.querySelector(".slide");
+  if (bar === null) continue;
+  const input = bar.querySelector("input");
+  const output = bar.querySelector("output");
+  const show = () => {
+    for (const [i, page] of pages.entries()) page.hidden = i !== Number(input.value);
+    output.textContent = pages[Number(input.value)].dataset.step;
+  };
+  bar.hidden = false;
+  input.addEventListener("input", show);
+  show();
+}
 `;

@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-
-import { evalSection, frontiersOf, readEvaluations } from "../../src/dashboard/eval.js";
+import { evalSection, frontiersOf, readEvaluations } from "../../src/dashboard/evaluations.js";
 import { newFolder, writeRun } from "./run_files.js";
 
 const NET = "classifier <x>";

@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-
-import { dataElement, html, raw, table } from "../../src/dashboard/html.js";
+import { dataElement, html, raw, table } from "../../src/dashboard/page.js";
 
 test("text is escaped, templates in templates are not", () => {
   const name = `<img src=x onerror="alert('1')"> & co`;

@@ -1,0 +1,343 @@
+/**
+ * What judging models on held-out images takes and gives: options with their defaults and checks, the shape of numbers,
+ * and the options that a run's folder or a configuration already answers.
+ */
+
+import { existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { parse } from "yaml";
+import { ConfigError, type DataConfig, type PartialDeep, type TokenizerSection } from "../config/resolve.js";
+import type { FeatureNetwork } from "../metrics/features.js";
+import type { ArPolicy } from "../policies/index.js";
+import { describeWeights } from "../rl_ar_finetune/builder.js";
+import { checkSampling } from "../rl_ar_finetune/sampling.js";
+import { bestCheckpoint, listCheckpoints } from "../run/checkpoint.js";
+import type { FrozenTokenizer } from "../tokenizers/index.js";
+import { type Device, type DType, expected, openWeights, type Tensor } from "../torch/index.js";
+
+/** A network whose features images are judged by, and its distance of images where it has one. */
+export interface Judge {
+  readonly network: FeatureNetwork;
+  /** Of samples from their images, float `[B, 3, H, W]` in [-1, 1] both, to float `[B]`; null where there is none. */
+  readonly distance: ((images: Tensor, samples: Tensor) => Tensor) | null;
+  /** Of its classes, where it knows them: accuracy is measured only where they are those of the images. */
+  readonly classNames?: readonly string[];
+}
+
+/** A file of weights, and what it does not tell. */
+export interface PolicyFile {
+  readonly path: string;
+  readonly wrapper?: string;
+  readonly nHead?: number;
+  readonly blockSize?: number;
+}
+
+/** What {@link evaluateModels} takes. */
+export interface ModelEvalOptions {
+  readonly tokenizer: string | (Partial<TokenizerSection> & { readonly path: string }) | FrozenTokenizer;
+  /** A: the policy, or the one before. Without it only the tokenizer is judged. */
+  readonly policy?: string | PolicyFile | ArPolicy;
+  /** B: the one after, judged with the same seeds. */
+  readonly against?: string | PolicyFile | ArPolicy;
+  /** Networks, or files of them. Those that no reward has used belong last: verdicts are given by each. */
+  readonly features?: readonly (string | Judge)[];
+  /** torchvision's VGG16, AlexNet or SqueezeNet 1.1, for LPIPS. */
+  readonly lpips?: string;
+  /** The images, by the keys of a training's `data`: `source` at least. */
+  readonly data: PartialDeep<DataConfig>;
+  /** What sequences start from: the image's class or text features, or nothing. `condition` where left out. */
+  readonly start?: "condition" | "empty";
+  /** Free samples a point; 2,000 where left out, 0 for none. */
+  readonly samples?: number;
+  /** How often free samples are of each class: as the training images, where left out, or all alike. */
+  readonly classes?: "data" | "balanced";
+  /** Given codes of a completion; half of an image's where left out, none for no completions. */
+  readonly prefixes?: readonly number[];
+  /** Completions an image; 1 where left out. */
+  readonly draws?: number;
+  /** Most held-out images; 1,000 where left out. */
+  readonly images?: number;
+  /** Most training images that samples are compared with; 50,000 where left out. */
+  readonly trainImages?: number;
+  readonly temperatures?: readonly number[];
+  /** Scales of classifier-free guidance; 1 is none. */
+  readonly cfg?: readonly number[];
+  readonly cfgSchedule?: "constant" | "power_cosine";
+  readonly topK?: number;
+  readonly topP?: number;
+  /** Of the draws; `[0]` where left out. With several, a number is the mean over them. */
+  readonly seeds?: readonly number[];
+  /** Resamples of an interval; 200 where left out, 0 for no intervals. */
+  readonly resamples?: number;
+  /** Sequences at a time; 128 where left out. Changes nothing but rounding. */
+  readonly batch?: number;
+  readonly device?: Device;
+  /** Of the policies. */
+  readonly dtype?: DType;
+  /** A folder for pages of images. */
+  readonly out?: string;
+  /** A file for the free samples: uint8 `arr_0` `[N, H, W, 3]` and int64 `arr_1` `[N]`, as evaluators of others read. */
+  readonly npz?: string;
+  /** A file for the result. */
+  readonly json?: string;
+  /** Told what is being done, a line at a time. */
+  readonly say?: (line: string) => void;
+}
+
+/** A number and how sure it is. */
+export interface Estimate {
+  readonly value: number;
+  /** 95 % interval, or least and greatest of `seeds`; null where there is none. */
+  readonly low: number | null;
+  readonly high: number | null;
+  /** One a seed, where there are several. */
+  readonly seeds?: readonly number[];
+}
+
+/** By the measure's name, which {@link MEASURES} explains. */
+export type Estimates = Readonly<Record<string, Estimate>>;
+
+/** What was measured of a set of images. */
+export interface Measures {
+  /** How many. */
+  readonly images: number;
+  /** What needs no network of features. */
+  readonly plain: Estimates;
+  /** By the network's name. */
+  readonly networks: Readonly<Record<string, Estimates>>;
+}
+
+/** A way to draw from a policy. */
+export interface Point {
+  readonly temperature: number;
+  readonly cfg: number;
+}
+
+/** What was measured of a policy at a point. */
+export interface EvalRow extends Point {
+  /** "A" or "B". */
+  readonly policy: string;
+  readonly free: Measures | null;
+  readonly completions: readonly { readonly prefix: number; readonly measures: Measures }[];
+}
+
+/** How well a policy expects the true codes of held-out images. */
+export interface Likelihood {
+  readonly policy: string;
+  readonly images: number;
+  readonly natsPerToken: Estimate;
+  readonly perplexity: Estimate;
+  /** Share of codes that are the most probable one. */
+  readonly top1: Estimate;
+}
+
+/** What each measure is, its unit, and which way is better. */
+export const MEASURES: Readonly<Record<string, { about: string; better: "lower" | "higher" | "none" }>> = {
+  l1: { about: "mean absolute difference from the image, of [-1, 1]", better: "lower" },
+  l2: { about: "mean squared difference from the image, of [-1, 1]", better: "lower" },
+  psnr: { about: "peak signal-to-noise ratio, dB", better: "higher" },
+  ssim: { about: "structural similarity", better: "higher" },
+  ms_ssim: { about: "structural similarity over five scales, from 176 px on", better: "higher" },
+  lpips: { about: "LPIPS distance from the image", better: "lower" },
+  codes_used: { about: "share of the codebook", better: "none" },
+  perceptual: { about: "distance from the image in the network's feature maps", better: "lower" },
+  fd_train: { about: "Fréchet distance from the training images", better: "lower" },
+  fd_held_out: { about: "Fréchet distance from the held-out images", better: "lower" },
+  kd_train: {
+    about: "kernel distance from the training images: cubic kernel, of at most 10,000 images",
+    better: "lower",
+  },
+  kd_held_out: { about: "kernel distance from the held-out images, likewise", better: "lower" },
+  score: { about: "inception-style score", better: "higher" },
+  accuracy: { about: "share whose most probable class is the one asked for", better: "higher" },
+  precision: {
+    about: "share that lies where training images lie (k 3, of at most 10,000)",
+    better: "higher",
+  },
+  recall: { about: "share of training images that lie where these lie (k 3)", better: "higher" },
+  density: { about: "training neighbourhoods that hold one, on average, over k 5", better: "higher" },
+  coverage: { about: "share of training images with one in their neighbourhood (k 5)", better: "higher" },
+  diversity: { about: "mean distance of features within a class", better: "none" },
+  nearest: { about: "mean distance of features from the nearest training image", better: "none" },
+  nearest_ratio: {
+    about: "the same over that of held-out images: well below 1 where training images were learnt by heart",
+    better: "none",
+  },
+};
+
+/** {@link ModelEvalOptions} that are plain numbers and words, none left out. */
+export type EvalSettings = Required<
+  Pick<
+    ModelEvalOptions,
+    | "start"
+    | "samples"
+    | "classes"
+    | "prefixes"
+    | "draws"
+    | "images"
+    | "trainImages"
+    | "temperatures"
+    | "cfg"
+    | "cfgSchedule"
+    | "topK"
+    | "topP"
+    | "seeds"
+    | "resamples"
+    | "batch"
+  >
+>;
+
+/**
+ * Fill in defaults and check every number.
+ *
+ * @param codes - T: codes of an image.
+ * @throws RangeError on the first that cannot be served.
+ */
+export function settingsOf(options: ModelEvalOptions, codes: number): EvalSettings {
+  const settings: EvalSettings = {
+    start: options.start ?? "condition",
+    samples: options.samples ?? 2000,
+    classes: options.classes ?? "data",
+    prefixes: options.prefixes ?? [Math.floor(codes / 2)],
+    draws: options.draws ?? 1,
+    images: options.images ?? 1000,
+    trainImages: options.trainImages ?? 50_000,
+    temperatures: options.temperatures ?? [1],
+    cfg: options.cfg ?? [1],
+    cfgSchedule: options.cfgSchedule ?? "constant",
+    topK: options.topK ?? 0,
+    topP: options.topP ?? 1,
+    seeds: options.seeds ?? [0],
+    resamples: options.resamples ?? 200,
+    batch: options.batch ?? 128,
+  };
+  for (const [name, least] of [
+    ["samples", 0],
+    ["draws", 1],
+    ["images", 1],
+    ["trainImages", 2],
+    ["resamples", 0],
+    ["batch", 1],
+  ] as const) {
+    const value = settings[name];
+    if (!Number.isInteger(value) || value < least) {
+      throw expected(`eval: ${name}`, `an integer of at least ${least}`, value);
+    }
+  }
+  if (settings.samples === 1) throw expected("eval: samples", "0 for none, or at least 2", 1);
+  if (settings.resamples === 1) throw expected("eval: resamples", "0 for none, or at least 2", 1);
+  for (const name of ["temperatures", "cfg", "seeds"] as const) {
+    if (settings[name].length === 0) throw expected(`eval: ${name}`, "at least one", "none");
+  }
+  for (const name of ["temperatures", "cfg", "seeds", "prefixes"] as const) {
+    const values: readonly number[] = settings[name];
+    const twice = values.find((value, i) => values.indexOf(value) !== i);
+    if (twice !== undefined) throw expected(`eval: ${name}`, "each value once", `${twice} twice`);
+  }
+  for (const seed of settings.seeds) {
+    if (!Number.isSafeInteger(seed)) throw expected("eval: seeds", "integers", seed);
+  }
+  for (const prefix of settings.prefixes) {
+    if (Number.isInteger(prefix) && prefix >= 0 && prefix < codes) continue;
+    throw expected("eval: prefixes", `integers from 0 to ${codes - 1}, with ${codes} codes an image`, prefix);
+  }
+  const { topK, topP, cfgSchedule: schedule } = settings;
+  for (const temperature of settings.temperatures) {
+    for (const scale of settings.cfg) {
+      checkSampling("eval", { temperature, topK, topP, guidance: { scale, schedule } });
+    }
+  }
+  return settings;
+}
+
+/** Options of an evaluation that a run knows. */
+export type RunEvalOptions = Pick<ModelEvalOptions, "start" | "features"> & {
+  readonly data?: Readonly<Record<string, unknown>>;
+  readonly tokenizer?: Exclude<ModelEvalOptions["tokenizer"], { encode: unknown }>;
+  readonly policy?: PolicyFile;
+  readonly against?: PolicyFile;
+};
+
+type Section = Readonly<Record<string, unknown>>;
+
+const sectionOf = (value: unknown): Section =>
+  typeof value === "object" && value !== null ? (value as Section) : {};
+
+/**
+ * Read a configuration: `data`, the tokenizer, the policy's file.
+ *
+ * @throws ConfigError when it cannot be read or is no configuration.
+ */
+export function optionsOfConfig(file: string): RunEvalOptions {
+  let values: unknown;
+  try {
+    values = parse(readFileSync(file, "utf8"));
+  } catch (error) {
+    throw new ConfigError([
+      `${file}: expected a configuration in YAML, got ${(error as Error).message.split("\n")[0]}.`,
+    ]);
+  }
+  if (typeof values !== "object" || values === null || Array.isArray(values)) {
+    throw new ConfigError([
+      `${file}: expected keys and values, got ${Array.isArray(values) ? "a list" : String(values)}.`,
+    ]);
+  }
+  const { data, tokenizer, ar, rollout } = values as Section;
+  const [images, frozen, policy] = [sectionOf(data), sectionOf(tokenizer), sectionOf(ar)];
+  const heads = policy.nHead ?? policy.n_head;
+  return {
+    data: images,
+    ...(sectionOf(rollout).start === "empty" && { start: "empty" }),
+    ...(typeof frozen.path === "string" && {
+      tokenizer: frozen as Exclude<RunEvalOptions["tokenizer"], string | undefined>,
+    }),
+    ...(typeof policy.path === "string" && {
+      policy: {
+        path: policy.path,
+        ...(typeof policy.wrapper === "string" && { wrapper: policy.wrapper }),
+        ...(typeof heads === "number" && { nHead: heads }),
+      },
+    }),
+  };
+}
+
+/**
+ * Read a run's folder: its configuration, and what it made. A policy that was fine-tuned stands against the one that
+ * it began with; its best checkpoint counts, the last where none is marked, and the average of its weights where there
+ * is one.
+ *
+ * @throws ConfigError when the folder holds no run, or one that has made nothing yet.
+ */
+export function optionsOfRun(folder: string): RunEvalOptions {
+  const config = join(folder, "config.yaml");
+  if (!existsSync(config)) {
+    throw new ConfigError([`--run: expected the folder of a run, got ${folder}, which has no config.yaml.`]);
+  }
+  const known = optionsOfConfig(config);
+  const made = resultOf(folder);
+  if (made === null) {
+    throw new ConfigError([
+      `--run: expected a run with a checkpoint, got ${folder}, which has none yet. --config ${config} takes its images alone.`,
+    ]);
+  }
+  let kind: string | undefined;
+  {
+    using file = openWeights(made);
+    kind = describeWeights(file)?.kind;
+  }
+  if (kind === "tokenizer") return { ...known, tokenizer: made };
+  if (kind === "classifier") return { ...known, features: [made] };
+  const after: PolicyFile = { path: made };
+  return known.policy === undefined ? { ...known, policy: after } : { ...known, against: after };
+}
+
+/** The file of a run's result. */
+function resultOf(folder: string): string | null {
+  const whole = join(folder, "model.safetensors");
+  if (existsSync(whole)) return whole;
+  const checkpoints = join(folder, "checkpoints");
+  const name = bestCheckpoint(checkpoints)?.name ?? listCheckpoints(checkpoints).at(-1);
+  if (name === undefined) return null;
+  const files = ["ema", "policy", "model"].map((part) => join(checkpoints, name, `${part}.safetensors`));
+  return files.find((file) => existsSync(file)) ?? null;
+}
