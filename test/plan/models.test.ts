@@ -7,14 +7,8 @@ import { resolveConfig, type TrainConfigInput, type TunedArSection } from "../..
 import { backboneShapes } from "../../src/metrics/backbones.js";
 import { FeatureClassifier, NLayerDiscriminator } from "../../src/metrics/index.js";
 import type { Module } from "../../src/nn/index.js";
-import { cacheBytes, graphBytes } from "../../src/plan/memory.js";
-import {
-  networkSizes,
-  type PolicySizes,
-  policySizes,
-  tokenizerSizes,
-  trainedParameters,
-} from "../../src/plan/sizes.js";
+import { networkSizes, type PolicySizes, policySizes, tokenizerSizes } from "../../src/plan/models.js";
+import { cacheBytes, graphBytes } from "../../src/plan/work.js";
 import { type ArPolicy, addLora, GPT, IbqAr, LlamaGen } from "../../src/policies/index.js";
 import { VQModel } from "../../src/tokenizers/index.js";
 import {
@@ -132,7 +126,7 @@ test("parameters of policies are those of the modules, from a file's header or f
     assert.equal(sizes.parameters, parameters, one.name);
     assert.equal(sizes.width, one.policy.hiddenSize);
     assert.equal(sizes.vocabSize, V);
-    assert.equal(sizes.headWeights, V * one.policy.hiddenSize);
+    assert.equal(sizes.trained, parameters);
   }
 });
 
@@ -197,7 +191,7 @@ test("adapters have the parameters that a run trains", () => {
       const sizes = policySizes(ar, { blockSize: T, vocabSize: V, codes: T });
       using lora = addLora(one.policy, { rank: 3, ...(targets && { targets }) });
       const parameters = lora.parameters().reduce((sum, { numel }) => sum + numel, 0);
-      assert.equal(trainedParameters(sizes, ar), parameters);
+      assert.equal(sizes.trained, parameters);
     }
   }
 });

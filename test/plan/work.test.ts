@@ -1,9 +1,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { resolveConfig, type TrainConfig, type TrainConfigInput } from "../../src/config/resolve.js";
-import type { PlanModels } from "../../src/plan/memory.js";
-import { policySizes } from "../../src/plan/sizes.js";
-import { flopsOf, plannedWork, secondsOf } from "../../src/plan/time.js";
+import { type PlanModels, policySizes } from "../../src/plan/models.js";
+import { secondsOf } from "../../src/plan/rates.js";
+import { costsOf, flopsOf } from "../../src/plan/work.js";
 import { GPT } from "../../src/policies/index.js";
 import { setNumThreads, zeros } from "../../src/torch/index.js";
 import { countFlops } from "../support/flops.js";
@@ -35,8 +35,20 @@ function modelsOf(config: TrainConfig): PlanModels {
     decodeGraphBytes: 1,
   });
   const tokenizer = { name: "VQ", parameters: 1, codebookSize: V, downsample: 4, channels: 8, costs };
-  return { policy, trained: policy.parameters, reference: 0, valueHead: 0, tokenizer, networks: {} };
+  return { policy, reference: 0, valueHead: 0, tokenizer, networks: {} };
 }
+
+const workOf = (config: TrainConfig, when: "step" | "evaluation" = "step") => {
+  const costs = costsOf(config, modelsOf(config), { isCuda: false, isNarrow: false })[when];
+  const { encode, rollout, decode, reward, update } = costs;
+  return {
+    encode: encode.work,
+    rollout: rollout.work,
+    decode: decode.work,
+    reward: reward.work,
+    update: update.work,
+  };
+};
 
 /** Operations of the linear layers for one row of T positions, and those of its head. */
 function realFlops(): { trunk: number; head: number } {
@@ -54,7 +66,7 @@ const { trunk, head } = realFlops();
 
 test("an update's operations: a forward and twice that backward, the head's forward twice", () => {
   const config = configOf({ rollout: { context: { type: "prefix" } } });
-  const { update } = plannedWork(config, modelsOf(config), 0).step;
+  const { update } = workOf(config);
   assert.equal(update.wide, B * G * (3 * (trunk + ATTENTION) + 4 * head));
   assert.deepEqual([update.narrow, update.convolution], [0, 0]);
 
@@ -75,13 +87,13 @@ test("an update's operations: a forward and twice that backward, the head's forw
   ];
   for (const [values, wanted] of more) {
     const changed = configOf({ rollout: { context: { type: "prefix" } }, ...values });
-    assert.equal(plannedWork(changed, modelsOf(changed), 0).step.update.wide, wanted, JSON.stringify(values));
+    assert.equal(workOf(changed).update.wide, wanted, JSON.stringify(values));
   }
 });
 
 test("a rollout's operations: the given codes of B images at once, then one code of all sequences a step", () => {
   const config = configOf({ rollout: { context: { type: "prefix", length: 10 } } });
-  const { encode, rollout, decode, reward } = plannedWork(config, modelsOf(config), 0).step;
+  const { encode, rollout, decode, reward } = workOf(config);
   const perToken = trunk / T;
   assert.equal(rollout.wide, B * (11 * perToken + 2 * L * D * 11 * 11));
   assert.equal(rollout.narrow, 6 * B * G * (perToken + head / T));
@@ -89,19 +101,17 @@ test("a rollout's operations: the given codes of B images at once, then one code
   assert.equal(decode.convolution, (B * G + B) * 11);
   assert.equal(flopsOf(reward), 0);
   const shared = configOf({ rollout: { context: { type: "teacher_forced" } } });
-  const together = plannedWork(shared, modelsOf(shared), 0).step.rollout;
+  const together = workOf(shared).rollout;
   assert.deepEqual([together.wide, together.narrow], [B * (trunk + ATTENTION + head), 0]);
 });
 
-test("an evaluation goes through its images in batches, and scores their codes once", () => {
+test("a batch of an evaluation decodes what was drawn, and scores the true codes once", () => {
   const config = configOf({ rollout: { context: { type: "prefix", length: 10 } } });
-  const { evaluation } = plannedWork(config, modelsOf(config), 7);
-  assert.equal(evaluation.encode.convolution, 7 * 7);
-  assert.equal(evaluation.decode.convolution, (7 * 2 + 7) * 11);
-  assert.ok(Math.abs(evaluation.rollout.narrow / (6 * 7 * 2 * ((trunk + head) / T)) - 1) < 1e-12);
-  assert.equal(evaluation.update.wide, 7 * (trunk + ATTENTION + head));
-  const none = plannedWork(config, modelsOf(config), 0).evaluation;
-  assert.equal(flopsOf(none.decode), 0);
+  const { encode, rollout, decode, update } = workOf(config, "evaluation");
+  assert.equal(encode.convolution, B * 7);
+  assert.equal(decode.convolution, B * 2 * 11);
+  assert.equal(rollout.narrow, 6 * B * 2 * ((trunk + head) / T));
+  assert.equal(update.wide, B * (trunk + ATTENTION + head));
 });
 
 test("seconds are each kind of work by its own rate", () => {

@@ -2,9 +2,9 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { atTaps, BACKBONES, buildFeatures, type LpipsNet } from "../../src/metrics/backbones.js";
-import { backboneCosts, classifierCosts, discriminatorCosts } from "../../src/metrics/costs.js";
 import { FeatureClassifier, NLayerDiscriminator } from "../../src/metrics/index.js";
 import { init, type Module } from "../../src/nn/index.js";
+import { backboneCosts, classifierCosts, discriminatorCosts } from "../../src/plan/costs.js";
 import { rand, setNumThreads, tidy, zeros } from "../../src/torch/index.js";
 import { countFlops } from "../support/flops.js";
 

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { tokenizerCosts } from "../../src/tokenizers/costs.js";
+import { tokenizerCosts } from "../../src/plan/costs.js";
 import { createTokenizer, TOKENIZER_PRESETS, type TokenizerConfig } from "../../src/tokenizers/index.js";
 import { memory, rand, setNumThreads, tidy } from "../../src/torch/index.js";
 import { countFlops } from "../support/flops.js";

@@ -1,0 +1,298 @@
+/**
+ * Sizes and costs of a run's models, computed from the headers of their files or from their options. No weight is
+ * read. What a step does with the models is in `work.ts`.
+ */
+import type { ArSection, LoraSection, TokenizerSection, TrainConfig } from "../config/types.js";
+import { init } from "../nn/index.js";
+import { recognisePolicy, targetedPaths } from "../policies/index.js";
+import { describeWeights, statedConfig, statedSizes, wrongKind } from "../rl_ar_finetune/describe_weights.js";
+import { policyOf } from "../rl_ar_finetune/parts.js";
+import { recogniseTokenizer, type TokenizerConfig } from "../tokenizers/index.js";
+import { emptyCache, expected, openWeights, type WeightsFile } from "../torch/index.js";
+import {
+  backboneCosts,
+  classifierCosts,
+  discriminatorCosts,
+  type NetworkCosts,
+  type TokenizerCosts,
+  tokenizerCosts,
+} from "./costs.js";
+
+type Ar = ArSection & { readonly lora?: LoraSection };
+type Shape = readonly number[];
+type Shapes = Readonly<Record<string, Shape>>;
+
+/** A policy. "A token" is one position of one sequence, through all blocks. */
+export interface PolicySizes {
+  readonly name: string;
+  readonly parameters: number;
+  /** Parameters that are trained: all of them, or those of the LoRA adapters. */
+  readonly trained: number;
+  /** Elements a token that the layers under adapters give; 0 without LoRA. */
+  readonly loraOutputs: number;
+  readonly layers: number;
+  /** D. */
+  readonly width: number;
+  readonly vocabSize: number;
+  /** Most codes of a sequence; null where neither file nor configuration states it. */
+  readonly blockSize: number | null;
+  /** Width of a layer's keys, and of its values. */
+  readonly keyWidth: number;
+  /** Positions of the KV cache beyond the codes of a sequence. */
+  readonly extraPositions: number;
+  /** Elements a sequence in the cache beside keys and values. */
+  readonly extraCached: number;
+  /** Elements of the linear layers in the blocks, without the head. */
+  readonly blockWeights: number;
+  /** Elements of the largest weight. */
+  readonly largest: number;
+  /** Elements a token that autograd saves in the blocks, and before and after them. */
+  readonly savedByBlocks: number;
+  readonly savedAround: number;
+}
+
+/** A tokenizer. */
+export interface TokenizerSizes {
+  readonly name: string;
+  readonly parameters: number;
+  readonly codebookSize: number;
+  readonly downsample: number;
+  /** Channels at full resolution. */
+  readonly channels: number;
+  readonly costs: (side: number) => TokenizerCosts;
+}
+
+/** A network of a reward or of an evaluation. */
+export interface NetworkSizes {
+  readonly name: string;
+  readonly parameters: number;
+  readonly costs: (side: number) => NetworkCosts;
+}
+
+/** The models of a run. */
+export interface PlanModels {
+  readonly policy: PolicySizes;
+  /** Parameters of a reference with weights of its own; else 0. */
+  readonly reference: number;
+  readonly valueHead: number;
+  readonly tokenizer: TokenizerSizes;
+  /** By the configuration key that names their file. */
+  readonly networks: Readonly<Record<string, NetworkSizes>>;
+}
+
+const sumOf = (numbers: readonly number[]): number => numbers.reduce((sum, number) => sum + number, 0);
+const numelOf = (shape: Shape): number => shape.reduce((product, size) => product * size, 1);
+
+/**
+ * The models of a configuration.
+ *
+ * @throws RangeError for a file that holds another model, and for sizes that do not fit together.
+ */
+export function modelsOf(config: TrainConfig): PlanModels {
+  const tokenizer = tokenizerSizes(config.tokenizer);
+  const { downsample, codebookSize: vocabSize } = tokenizer;
+  const { size } = config.data;
+  if (size % downsample !== 0)
+    throw expected("data.size", `a multiple of ${downsample}, the pixels of a code`, size);
+  const codes = (size / downsample) ** 2;
+  const of = { blockSize: config.blockSize, vocabSize, codes };
+  const policy = policySizes(config.ar, of);
+  if (policy.blockSize !== null && policy.blockSize < codes) {
+    const remedy = `Use images of ${Math.sqrt(policy.blockSize) * downsample} px, or another policy`;
+    throw expected("data.size", `images of at most ${policy.blockSize} codes, the policy's`, codes, remedy);
+  }
+  const { coef, stop, path } = config.kl;
+  const { lora, ...ar } = config.ar;
+  const hasReference = (coef !== 0 || stop !== null) && (path !== null || lora.rank === null);
+  const own = { ...ar, ...(path !== null && { path, wrapper: null, policy: null }) };
+  const { lpips, perceptual, patchGan } = config.reward;
+  const files = {
+    "reward.lpips": lpips.weight === 0 ? null : lpips.path,
+    "reward.perceptual": perceptual.weight === 0 ? null : perceptual.path,
+    "reward.patchGan": patchGan.weight === 0 ? null : patchGan.path,
+    "eval.perceptual": config.eval.every > 0 ? config.eval.perceptual : null,
+  };
+  const networks = Object.entries(files).flatMap(([key, file]) =>
+    file === null ? [] : [[key, networkSizes(file)] as const],
+  );
+  return {
+    policy,
+    reference: hasReference ? policySizes(own, of).parameters : 0,
+    valueHead: config.algorithm === "ppo" ? policy.width + 1 : 0,
+    tokenizer,
+    networks: Object.fromEntries(networks),
+  };
+}
+
+/**
+ * The policy of a configuration: from its file's header, from options, or a program's own.
+ *
+ * @throws RangeError for a file that holds no policy, or whose vocabulary is not the tokenizer's.
+ */
+export function policySizes(
+  ar: Ar,
+  options: { blockSize: number | null; vocabSize: number; codes: number },
+): PolicySizes {
+  const { blockSize, vocabSize, codes } = options;
+  if (ar.path !== null) {
+    const sizes = fileSizes(ar, ar.path, blockSize);
+    if (sizes.vocabSize === vocabSize) return sizes;
+    const remedy = "Use the tokenizer that the policy was trained on";
+    throw expected(
+      ar.path,
+      `a vocabulary of ${vocabSize}, the tokenizer's codebook`,
+      sizes.vocabSize,
+      remedy,
+    );
+  }
+  // The memory of new weights is never written, so the system never provides it.
+  const policy = init.skipInit(() => policyOf({ ar, blockSize }, "cpu", vocabSize, codes));
+  try {
+    const shapes = Object.entries(policy.stateDict()).map(([name, { shape }]) => [name, shape] as const);
+    const sizes = sizesOf(policy.constructor.name, Object.fromEntries(shapes), policy.blockSize, ar.lora);
+    return { ...sizes, vocabSize, width: policy.hiddenSize };
+  } finally {
+    if (ar.policy === null) policy.dispose();
+    emptyCache();
+  }
+}
+
+const POLICIES = { gpt: "GPT", llamagen: "LlamaGen", ibq_ar: "IBQ's transformer" } as const;
+
+function fileSizes({ wrapper, nHead, lora }: Ar, path: string, blockSize: number | null): PolicySizes {
+  using file = openWeights(path, wrapper === null ? {} : { wrapper });
+  const found = recognisePolicy(file.shapes, {
+    where: path,
+    ...statedSizes(statedConfig(file)),
+    ...(nHead !== null && { nHead }),
+    ...(blockSize !== null && { blockSize }),
+  });
+  if (found === null) throw wrongKind(path, "a policy", describeWeights(file), file);
+  const shapes = Object.entries(found.used).map(([key, name]) => [key, file.info(name).shape] as const);
+  return sizesOf(POLICIES[found.family], Object.fromEntries(shapes), found.config.blockSize ?? null, lora);
+}
+
+/** Sizes from the shapes of a state dict; a policy with names of its own has what its shapes alone tell. */
+function sizesOf(name: string, shapes: Shapes, blockSize: number | null, lora?: LoraSection): PolicySizes {
+  const inBlocks = Object.entries(shapes).filter(([key]) => /^(?:blocks|layers)\.\d+\./.test(key));
+  const layers = new Set(inBlocks.map(([key]) => key.split(".")[1])).size;
+  const linears = inBlocks.filter(([, { length }]) => length === 2);
+  const shapeOf = (part: RegExp): Shape | undefined => linears.find(([key]) => part.test(key))?.[1];
+  const [vocabSize = 0, width = 0] = shapes["head.weight"] ?? shapes["output.weight"] ?? [];
+  // A class's modulation is computed once a sequence, not once a token.
+  const perToken = linears.filter(([key]) => !key.includes(".ada_lin."));
+  const isModulated = perToken.length < linears.length;
+  const qkv = shapeOf(/\.wqkv\.weight$/);
+  const positions = shapes.pos_emb?.[1];
+  const prefix = shapes["cls_embedding.uncond_embedding"]?.[0] ?? 0;
+  const hidden = shapeOf(/\.(?:w1|mlp\.0)\.weight$/)?.[0] ?? 0;
+  const cross = shapeOf(/\.cross_attn\./) === undefined ? 0 : 5 * width;
+  const parameters = Object.entries(shapes).map(
+    ([key, shape]) => (key === "cls_embedding.uncond_embedding" ? 0 : numelOf(shape)), // a buffer
+  );
+  const adapted = adaptedShapes(shapes, lora);
+  const rank = lora?.rank ?? null;
+  return {
+    name,
+    parameters: sumOf(parameters),
+    trained: rank === null ? sumOf(parameters) : rank * sumOf(adapted.map(([to = 0, from = 0]) => to + from)),
+    loraOutputs: sumOf(adapted.map(([to = 0]) => to)),
+    layers,
+    width,
+    vocabSize,
+    blockSize,
+    keyWidth: qkv === undefined ? width : ((qkv[0] as number) - width) / 2,
+    // A class takes the place of the last code, which predicts nothing.
+    extraPositions:
+      positions !== undefined && blockSize !== null ? positions - blockSize : Math.max(0, prefix - 1),
+    extraCached: isModulated ? (6 * layers + 2) * width : 0,
+    blockWeights: sumOf(perToken.map(([, shape]) => numelOf(shape))),
+    largest: Math.max(0, ...Object.values(shapes).map(numelOf)),
+    // Inputs of layers and results of attention and activations, counted on the blocks; a test compares them.
+    savedByBlocks:
+      layers *
+      (qkv === undefined ? 8 * width + 2 * hidden + cross : (isModulated ? 16 : 12) * width + 4 * hidden),
+    savedAround: (qkv === undefined ? 2 : isModulated ? 4 : 3) * width,
+  };
+}
+
+/** Shapes of the layers that get adapters; embedding tables never do. */
+function adaptedShapes(shapes: Shapes, lora: LoraSection | undefined): Shape[] {
+  if ((lora?.rank ?? null) === null) return [];
+  const paths = Object.entries(shapes).flatMap(([key, { length }]) => {
+    const path = /^(.*)\.weight$/.exec(key)?.[1];
+    return length !== 2 || path === undefined || /emb[^.]*$/.test(path) ? [] : [path];
+  });
+  const targeted = targetedPaths("ar.lora.targets", paths, lora?.targets ?? null);
+  return targeted.map((path) => shapes[`${path}.weight`] as Shape);
+}
+
+/**
+ * The tokenizer of a configuration.
+ *
+ * @throws RangeError for a file that holds no tokenizer, and for a program's own, whose costs are unknown.
+ */
+export function tokenizerSizes({ path, wrapper, weights, config, model }: TokenizerSection): TokenizerSizes {
+  if (path === null) {
+    const got = model === null ? "none" : "a model of a program";
+    throw expected("plan", "a tokenizer's file", got, "A plan needs tokenizer.path");
+  }
+  using file = openWeights(path, wrapper === null ? {} : { wrapper });
+  const stated = { ...(statedConfig(file) as Partial<TokenizerConfig>), ...config };
+  const found = recogniseTokenizer(file.shapes, { config: stated, ...(weights && { weights }) });
+  if (found === null) throw wrongKind(path, "a tokenizer", describeWeights(file), file);
+  const { chMult, ch, codebookSize } = found.config;
+  return {
+    name: found.name,
+    parameters: sumOf(Object.values(found.used).map((name) => numelOf(file.info(name).shape))),
+    codebookSize,
+    downsample: 2 ** (chMult.length - 1),
+    channels: (chMult[0] as number) * ch,
+    costs: (side) => tokenizerCosts(found.config, side ** 2),
+  };
+}
+
+/** LPIPS's backbones by a part of the name that `describeWeights` gives; its heads alone are none. */
+const LPIPS_NETS = [
+  ["torchvision vgg16", "vgg"],
+  ["torchvision alexnet", "alex"],
+  ["torchvision squeezenet1_1", "squeeze"],
+  ["LPIPS vgg", "vgg"],
+  ["LPIPS alex", "alex"],
+  ["LPIPS squeeze", "squeeze"],
+] as const;
+
+/**
+ * The network of a reward: LPIPS's backbone, a classifier or a discriminator.
+ *
+ * @throws RangeError for a file that holds none of them.
+ */
+export function networkSizes(path: string): NetworkSizes {
+  using file = openWeights(path);
+  const found = describeWeights(file);
+  if (found?.kind === "classifier") {
+    const { config } = found;
+    const name = `classifier of ${config.numClasses} classes`;
+    return { name, parameters: parametersOf(file), costs: (side) => classifierCosts(config, side) };
+  }
+  const network = found?.kind === "metric" ? found.network : "";
+  const net = LPIPS_NETS.find(([name]) => network.includes(name))?.[1];
+  if (net !== undefined) {
+    // The linear layers that classify are not loaded.
+    const parameters = parametersOf(file) - parametersOf(file, "classifier.");
+    return { name: `LPIPS ${net}`, parameters, costs: (side) => backboneCosts(net, side) };
+  }
+  const prefix = ["", "discriminator.", "loss.discriminator."].find((start) =>
+    Object.hasOwn(file.shapes, `${start}main.0.weight`),
+  );
+  if (prefix === undefined)
+    throw wrongKind(path, "LPIPS's backbone, a classifier or a PatchGAN discriminator", found, file);
+  const own = Object.fromEntries(Object.entries(file.shapes).filter(([name]) => name.startsWith(prefix)));
+  const parameters = parametersOf(file, prefix);
+  return { name: "PatchGAN discriminator", parameters, costs: (side) => discriminatorCosts(own, side) };
+}
+
+function parametersOf(file: WeightsFile, prefix = ""): number {
+  const names = file.names.filter((name) => name.startsWith(prefix));
+  return sumOf(names.map((name) => numelOf(file.info(name).shape)));
+}

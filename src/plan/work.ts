@@ -1,0 +1,353 @@
+/**
+ * What each phase of a step needs: bytes of memory on top of what stays, and work. Shapes are exact; how many arrays are
+ * alive at a time was counted on the code, and tests hold the peak to within a quarter of real runs. What a machine does
+ * a second is in `rates.ts`.
+ */
+import { batchNumbers, sharesContext, type TrainConfig } from "../config/resolve.js";
+import { contextAt } from "../rl_ar_finetune/settings.js";
+import type { NetworkSizes, PlanModels, PolicySizes } from "./models.js";
+
+/** Phases of a step, as the log times them. */
+export const PHASES = ["encode", "rollout", "decode", "reward", "update"] as const;
+export type Phase = (typeof PHASES)[number];
+
+/** Where a run computes. */
+export interface PlanDevice {
+  readonly isCuda: boolean;
+  /** Whether the policy computes in bfloat16. */
+  readonly isNarrow: boolean;
+}
+
+/** What there is to do; a multiplication and its addition are two FLOPs. */
+export interface Work {
+  /** FLOPs in matrix products of many rows, of the few rows of one rollout step, and in convolutions. */
+  readonly wide: number;
+  readonly narrow: number;
+  readonly convolution: number;
+  /** Bytes read and written by everything else. */
+  readonly traffic: number;
+  /** Operator calls. */
+  readonly calls: number;
+}
+
+/** Bytes by what they are of. */
+export type Parts = Readonly<Record<string, number>>;
+
+/** What one phase needs. */
+export interface PhaseCost {
+  readonly parts: Parts;
+  readonly work: Work;
+}
+export type StepCosts = Readonly<Record<Phase, PhaseCost>>;
+
+const NONE: Work = { wide: 0, narrow: 0, convolution: 0, traffic: 0, calls: 0 };
+export const WORK = Object.keys(NONE) as readonly (keyof Work)[];
+
+export const sumOf = (parts: Parts): number => Object.values(parts).reduce((sum, part) => sum + part, 0);
+export const flopsOf = ({ wide, narrow, convolution }: Work): number => wide + narrow + convolution;
+
+function add(...works: readonly Partial<Work>[]): Work {
+  const total = (name: keyof Work): number => works.reduce((sum, work) => sum + (work[name] ?? 0), 0);
+  return Object.fromEntries(WORK.map((name) => [name, total(name)])) as unknown as Work;
+}
+
+const times = (count: number, work: Partial<Work>): Work =>
+  add(Object.fromEntries(Object.entries(work).map(([name, value]) => [name, count * value])));
+
+/** Of alternatives that are not alive at the same time, the one that takes most. */
+export const most = (...parts: readonly Parts[]): Parts =>
+  parts.reduce((a, b) => (sumOf(b) > sumOf(a) ? b : a));
+
+const FLOAT = 4;
+/** Logits that exist at a time while codes are scored: the chunk of `scoring.ts`. */
+const CHUNK = 2 ** 22;
+/** Bytes a logit: alive while a code is drawn; alive while it is scored, and for its entropy; moved by either. */
+const LOGIT = { drawing: 36, scoring: 8, entropy: 8, drawn: 60, scored: 80 } as const;
+/** Arrays `[tokens, D]` that a backward works with beside what autograd saved. */
+const WORKING = 10;
+/** Maps that structural similarity compares at a time, in the size of the samples. */
+const BLURRED = 28;
+/** Pixels that a metric compares at a time. */
+const COMPARED = 2 ** 21;
+/** Operator calls a block: one step of a rollout, a forward, a forward and backward; and those of drawing a code. */
+const CALLS = { step: 120, forward: 100, gradient: 300, draw: 200 } as const;
+
+/** Bytes of the KV cache of `rows` sequences of `codes`. */
+export function cacheBytes(
+  policy: PolicySizes,
+  rows: number,
+  codes: number,
+  { isCuda, isNarrow }: PlanDevice,
+): number {
+  const { layers, keyWidth, extraPositions, extraCached } = policy;
+  const size = isCuda && isNarrow ? 2 : FLOAT;
+  return rows * size * (2 * layers * keyWidth * (codes + extraPositions) + extraCached);
+}
+
+/**
+ * Bytes that autograd saves for `tokens` positions; with gradient checkpointing, one block's and the inputs of all. The
+ * latter is also what a forward without a graph takes.
+ */
+export function graphBytes(
+  { layers, width, savedByBlocks, savedAround }: PolicySizes,
+  tokens: number,
+  { isNarrow }: PlanDevice,
+  isCheckpointed = false,
+): number {
+  const blocks = isCheckpointed ? layers * width + savedByBlocks / Math.max(layers, 1) : savedByBlocks;
+  // Norms, residuals and sums stay float32.
+  return tokens * (blocks * (isNarrow ? 2.5 : FLOAT) + savedAround * FLOAT);
+}
+
+/** Networks that look at a step's images, or at those of an evaluation, which may have one more. */
+const networksOf = ({ networks }: PlanModels, isEvaluation: boolean): NetworkSizes[] =>
+  Object.entries(networks).flatMap(([key, network]) =>
+    isEvaluation || !key.startsWith("eval.") ? [network] : [],
+  );
+
+/** Bytes that stay for the whole run. */
+export function fixedParts(config: TrainConfig, models: PlanModels, { isNarrow }: PlanDevice): Parts {
+  const { policy, reference, valueHead, tokenizer, networks } = models;
+  const { trained, parameters, blockWeights, vocabSize, width } = policy;
+  const adapters = config.ar.lora.rank === null ? 0 : trained;
+  return {
+    policy: (parameters + adapters) * FLOAT,
+    optimizer: 2 * (trained + valueHead) * FLOAT,
+    "average of the weights": config.ema.decay === null ? 0 : trained * FLOAT,
+    reference: reference * FLOAT,
+    "value head": valueHead * FLOAT,
+    tokenizer: tokenizer.parameters * FLOAT,
+    ...Object.fromEntries(
+      Object.entries(networks).map(([key, network]) => [key, network.parameters * FLOAT]),
+    ),
+    "weights in bfloat16": isNarrow ? (blockWeights + vocabSize * width) * 2 : 0,
+  };
+}
+
+/** What the phases of a step need, and those of a batch of an evaluation, whose last phase scores the true codes. */
+export function costsOf(
+  config: TrainConfig,
+  models: PlanModels,
+  device: PlanDevice,
+): { readonly step: StepCosts; readonly evaluation: StepCosts } {
+  const { policy, tokenizer, valueHead } = models;
+  const { vocabSize, width, layers, blockWeights } = policy;
+  const headWeights = vocabSize * width;
+  const { images, numGenerations, guidance, keepGraph, topK, topP } = config.rollout;
+  const { size: side } = config.data;
+  const codes = (side / tokenizer.downsample) ** 2;
+  const pixels = 3 * side ** 2 * FLOAT;
+  const some = config.rollout.microBatch ?? images;
+  const isSte = config.algorithm === "ste";
+  const isShared = sharesContext(config);
+  const hasLora = config.ar.lora.rank !== null;
+  const drawStreams = guidance.scale === 1 ? 1 : 2;
+  const costs = tokenizer.costs(side);
+  const partImages = Math.max(1, Math.floor((device.isCuda ? 2 ** 31 : 2 ** 28) / costs.partBytes));
+  const passBytes = (tokens: number): number => graphBytes(policy, tokens, device, true);
+
+  /** `sequences` of codes with what is recorded of them, and `shown` images. */
+  const held = (sequences: number, shown: number): Parts => ({
+    images: shown * pixels,
+    codes: sequences * codes * (8 + 2 * FLOAT + (topK > 0 || topP < 1 ? Math.ceil(vocabSize / 8) : 0)),
+  });
+
+  /** The blocks over rows of `length` positions without a graph; attention's two products are half masked. */
+  const blocks = (rows: number, length: number): Work =>
+    add({
+      wide: rows * (2 * blockWeights * length + 2 * layers * width * length ** 2),
+      traffic: rows * length * (policy.savedByBlocks + policy.savedAround) * FLOAT * 2,
+      calls: layers * CALLS.forward,
+    });
+
+  /** Log-probabilities of `rows` of codes without a graph. */
+  const scoring = (rows: number): Work =>
+    add(blocks(rows, codes), {
+      wide: 2 * headWeights * rows * codes,
+      traffic: rows * codes * vocabSize * LOGIT.drawn,
+    });
+
+  const encode: PhaseCost = {
+    parts: {
+      "activations of the encoder": Math.min(images, partImages) * costs.activationBytes,
+      ...held(0, images),
+    },
+    work: add({
+      convolution: images * costs.encodeFlops,
+      traffic: images * costs.decodeGraphBytes,
+      calls: 300,
+    }),
+  };
+
+  const teacherForced = (each: number): PhaseCost => {
+    const tokens = (keepGraph ? images : some) * codes * drawStreams;
+    return {
+      parts: {
+        "activations of the policy": graphBytes(policy, tokens, device, !keepGraph),
+        logits: Math.min(CHUNK, tokens * vocabSize) * LOGIT.drawing,
+        ...held(images * each, images),
+      },
+      work: add(blocks(images * drawStreams, codes), {
+        wide: 2 * headWeights * images * codes * drawStreams,
+        traffic: images * codes * vocabSize * LOGIT.drawn,
+      }),
+    };
+  };
+
+  /** `each` sequences an image, code by code after those that are given. */
+  const oneByOne = (each: number): PhaseCost => {
+    const context = contextAt(config, Number.MAX_SAFE_INTEGER, codes);
+    const given = context.type === "prefix" ? context.length : 0;
+    const steps = codes - given;
+    const rows = some * each * drawStreams; // at a time
+    const cache = cacheBytes(policy, rows, codes, device);
+    // Sequences of an image begin from one cache, which is alive until theirs are filled.
+    const first = each > 1 ? cacheBytes(policy, some * drawStreams, codes, device) : 0;
+    const isPacked = !device.isCuda && width >= 192 && some * each >= 4 && steps >= 32;
+    const all = images * each * drawStreams;
+    const seen = (given + codes) / 2;
+    return {
+      parts: {
+        "packed weights": isPacked ? (blockWeights + headWeights) * (device.isNarrow ? 2 : FLOAT) : 0,
+        ...most(
+          {
+            "keys and values": first === 0 ? cache : first,
+            "activations of the policy": passBytes(some * drawStreams * (given + 1)),
+          },
+          { "keys and values": cache + first },
+          {
+            "keys and values": cache,
+            "activations of the policy": passBytes(rows),
+            logits: rows * vocabSize * LOGIT.drawing,
+          },
+        ),
+        ...held(images * each, images),
+      },
+      work: add(blocks(images * drawStreams, given + 1), {
+        narrow: steps * all * 2 * (blockWeights + headWeights),
+        traffic: steps * all * (2 * layers * policy.keyWidth * seen * FLOAT + vocabSize * LOGIT.drawn),
+        calls: steps * Math.ceil(images / some) * (layers * CALLS.step + CALLS.draw),
+      }),
+    };
+  };
+
+  /** Decoding `decoded` images of codes, of which `sequences` were drawn. */
+  const decode = (sequences: number, decoded: number): PhaseCost => {
+    const atATime = config.tokenizer.decodeBatch ?? 8;
+    return {
+      parts: {
+        "activations of the decoder": Math.min(atATime, sequences, partImages) * costs.activationBytes,
+        ...held(sequences, images + 2 * sequences), // in pieces, and put together
+      },
+      work: add({
+        convolution: decoded * costs.decodeFlops,
+        traffic: decoded * 2 * costs.decodeGraphBytes,
+        calls: 300 * Math.ceil(decoded / atATime),
+      }),
+    };
+  };
+
+  /** Comparing samples with their images, by the rewards or by all metrics of an evaluation. */
+  const reward = (sequences: number, isEvaluation: boolean): PhaseCost => {
+    const { ssim, msSsim, chunk: chunks } = config.reward;
+    const chunk = Math.min(sequences, chunks ?? Math.max(1, Math.floor(COMPARED / side ** 2)));
+    const isBlurred = ssim.weight !== 0 || msSsim.weight !== 0;
+    const looks = networksOf(models, isEvaluation).map((network) => network.costs(side));
+    const compared = sequences + images;
+    return {
+      parts: {
+        "features of the images": looks.reduce((sum, { features }) => sum + images * features * FLOAT, 0),
+        ...most(
+          { differences: (isBlurred || isEvaluation ? BLURRED : 2) * chunk * pixels },
+          {
+            "activations of the networks": Math.max(
+              0,
+              ...looks.map((cost) => 5 * chunk * cost.largest * FLOAT),
+            ),
+          },
+        ),
+        ...held(sequences, isEvaluation ? images + sequences : 2 * images + sequences),
+      },
+      work: add(
+        { traffic: compared * pixels * (isBlurred ? 1300 : 10), calls: 200 },
+        ...looks.map(({ flops, features }) => ({
+          convolution: compared * flops,
+          traffic: compared * features * FLOAT * 10,
+          calls: 100,
+        })),
+      ),
+    };
+  };
+
+  const update = (): PhaseCost => {
+    const { microBatch, sequences, rows, steps, miniBatches, microBatchesAStep } = batchNumbers(config);
+    const { coef, stop, estimator } = config.kl;
+    const streams = isSte ? 1 : drawStreams;
+    const tokens = microBatch * codes * streams;
+    const epochs = steps / miniBatches;
+    const { auxCe, entropyCoef } = config.update;
+    const { gradientCheckpointing } = config.ar;
+    const moved = policy.trained + valueHead;
+    // True codes are rows of their own unless every sequence reads them.
+    const all = epochs * (rows * streams + (auxCe !== 0 && !isShared ? images : 0));
+    const scored = LOGIT.scoring + (entropyCoef === 0 ? 0 : LOGIT.entropy);
+    // A forward, and a backward to inputs and to weights; with checkpointing a second forward.
+    const passes = 1 + (hasLora ? 1.2 : 2) + (gradientCheckpointing ? 1 : 0);
+    const isExact = coef !== 0 && estimator === "exact";
+    const asked =
+      (coef !== 0 || stop !== null ? 1 : 0) +
+      (config.algorithm === "ppo" ? 1 : 0) +
+      (isExact ? epochs - 1 : 0);
+    const drawn = images * numGenerations;
+    return {
+      parts: {
+        gradients: (moved + policy.largest) * FLOAT,
+        "activations of the policy": graphBytes(policy, tokens, device, gradientCheckpointing),
+        "activations of the decoder": isSte ? microBatch * numGenerations * costs.decodeGraphBytes : 0,
+        statistics: 12 * 8 * sequences * codes,
+        ...most(
+          { "gradients of activations": tokens * WORKING * width * FLOAT },
+          { logits: Math.min(CHUNK, microBatch * codes * vocabSize) * scored * streams },
+          // An exact divergence runs the reference while the policy's graph is alive.
+          { "activations of the reference": isExact ? passBytes(tokens) : 0 },
+          // What layers give before their adapters' part is added is alive until the forward ends.
+          { "outputs under adapters": tokens * policy.loraOutputs * FLOAT },
+        ),
+        ...held(drawn, 2 * images + drawn),
+      },
+      work: add(
+        times(passes, { ...blocks(all, codes), calls: 0 }),
+        // The head's chunks are computed again in the backward.
+        { wide: 8 * headWeights * all * codes, traffic: all * codes * vocabSize * LOGIT.scored },
+        times(asked, scoring(rows * streams)),
+        {
+          convolution: isSte ? drawn * 2 * costs.decodeFlops : 0,
+          traffic: steps * moved * FLOAT * 10 + (isSte ? drawn * 6 * costs.decodeGraphBytes : 0),
+          calls: steps * (microBatchesAStep * (layers * CALLS.gradient + 300) + 200),
+        },
+      ),
+    };
+  };
+
+  const rollout = isShared ? teacherForced : oneByOne;
+  const [drawn, judged] = [images * numGenerations, images * config.eval.numGenerations];
+  return {
+    step: {
+      encode,
+      rollout: rollout(numGenerations),
+      decode: decode(drawn, drawn + images), // true codes too: the reward's ceiling
+      reward: reward(drawn, false),
+      update: update(),
+    },
+    evaluation: {
+      encode,
+      rollout: rollout(config.eval.numGenerations),
+      decode: decode(judged, judged),
+      reward: reward(judged, true),
+      update: {
+        parts: { "activations of the policy": passBytes(some * codes), ...held(judged, images + judged) },
+        work: scoring(images),
+      },
+    },
+  };
+}
