@@ -9,7 +9,7 @@ import { FileBytes } from "../torch/files.js";
 import { expected, openSafetensors } from "../torch/index.js";
 import { readSafetensorsHeader } from "../torch/safetensors.js";
 import { readPart } from "./decode.js";
-import { type Classes, numberClasses, oneClass, sortNames } from "./labels.js";
+import { type Classes, LABEL_REMEDY, numberClasses, oneClass, sortNames } from "./labels.js";
 import { type RawArray, readNpy, toInt64 } from "./npy.js";
 import { listFiles } from "./paths.js";
 import { hashListing, type ImageSource, type SourceOptions, spread } from "./source.js";
@@ -88,12 +88,7 @@ function fileClasses(path: string, length: number, { label, classNames }: Source
   using file = openSafetensors(path);
   if (!file.has(name)) {
     const keys = file.keys.join(", ");
-    throw expected(
-      path,
-      `a tensor ${name} with the class of each image`,
-      keys,
-      "Set label to null for one class",
-    );
+    throw expected(path, `a tensor ${name} with the class of each image`, keys, LABEL_REMEDY);
   }
   const { dtype, shape } = file.info(name);
   if (TYPES[dtype] === undefined || shape.length !== 1 || shape[0] !== length) {
@@ -104,7 +99,10 @@ function fileClasses(path: string, length: number, { label, classNames }: Source
     );
   }
   using tensor = file.tensor(name);
-  return numberClasses(`${path}: ${name}`, tensor.toList() as number[], classNames);
+  return numberClasses(`${path}: ${name}`, tensor.toList() as number[], {
+    names: classNames,
+    rowOf: (i) => `${path}: ${name}[${i}]`,
+  });
 }
 
 async function openCodeFolder(folder: string, options: SourceOptions): Promise<ImageSource> {
@@ -162,6 +160,7 @@ function codeSource(
     kind: "codes",
     length: classes.ids.length,
     classNames: classes.names,
+    notes: classes.notes,
     ...about,
     classOf: (index) => classes.ids[index] as number,
     locate: async (index, variant) => ({ codes: await codesOf(index, variant) }),
@@ -173,8 +172,12 @@ function folderClasses(codeFolder: string, names: readonly string[], options: So
   if (options.label === null) return oneClass(names.length, options.classNames?.[0]);
   const folder = codeFolder.replace(/codes$/, "labels");
   if (folder === codeFolder || !existsSync(folder)) {
-    const remedy = "Set label to null for one class";
-    throw expected(codeFolder, "a folder of labels beside it, ending in labels for codes", "none", remedy);
+    throw expected(
+      codeFolder,
+      "a folder of labels beside it, ending in labels for codes",
+      "none",
+      LABEL_REMEDY,
+    );
   }
   const labels = names.map((name) => {
     const path = join(folder, `${name}.npy`);
@@ -183,7 +186,8 @@ function folderClasses(codeFolder: string, names: readonly string[], options: So
     if (values.length !== 1) throw expected(path, "one class", `${values.length} numbers`);
     return Number(values[0]);
   });
-  return numberClasses(folder, labels, options.classNames);
+  const rowOf = (i: number): string => join(folder, `${names[i]}.npy`);
+  return numberClasses(folder, labels, { names: options.classNames, rowOf });
 }
 
 function checkCodes(codes: BigInt64Array, name: string): BigInt64Array {

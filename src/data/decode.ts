@@ -14,7 +14,7 @@ import { centerCrop, type Pixels, smallestSideCrop } from "./resample.js";
 export type Crop = "center" | "smallest_side";
 
 /** Names of files that can be read as images. */
-export const IMAGE_FILE: RegExp = /\.(png|jpe?g|webp|gif|tiff?|avif|svg)$/i;
+export const IMAGE_FILE: RegExp = /\.(png|jpe?g|jpe|jfif|webp|gif|tiff?|avif|svgz?)$/i;
 
 /** Most pixels an image may have: beyond it a small file can take all memory. */
 const MAX_PIXELS = 268_402_689;

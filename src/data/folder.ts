@@ -4,9 +4,9 @@ import { join } from "node:path";
 
 import { expected, openSafetensors } from "../torch/index.js";
 import { type FilePart, IMAGE_FILE, readPart } from "./decode.js";
-import { numberClasses, oneClass, sortNames } from "./labels.js";
+import { type Classes, LABEL_REMEDY, numberClasses, oneClass } from "./labels.js";
 import { checkFeatures, type Features } from "./npy.js";
-import { listFiles } from "./paths.js";
+import { listFiles, listFolders, unreadFiles } from "./paths.js";
 import { hashListing, type ImageSource, type SourceOptions, spread } from "./source.js";
 
 const FEATURE_FILE = /\.(npy|safetensors)$/i;
@@ -18,8 +18,8 @@ const READ = 64;
 /**
  * Open a folder of images.
  *
- * The class is the first subfolder, numbered in the order of the names; images that lie in no subfolder are all of one
- * class. `name.npy`, or `name.safetensors` with a tensor `features`, beside `name.png` holds the features of its text,
+ * The class is the first subfolder, numbered in the order of the names, those without images too; images that lie in
+ * no subfolder are all of one class. `name.npy`, or `name.safetensors` with a tensor `features`, beside `name.png` holds the features of its text,
  * float `[S, C]`.
  *
  * @throws RangeError when there is no image, some lie in subfolders and others do not, or some lack features that
@@ -37,14 +37,17 @@ export async function folderOf(
 ): Promise<ImageSource> {
   const ids = files.filter((file) => IMAGE_FILE.test(file));
   if (ids.length === 0) {
-    throw expected(
-      folder,
-      "at least one image file",
-      files.length === 0 ? "an empty folder" : `${files.length} others`,
-    );
+    const { counts, remedy } = unreadFiles(files);
+    const got = files.length === 0 ? "an empty folder" : `only ${counts}`;
+    throw expected(folder, "at least one image file", got, remedy);
   }
   const classes = classesOf(folder, ids, options);
   const features = featuresOf(folder, ids, files);
+  const read = new Set([...ids, ...(features ?? [])]);
+  const unread = unreadFiles(
+    files.filter((file) => !read.has(file)),
+    folder,
+  );
 
   const hash = hashListing((i) => ids[i] as string, classes);
   const sizeOf = (file: string): number =>
@@ -60,6 +63,7 @@ export async function folderOf(
     kind: "images",
     length: ids.length,
     classNames: classes.names,
+    notes: [...unread.notes, ...classes.notes],
     fingerprint: hash.digest("hex"),
     variants: 1,
     idOf: (i) => ids[i] as string,
@@ -71,7 +75,7 @@ export async function folderOf(
   };
 }
 
-function classesOf(folder: string, ids: readonly string[], { label, classNames }: SourceOptions) {
+function classesOf(folder: string, ids: readonly string[], { label, classNames }: SourceOptions): Classes {
   if (typeof label === "string") {
     throw expected(folder, "no label in a folder of images", label, "Their subfolders are their classes");
   }
@@ -80,10 +84,23 @@ function classesOf(folder: string, ids: readonly string[], { label, classNames }
   if (nested.length < ids.length) {
     const loose = ids.find((id) => !id.includes("/"));
     const what = `${ids.length - nested.length} beside the subfolders, such as ${loose}`;
-    throw expected(folder, "every image in a subfolder, its class", what, "Move them, or set label to null");
+    throw expected(folder, "every image in a subfolder, its class", what, `Move them. ${LABEL_REMEDY}`);
   }
   const names = ids.map((id) => id.slice(0, id.indexOf("/")));
-  return numberClasses(folder, names, classNames ?? sortNames(new Set(names)));
+  if (classNames !== undefined) {
+    return numberClasses(folder, names, { names: classNames, rowOf: (i) => join(folder, ids[i] as string) });
+  }
+  // A folder without images keeps its id, so that those after it keep theirs.
+  const folders = listFolders(folder);
+  const empty = folders.filter((name) => !names.includes(name));
+  const classes = numberClasses(folder, [...names, ...empty]);
+  const note = `${folder}: classes without an image keep their ids: ${empty.slice(0, 8).join(", ")}`;
+  const more = empty.length > 8 ? ` and ${empty.length - 8} more` : "";
+  return {
+    ...classes,
+    ids: classes.ids.subarray(0, ids.length),
+    notes: [...classes.notes, ...(empty.length === 0 ? [] : [`${note}${more}`])],
+  };
 }
 
 /** The file of features of each image, or undefined when there are none. */

@@ -5,7 +5,7 @@ import { basename } from "node:path";
 import { gunzipSync } from "node:zlib";
 
 import { expected } from "../torch/index.js";
-import { type Classes, numberClasses, oneClass } from "./labels.js";
+import { type Classes, LABEL_REMEDY, numberClasses, oneClass } from "./labels.js";
 import { hashListing, type ImageSource, type SourceOptions } from "./source.js";
 
 /** `train-images-idx3-ubyte`, with or without `.gz`. */
@@ -38,6 +38,7 @@ export async function openIdx(path: string, options: SourceOptions = {}): Promis
     kind: "images",
     length,
     classNames: classes.names,
+    notes: classes.notes,
     fingerprint: hash.digest("hex"),
     variants: 1,
     idOf,
@@ -54,11 +55,11 @@ function classesOf(path: string, length: number, { label, classNames }: SourceOp
   const plain = path.replace(/images([-.])idx3/, "labels$1idx1").replace(/\.gz$/, "");
   const file = [plain, `${plain}.gz`].find((one) => one !== path && existsSync(one));
   if (file === undefined) {
-    throw expected(path, `labels in ${basename(plain)}`, "no such file", "Set label to null for one class");
+    throw expected(path, `labels in ${basename(plain)}`, "no such file", LABEL_REMEDY);
   }
   const { shape, data } = readIdx(file, 1);
   if (shape[0] !== length) throw expected(file, `${length} labels, one for each image`, shape[0]);
-  return numberClasses(file, [...data], classNames);
+  return numberClasses(file, [...data], { names: classNames, rowOf: (i) => `${file}, label ${i}` });
 }
 
 function readIdx(path: string, rank: number): Idx {

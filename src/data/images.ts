@@ -10,7 +10,7 @@ import sharp from "sharp";
 import { replaceFile } from "../torch/files.js";
 import { cat, expected, full, type Tensor, tensor, tidy } from "../torch/index.js";
 import { type Crop, IMAGE_FILE, readPixels } from "./decode.js";
-import { listFiles } from "./paths.js";
+import { listFiles, unreadFiles } from "./paths.js";
 import { centerCrop, type Pixels, smallestSideCrop } from "./resample.js";
 
 export { type Crop, readPixels } from "./decode.js";
@@ -64,11 +64,14 @@ export async function listImages(path: string): Promise<string[]> {
   const info = await stat(path).catch(() => undefined);
   if (info === undefined) throw expected("images", "a file or folder", path, "Check the path");
   if (info.isFile()) return [path];
-  const files = (await listFiles(path))
-    .filter((name) => IMAGE_FILE.test(name))
-    .map((name) => join(path, name));
-  if (files.length === 0) throw expected("images", "at least one image file", `none below ${path}`);
-  return files;
+  const all = await listFiles(path);
+  const files = all.filter((name) => IMAGE_FILE.test(name));
+  if (files.length === 0) {
+    const { counts, remedy } = unreadFiles(all);
+    const got = all.length === 0 ? "an empty folder" : `only ${counts}`;
+    throw expected(path, "at least one image file", got, remedy);
+  }
+  return files.map((name) => join(path, name));
 }
 
 /**

@@ -1,19 +1,32 @@
-/** From the labels that a data set gives its images to class numbers and names. */
+/** From the labels that a data set gives its images to class ids and names, and what a run says and checks of them. */
 import { expected } from "../torch/index.js";
 
 /** Class of each image, and the names of the classes. */
 export interface Classes {
-  /** One a image, each below `names.length`. */
+  /** One an image, each below `names.length`. */
   readonly ids: Int32Array;
   readonly names: readonly string[];
+  /** What a user should know of how the classes were numbered. */
+  readonly notes: readonly string[];
 }
 
-/** More classes than any data set has: beyond it a number is something else, such as an identity. */
+/** How labels are numbered. */
+export interface NumberingOptions {
+  /** All classes in the order of their ids, where that is known. */
+  readonly names?: readonly string[] | undefined;
+  /** File, row and column of a label, for messages. */
+  readonly rowOf?: (index: number) => string;
+}
+
+/** More classes than any data set has: a larger number is something else, such as an identity. */
 const MAX_CLASSES = 10_000_000;
+
+/** What to do about labels that cannot be used. */
+export const LABEL_REMEDY = "To train without labels, set data.label=none (in a program, label: null)";
 
 /** One class for all. */
 export function oneClass(length: number, name = "all"): Classes {
-  return { ids: new Int32Array(length), names: [name] };
+  return { ids: new Int32Array(length), names: [name], notes: [] };
 }
 
 /**
@@ -22,41 +35,47 @@ export function oneClass(length: number, name = "all"): Classes {
  * Labels that are numbers are class ids already. Labels that are names are numbered in the order of the names, or
  * of their values where all are whole numbers (`2` before `10`, where torchvision puts `10` first).
  *
- * @param names - all classes in the order of their ids, where that is known.
- * @throws RangeError for a label that is none of the classes.
+ * @param labels - a number or name an image; anything else is refused.
+ * @throws RangeError for a label that is none of the classes, naming its row.
  */
 export function numberClasses(
   where: string,
-  labels: readonly (string | number)[],
-  names?: readonly string[] | undefined,
+  labels: readonly unknown[],
+  { names, rowOf = () => where }: NumberingOptions = {},
 ): Classes {
-  const numbers = labels.filter((label) => typeof label === "number");
-  if (numbers.length === labels.length) return fromNumbers(where, numbers, names);
+  const odd = labels.findIndex((label) => typeof label !== "number" && typeof label !== "string");
+  if (odd >= 0) throw expected(rowOf(odd), "a class, its number or name", labels[odd], LABEL_REMEDY);
+  if (labels.every((label) => typeof label === "number"))
+    return fromNumbers(labels as number[], rowOf, names);
   const texts = labels.map(String);
   const known = names ?? sortNames(new Set(texts));
   const places = new Map(known.map((name, i) => [name, i]));
-  const ids = texts.map((text) => {
+  const ids = texts.map((text, i) => {
     const id = places.get(text);
-    if (id === undefined) {
-      throw expected(where, `a class among the ${known.length} of classNames`, text, "Add it to classNames");
-    }
-    return id;
+    if (id !== undefined) return id;
+    const remedy = "Add it to data.classNames, which lists all classes in the order of their ids";
+    throw expected(rowOf(i), `a class among the ${known.length} that are known`, text, remedy);
   });
-  return { ids: Int32Array.from(ids), names: known };
+  return { ids: Int32Array.from(ids), names: known, notes: names === undefined ? notesOf(known) : [] };
 }
 
-function fromNumbers(where: string, labels: readonly number[], names?: readonly string[]): Classes {
+function fromNumbers(
+  labels: readonly number[],
+  rowOf: (index: number) => string,
+  names?: readonly string[],
+): Classes {
   const count = names?.length ?? MAX_CLASSES;
   let largest = 0;
-  for (const label of labels) {
+  for (const [i, label] of labels.entries()) {
     if (!Number.isInteger(label) || label < 0 || label >= count) {
-      throw expected(where, `class ids from 0 to ${count - 1}`, label);
+      throw expected(rowOf(i), `a class id from 0 to ${count - 1}`, label, LABEL_REMEDY);
     }
     if (label > largest) largest = label;
   }
   return {
     ids: Int32Array.from(labels),
     names: names ?? Array.from({ length: largest + 1 }, (_, i) => String(i)),
+    notes: [],
   };
 }
 
@@ -64,4 +83,79 @@ function fromNumbers(where: string, labels: readonly number[], names?: readonly 
 export function sortNames(names: Iterable<string>): string[] {
   const sorted = [...names].sort();
   return sorted.every((name) => /^\d+$/.test(name)) ? sorted.sort((a, b) => Number(a) - Number(b)) : sorted;
+}
+
+/** Names that look like ids, and are other ones. */
+function notesOf(names: readonly string[]): string[] {
+  const moved = names.findIndex((name, i) => name !== String(i));
+  if (moved < 0 || !names.every((name) => /^\d+$/.test(name))) return [];
+  return [
+    `the classes' names are numbers, but not 0 to ${names.length - 1}: ${names[moved]} has id ${moved}. They are ` +
+      "numbered in the order of their values. If they are the ids of a model's classes, list all of these in data.classNames",
+  ];
+}
+
+/** What is known of a set's classes. */
+interface Classed {
+  readonly length: number;
+  readonly classNames: readonly string[];
+  idOf(index: number): string;
+  classOf(index: number): number;
+}
+
+/** A class of a data set. */
+export interface ClassCount {
+  readonly id: number;
+  readonly name: string;
+  readonly images: number;
+}
+
+/** Ids, names and numbers of images of all classes. */
+export function classCounts(source: Classed): ClassCount[] {
+  const counts = new Int32Array(source.classNames.length);
+  for (let i = 0; i < source.length; i++) (counts[source.classOf(i)] as number)++;
+  return source.classNames.map((name, id) => ({ id, name, images: counts[id] as number }));
+}
+
+/** Classes that {@link describeClasses} lists. */
+const LISTED = 8;
+
+/** The classes on one line, the middle ones of many omitted: `3 classes: 0 cat (12 images), 1 dog (9), 2 eel (4)`. */
+export function describeClasses(source: Classed): string {
+  const counts = classCounts(source);
+  const shown = counts.map(({ id, name, images }) => `${id} ${name} (${images}${id === 0 ? " images" : ""})`);
+  const list = shown.length <= LISTED ? shown : [...shown.slice(0, LISTED - 2), "...", shown.at(-1)];
+  const empty = counts.filter(({ images }) => images === 0).map(({ name }) => name);
+  const none =
+    empty.length === 0
+      ? ""
+      : `; no image of ${empty.slice(0, LISTED).join(", ")}${empty.length > LISTED ? ` and ${empty.length - LISTED} more` : ""}`;
+  return `${counts.length === 1 ? "1 class" : `${counts.length} classes`}: ${list.join(", ")}${none}`;
+}
+
+/**
+ * Check that a model knows the class of every image.
+ *
+ * @param numClasses - of the model; the class that it takes for "none" has this number as its id, and is no image's.
+ * @throws RangeError naming the image's file and row, and its class.
+ */
+export function checkClassIds(source: Classed, numClasses: number): void {
+  for (let i = 0; i < source.length; i++) {
+    const id = source.classOf(i);
+    if (id < numClasses) continue;
+    throw badClass(source.idOf(i), id, numClasses, source.classNames[id]);
+  }
+}
+
+/** The error for a class that a model does not know. */
+export function badClass(where: string, id: number, numClasses: number, name?: string): RangeError {
+  const got = `${id}${name === undefined || name === String(id) ? "" : ` (${name})`}`;
+  const what = id === numClasses ? `${got}, which stands for no class` : got;
+  const remedy = `Give the policy's classes in data.classNames, or a policy of more classes. ${LABEL_REMEDY}`;
+  return expected(
+    where,
+    `a class id from 0 to ${numClasses - 1}, as the policy has ${numClasses} classes`,
+    what,
+    remedy,
+  );
 }

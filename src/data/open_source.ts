@@ -8,7 +8,7 @@ import { IMAGE_FILE } from "./decode.js";
 import { folderOf } from "./folder.js";
 import { IDX_IMAGES, openIdx } from "./idx.js";
 import { openParquet } from "./parquet.js";
-import { expandPattern, listFiles } from "./paths.js";
+import { expandPattern, listFiles, unreadFiles } from "./paths.js";
 import type { ImageSource, SourceOptions } from "./source.js";
 import { openTar } from "./tar.js";
 
@@ -70,11 +70,8 @@ async function openFolderOf(folder: string, options: SourceOptions): Promise<Ima
   );
   const [only, other] = kinds;
   if (only === undefined) {
-    const endings = [...new Set(files.map((file) => /\.[^./]*$/.exec(file)?.[0] ?? file))]
-      .slice(0, 8)
-      .join(", ");
-    const got = files.length === 0 ? "an empty one" : `${files.length} files: ${endings}`;
-    throw expected(folder, ACCEPTED, got);
+    const { counts, remedy } = unreadFiles(files);
+    throw expected(folder, ACCEPTED, files.length === 0 ? "an empty one" : `only ${counts}`, remedy);
   }
   if (other !== undefined) {
     const got = kinds.map((entry) => `${entry.files.length} of ${entry.kind} (${entry.files[0]})`).join(", ");

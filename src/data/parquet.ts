@@ -7,6 +7,7 @@ import { statSync } from "node:fs";
 
 import {
   type AsyncBuffer,
+  type Compressors,
   type FileMetaData,
   parquetMetadataAsync,
   parquetReadObjects,
@@ -16,7 +17,7 @@ import { compressors } from "hyparquet-compressors";
 
 import { expected } from "../torch/index.js";
 import { readPart } from "./decode.js";
-import { type Classes, numberClasses, oneClass } from "./labels.js";
+import { type Classes, LABEL_REMEDY, numberClasses, oneClass } from "./labels.js";
 import { expandPattern, namesOf } from "./paths.js";
 import { type Block, hashListing, type ImageSource, type SourceOptions } from "./source.js";
 
@@ -35,6 +36,8 @@ interface ParquetFile {
 /** Rows `[start, start + length)` of a file, stored together. */
 interface RowGroup extends Block {
   readonly file: ParquetFile;
+  /** Its number in the file, from 0. */
+  readonly number: number;
   readonly start: number;
   /** Place of its first row in the source. */
   readonly first: number;
@@ -61,23 +64,12 @@ export async function openParquet(
   const files = typeof paths === "string" ? await expandPattern("openParquet", paths) : paths;
   const names = namesOf(files);
   const opened: ParquetFile[] = [];
-  const labels: (string | number)[] = [];
-  for (const [i, path] of files.entries()) {
-    const file = await openFile(path, names[i] as string, options);
-    opened.push(file);
-    // One by one: an argument list has a limit.
-    for (const label of await labelsOf(file)) labels.push(label);
-  }
+  for (const [i, path] of files.entries()) opened.push(await openFile(path, names[i] as string, options));
   const groups = groupsOf(opened);
   const last = groups.at(-1);
   const length = last === undefined ? 0 : last.first + last.length;
   const where = files.length === 1 ? (files[0] as string) : `${files[0]} and ${files.length - 1} more`;
   if (length === 0) throw expected(where, "at least one row", "none");
-  const hasLabels = opened[0]?.labelColumn !== null;
-  const classNames = options.classNames ?? publishedNames(opened[0] as ParquetFile);
-  const classes = hasLabels
-    ? numberClasses(where, labels, classNames)
-    : oneClass(length, options.classNames?.[0]);
 
   const groupOf = (index: number): RowGroup => {
     let [low, high] = [0, groups.length - 1];
@@ -92,11 +84,14 @@ export async function openParquet(
     const { file, start, first } = groupOf(index);
     return `${file.name}#${start + index - first}`;
   };
-  const read = keepRecent(CACHE_BYTES, readGroup);
+  const classes = await classesOf(where, opened, groups, options);
+  const notes = await notesOf(opened, groups);
+  const read = keepRecent(CACHE_BYTES, readImages);
   return {
     kind: "images",
     length,
     classNames: classes.names,
+    notes: [...notes, ...classes.notes],
     fingerprint: await fingerprintOf(opened, classes, idOf),
     variants: 1,
     blocks: groups,
@@ -105,8 +100,9 @@ export async function openParquet(
     locate: async (index) => {
       const group = groupOf(index);
       const bytes = (await read(group))[index - group.first];
-      if (bytes === undefined)
-        throw expected(idOf(index), `bytes in column ${group.file.imageColumn}`, "none");
+      if (bytes === undefined) {
+        throw expected(idOf(index), `an image in column ${group.file.imageColumn}`, "none");
+      }
       return { image: { bytes } };
     },
   };
@@ -117,74 +113,173 @@ async function openFile(path: string, name: string, options: SourceOptions): Pro
   if (size === undefined) throw expected(path, "a parquet file", "nothing", "Check the path");
   const bytes: AsyncBuffer = {
     byteLength: size,
-    slice: async (start, end = size) => {
-      const part = await readPart({ path, offset: start, length: end - start });
-      return part.buffer.slice(part.byteOffset, part.byteOffset + part.length) as ArrayBuffer;
+    // Not async, and with a handler of its own: hyparquet asks for bytes ahead and may never wait for them.
+    slice(start, end = size) {
+      if (
+        !(
+          Number.isSafeInteger(start) &&
+          Number.isSafeInteger(end) &&
+          start >= 0 &&
+          start <= end &&
+          end <= size
+        )
+      ) {
+        throw expected(path, `a range of its ${size} bytes`, `${start} to ${end}`, DAMAGED);
+      }
+      const part = readPart({ path, offset: start, length: end - start }).then(
+        ({ buffer, byteOffset, length }) => buffer.slice(byteOffset, byteOffset + length) as ArrayBuffer,
+      );
+      part.catch(() => {});
+      return part;
     },
   };
-  const metadata = await parquetMetadataAsync(bytes).catch((error: Error) => {
-    throw expected(path, "a parquet file", error.message, "It is damaged, cut short or something else");
+  const { metadata, columns } = await guarded(`${path}, its footer`, async () => {
+    const found = await parquetMetadataAsync(bytes);
+    return { metadata: found, columns: parquetSchema(found).children };
   });
-  const columns = parquetSchema(metadata).children;
   const imageColumn = findImage(path, columns, options.image);
   return { path, name, bytes, metadata, imageColumn, labelColumn: findLabel(path, columns, options.label) };
 }
 
+const DAMAGED = "The file is damaged, cut short or no parquet file";
+
+/** Do something with the library, and say where it failed. */
+async function guarded<T>(where: string, run: () => Promise<T>): Promise<T> {
+  try {
+    return await run();
+  } catch (error) {
+    const { message } = error as Error;
+    // A refusal of our own has a better reason than the library's.
+    if (message.startsWith(where)) throw error;
+    throw expected(where, "sound parquet data", message.replace(/\.$/, ""), DAMAGED);
+  }
+}
+
+/** Rows of one column of a row group. */
+async function readColumn(
+  { file: { path, bytes, metadata }, number, start, length }: RowGroup,
+  column: string,
+  options: { readonly utf8?: boolean } = {},
+): Promise<unknown[]> {
+  const where = `${path}, row group ${number}, column ${column}`;
+  return await guarded(where, async () => {
+    const rows = await parquetReadObjects({
+      file: bytes,
+      metadata,
+      columns: [column],
+      rowStart: start,
+      rowEnd: start + length,
+      compressors: LIMITED,
+      ...options,
+    });
+    if (rows.length !== length) throw expected(where, `${length} rows`, rows.length, DAMAGED);
+    return rows.map((row) => row[column] as unknown);
+  });
+}
+
+/** Most bytes that a page may unpack to. */
+const PAGE_BYTES = 2 ** 30;
+
+/** hyparquet's own, with a limit: the size comes from the file and is allocated before anything is unpacked. */
+const LIMITED: Compressors = Object.fromEntries(
+  Object.entries(compressors).map(([codec, unpack]) => [
+    codec,
+    (input: Uint8Array, length: number) => {
+      if (!(length >= 0 && length <= PAGE_BYTES)) throw new Error(`a page of ${length} bytes`);
+      return unpack(input, length);
+    },
+  ]),
+);
+
+const isList = ({ element }: Column): boolean =>
+  element.repetition_type === "REPEATED" ||
+  /^(LIST|MAP)$/.test(element.converted_type ?? element.logical_type?.type ?? "");
+
 const isBytes = ({ element, children }: Column): boolean =>
   children.length === 0 &&
   element.type === "BYTE_ARRAY" &&
-  element.repetition_type !== "REPEATED" &&
   element.converted_type === undefined &&
   element.logical_type === undefined;
 
-const holdsImages = (column: Column): boolean =>
-  isBytes(column) || column.children.some((child) => child.element.name === "bytes" && isBytes(child));
+/** The leaf with the images' bytes, as its path below the column; undefined for a column of something else. */
+function imageLeaf(column: Column): readonly string[] | undefined {
+  if (isList(column)) return undefined;
+  if (isBytes(column)) return [];
+  const field = column.children.find((child) => child.element.name === "bytes");
+  return field !== undefined && isBytes(field) && !isList(field) ? ["bytes"] : undefined;
+}
 
 function findImage(path: string, columns: readonly Column[], name: string | undefined): string {
-  const column =
-    name === undefined ? columns.find(holdsImages) : columns.find((c) => c.element.name === name);
-  if (column === undefined || !holdsImages(column)) {
-    const what =
-      name === undefined ? "a column of images, bytes or records with bytes" : `images in column ${name}`;
-    throw expected(path, what, listColumns(columns), "Name it with image");
+  const usable = columns.filter((column) => imageLeaf(column) !== undefined);
+  const found = name === undefined ? usable[0] : usable.find((column) => column.element.name === name);
+  if (found !== undefined) return found.element.name;
+  const what =
+    name === undefined ? "a column of images, bytes or records with bytes" : `images in column ${name}`;
+  throw expected(path, what, listColumns(columns), remedyFor(columns, usable, name));
+}
+
+/** What to do about a file without images, or without those that were asked for. */
+function remedyFor(columns: readonly Column[], usable: readonly Column[], name: string | undefined): string {
+  const asked = columns.filter((column) => name === undefined || column.element.name === name);
+  const names = usable.map((column) => column.element.name).join(" or ");
+  const other = names === "" ? "" : `. Or name ${names} with data.image`;
+  if (asked.some(isList))
+    return `A row has one image: write the images of a list as rows of their own${other}`;
+  if (asked.some(({ children }) => children.some(({ element }) => element.name === "path"))) {
+    return `The images themselves are not in the file, only their paths: give the folder that they are in${other}`;
   }
-  return column.element.name;
+  return names === "" ? "Write the encoded images as a column of bytes" : `Name ${names} with data.image`;
 }
 
 function findLabel(path: string, columns: readonly Column[], name: string | null | undefined): string | null {
   if (name === null) return null;
   const names = columns.map((column) => column.element.name);
   const found = name === undefined ? LABEL_COLUMNS.find((one) => names.includes(one)) : name;
-  if (found === undefined || !names.includes(found)) {
+  const column = columns.find(({ element }) => element.name === found);
+  if (found === undefined || column === undefined) {
     const what = `a column ${name ?? LABEL_COLUMNS.join(", ")} with the class`;
-    throw expected(
-      path,
-      what,
-      listColumns(columns),
-      "Name it with label, or set label to null for one class",
-    );
+    throw expected(path, what, listColumns(columns), `Name the right one with data.label. ${LABEL_REMEDY}`);
+  }
+  if (isList(column) || column.children.length > 0) {
+    throw expected(path, `one class a row in column ${found}`, kindOf(column), LABEL_REMEDY);
   }
   return found;
 }
 
-function listColumns(columns: readonly Column[]): string {
-  return columns
-    .map(({ element, children }) => {
-      const kind = children.length > 0 ? "records" : (element.logical_type?.type ?? element.type);
-      return `${element.name} (${kind?.toLowerCase()})`;
-    })
-    .join(", ");
+function kindOf(column: Column): string {
+  if (isList(column)) return "a list";
+  const { element, children } = column;
+  if (children.length > 0) return `records of ${children.map((child) => child.element.name).join(" and ")}`;
+  return (element.logical_type?.type ?? element.type ?? "unknown").toLowerCase();
 }
 
-async function labelsOf({ path, bytes, metadata, labelColumn }: ParquetFile): Promise<(string | number)[]> {
-  if (labelColumn === null) return [];
-  const rows = await parquetReadObjects({ file: bytes, metadata, columns: [labelColumn], compressors });
-  return rows.map((row, i) => {
-    const label: unknown = row[labelColumn];
-    if (typeof label === "bigint") return Number(label);
-    if (typeof label === "number" || typeof label === "string") return label;
-    throw expected(`${path}#${i}`, `a number or name in column ${labelColumn}`, label);
-  });
+const listColumns = (columns: readonly Column[]): string =>
+  columns.map((column) => `${column.element.name} (${kindOf(column)})`).join(", ");
+
+async function classesOf(
+  where: string,
+  [first]: readonly ParquetFile[],
+  groups: readonly RowGroup[],
+  { classNames }: SourceOptions,
+): Promise<Classes> {
+  const { labelColumn } = first as ParquetFile;
+  if (labelColumn === null) {
+    const last = groups.at(-1) as RowGroup;
+    return oneClass(last.first + last.length, classNames?.[0]);
+  }
+  const labels: unknown[] = [];
+  for (const group of groups) {
+    // One by one: an argument list has a limit.
+    for (const label of await readColumn(group, group.file.labelColumn as string)) {
+      labels.push(typeof label === "bigint" ? Number(label) : label);
+    }
+  }
+  const rowOf = (index: number): string => {
+    const group = groups.findLast(({ first }) => first <= index) as RowGroup;
+    return `${group.file.path}, row ${group.start + index - group.first}, column ${group.file.labelColumn}`;
+  };
+  const names = classNames ?? publishedNames(first as ParquetFile);
+  return numberClasses(where, labels, { names, rowOf });
 }
 
 /** Names that Hugging Face's own description of the columns gives the label's values. */
@@ -200,17 +295,43 @@ function publishedNames({ metadata, labelColumn }: ParquetFile): string[] | unde
   }
 }
 
+/** The part of a row group that holds one leaf of a column. */
+function chunkOf(file: ParquetFile, number: number, column: string, leaf?: string) {
+  const found = file.metadata.row_groups[number]?.columns.find(({ meta_data }) => {
+    const [name, field] = meta_data?.path_in_schema ?? [];
+    return name === column && (leaf === undefined || field === undefined || field === leaf);
+  })?.meta_data;
+  if (found !== undefined) return found;
+  throw expected(
+    `${file.path}, row group ${number}, column ${column}`,
+    "sound parquet data",
+    "none",
+    DAMAGED,
+  );
+}
+
 function groupsOf(files: readonly ParquetFile[]): RowGroup[] {
   const groups: RowGroup[] = [];
   let first = 0;
   for (const file of files) {
     let start = 0;
-    for (const { num_rows, columns } of file.metadata.row_groups) {
+    for (const [number, { num_rows, columns }] of file.metadata.row_groups.entries()) {
       const length = Number(num_rows);
+      const image = chunkOf(file, number, file.imageColumn, "bytes");
+      // Every row takes a byte at least: a damaged number must not make a list of billions.
+      if (!(length >= 0 && start + length <= file.bytes.byteLength && Number(image.num_values) === length)) {
+        const got = `${image.num_values} values for ${num_rows} rows`;
+        throw expected(
+          `${file.path}, row group ${number}, column ${file.imageColumn}`,
+          "a value a row",
+          got,
+          DAMAGED,
+        );
+      }
       const bytes = columns
         .filter(({ meta_data }) => meta_data?.path_in_schema[0] === file.imageColumn)
         .reduce((sum, { meta_data }) => sum + Number(meta_data?.total_uncompressed_size ?? 0), 0);
-      if (length > 0) groups.push({ file, start, first, length, bytes });
+      if (length > 0) groups.push({ file, number, start, first, length, bytes });
       start += length;
       first += length;
     }
@@ -218,31 +339,37 @@ function groupsOf(files: readonly ParquetFile[]): RowGroup[] {
   return groups;
 }
 
-/** Encoded images of a row group; undefined for a row without. */
-async function readGroup({ file, start, length }: RowGroup): Promise<(Uint8Array | undefined)[]> {
-  const { path, bytes, metadata, imageColumn } = file;
-  try {
-    const rows = await parquetReadObjects({
-      file: bytes,
-      metadata,
-      columns: [imageColumn],
-      rowStart: start,
-      rowEnd: start + length,
-      compressors,
-      utf8: false,
-    });
-    return rows.map((row) => {
-      const value = row[imageColumn];
-      const data: unknown = value instanceof Uint8Array ? value : value?.bytes;
-      return data instanceof Uint8Array ? data : undefined;
-    });
-  } catch (error) {
-    throw expected(
-      `${path}, rows ${start} to ${start + length - 1}`,
-      "a sound row group",
-      (error as Error).message,
-    );
+/** What the files' footers say of rows without an image. @throws RangeError where no row has one. */
+async function notesOf(files: readonly ParquetFile[], groups: readonly RowGroup[]): Promise<string[]> {
+  const notes: string[] = [];
+  for (const file of files) {
+    const own = groups.filter((group) => group.file === file);
+    const chunks = own.map(({ number }) => chunkOf(file, number, file.imageColumn, "bytes"));
+    const rows = own.reduce((sum, { length }) => sum + length, 0);
+    const nulls = chunks.reduce((sum, { statistics }) => sum + Number(statistics?.null_count ?? 0), 0);
+    const size = chunks.reduce((sum, chunk) => sum + Number(chunk.total_uncompressed_size), 0);
+    // Not every writer counts them. Fewer bytes a row than any image has are a reason to look.
+    const isEmpty =
+      nulls === rows ||
+      (size < 32 * rows && (await readImages(own[0] as RowGroup)).every((one) => one === undefined));
+    if (rows > 0 && isEmpty) {
+      const remedy =
+        "The file may hold the images' paths alone: write it with the images themselves, or give the folder that they are in";
+      throw expected(file.path, `images in column ${file.imageColumn}`, `none in its ${rows} rows`, remedy);
+    }
+    if (nulls > 0)
+      notes.push(`${file.path}: ${nulls} of ${rows} rows have no image in column ${file.imageColumn}`);
   }
+  return notes;
+}
+
+/** Encoded images of a row group; undefined for a row without. */
+async function readImages(group: RowGroup): Promise<(Uint8Array | undefined)[]> {
+  const values = await readColumn(group, group.file.imageColumn, { utf8: false });
+  return values.map((value) => {
+    const data: unknown = value instanceof Uint8Array ? value : (value as { bytes?: unknown } | null)?.bytes;
+    return data instanceof Uint8Array ? data : undefined;
+  });
 }
 
 /** Remember what `read` gave for the most recent blocks, up to `limit` bytes, the current one aside. */

@@ -1,4 +1,5 @@
 /** Files of a data set: listing folders, and the patterns in which shards are named. */
+import { readdirSync, statSync } from "node:fs";
 import { readdir, realpath, stat } from "node:fs/promises";
 import { basename, dirname, join, relative, resolve, sep } from "node:path";
 
@@ -33,6 +34,14 @@ export async function listFiles(folder: string): Promise<string[]> {
     throw expected(folder, "a folder that can be read", (error as Error).message);
   }
   return files.sort();
+}
+
+/** Folders directly in a folder, sorted; names that begin with a dot are passed over, links are followed. */
+export function listFolders(folder: string): string[] {
+  return readdirSync(folder)
+    .filter((name) => !name.startsWith("."))
+    .filter((name) => statSync(join(folder, name), { throwIfNoEntry: false })?.isDirectory())
+    .sort();
 }
 
 /**
@@ -78,4 +87,41 @@ export function namesOf(paths: readonly string[]): string[] {
   while (!whole.every((path) => path.startsWith(common.endsWith(sep) ? common : common + sep)))
     common = dirname(common);
   return whole.map((path) => relative(common, path).split(sep).join("/"));
+}
+
+/** Endings of images that cannot be decoded here. */
+const OTHER_IMAGE = /\.(bmp|dib|p[bgnp]m|pfm|tga|ico|hei[cf]|jp2|j2k|jxl|psd|exr|hdr|dng|cr2|nef|arw|raw)$/i;
+
+/** Endings that {@link unreadFiles} names. */
+const NAMED = 8;
+
+/**
+ * What to say of files that are not read.
+ *
+ * @param where - the set that they are in.
+ */
+export function unreadFiles(
+  files: readonly string[],
+  where = "",
+): { readonly counts: string; readonly remedy: string | undefined; readonly notes: readonly string[] } {
+  const endings = new Map<string, number>();
+  for (const file of files) {
+    const ending = /(?<=[^/])\.[^./]*$/.exec(file)?.[0].toLowerCase() ?? "without an ending";
+    endings.set(ending, (endings.get(ending) ?? 0) + 1);
+  }
+  const most = [...endings].sort(([a, m], [b, n]) => n - m || (a < b ? -1 : 1));
+  const more = most.length > NAMED ? `, and ${most.length - NAMED} other endings` : "";
+  const counts = `${most
+    .slice(0, NAMED)
+    .map(([ending, count]) => `${ending} (${count})`)
+    .join(", ")}${more}`;
+  const image = files.find((file) => OTHER_IMAGE.test(file));
+  const remedy =
+    image === undefined ? undefined : `Images such as ${image} are not read: convert them to PNG or JPEG`;
+  if (files.length === 0) return { counts, remedy, notes: [] };
+  return {
+    counts,
+    remedy,
+    notes: [`${where}: files that are not read: ${counts}${remedy ? `. ${remedy}` : ""}`],
+  };
 }

@@ -33,6 +33,8 @@ export interface ImageSource {
   readonly length: number;
   /** Name of each class; `classOf` gives places in it. */
   readonly classNames: readonly string[];
+  /** What a user should know of how the set was read, such as files that are not read; each a line to print once. */
+  readonly notes?: readonly string[];
   /** SHA-256 over identities, classes, sizes and a sample of the contents: another set has another one. */
   readonly fingerprint: string;
   /** Prepared crops of each image that code files may hold; 1 elsewhere. */

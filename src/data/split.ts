@@ -53,7 +53,7 @@ function shareOf(seed: number, group: string): number {
 }
 
 /**
- * Some images of a set, renumbered from 0; class ids stay.
+ * Some images of a set, renumbered from 0; class ids and notes stay.
  *
  * @param indices - ascending, each once.
  */
@@ -71,6 +71,7 @@ export function subset(source: ImageSource, indices: readonly number[]): ImageSo
     kind: source.kind,
     length: places.length,
     classNames: source.classNames,
+    ...(source.notes !== undefined && { notes: source.notes }),
     fingerprint: createHash("sha256").update(source.fingerprint).update(places).digest("hex"),
     variants: source.variants,
     ...(source.codeLength !== undefined && { codeLength: source.codeLength }),

@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 
 import { openCodes } from "../../src/data/codes.js";
+import { LABEL_REMEDY } from "../../src/data/labels.js";
 import { type DType, saveSafetensors, type Tensor, tensor } from "../../src/torch/index.js";
 import { npyOf, scratch, writeFiles } from "../support/data_files.js";
 
@@ -106,7 +107,7 @@ test("files that lack something are refused", async () => {
   );
   await refuse(
     { codes: int([[1]]) },
-    ": expected a tensor classes with the class of each image, got codes. Set label to null for one class.",
+    `: expected a tensor classes with the class of each image, got codes. ${LABEL_REMEDY}.`,
   );
   await refuse(
     { codes: int([[1]]), classes: int([1, 2]) },
@@ -162,7 +163,7 @@ test("folders of codes that lack something, or differ in size, are refused", asy
   await refuse(
     "bare",
     `${at("bare")}: expected a folder of labels beside it, ending in labels for codes, got none. ` +
-      "Set label to null for one class.",
+      `${LABEL_REMEDY}.`,
   );
   const bare = await openCodes(at("bare"), { label: null });
   assert.deepEqual((await bare.locate(0, 0)).codes, codes(1n, 2n));

@@ -2,8 +2,13 @@ import assert from "node:assert/strict";
 import { cpSync, rmSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
+import { gzipSync } from "node:zlib";
+
+import sharp from "sharp";
 
 import { openFolder } from "../../src/data/folder.js";
+import { listImages } from "../../src/data/images.js";
+import { openSource } from "../../src/data/open_source.js";
 import { readSample } from "../../src/data/source.js";
 import { saveSafetensors, tensor } from "../../src/torch/index.js";
 import { grey, npyOf, scratch, writeFiles, writeImages } from "../support/data_files.js";
@@ -75,7 +80,7 @@ test("given class names decide the ids; label null ignores the subfolders", asyn
   const whole = await openFolder(at("some"), { label: null });
   assert.deepEqual([whole.classNames, whole.classOf(3)], [["all"], 0]);
   await assert.rejects(openFolder(at("some"), { classNames: ["a"] }), {
-    message: `${at("some")}: expected a class among the 1 of classNames, got b. Add it to classNames.`,
+    message: /some\/b\/001\.png: expected a class .*, got b\. .*data\.classNames/,
   });
   await assert.rejects(openFolder(at("some"), { label: "cls" }), {
     message: `${at("some")}: expected no label in a folder of images, got cls. Their subfolders are their classes.`,
@@ -109,13 +114,11 @@ test("a folder that is no set of images is refused", async () => {
   });
   writeFiles(at("text only"), { "a.txt": "", "b.txt": "" });
   await assert.rejects(openFolder(at("text only")), {
-    message: `${at("text only")}: expected at least one image file, got 2 others.`,
+    message: /text only: expected at least one image file, got only \.txt \(2\)\.$/,
   });
   writeFiles(at("mixed"), { "a/1.png": await grey(1), "loose.png": await grey(1) });
   await assert.rejects(openFolder(at("mixed")), {
-    message:
-      `${at("mixed")}: expected every image in a subfolder, its class, got 1 beside the subfolders, such as loose.png. ` +
-      "Move them, or set label to null.",
+    message: /mixed: expected every image in a subfolder.*loose\.png\. Move them.*data\.label=none/,
   });
 });
 
@@ -125,4 +128,57 @@ test("an image that cannot be read is still part of the set", async () => {
   const source = await openFolder(at("bad"));
   assert.equal(source.length, 2);
   await assert.rejects(readSample(source, 1), /2\.png: expected a file that can be read, got ENOENT/);
+});
+
+test("an empty class folder keeps its id, so that those after it keep theirs", async () => {
+  const image = await grey(1);
+  writeFiles(at("gap"), { "a/1.png": image, "c/2.png": image, "b/.keep": "", "d/notes.txt": "x" });
+  const source = await openFolder(at("gap"));
+  assert.deepEqual(source.classNames, ["a", "b", "c", "d"]);
+  assert.deepEqual([source.classOf(0), source.classOf(1)], [0, 2]);
+  assert.match(source.notes?.join("\n") ?? "", /without an image keep their ids: b, d/);
+});
+
+test("folders whose names are numbers are numbered by value, and a gap is said", async () => {
+  const image = await grey(1);
+  writeFiles(
+    at("numbers"),
+    Object.fromEntries(["0", "1", "2", "10"].map((name) => [`${name}/1.png`, image])),
+  );
+  const source = await openFolder(at("numbers"));
+  assert.deepEqual(source.classNames, ["0", "1", "2", "10"]);
+  assert.match(source.notes?.join("\n") ?? "", /10 has id 3.*data\.classNames/);
+  const classNames = Array.from({ length: 11 }, (_, i) => String(i));
+  const listed = await openFolder(at("numbers"), { classNames });
+  const ten = [0, 1, 2, 3].find((i) => listed.idOf(i).startsWith("10/")) as number;
+  assert.deepEqual([listed.classOf(ten), listed.notes], [10, []]);
+});
+
+test("endings that can be decoded are read; others are counted and said, and alone they say what to do", async () => {
+  const image = await grey(5);
+  const jpeg = await sharp(image).jpeg().toBuffer();
+  const svg = `<svg xmlns="http://www.w3.org/2000/svg" width="4" height="4"><rect width="4" height="4" fill="#f00"/></svg>`;
+  writeFiles(at("endings"), {
+    "a.jfif": jpeg,
+    "b.jpe": jpeg,
+    "c.svgz": gzipSync(svg),
+    "d.bmp": "BM",
+    "e.ppm": "P6",
+    "f.PPM": "P6",
+    "labels.csv": "a,b",
+  });
+  const source = await openFolder(at("endings"));
+  assert.equal(source.length, 3);
+  assert.deepEqual([...((await readSample(source, 2)).pixels?.data.subarray(0, 3) ?? [])], [255, 0, 0]);
+  assert.match(
+    source.notes?.join("\n") ?? "",
+    /endings: files that are not read: \.ppm \(2\), \.bmp \(1\), \.csv \(1\)\. .*convert them to PNG/,
+  );
+  writeFiles(at("bitmaps"), { "a.bmp": "BM", "b.bmp": "BM" });
+  for (const open of [openFolder, openSource, listImages]) {
+    await assert.rejects(open(at("bitmaps")), {
+      name: "RangeError",
+      message: /bitmaps: expected .*, got only \.bmp \(2\)\. .*convert them to PNG/,
+    });
+  }
 });

@@ -4,6 +4,7 @@ import { test } from "node:test";
 import { gzipSync } from "node:zlib";
 
 import { openIdx } from "../../src/data/idx.js";
+import { LABEL_REMEDY } from "../../src/data/labels.js";
 import { readSample } from "../../src/data/source.js";
 import { scratch, writeFiles } from "../support/data_files.js";
 
@@ -92,6 +93,6 @@ test("what is damaged or missing is named", async () => {
   const alone = join(folder, "alone-images-idx3-ubyte");
   writeFiles(folder, { "alone-images-idx3-ubyte": images });
   await assert.rejects(openIdx(alone), {
-    message: `${alone}: expected labels in alone-labels-idx1-ubyte, got no such file. Set label to null for one class.`,
+    message: `${alone}: expected labels in alone-labels-idx1-ubyte, got no such file. ${LABEL_REMEDY}.`,
   });
 });

@@ -3,9 +3,9 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { checkFeatures, featuresOfNpy, readNpy, toFloat32, toInt64 } from "../../src/data/npy.js";
-import { npyOf } from "../support/data_files.js";
+import { goldenData, npyOf } from "../support/data_files.js";
 
-const file = (name: string): Buffer => readFileSync(`test/golden/data/npy/${name}.npy`);
+const file = (name: string): Buffer => readFileSync(goldenData(`npy/${name}.npy`));
 const counted = Array.from({ length: 12 }, (_, i) => BigInt(i));
 
 test("whole numbers that NumPy wrote come back, of every width and header version", () => {

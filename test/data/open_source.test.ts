@@ -5,7 +5,7 @@ import { test } from "node:test";
 
 import { openSource } from "../../src/data/open_source.js";
 import { saveSafetensors, tensor } from "../../src/torch/index.js";
-import { grey, npyOf, scratch, tarOf, writeFiles, writeImages } from "../support/data_files.js";
+import { goldenData, grey, npyOf, scratch, tarOf, writeFiles, writeImages } from "../support/data_files.js";
 
 const folder = scratch();
 const at = (name: string): string => join(folder, name);
@@ -37,7 +37,7 @@ test("what lies at the path decides how it is read", async () => {
     "codes/.keep": "",
     "parquet/.keep": "",
   });
-  copyFileSync("test/golden/data/plain.parquet", at("parquet/a.parquet"));
+  copyFileSync(goldenData("plain.parquet"), at("parquet/a.parquet"));
   using codes = tensor([[1]], { dtype: "int64" });
   using classes = tensor([0], { dtype: "int64" });
   saveSafetensors(at("codes/c.safetensors"), { codes, classes });
@@ -79,7 +79,7 @@ test("folders without data, of several kinds or of several splits are refused", 
   };
   writeFiles(folder, { "empty/.keep": "", "texts/a.txt": "", "texts/b.md": "", "texts/README": "" });
   await refuse("empty", `expected ${ACCEPTED}, got an empty one.`);
-  await refuse("texts", `expected ${ACCEPTED}, got 3 files: README, .txt, .md.`);
+  await refuse("texts", `expected ${ACCEPTED}, got only .md (1), .txt (1), without an ending (1).`);
   writeFiles(folder, { "both/a.tar": "", "both/b.png": "" });
   await refuse(
     "both",

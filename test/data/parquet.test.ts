@@ -1,16 +1,17 @@
 import assert from "node:assert/strict";
-import { copyFileSync, readFileSync } from "node:fs";
+import { copyFileSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 
+import { LABEL_REMEDY } from "../../src/data/labels.js";
 import { openParquet } from "../../src/data/parquet.js";
 import { readSample } from "../../src/data/source.js";
-import { scratch, writeFiles } from "../support/data_files.js";
+import { goldenData, scratch, writeFiles } from "../support/data_files.js";
 
 const folder = scratch();
 const at = (name: string): string => join(folder, name);
-const PUBLISHED = "test/golden/data/hugging_face.parquet";
-const PLAIN = "test/golden/data/plain.parquet";
+const PUBLISHED = goldenData("hugging_face.parquet");
+const PLAIN = goldenData("plain.parquet");
 
 test("a set as Hugging Face publishes it: records of bytes, class names, row groups", async () => {
   const source = await openParquet(PUBLISHED);
@@ -36,7 +37,7 @@ test("plain columns: the first of bytes, names as classes, a row without an imag
   );
   assert.equal((await readSample(source, 3)).pixels?.data[0], 130);
   await assert.rejects(readSample(source, 1), {
-    message: "plain.parquet#1: expected bytes in column img, got none.",
+    message: /^plain\.parquet#1: expected .* column img, got none/,
   });
 });
 
@@ -56,21 +57,21 @@ test("several files are one set", async () => {
 test("a column that is missing is answered with those there are", async () => {
   const columns = "caption (string), img (byte_array), class (string)";
   await assert.rejects(openParquet(PLAIN, { image: "caption" }), {
-    message: `${PLAIN}: expected images in column caption, got ${columns}. Name it with image.`,
+    message: `${PLAIN}: expected images in column caption, got ${columns}. Name img with data.image.`,
   });
   await assert.rejects(openParquet(PLAIN, { label: "kind" }), {
     message:
       `${PLAIN}: expected a column kind with the class, got ${columns}. ` +
-      "Name it with label, or set label to null for one class.",
+      `Name the right one with data.label. ${LABEL_REMEDY}.`,
   });
   assert.deepEqual((await openParquet(PLAIN, { label: null })).classNames, ["all"]);
-  await assert.rejects(openParquet("test/golden/data/no_image.parquet"), {
+  await assert.rejects(openParquet(goldenData("no_image.parquet")), {
     message:
-      "test/golden/data/no_image.parquet: expected a column of images, bytes or records with bytes, " +
-      "got text (string), size (int64). Name it with image.",
+      `${goldenData("no_image.parquet")}: expected a column of images, bytes or records with bytes, ` +
+      "got text (string), size (int64). Write the encoded images as a column of bytes.",
   });
   await assert.rejects(openParquet(PUBLISHED, { label: "image" }), {
-    message: `${PUBLISHED}#0: expected a number or name in column image, got Object.`,
+    message: `${PUBLISHED}: expected one class a row in column image, got records of bytes and path. ${LABEL_REMEDY}.`,
   });
 });
 
@@ -90,7 +91,7 @@ test("cut and damaged files are refused", async () => {
   writeFiles(folder, { "cut.parquet": whole.subarray(0, -20) });
   await assert.rejects(
     openParquet(at("cut.parquet")),
-    /^RangeError: .*cut\.parquet: expected a parquet file, got .* It is damaged, cut short or something else\.$/,
+    /^RangeError: .*cut\.parquet, its footer: expected .*, got .* damaged, cut short/,
   );
   await assert.rejects(openParquet(at("absent.parquet")), {
     message: `${at("absent.parquet")}: expected a parquet file, got nothing. Check the path.`,
@@ -99,8 +100,80 @@ test("cut and damaged files are refused", async () => {
   damaged.fill(0xff, 4, 300);
   writeFiles(folder, { "damaged.parquet": damaged });
   const source = await openParquet(at("damaged.parquet"));
-  const message = /damaged\.parquet, rows 0 to 2: expected a sound row group, got /;
+  const message = /damaged\.parquet, row group 0, column image: expected sound parquet data, got /;
   await assert.rejects(readSample(source, 0), message);
   await assert.rejects(readSample(source, 1), message);
   assert.equal((await readSample(source, 6)).pixels?.data[0], 60);
+});
+
+test("lists are refused as lists, with advice that can be followed", async () => {
+  for (const [name, column] of [
+    ["image_list", "images"],
+    ["byte_list", "images"],
+  ] as const) {
+    for (const options of [{}, { image: column }]) {
+      const message = new RegExp(`${name}\\.parquet: expected .*images \\(a list\\).* rows of their own\\.$`);
+      await assert.rejects(openParquet(goldenData(`${name}.parquet`), options), {
+        name: "RangeError",
+        message,
+      });
+    }
+  }
+  await assert.rejects(openParquet(goldenData("label_list.parquet")), {
+    message: /expected one class a row in column label, got a list\. .*data\.label=none/,
+  });
+  assert.equal((await openParquet(goldenData("label_list.parquet"), { label: null })).length, 3);
+});
+
+test("images that are not in the file are said at the opening", async () => {
+  for (const name of ["paths_only", "paths_only_unknown"]) {
+    await assert.rejects(openParquet(goldenData(`${name}.parquet`)), {
+      name: "RangeError",
+      message: /column image, got none in its 3 rows\. .*paths.*folder/,
+    });
+  }
+  await assert.rejects(openParquet(goldenData("path_struct.parquet")), {
+    message: /got image \(records of path\), .*only their paths.*folder/,
+  });
+  const { notes } = await openParquet(PLAIN);
+  assert.match(notes?.join() ?? "", /plain\.parquet: 1 of 4 rows have no image in column img/);
+});
+
+test("labels -1 and null name file, row and column, and say how to train without labels", async () => {
+  for (const [name, row, got] of [
+    ["label_unknown", 1, "-1"],
+    ["label_null", 2, "(null|undefined)"],
+  ] as const) {
+    await assert.rejects(openParquet(goldenData(`${name}.parquet`)), {
+      name: "RangeError",
+      message: new RegExp(
+        `${name}\\.parquet, row ${row}, column label: expected .*, got ${got}\\. .*data\\.label=none`,
+      ),
+    });
+    assert.equal((await openParquet(goldenData(`${name}.parquet`), { label: null })).classNames.length, 1);
+  }
+});
+
+test("whatever is damaged, the message names file, row group and column, and nothing is left unhandled", async () => {
+  const unhandled: unknown[] = [];
+  const note = (error: unknown) => unhandled.push(error);
+  process.on("unhandledRejection", note);
+  const ours =
+    /^RangeError: .*\.parquet(?:, its footer|, row group \d+, column \w+)?: expected .*, got |^RangeError: \S+\.parquet#\d+: expected/;
+  for (const name of readdirSync(goldenData("damaged")).filter((one) => one.endsWith(".parquet"))) {
+    const problems: unknown[] = [];
+    try {
+      const source = await openParquet(goldenData(`damaged/${name}`));
+      for (let i = 0; i < source.length; i++) {
+        await readSample(source, i).catch((error: unknown) => problems.push(error));
+      }
+    } catch (error) {
+      problems.push(error);
+    }
+    for (const error of problems) assert.match(String(error), ours, name);
+  }
+  // A promise that nobody waits for is reported when the turn is over.
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  process.off("unhandledRejection", note);
+  assert.deepEqual(unhandled, []);
 });

@@ -10,8 +10,9 @@ import {
   smallestSideCrop,
 } from "../../src/data/resample.js";
 import { loadSafetensors } from "../../src/torch/safetensors.js";
+import { goldenData } from "../support/data_files.js";
 
-const { tensors } = loadSafetensors("test/golden/data/resample.safetensors");
+const { tensors } = loadSafetensors(goldenData("resample.safetensors"));
 const SIZES = [16, 16, 24, 16, 32];
 
 function golden(name: string): Pixels {

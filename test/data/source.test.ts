@@ -11,7 +11,7 @@ test("spread takes all of a few, and evenly of many", () => {
 
 test("a listing's hash tells ids, classes and class names apart", () => {
   const hash = (ids: string[], classes: number[], names: string[]): string =>
-    hashListing((i) => ids[i] as string, { ids: Int32Array.from(classes), names }).digest("hex");
+    hashListing((i) => ids[i] as string, { ids: Int32Array.from(classes), names, notes: [] }).digest("hex");
   const base = hash(["a", "b"], [0, 1], ["x", "y"]);
   assert.equal(hash(["a", "b"], [0, 1], ["x", "y"]), base);
   assert.notEqual(hash(["a", "c"], [0, 1], ["x", "y"]), base);

@@ -3,6 +3,7 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { after } from "node:test";
+import { fileURLToPath } from "node:url";
 
 import sharp from "sharp";
 import { pack } from "tar-stream";
@@ -60,4 +61,9 @@ export function npyOf(
   head.write("\u0093NUMPY\u0001\u0000", "latin1");
   head.writeUInt16LE(text.length, 8);
   return Buffer.concat([head, Buffer.from(text), Buffer.from(data.buffer, data.byteOffset, data.byteLength)]);
+}
+
+/** A file of `test/golden/data`, wherever the tests are run from. */
+export function goldenData(name: string): string {
+  return fileURLToPath(new URL(`../../../test/golden/data/${name}`, import.meta.url));
 }

@@ -1,0 +1,258 @@
+/**
+ * The members of a tar file, from its headers alone: nearly all of its bytes are left unread, which tar-stream's own
+ * extraction would go through. What the members mean is in `tar.ts`.
+ */
+import { closeSync, fstatSync, openSync, readSync } from "node:fs";
+
+import headers from "tar-stream/headers.js";
+
+import { expected } from "../torch/index.js";
+
+/** A file in a tar. */
+export interface Member {
+  /** Its name for people and identities. Bytes that are not UTF-8 are written as `\xE9`. */
+  readonly name: string;
+  /** Its name byte by byte (latin-1), by which members are told apart. */
+  readonly key: string;
+  readonly offset: number;
+  readonly length: number;
+  /** Contents of a member that can be a label: a short one. */
+  readonly text?: string;
+}
+
+/** The files in a tar, and what a user should know of it. */
+export interface Members {
+  readonly list: readonly Member[];
+  readonly notes: readonly string[];
+}
+
+const BLOCK = 512;
+
+/** Longest member that is read as a label. */
+const LABEL_BYTES = 256;
+
+/** Longest list of attributes or long name of a member. */
+const MAX_ATTRIBUTE_BYTES = 2 ** 20;
+
+/** What the headers before a member say of it, in the place of its own header. */
+type Attributes = Readonly<Record<string, string>>;
+
+/**
+ * List the files in a tar. Hard links are the files that they link to. Where the archive ends is judged as GNU tar does:
+ * at the end of the file, or at a block of zeros that no other archive follows.
+ *
+ * @param labelEnding - members with this ending are read, where they are short.
+ * @throws RangeError for a file that is compressed, cut short, damaged, or holds other members than files and folders.
+ */
+export function membersOf(path: string, labelEnding: string): Members {
+  let fd: number;
+  try {
+    fd = openSync(path, "r");
+  } catch (error) {
+    throw expected(path, "a tar file that can be read", (error as Error).message);
+  }
+  try {
+    return read(new Pieces(fd, path), labelEnding);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).syscall === undefined) throw error;
+    throw expected(path, "a tar file that can be read", (error as Error).message);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+function read(file: Pieces, labelEnding: string): Members {
+  const { path, size } = file;
+  const start = file.read(0, Math.min(size, 2));
+  if (start[0] === 0x1f && start[1] === 0x8b) {
+    const remedy = "Unpack it with gunzip: images are read by position";
+    throw expected(path, "a tar file", "a compressed one", remedy);
+  }
+  if (size < BLOCK) throw expected(path, "a tar file", `${size} bytes`, "Copy it again");
+  const byKey = new Map<string, Member>();
+  const list: Member[] = [];
+  let shared: Attributes = {};
+  let own: Attributes = {};
+  let hasEnd = false;
+  for (let at = 0; at < size; ) {
+    const header = headerAt(file, at, hasEnd);
+    if (header === undefined) break;
+    at += BLOCK;
+    // Zeros end an archive; another may follow, where shards were joined by cat.
+    hasEnd = header === null;
+    if (header === null) continue;
+    const { type } = header;
+    const isAttribute = /^(pax|gnu)-/.test(type ?? "");
+    const about = isAttribute ? {} : { ...shared, ...own };
+    const key = (about.path ?? header.name).replace(/^(\.\/)+/, "");
+    const name = nameOf(key);
+    // A link has no contents of its own, whatever its header says.
+    const length = type === "link" ? 0 : lengthOf(path, name, header.size, about.size);
+    if (isAttribute) {
+      if (length > MAX_ATTRIBUTE_BYTES) {
+        throw expected(path, "a sound tar", `a name of ${length} bytes at byte ${at}`);
+      }
+      const data = file.read(at, length).toString("latin1");
+      if (type === "pax-global-header") shared = { ...shared, ...paxOf(path, data, at) };
+      else if (type === "pax-header") own = { ...own, ...paxOf(path, data, at) };
+      else own = { ...own, [type === "gnu-long-path" ? "path" : "linkpath"]: data.replace(/\0.*$/s, "") };
+    } else {
+      own = {};
+      const member = memberOf(file, { type, key, name, at, length, about, link: header.linkname }, byKey);
+      if (member !== undefined) {
+        const isLabel = key.toLowerCase().endsWith(labelEnding) && member.length <= LABEL_BYTES;
+        const text = isLabel ? file.read(member.offset, member.length).toString("utf8").trim() : undefined;
+        const whole = { ...member, ...(text !== undefined && { text }) };
+        byKey.set(key, whole);
+        list.push(whole);
+      }
+    }
+    // A header that nothing follows has no padding either.
+    const next = at + Math.ceil(length / BLOCK) * BLOCK;
+    if (next > size) throw cut(path, `the padding after ${name}`, `${next - size} bytes less`);
+    at = next;
+  }
+  const note = `${path} lacks the zeros that end a tar: if it was cut short, copy it again`;
+  return { list, notes: hasEnd ? [] : [note] };
+}
+
+/** A header that is no attribute, with what the ones before it said. */
+interface Head {
+  readonly type: string | null;
+  readonly key: string;
+  readonly name: string;
+  readonly at: number;
+  readonly length: number;
+  readonly about: Attributes;
+  readonly link: string | null;
+}
+
+/** The file of a header; undefined for a folder. */
+function memberOf(file: Pieces, head: Head, before: ReadonlyMap<string, Member>): Member | undefined {
+  const { path, size } = file;
+  const { type, key, name, at, length, about, link } = head;
+  if (Object.keys(about).some((one) => one.startsWith("GNU.sparse"))) {
+    throw expected(path, "whole files", `${name}, a sparse one`, "Write the tar without --sparse");
+  }
+  switch (type) {
+    case "file":
+    case "contiguous-file":
+      if (at + length > size) throw cut(path, `${length} bytes of ${name}`, `${size - at}`);
+      return { name, key, offset: at, length };
+    case "link": {
+      const target = (about.linkpath ?? link ?? "").replace(/^(\.\/)+/, "");
+      const found = before.get(target);
+      if (found === undefined) {
+        const got = `${name}, a hard link to ${nameOf(target)}`;
+        throw expected(path, "links to files before them", got, "Write the tar with tar --hard-dereference");
+      }
+      return { name, key, offset: found.offset, length: found.length };
+    }
+    case "directory":
+      return undefined;
+    case "symlink": {
+      const remedy = "Write the tar with tar --dereference";
+      throw expected(path, "files and folders alone", `${name}, a symlink`, remedy);
+    }
+    default: {
+      const what = `${name}, a ${type ?? "member of unknown kind"}`;
+      const remedy = "Write the tar with tar --format=pax, of files and folders alone";
+      throw expected(path, "files and folders alone", what, remedy);
+    }
+  }
+}
+
+/** The header at a place; null for zeros, undefined where the archive is over. */
+function headerAt(
+  file: Pieces,
+  at: number,
+  isAfterEnd: boolean,
+): ReturnType<typeof headers.decode> | undefined {
+  const { path, size } = file;
+  if (at + BLOCK > size) {
+    const rest = file.read(at, size - at);
+    if (isAfterEnd || rest.every((byte) => byte === 0)) return undefined;
+    throw cut(path, `${BLOCK} bytes at byte ${at}`, `a file of ${size} bytes`);
+  }
+  const block = file.read(at, BLOCK);
+  try {
+    return headers.decode(block, "latin1");
+  } catch {
+    // Anything may follow the zeros, as where a tar was written over a longer file.
+    if (isAfterEnd) return undefined;
+    throw expected(path, "a tar file", `no header at byte ${at}`, "It is damaged or not a tar");
+  }
+}
+
+/** Bytes of a member's contents. @throws RangeError where that is no whole number from 0. */
+function lengthOf(path: string, name: string, size: number, pax: string | undefined): number {
+  const length = pax === undefined ? size : /^\d+$/.test(pax) ? Number(pax) : Number.NaN;
+  if (Number.isSafeInteger(length) && length >= 0) return length;
+  throw expected(path, `a whole number of bytes from 0 in ${name}`, pax ?? size, "The tar is damaged");
+}
+
+/** Attributes of a pax header: records `length key=value`, each ended by a new line. */
+function paxOf(path: string, data: string, at: number): Record<string, string> {
+  const found: Record<string, string> = {};
+  for (let start = 0; start < data.length; ) {
+    const length = Number(/^(\d{1,7}) /.exec(data.slice(start, start + 8))?.[1] ?? Number.NaN);
+    const record = data.slice(start, start + length);
+    const [, key, value] = /^\d+ ([^=]+)=(.*)\n$/s.exec(record) ?? [];
+    if (record.length !== length || key === undefined || value === undefined) {
+      throw expected(path, "sound attributes", `others at byte ${at + start}`, "The tar is damaged");
+    }
+    // An empty value takes back what was said for all members.
+    if (value === "") delete found[key];
+    else found[key] = value;
+    start += length;
+  }
+  return found;
+}
+
+/** A name's bytes as text. Names that are not UTF-8 stay distinct. */
+function nameOf(key: string): string {
+  const bytes = Buffer.from(key, "latin1");
+  const text = bytes.toString("utf8");
+  if (Buffer.from(text, "utf8").equals(bytes)) return text;
+  return key.replace(/[\x80-\xff]/g, (one) => `\\x${one.charCodeAt(0).toString(16).toUpperCase()}`);
+}
+
+const cut = (path: string, what: string, got: string): RangeError =>
+  expected(path, what, got, "The tar was cut short: copy it again");
+
+/** A file that is read a few blocks at a time: short members and the header after them mostly lie in one piece. */
+class Pieces {
+  readonly path: string;
+  readonly size: number;
+  readonly #fd: number;
+  readonly #piece = Buffer.alloc(8 * BLOCK);
+  #start = 0;
+  #end = 0;
+
+  constructor(fd: number, path: string) {
+    this.path = path;
+    this.size = fstatSync(fd).size;
+    this.#fd = fd;
+  }
+
+  /** Valid until the next call. @throws RangeError where the file ends before. */
+  read(at: number, length: number): Buffer {
+    const { path, size } = this;
+    if (at + length > size) throw cut(path, `${length} bytes at byte ${at}`, `a file of ${size} bytes`);
+    if (length > this.#piece.length) {
+      const bytes = Buffer.alloc(length);
+      for (let done = 0; done < length; ) {
+        const count = readSync(this.#fd, bytes, done, length - done, at + done);
+        if (count === 0) throw cut(path, `${length} bytes at byte ${at}`, `${done}`);
+        done += count;
+      }
+      return bytes;
+    }
+    if (at < this.#start || at + length > this.#end) {
+      this.#start = at;
+      this.#end = at + readSync(this.#fd, this.#piece, 0, this.#piece.length, at);
+      if (this.#end < at + length) throw cut(path, `${length} bytes at byte ${at}`, `${this.#end - at}`);
+    }
+    return this.#piece.subarray(at - this.#start, at - this.#start + length);
+  }
+}
