@@ -2,9 +2,10 @@
  * The folder of a run: which one, what to do when it holds a run already, and that one process at a time writes to it.
  * What is in it is written by `log.ts` and `checkpoint.ts`.
  */
-import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { hostname } from "node:os";
+import { existsSync, readdirSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
+import { isLocked, tryLock } from "#lock";
+
 import { configYaml } from "../config/explain.js";
 import { ConfigError, type ConfigKind, type RunConfig, type TrainConfig } from "../config/resolve.js";
 import { trainKind } from "../config/train_kind.js";
@@ -45,32 +46,39 @@ export async function openRunFolder<T extends RunOwner = TrainConfig>(
 ): Promise<RunFolder> {
   const { ask = async () => "fail" as const, now = () => new Date() } = options;
   const kind = options.kind ?? (trainKind as unknown as ConfigKind<T>);
-  const wanted = config.run.dir ?? freeName(join("runs", `${timeOf(now())}_${kind.nameOf(config)}`));
-  const { ifExists } = config.run;
+  const { dir, ifExists } = config.run;
+  const wanted = dir ?? join("runs", `${timeOf(now())}_${kind.nameOf(config)}`);
   const holdsRun = filesOf(wanted).length > 0;
-  const policy = holdsRun && ifExists === "ask" ? await ask(wanted) : ifExists;
-  if (holdsRun && (policy === "fail" || policy === "ask")) {
-    const last = listCheckpoints(join(wanted, "checkpoints")).at(-1) ?? "no checkpoint";
-    throw new ConfigError([
-      `run.dir: expected a folder without a run, got ${wanted}, which holds one (${last}). ` +
-        "Set run.ifExists to resume, new or overwrite, or name another folder.",
-    ]);
+  const chosen = dir === null ? "new" : ifExists;
+  const answer = holdsRun && chosen === "ask" ? await ask(wanted) : chosen;
+  const mustBeNew = answer === "fail" || answer === "ask";
+  if (mustBeNew) requireNoRun(wanted);
+  const { path, release } = await (answer === "new" ? lockFree(wanted) : lock(wanted));
+  try {
+    if (mustBeNew) requireNoRun(path); // another process may have begun and ended one meanwhile
+    // A run that was killed before its first checkpoint has nothing to go on from.
+    const isResumed = answer === "resume" && listCheckpoints(join(path, "checkpoints")).length > 0;
+    if (isResumed) removeUnfinished(path);
+    else for (const name of filesOf(path)) writing(path, () => rmSync(join(path, name), { recursive: true }));
+    return { path, isResumed, dispose: release, [Symbol.dispose]: release };
+  } catch (error) {
+    release();
+    throw error;
   }
-  const path = holdsRun && policy === "new" ? freeName(wanted) : wanted;
-  makeFolder(path);
-  takeLock(path);
-  // A run that was killed before its first checkpoint has nothing to go on from.
-  const isResumed = holdsRun && policy === "resume" && listCheckpoints(join(path, "checkpoints")).length > 0;
-  if (holdsRun && (policy === "overwrite" || (policy === "resume" && !isResumed))) {
-    for (const name of filesOf(path)) rmSync(join(path, name), { recursive: true });
-  }
-  if (isResumed) sweep(path);
-  const dispose = (): void => rmSync(join(path, LOCK), { force: true });
-  return { path, isResumed, dispose, [Symbol.dispose]: dispose };
+}
+
+/** @throws ConfigError when a folder holds a run. */
+function requireNoRun(folder: string): void {
+  if (filesOf(folder).length === 0) return;
+  const last = listCheckpoints(join(folder, "checkpoints")).at(-1) ?? "no checkpoint";
+  throw new ConfigError([
+    `run.dir: expected a folder without a run, got ${folder}, which holds one (${last}). ` +
+      "Set run.ifExists to resume, new or overwrite, or name another folder.",
+  ]);
 }
 
 /** Remove files that a run was writing when it was killed; those of checkpoints are removed where they are written. */
-function sweep(path: string): void {
+function removeUnfinished(path: string): void {
   for (const folder of [path, join(path, "samples"), join(path, "dumps")]) {
     if (!existsSync(folder)) continue;
     for (const name of readdirSync(folder)) {
@@ -89,61 +97,57 @@ export function writeConfig<T extends object = TrainConfig>(
   replaceFile(join(folder, "config.yaml"), text);
 }
 
-const filesOf = (folder: string): string[] =>
-  existsSync(folder) ? readdirSync(folder).filter((name) => RUN_FILES.test(name)) : [];
+/** What a run wrote into a folder; nothing where there is no such folder. */
+function filesOf(folder: string): string[] {
+  if (!existsSync(folder)) return [];
+  if (!statSync(folder).isDirectory())
+    throw new ConfigError([`run.dir: expected a folder, got ${folder}, which is a file. Name another.`]);
+  return readdirSync(folder).filter((name) => RUN_FILES.test(name));
+}
 
 /** Such as `2026-11-22_18-30-05`. */
 const timeOf = (now: Date): string => now.toISOString().slice(0, 19).replace("T", "_").replaceAll(":", "-");
 
-function freeName(path: string): string {
-  if (filesOf(path).length === 0) return path;
-  for (let i = 2; ; i++) if (filesOf(`${path}-${i}`).length === 0) return `${path}-${i}`;
+/** A folder that this process alone may write to until `release` is called. */
+interface Locked {
+  readonly path: string;
+  readonly release: () => void;
 }
 
-interface Owner {
-  readonly pid: number;
-  readonly host: string;
-}
-
-/** Only one process may append to the files and clear away the leftovers of interrupted saves. */
-function takeLock(folder: string): void {
-  const path = join(folder, LOCK);
-  const me: Owner = { pid: process.pid, host: hostname() };
-  const owner = readOwner(path);
-  if (owner !== null && isAlive(owner)) {
-    throw new ConfigError([
-      `run.dir: expected a folder that no other process writes to, got ${folder} (process ${owner.pid} on ${owner.host}). ` +
-        `End that process, or remove ${path} if there is none.`,
-    ]);
+/** The first of `path`, `path-2`, `path-3`, ... without a run, which no other process writes to. */
+async function lockFree(path: string): Promise<Locked> {
+  for (let i = 1; ; i++) {
+    const free = i === 1 ? path : `${path}-${i}`;
+    if (filesOf(free).length > 0) continue;
+    const taken = await tryTake(free);
+    if ("release" in taken && filesOf(free).length === 0) return { path: free, release: taken.release };
+    if ("release" in taken) taken.release();
   }
-  writing(path, () => {
-    rmSync(path, { force: true });
-    writeFileSync(path, JSON.stringify(me), { flag: "wx" });
-  });
+}
+
+/** @throws ConfigError when another process writes to the folder. */
+async function lock(path: string): Promise<Locked> {
+  const taken = await tryTake(path);
+  if ("release" in taken) return { path, release: taken.release };
+  const { pid, host } = taken.owner;
+  throw new ConfigError([
+    `run.dir: expected a folder that no other process writes to, got ${path} (process ${pid} on ${host}). ` +
+      `End that process, or remove ${join(path, LOCK)} if there is none.`,
+  ]);
+}
+
+async function tryTake(folder: string): ReturnType<typeof tryLock> {
+  makeFolder(folder);
+  try {
+    return await tryLock(join(folder, LOCK));
+  } catch (error) {
+    return writing(folder, () => {
+      throw error;
+    });
+  }
 }
 
 /** Whether a process writes to a folder right now; one on another machine counts as long as its lock is there. */
 export function isHeld(folder: string): boolean {
-  const owner = readOwner(join(folder, LOCK));
-  return owner !== null && isAlive(owner);
-}
-
-function readOwner(path: string): Owner | null {
-  try {
-    return JSON.parse(readFileSync(path, "utf8")) as Owner;
-  } catch {
-    return null; // no lock, or one that was cut short and so is nobody's
-  }
-}
-
-/** Whether a lock's owner may still be there: on another machine nobody can tell. */
-function isAlive({ pid, host }: Owner): boolean {
-  if (host !== hostname()) return true;
-  if (pid === process.pid) return true;
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM";
-  }
+  return isLocked(join(folder, LOCK));
 }

@@ -15,6 +15,9 @@ after(() => rmSync(root, { recursive: true }));
 const configOf = (dir: string | null, ifExists: string, ...more: string[]): TrainConfig =>
   resolveConfig({ values: { run: { dir, ifExists } }, overrides: more, isComplete: false }).config;
 
+/** The lock has a socket beside it, by which other containers see that its owner lives. */
+const isNoSocket = (name: string): boolean => !name.endsWith(".socket");
+
 /** A folder with a run in it, and a file of the user's. */
 function usedFolder(name: string): string {
   const folder = join(root, name);
@@ -31,7 +34,7 @@ test("a new folder, whatever the policy", async () => {
     const folder = join(root, `fresh/${policy}`);
     using run = await openRunFolder(configOf(folder, policy));
     assert.deepEqual([run.path, run.isResumed], [folder, false]);
-    assert.deepEqual(readdirSync(folder), [".lock"]);
+    assert.deepEqual(readdirSync(folder).filter(isNoSocket), [".lock"]);
   }
 });
 
@@ -65,7 +68,7 @@ test("a folder with a run: fail, resume, new and overwrite", async () => {
   }
   using overwritten = await openRunFolder(configOf(folder, "overwrite"));
   assert.equal(overwritten.isResumed, false);
-  assert.deepEqual(readdirSync(folder).sort(), [".lock", "notes.txt"]);
+  assert.deepEqual(readdirSync(folder).filter(isNoSocket).sort(), [".lock", "notes.txt"]);
 });
 
 test("without a name the folder is named by date and preset", async () => {
@@ -104,6 +107,29 @@ test("one process at a time, and no lock of a dead one", async () => {
   await assert.rejects(openRunFolder(config), /process \d+ on elsewhere/);
   writeFileSync(lock, "{");
   (await openRunFolder(config)).dispose();
+  assert.deepEqual(readdirSync(folder), []);
+});
+
+test("a new folder beside one that another process has just begun", async () => {
+  const folder = join(root, "begun");
+  using first = await openRunFolder(configOf(folder, "new"));
+  using second = await openRunFolder(configOf(folder, "new"));
+  assert.deepEqual([first.path, second.path], [folder, `${folder}-2`]);
+});
+
+test("a run folder that is a file, or lies in one, says so", async () => {
+  const file = join(root, "a_file");
+  writeFileSync(file, "");
+  for (const policy of ["ask", "resume", "new", "overwrite", "fail"]) {
+    await assert.rejects(openRunFolder(configOf(file, policy)), {
+      name: "ConfigError",
+      message: /^run\.dir: expected a folder, got .*a_file, which is a file\. /,
+    });
+    await assert.rejects(
+      openRunFolder(configOf(join(file, "inside"), policy)),
+      /a_file\/inside: expected a path that can/,
+    );
+  }
 });
 
 test("the resolved configuration in the folder reads back", () => {
