@@ -2,12 +2,12 @@
  * From the bytes of an image to a square of 8-bit RGB: what the threads of `decode_pool.ts` do. They must not load
  * the tensor library, so this file and those it imports stay clear of it.
  */
-import { open, readFile } from "node:fs/promises";
-
-import sharp from "sharp";
+import { open } from "node:fs/promises";
 
 import { expected } from "../torch/errors.js";
+import { decodeApart } from "./decode_apart.js";
 import { type Features, featuresOfNpy } from "./npy.js";
+import { decodePixels, TooManyPixels, toRgb } from "./pixels.js";
 import { centerCrop, type Pixels, smallestSideCrop } from "./resample.js";
 
 /** How an image of any size becomes a square: see `centerCrop` and `smallestSideCrop`. */
@@ -16,47 +16,45 @@ export type Crop = "center" | "smallest_side";
 /** Names of files that can be read as images. */
 export const IMAGE_FILE: RegExp = /\.(png|jpe?g|jpe|jfif|webp|gif|tiff?|avif|svgz?)$/i;
 
-/** Most pixels an image may have: beyond it a small file can take all memory. */
-const MAX_PIXELS = 268_402_689;
+/**
+ * Most pixels of an image: what Pillow warns of as a decompression bomb. Beyond it a small file can take all memory.
+ */
+const MAX_PIXELS = 89_478_485;
+
+/** Most pixels of an image that is decoded in this process, which is quicker; larger ones have a process of their own. */
+const PIXELS_HERE = 2 ** 25;
+
+/** Most bytes of an encoded image. */
+const MAX_BYTES = 2 ** 29;
 
 /**
- * Read an image as 8-bit RGB, upright as its EXIF says.
+ * Read an image as 8-bit RGB, see `decodePixels`.
  *
- * Transparency is laid on white, grey becomes three equal channels, 16 bits become 8, palettes are resolved.
- *
- * @throws Error naming the file and what is wrong with it.
+ * @param image - a path, or the bytes of an encoded image.
+ * @throws RangeError naming the file and what is wrong with it, be it that it takes too much time or memory.
  */
-export async function readPixels(path: string | Buffer, name: string = String(path)): Promise<Pixels> {
+export async function readPixels(image: string | Buffer, name: string = String(image)): Promise<Pixels> {
+  const bytes = typeof image === "string" ? await readPart({ path: image }) : image;
   try {
-    const { data, info } = await sharp(path, { limitInputPixels: MAX_PIXELS, failOn: "error" })
-      .rotate()
-      .flatten({ background: "#ffffff" })
-      .toColourspace("srgb")
-      .raw({ depth: "uchar" })
-      .toBuffer({ resolveWithObject: true });
-    return toRgb({
-      width: info.width,
-      height: info.height,
-      channels: info.channels,
-      data: new Uint8Array(data),
+    if (mayBeSvg(bytes)) return await decodeApart(bytes, { maxPixels: MAX_PIXELS, cpuSeconds: 3 });
+    return await decodePixels(bytes, PIXELS_HERE).catch(async (error: unknown) => {
+      if (error instanceof TooManyPixels) {
+        return await decodeApart(bytes, { maxPixels: MAX_PIXELS, cpuSeconds: 10 });
+      }
+      throw error;
     });
   } catch (error) {
-    const [reason = ""] = (error as Error).message.split("\n");
-    // What the library found is lost at times when several images are decoded at once.
-    const got = /^unknown error$/i.test(reason) ? "bytes that cannot be decoded" : reason;
-    throw expected(name, "an image", got, "Remove the file or convert it to PNG");
+    throw expected(name, "an image", (error as Error).message, "Remove the file or convert it to PNG");
   }
 }
 
-/** Three channels: grey thrice, or the first three. */
-function toRgb(pixels: Pixels): Pixels {
-  const { width, height, channels, data } = pixels;
-  if (channels === 3) return pixels;
-  const out = new Uint8Array(width * height * 3);
-  for (let i = 0; i < width * height; i++) {
-    for (let c = 0; c < 3; c++) out[i * 3 + c] = data[i * channels + (channels >= 3 ? c : 0)] as number;
-  }
-  return { width, height, channels: 3, data: out };
+/**
+ * Whether a file may be an SVG, a drawing: a few hundred bytes of it can take hours. The decoder knows one by `<svg` in
+ * its first 1000 characters, or unpacks it where it begins as gzip or zlib do; no other image begins so.
+ */
+function mayBeSvg(bytes: Buffer): boolean {
+  const isPacked = (bytes[0] === 0x1f && bytes[1] === 0x8b) || bytes[0] === 0x78;
+  return isPacked || /<svg/i.test(bytes.toString("latin1", 0, 4096));
 }
 
 /** A file, or `length` bytes of it from `offset` on. */
@@ -103,6 +101,9 @@ export async function decode(task: DecodeTask): Promise<Decoded> {
 /** Pixels of an image, wherever its bytes are. @throws Error that names the image. */
 export async function readImage(image: ImageBytes, id: string): Promise<Pixels> {
   if ("pixels" in image) return toRgb(image.pixels);
+  if ("length" in image && (image.length ?? 0) > MAX_BYTES) {
+    throw expected(id, `an image of at most ${MAX_BYTES} bytes`, image.length);
+  }
   const bytes = "bytes" in image ? image.bytes : await readPart(image);
   return await readPixels(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length), id);
 }
@@ -139,9 +140,13 @@ const AT_ONCE = 3;
 /** @throws RangeError when the file is absent or shorter than that. */
 export async function readPart({ path, offset, length }: FilePart): Promise<Buffer> {
   try {
-    if (offset === undefined || length === undefined) return await readFile(path);
     const file = await open(path);
     try {
+      if (offset === undefined || length === undefined) {
+        const { size } = await file.stat();
+        if (size > MAX_BYTES) throw expected(path, `a file of at most ${MAX_BYTES} bytes`, size);
+        return await file.readFile();
+      }
       const bytes = Buffer.alloc(length);
       for (let done = 0; done < length; ) {
         const { bytesRead } = await file.read(bytes, done, length - done, offset + done);

@@ -52,15 +52,16 @@ interface Taps {
   readonly weights: Int32Array;
 }
 
-function tapsOf(from: number, to: number, filter: Filter): Taps {
+/** Taps of the output positions `[first, first + count)` of `to`, from `from` source positions. */
+function tapsOf(from: number, to: number, filter: Filter, first: number, count: number): Taps {
   const scale = from / to;
   const filterScale = Math.max(scale, 1);
   const support = SUPPORT[filter] * filterScale;
-  const starts = new Int32Array(to);
-  const places = new Int32Array(to + 1);
+  const starts = new Int32Array(count);
+  const places = new Int32Array(count + 1);
   const weights: number[] = [];
-  for (let i = 0; i < to; i++) {
-    const center = (i + 0.5) * scale;
+  for (let i = 0; i < count; i++) {
+    const center = (first + i + 0.5) * scale;
     const start = Math.max(0, Math.trunc(center - support + 0.5));
     const end = Math.min(from, Math.trunc(center + support + 0.5));
     const raw = Array.from({ length: end - start }, (_, k) =>
@@ -80,10 +81,16 @@ function tapsOf(from: number, to: number, filter: Filter): Taps {
 /** Half of the last bit that is kept, so that the shift rounds. */
 const HALF = 2 ** (PRECISION - 1);
 
-function resizeRows(image: Pixels, size: number, filter: Filter): Pixels {
+/** The source positions that taps read: the first, and the one after the last. */
+function rowsOf({ starts, places }: Taps): [number, number] {
+  const count = starts.length;
+  const taps = (places[count] as number) - (places[count - 1] as number);
+  return [starts[0] as number, (starts[count - 1] as number) + taps];
+}
+
+function resizeRows(image: Pixels, { starts, places, weights }: Taps): Pixels {
   const { width, height, channels, data } = image;
-  if (width === size) return image;
-  const { starts, places, weights } = tapsOf(width, size, filter);
+  const size = starts.length;
   const out = new Uint8ClampedArray(size * height * channels);
   let at = 0;
   for (let y = 0; y < height; y++) {
@@ -103,17 +110,17 @@ function resizeRows(image: Pixels, size: number, filter: Filter): Pixels {
   return { width: size, height, channels, data: new Uint8Array(out.buffer) };
 }
 
-function resizeColumns(image: Pixels, size: number, filter: Filter): Pixels {
-  const { width, height, channels, data } = image;
-  if (height === size) return image;
-  const { starts, places, weights } = tapsOf(height, size, filter);
+/** @param firstRow - row of the source that the image begins with. */
+function resizeColumns(image: Pixels, { starts, places, weights }: Taps, firstRow: number): Pixels {
+  const { width, channels, data } = image;
+  const size = starts.length;
   const rowBytes = width * channels;
   const out = new Uint8ClampedArray(size * rowBytes);
   // A whole row at a time reads memory in its order.
   const sums = new Int32Array(rowBytes);
   for (let y = 0; y < size; y++) {
     sums.fill(HALF);
-    let source = (starts[y] as number) * rowBytes;
+    let source = ((starts[y] as number) - firstRow) * rowBytes;
     for (let k = places[y] as number; k < (places[y + 1] as number); k++) {
       const weight = weights[k] as number;
       for (let i = 0; i < rowBytes; i++) sums[i] = (sums[i] as number) + (data[source++] as number) * weight;
@@ -123,10 +130,40 @@ function resizeColumns(image: Pixels, size: number, filter: Filter): Pixels {
   return { width, height: size, channels, data: new Uint8Array(out.buffer) };
 }
 
-/** Resize with Pillow's arithmetic: columns first, then rows, each rounded to 8 bits. */
-export function resize(image: Pixels, width: number, height: number, filter: Filter): Pixels {
+/** Part of an image: `width x height` pixels at `(left, top)`. */
+interface Window {
+  readonly left: number;
+  readonly top: number;
+  readonly width: number;
+  readonly height: number;
+}
+
+/**
+ * Resize with Pillow's arithmetic: columns first, then rows, each rounded to 8 bits.
+ *
+ * @param window - part of the result to make, all of it by default. Only what it needs is computed, so a strip of one
+ *   row takes no more memory than its window.
+ */
+export function resize(
+  image: Pixels,
+  width: number,
+  height: number,
+  filter: Filter,
+  window: Window = { left: 0, top: 0, width, height },
+): Pixels {
   if (width < 1 || height < 1) throw expected("resize", "a size of at least 1 x 1", `${width} x ${height}`);
-  return resizeColumns(resizeRows(image, width, filter), height, filter);
+  // An axis that keeps its length is cut, not resized.
+  const down =
+    height === image.height ? undefined : tapsOf(image.height, height, filter, window.top, window.height);
+  const across =
+    width === image.width ? undefined : tapsOf(image.width, width, filter, window.left, window.width);
+  const [first, last] = down === undefined ? [window.top, window.top + window.height] : rowsOf(down);
+  const [left, columns] = across === undefined ? [window.left, window.width] : [0, image.width];
+  const isWhole = columns === image.width && last - first === image.height;
+  if (isWhole && across === undefined && down === undefined) return image;
+  const part = isWhole ? image : cropTo(image, left, first, columns, last - first);
+  const wide = across === undefined ? part : resizeRows(part, across);
+  return down === undefined ? wide : resizeColumns(wide, down, first);
 }
 
 /** The window `[left, left + width) x [top, top + height)`, which must lie in the image. */
@@ -165,10 +202,9 @@ export function centerCrop(image: Pixels, size: number): Pixels {
   const scale = size / Math.min(current.width, current.height);
   const width = roundHalfEven(current.width * scale);
   const height = roundHalfEven(current.height * scale);
-  current = resize(current, width, height, "bicubic");
-  const top = Math.floor((current.height - size) / 2);
-  const left = Math.floor((current.width - size) / 2);
-  return cropTo(current, left, top, size, size);
+  const square = resize(current, width, height, "bicubic", middle(width, height, size));
+  // The caller owns what it gets.
+  return square === image ? { ...image, data: image.data.slice() } : square;
 }
 
 /**
@@ -181,23 +217,33 @@ export function smallestSideCrop(image: Pixels, size: number): Pixels {
   const scale = size / Math.min(image.width, image.height);
   const width = roundHalfEven(image.width * scale);
   const height = roundHalfEven(image.height * scale);
-  const resized = resizeBilinear(image, width, height);
-  return cropTo(resized, Math.floor((width - size) / 2), Math.floor((height - size) / 2), size, size);
+  return resizeBilinear(image, width, height, middle(width, height, size));
 }
 
-/** Bilinear between the four nearest pixels, whatever the scale. */
-function resizeBilinear(image: Pixels, width: number, height: number): Pixels {
+/** The square in the middle of an image. */
+function middle(width: number, height: number, size: number): Window {
+  return {
+    left: Math.floor((width - size) / 2),
+    top: Math.floor((height - size) / 2),
+    width: size,
+    height: size,
+  };
+}
+
+/** A part of the image resized bilinearly between the four nearest pixels, whatever the scale. */
+function resizeBilinear(image: Pixels, toWidth: number, toHeight: number, window: Window): Pixels {
   const { channels, data } = image;
-  if (width === image.width && height === image.height) return image;
+  const { left, top, width, height } = window;
+  if (toWidth === image.width && toHeight === image.height) return cropTo(image, left, top, width, height);
   const out = new Uint8Array(width * height * channels);
-  const axis = (from: number, to: number) =>
-    Array.from({ length: to }, (_, i) => {
-      const at = Math.min(Math.max((i + 0.5) * (from / to) - 0.5, 0), from - 1);
+  const axis = (from: number, to: number, first: number, count: number) =>
+    Array.from({ length: count }, (_, i) => {
+      const at = Math.min(Math.max((first + i + 0.5) * (from / to) - 0.5, 0), from - 1);
       const low = Math.min(Math.floor(at), Math.max(from - 2, 0));
       return { low, high: Math.min(low + 1, from - 1), weight: at - low };
     });
-  const columns = axis(image.width, width);
-  for (const [y, row] of axis(image.height, height).entries()) {
+  const columns = axis(image.width, toWidth, left, width);
+  for (const [y, row] of axis(image.height, toHeight, top, height).entries()) {
     for (const [x, column] of columns.entries()) {
       for (let c = 0; c < channels; c++) {
         const at = (r: number, k: number): number => data[(r * image.width + k) * channels + c] as number;

@@ -3,17 +3,18 @@
  * put together here byte by byte, so that no library's habits are taken for the format.
  */
 import assert from "node:assert/strict";
-import { chmodSync, mkdirSync } from "node:fs";
+import { chmodSync, mkdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import { crc32, deflateSync } from "node:zlib";
+import { crc32, deflateSync, gzipSync } from "node:zlib";
 
 import sharp from "sharp";
 
 import { BatchReader } from "../../src/data/batch_reader.js";
 import { decode, readPixels } from "../../src/data/decode.js";
+import { DecodePool } from "../../src/data/decode_pool.js";
 import { openSource } from "../../src/data/open_source.js";
-import { grey, scratch, writeFiles } from "../support/data_files.js";
+import { goldenData, grey, scratch, writeFiles } from "../support/data_files.js";
 
 const folder = scratch();
 const at = (name: string): string => join(folder, name);
@@ -257,4 +258,49 @@ test("a file that may not be read counts among the bad ones", async (t) => {
     reader.unreadable.problems[0] ?? "",
     /a\/3\.png: expected a file that can be read, got EACCES/,
   );
+});
+
+const svgOf = (side: number, effects: number): Buffer =>
+  Buffer.from(
+    `<svg xmlns="http://www.w3.org/2000/svg" width="${side}" height="${side}"><filter id="f">` +
+      `${'<feGaussianBlur stdDeviation="500"/><feTurbulence baseFrequency="0.05" numOctaves="9"/>'.repeat(effects)}` +
+      `</filter><rect width="${side}" height="${side}" fill="#f00" ${effects > 0 ? 'filter="url(#f)"' : ""}/></svg>`,
+  );
+
+test("a drawing that takes too long is ended and named; the next one is read", async () => {
+  using pool = new DecodePool(1);
+  const task = { size: 4, crop: "center", isFlipped: false } as const;
+  const bad = pool.decode({ ...task, id: "costly.svg", image: { bytes: svgOf(3000, 50) } });
+  const good = pool.decode({ ...task, id: "plain.svg", image: { bytes: svgOf(9, 0) } });
+  await assert.rejects(bad, {
+    name: "RangeError",
+    message: /^costly\.svg: expected an image, got one that takes more than 3 s to decode\. Remove/,
+  });
+  assert.deepEqual([...(await good).data.subarray(0, 3)], [255, 0, 0]);
+});
+
+test("a drawing of millions of pixels, packed or not, is refused or ended for its memory", async () => {
+  const huge = readFileSync(goldenData("damaged/svg_huge.svg"));
+  for (const bytes of [huge, gzipSync(huge)]) {
+    const message = /^huge\.svg: expected an image, got one of more than 89478485 pixels\./;
+    await assert.rejects(readPixels(bytes, "huge.svg"), { name: "RangeError", message });
+  }
+  const message = /^wide\.svg: expected an image, got one that takes more than (?:1\.5 GiB|3 s) to decode\./;
+  await assert.rejects(readPixels(svgOf(9400, 4), "wide.svg"), { name: "RangeError", message });
+});
+
+test("a large image is read, and a strip of one row becomes a square without taking memory", async () => {
+  const large = sharp({ create: { width: 6000, height: 6000, channels: 3, background: "#123456" } });
+  const { width, data } = await readPixels(await large.png({ compressionLevel: 1 }).toBuffer(), "large");
+  assert.deepEqual([width, data.length, data[0], data.at(-1)], [6000, 6000 * 6000 * 3, 0x12, 0x56]);
+  for (const [w, h] of [
+    [60_000, 1],
+    [1, 60_000],
+  ] as const) {
+    const pixels = { width: w, height: h, channels: 3, data: new Uint8Array(w * h * 3).fill(77) };
+    for (const crop of ["center", "smallest_side"] as const) {
+      const square = await decode({ id: "strip", image: { pixels }, size: 256, crop, isFlipped: false });
+      assert.ok(square.data.length === 256 * 256 * 3 && square.data.every((byte) => byte === 77));
+    }
+  }
 });
