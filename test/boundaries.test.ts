@@ -36,7 +36,8 @@ const FLOORS: Readonly<Record<string, readonly string[]>> = {
 const BUILDERS = [
   "src/rl_ar_finetune/builder.ts",
   "src/rl_ar_finetune/describe_weights.ts",
-  "src/plan/sizes.ts",
+  "src/plan/costs.ts",
+  "src/plan/models.ts",
 ];
 const CONCRETE: Readonly<Record<string, readonly string[]>> = {
   tokenizers: BUILDERS,

@@ -31,43 +31,42 @@ export async function printPlan(
 }
 
 const count = (value: number): string => value.toLocaleString("en");
+/** A number of things, such as `1 pass` or `3 passes`. */
+const some = (number: number, thing: string): string =>
+  `${count(number)} ${number === 1 ? thing : thing.replace(/(?<=ss|ch)$/, "e")}${number === 1 ? "" : "s"}`;
 
-function bytes(value: number): string {
-  if (value >= 2 ** 30) return `${(value / 2 ** 30).toFixed(2)} GiB`;
-  return value >= 2 ** 20 ? `${(value / 2 ** 20).toFixed(1)} MiB` : `${(value / 2 ** 10).toFixed(0)} KiB`;
+/** A value in the largest unit of which there is at least one, or in the last. */
+function inUnits(
+  value: number,
+  digits: number,
+  units: readonly (readonly [name: string, size: number])[],
+): string {
+  const [name, size] = units.find(([, least]) => value >= least) ?? (units.at(-1) as [string, number]);
+  return `${Number((value / size).toPrecision(digits))} ${name}`;
 }
 
-function operations(value: number): string {
-  if (value === 0) return "-";
-  const [unit, size] = (
-    [
-      ["PFLOP", 1e15],
-      ["TFLOP", 1e12],
-      ["GFLOP", 1e9],
-      ["MFLOP", 1e6],
-    ] as const
-  ).find(([, least]) => value >= least) ?? ["MFLOP", 1e6];
-  return `${(value / size).toPrecision(3)} ${unit}`;
-}
+const bytes = (value: number): string =>
+  inUnits(value, 4, [
+    ["GiB", 2 ** 30],
+    ["MiB", 2 ** 20],
+    ["KiB", 2 ** 10],
+  ]);
 
-function duration(seconds: number): string {
-  if (seconds < 0.01) return `${(seconds * 1000).toFixed(1)} ms`;
-  if (seconds < 1) return `${(seconds * 1000).toFixed(0)} ms`;
-  if (seconds < 120) return `${seconds.toFixed(1)} s`;
-  return seconds < 7200 ? `${(seconds / 60).toFixed(1)} min` : `${(seconds / 3600).toFixed(1)} h`;
-}
+const flopsText = (value: number): string =>
+  inUnits(value, 3, [
+    ["PFLOP", 1e15],
+    ["TFLOP", 1e12],
+    ["GFLOP", 1e9],
+    ["MFLOP", 1e6],
+  ]);
 
-/** Columns, the first to the left and the others to the right, below a title. */
-function table(title: string, rows: readonly (readonly string[])[]): string {
-  const widths = (rows[0] ?? []).map((_, c) => Math.max(...rows.map((row) => row[c]?.length ?? 0)));
-  const lines = rows.map((row) =>
-    row
-      .map((cell, c) => (c === 0 ? cell.padEnd(widths[c] as number) : cell.padStart(widths[c] as number)))
-      .join("  ")
-      .trimEnd(),
-  );
-  return `${title}\n${lines.map((line) => `  ${line}\n`).join("")}`;
-}
+const duration = (seconds: number): string =>
+  inUnits(seconds, 3, [
+    ["h", 3600],
+    ["min", 60],
+    ["s", 1],
+    ["ms", 1e-3],
+  ]);
 
 const VERDICT: Readonly<Record<Fits, string>> = {
   yes: "it fits",
@@ -76,97 +75,106 @@ const VERDICT: Readonly<Record<Fits, string>> = {
   unknown: "how much there is is not known",
 };
 
-/** A plan for people. */
-export function planText(planned: TrainPlan): string {
-  const { models, memory } = planned;
-  return [
-    table("models, parameters", [
-      ...models.map(({ name, what, parameters, trained }) => [
-        `${name}: ${what}`,
-        count(parameters),
-        trained === 0 ? "frozen" : trained === parameters ? "trained" : `${count(trained)} trained`,
-      ]),
-    ]),
-    batchText(planned),
-    table(`memory, ${planned.device}`, [
-      ...memory.fixed.map(({ name, bytes: size }) => [name, bytes(size)]),
-      ...memory.phases.flatMap(({ name, bytes: size, parts }) => [
-        [`+ ${name}`, bytes(size)],
-        // Where little of it is, what it is of does not matter.
-        ...parts
-          .filter((part) => part.bytes >= 0.02 * memory.peakBytes)
-          .map((part) => [`    ${part.name}`, "", bytes(part.bytes)]),
-      ]),
-      [`peak, at ${memory.largestPhase}`, bytes(memory.peakBytes)],
-    ]),
-    `  ${memory.totalBytes === null ? "" : `of ${bytes(memory.totalBytes)}, ${bytes(memory.freeBytes ?? 0)} of it free now: `}${VERDICT[memory.fits]}\n`,
-    memory.fits === "yes"
-      ? ""
-      : table(
-          "lower first",
-          memory.lower.map((key) => [key]),
-        ),
-    workText(planned),
-    diskText(planned),
-  ].join("");
+/** Columns, the first to the left and the others to the right, below a title. */
+function table(title: string, rows: readonly (readonly string[])[]): string {
+  const columns = Math.max(...rows.map((row) => row.length));
+  const widths = Array.from({ length: columns }, (_, c) =>
+    Math.max(...rows.map((row) => row[c]?.length ?? 0)),
+  );
+  const lines = rows.map((row) => {
+    const cells = widths.map((width, c) =>
+      c === 0 ? (row[c] ?? "").padEnd(width) : (row[c] ?? "").padStart(width),
+    );
+    return `  ${cells.join("  ").trimEnd()}\n`;
+  });
+  return `${title}\n${lines.join("")}`;
 }
 
-/** A number of things, in their singular or plural. */
-const some = (number: number, thing: string): string => `${count(number)} ${thing}${number === 1 ? "" : "s"}`;
+/** A plan for people. */
+export function planText(plan: TrainPlan): string {
+  return [modelsText(plan), batchText(plan), memoryText(plan), workText(plan), diskText(plan)].join("");
+}
+
+function modelsText({ models }: TrainPlan): string {
+  const rows = models.map(({ name, what, parameters, trained }) => {
+    const state = trained === 0 ? "frozen" : trained === parameters ? "trained" : `${count(trained)} trained`;
+    return [`${name}: ${what}`, count(parameters), state];
+  });
+  return table("models, parameters", rows);
+}
 
 function batchText({ images, batch }: TrainPlan): string {
   const { sequences, rows, codes, tokens, miniBatch, miniBatches, steps, microBatch } = batch;
-  const epochs =
-    batch.stepsPerEpoch === null || batch.epochs === null
-      ? some(batch.iters, "step")
-      : `${batch.stepsPerEpoch.toFixed(1)} steps an epoch, ${batch.epochs.toFixed(2)} epochs in ${some(batch.iters, "step")}`;
+  const { stepsPerEpoch, epochs, iters } = batch;
   const found =
     images === null
       ? "a program's own"
       : `${count(images.train)} to train on, ${count(images.heldOut)} set apart`;
+  const length =
+    stepsPerEpoch === null || epochs === null
+      ? some(iters, "step")
+      : `${stepsPerEpoch.toFixed(1)} steps an epoch, ${epochs.toFixed(2)} epochs in ${some(iters, "step")}`;
   return table("batch", [
-    [`images: ${found}; ${epochs}`],
+    [`images: ${found}; ${length}`],
     [
       `a rollout: ${some(batch.images, "image")} x ${batch.numGenerations} = ${some(sequences, "sequence")} of ` +
         `${codes} codes, ${count(tokens)} codes drawn`,
     ],
     [
       `an update: ${some(steps, "optimizer step")}; ${some(rows, "row")} of the policy in ` +
-        `${some(miniBatches, "mini-batch").replace(/batchs$/, "batches")} of ${some(miniBatch, "image")}, ` +
-        `${some(microBatch, "row")} a pass (${some(batch.microBatchesAStep, "pass").replace(/passs$/, "passes")} a step)`,
+        `${some(miniBatches, "mini-batch")} of ${some(miniBatch, "image")}, ` +
+        `${some(microBatch, "row")} a pass (${some(batch.microBatchesAStep, "pass")} a step)`,
     ],
   ]);
 }
 
+function memoryText({ device, memory }: TrainPlan): string {
+  const { fixed, phases, peakBytes, largestPhase, totalBytes, freeBytes, fits, lower } = memory;
+  const rows = [
+    ...fixed.map((share) => [share.name, bytes(share.bytes)]),
+    ...phases.flatMap((phase) => [
+      [`+ ${phase.name}`, bytes(phase.bytes)],
+      // Small parts are not shown.
+      ...phase.parts.flatMap((part) =>
+        part.bytes < 0.02 * peakBytes ? [] : [[`    ${part.name}`, "", bytes(part.bytes)]],
+      ),
+    ]),
+    [`peak, at ${largestPhase}`, bytes(peakBytes)],
+  ];
+  const limit =
+    totalBytes === null ? "" : `of ${bytes(totalBytes)}, ${bytes(freeBytes ?? 0)} of it free now: `;
+  const hints =
+    fits === "yes"
+      ? ""
+      : table(
+          "lower first",
+          lower.map((hint) => [hint]),
+        );
+  return `${table(`memory, ${device}`, rows)}  ${limit}${VERDICT[fits]}\n${hints}`;
+}
+
 function workText({ flops, time, batch }: TrainPlan): string {
+  const row = (name: string, work: number, seconds = 0): string[] => [
+    name,
+    work === 0 ? "-" : flopsText(work),
+    ...(time === null ? [] : [duration(seconds)]),
+  ];
   const phases = Object.entries(flops.step);
-  const rows = phases.map(([phase, work]) => [
-    phase,
-    operations(work),
-    ...(time === null ? [] : [duration(time.step[phase as keyof typeof time.step])]),
+  return table(time === null ? "work" : "work, and time as measured here now, within a factor of two", [
+    ...phases.map(([phase, work]) => row(phase, work, time?.step[phase as keyof typeof time.step])),
+    row(
+      "a step",
+      phases.reduce((sum, [, work]) => sum + work, 0),
+      time?.stepSeconds,
+    ),
+    ...(flops.evaluation > 0 ? [row("an evaluation", flops.evaluation, time?.evaluationSeconds)] : []),
+    row(`all ${count(batch.iters)} steps`, flops.total, time?.totalSeconds),
   ]);
-  const step = phases.reduce((sum, [, work]) => sum + work, 0);
-  rows.push(["a step", operations(step), ...(time === null ? [] : [duration(time.stepSeconds)])]);
-  if (flops.evaluation > 0)
-    rows.push([
-      "an evaluation",
-      operations(flops.evaluation),
-      ...(time === null ? [] : [duration(time.evaluationSeconds)]),
-    ]);
-  rows.push([
-    `all ${count(batch.iters)} steps`,
-    operations(flops.total),
-    ...(time === null ? [] : [duration(time.totalSeconds)]),
-  ]);
-  return table(time === null ? "work" : "work, and time as measured here now, within a factor of two", rows);
 }
 
 function diskText({ disk }: TrainPlan): string {
   const { checkpointBytes, checkpointsBytes, logBytes, freeBytes, fits } = disk;
   const free = freeBytes === null ? "" : `, ${bytes(freeBytes)} free`;
-  return table("disk", [
-    [
-      `a checkpoint ${bytes(checkpointBytes)}, all that stay ${bytes(checkpointsBytes)}, logs ${bytes(logBytes)}${free}: ${VERDICT[fits]}`,
-    ],
-  ]);
+  const files = `a checkpoint ${bytes(checkpointBytes)}, all that stay ${bytes(checkpointsBytes)}, logs ${bytes(logBytes)}`;
+  return table("disk", [[`${files}${free}: ${VERDICT[fits]}`]]);
 }
