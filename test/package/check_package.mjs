@@ -3,7 +3,7 @@
  * Is the package that npm would publish whole? Packs it, installs it into an empty project, imports it with types, and
  * uses it from the command line and from a program. Needs the npm registry; LibTorch comes from the cache.
  *
- *   node scripts/check_package.mjs
+ *   node test/package/check_package.mjs
  */
 import { spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
@@ -12,7 +12,7 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const MOST_BYTES = 5e6;
-const root = dirname(dirname(fileURLToPath(import.meta.url)));
+const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
 const folder = mkdtempSync(join(tmpdir(), "rlar package "));
 
 /** A program of a user, with types: a run of two steps on images that it makes. */
