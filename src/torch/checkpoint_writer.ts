@@ -4,7 +4,7 @@
  */
 import { DTYPES, type DType } from "./dtype.js";
 import { describe, expected, expectedType } from "./errors.js";
-import { forTensorData, plainValues, replaceFile } from "./files.js";
+import { forTensorData, mustHaveValues, plainValues, replaceFile } from "./files.js";
 import { tidy } from "./scope.js";
 import { Tensor } from "./tensor.js";
 import { ZipWriter } from "./zip_writer.js";
@@ -63,7 +63,7 @@ export function saveTorch(path: string, value: Savable): void {
     for (const [tensor, key] of pickler.storages) {
       const { size } = DTYPES[tensor.dtype];
       zip.add(`archive/data/${key}`, tensor.numel * size, (write) =>
-        tidy(() => forTensorData(plainValues("saveTorch", tensor), size, write)),
+        tidy(() => forTensorData(plainValues(tensor), size, write)),
       );
     }
     put("version", Buffer.from("3\n"));
@@ -106,7 +106,10 @@ class Pickler {
   }
 
   #number(value: number): void {
-    if (Number.isSafeInteger(value) && !Object.is(value, -0)) return this.#int(BigInt(value));
+    if (Number.isSafeInteger(value) && !Object.is(value, -0)) {
+      this.#int(BigInt(value));
+      return;
+    }
     const bytes = Buffer.alloc(9, "G"); // BINFLOAT
     bytes.writeDoubleBE(value, 1);
     this.#parts.push(bytes);
@@ -148,7 +151,7 @@ class Pickler {
       this.#text("}(");
       for (const [key, item] of entries) {
         if (typeof key !== "string" && typeof key !== "number") {
-          throw expectedType(`saveTorch: ${at}`, "keys that are text or numbers", kindOf(key));
+          throw expectedType(saving(at), "keys that are text or numbers", kindOf(key));
         }
         this.#value(key, at);
         this.#value(item, under(at, key));
@@ -158,8 +161,7 @@ class Pickler {
   }
 
   #inside(container: unknown, at: string, write: () => void): void {
-    if (this.#around.has(container))
-      throw expected(`saveTorch: ${at}`, "data that ends", "one that holds itself");
+    if (this.#around.has(container)) throw expected(saving(at), "data that ends", "one that holds itself");
     if (this.#around.size === MAX_DEPTH) {
       throw expected("saveTorch", `at most ${MAX_DEPTH} containers inside each other`, "more");
     }
@@ -170,8 +172,8 @@ class Pickler {
 
   /** `torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)`. */
   #tensor(tensor: Tensor, at: string): void {
-    const { dtype, shape, device } = tensor;
-    if (device === "meta") throw expected(`saveTorch: ${at}`, "a tensor with values", tensor);
+    const { dtype, shape } = tensor;
+    mustHaveValues(saving(at), tensor);
     let key = this.storages.get(tensor);
     if (key === undefined) {
       key = String(this.storages.size);
@@ -211,6 +213,8 @@ class Pickler {
 }
 
 const under = (at: string, key: string | number): string => (at === "" ? String(key) : `${at}.${key}`);
+
+const saving = (at: string): string => (at === "" ? "saveTorch" : `saveTorch: ${at}`);
 
 const kindOf = (value: unknown): string => (typeof value === "function" ? "a function" : describe(value));
 

@@ -58,6 +58,7 @@ export function describe(value: unknown): string {
     const shown = value.slice(0, 8).map(describe).join(", ");
     return value.length > 8 ? `[${shown}, ... ${value.length} in all]` : `[${shown}]`;
   }
+  if (ArrayBuffer.isView(value)) return `${value.constructor.name} of ${value.byteLength} bytes`;
   if (value !== null && typeof value === "object") {
     const own = "toString" in value && value.toString !== Object.prototype.toString;
     return own ? String(value) : (value.constructor?.name ?? "object");

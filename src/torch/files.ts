@@ -164,14 +164,16 @@ export function forTensorData(tensor: Tensor, elementBytes: number, take: (bytes
   });
 }
 
+/** Refuse a tensor that cannot be written. */
+export function mustHaveValues(where: string, tensor: Tensor): void {
+  if (tensor.device === "meta") throw expected(where, "a tensor with values", tensor, NO_VALUES);
+}
+
 /**
  * The tensor's values in row-major CPU memory, for a file. A complex view may be conjugated or negated by a flag
  * alone, which is resolved.
- *
- * @throws RangeError for a tensor on meta.
  */
-export function plainValues(where: string, tensor: Tensor): Tensor {
-  if (tensor.device === "meta") throw expected(where, "a tensor with values", tensor, NO_VALUES);
+export function plainValues(tensor: Tensor): Tensor {
   const moved = tensor.detach().to({ device: "cpu" });
   const resolved = callTensor<Tensor>("aten::resolve_neg", [callTensor("aten::resolve_conj", [moved])]);
   return resolved.contiguous();
@@ -213,6 +215,13 @@ function whyNotWritten(path: string, error: unknown): unknown {
   return expected(path, "a path that can be written", reason, remedy);
 }
 
+/** Remove what a failed write left. That this fails too, as where the folder is gone, must not hide why. */
+function removeAfterFailure(path: string): void {
+  try {
+    rmSync(path, { force: true });
+  } catch {}
+}
+
 /**
  * Put a new file at `path`, whole or not at all.
  *
@@ -225,18 +234,23 @@ function whyNotWritten(path: string, error: unknown): unknown {
 export function replaceFile(path: string, content: string | Uint8Array | ((fd: number) => void)): void {
   const folder = dirname(path);
   const temporary = join(folder, `.${basename(path)}.${process.pid}.${randomBytes(4).toString("hex")}.tmp`);
-  let fd: number | undefined;
+  let fd: number;
   try {
     fd = openSync(temporary, "wx");
+  } catch (error) {
+    throw whyNotWritten(path, error);
+  }
+  let isOpen = true;
+  try {
     if (typeof content === "function") content(fd);
     else writeAll(fd, typeof content === "string" ? Buffer.from(content) : content);
     fsyncSync(fd);
+    isOpen = false;
     closeSync(fd);
-    fd = undefined;
     renameSync(temporary, path);
   } catch (error) {
-    if (fd !== undefined) closeSync(fd);
-    rmSync(temporary, { force: true });
+    if (isOpen) closeSync(fd);
+    removeAfterFailure(temporary);
     throw whyNotWritten(path, error);
   }
   // The rename itself lives in the folder, and is lost in a power cut unless the folder is flushed too.

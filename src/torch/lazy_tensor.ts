@@ -76,15 +76,11 @@ export class LazyTensor {
   /**
    * Read this tensor alone, with its strides, into memory of its own on the CPU. The file must be open.
    *
+   * @param where - named at the head of an error.
    * @throws RangeError when the dtype is one that no tensor here can have.
    */
-  read(): Tensor {
-    const flat = readElements(
-      this,
-      "LazyTensor.read",
-      this.numel === 0 ? 0 : this.storageOffset,
-      spanOf(this),
-    );
+  read(where = "LazyTensor.read"): Tensor {
+    const flat = readElements(this, where, this.numel === 0 ? 0 : this.storageOffset, spanOf(this));
     try {
       return this.over(flat, 0);
     } finally {

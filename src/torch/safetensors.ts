@@ -10,11 +10,13 @@ import {
   type ByteSource,
   FileBytes,
   forTensorData,
+  mustHaveValues,
   plainValues,
   readTensorData,
   replaceFile,
   writeAll,
 } from "./files.js";
+import { isObject, parseJson } from "./json.js";
 import { tidy } from "./scope.js";
 import { Tensor } from "./tensor.js";
 
@@ -132,17 +134,8 @@ interface RawEntry {
 type RawHeader = { metadata: Record<string, string>; tensors: [string, RawEntry][] };
 
 function parseHeader(bytes: Uint8Array, where: string): RawHeader {
-  let text: string;
-  let json: unknown;
-  try {
-    text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
-    json = JSON.parse(text);
-  } catch (error) {
-    throw expected(where, "a header of JSON", (error as Error).message, DAMAGED);
-  }
-  if (!isObject(json)) throw expected(where, "a header that is a JSON object", text.slice(0, 40), DAMAGED);
-  const duplicate = duplicateKey(text);
-  if (duplicate !== undefined) throw expected(where, "each key once", `"${duplicate}" twice`, DAMAGED);
+  const json = parseJson(bytes, where, "a header of JSON", DAMAGED);
+  if (!isObject(json)) throw expected(where, "a header that is a JSON object", shown(json), DAMAGED);
   // No prototype: a tensor may be named `__proto__` or `constructor`.
   const metadata: Record<string, string> = Object.create(null);
   const tensors: [string, RawEntry][] = [];
@@ -162,9 +155,6 @@ function parseHeader(bytes: Uint8Array, where: string): RawHeader {
   tensors.sort(([, a], [, b]) => a.begin - b.begin || a.end - b.end);
   return { metadata, tensors };
 }
-
-const isObject = (value: unknown): value is Record<string, unknown> =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
 
 const isCount = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
 
@@ -196,30 +186,6 @@ function parseEntry(value: unknown, where: string): RawEntry {
 function shown(value: unknown): string {
   const text = JSON.stringify(value) ?? "nothing";
   return text.length > 80 ? `${text.slice(0, 80)}...` : text;
-}
-
-/**
- * A key that stands twice in one object. `JSON.parse` keeps the last and says nothing. The text is valid
- * JSON.
- */
-function duplicateKey(text: string): string | undefined {
-  const open: Set<string>[] = [];
-  let string = "";
-  for (let i = 0; i < text.length; i++) {
-    const char = text[i];
-    if (char === "{") open.push(new Set());
-    else if (char === "}") open.pop();
-    else if (char === '"') {
-      const start = i;
-      for (i++; text[i] !== '"'; i++) if (text[i] === "\\") i++;
-      string = text.slice(start, i + 1);
-    } else if (char === ":") {
-      const key = JSON.parse(string) as string;
-      if (open.at(-1)?.has(key)) return key;
-      open.at(-1)?.add(key);
-    }
-  }
-  return undefined;
 }
 
 /** An open safetensors file, whose tensors are read one by one. Close it, or hold it with `using`. */
@@ -345,6 +311,7 @@ export function saveSafetensors(
 ): void {
   const sorted = Object.entries(tensors).map(([name, tensor]) => {
     if (!(tensor instanceof Tensor)) throw expectedType(`saveSafetensors: ${name}`, "a Tensor", tensor);
+    mustHaveValues(`saveSafetensors: ${name}`, tensor);
     if (name === "__metadata__")
       throw expected("saveSafetensors", "another tensor name", name, "The format reserves it");
     const dtype = FILE_NAMES[tensor.dtype];
@@ -390,11 +357,9 @@ export function saveSafetensors(
   json.copy(head, 8);
   replaceFile(path, (fd) => {
     writeAll(fd, head);
-    for (const { name, tensor } of sorted) {
+    for (const { tensor } of sorted) {
       const { size } = DTYPES[tensor.dtype];
-      tidy(() =>
-        forTensorData(plainValues(`saveSafetensors: ${name}`, tensor), size, (bytes) => writeAll(fd, bytes)),
-      );
+      tidy(() => forTensorData(plainValues(tensor), size, (bytes) => writeAll(fd, bytes)));
     }
   });
 }

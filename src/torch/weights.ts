@@ -1,13 +1,17 @@
 /**
- * The weights in a file, whatever wrote it: a flat list of named tensors out of safetensors or a PyTorch
- * checkpoint, with the usual wrappers taken off. Which model the names belong to is left to the models.
+ * The weights in a file, whatever wrote it: a flat list of named tensors out of safetensors, whole or in shards, or a
+ * PyTorch checkpoint, with the usual wrappers taken off. Opening reads headers alone. Which model the names belong to
+ * is left to the models.
  */
-import { type CheckpointFile, openCheckpoint } from "./checkpoint.js";
+import { existsSync, readdirSync, statSync } from "node:fs";
+import { basename, dirname, join } from "node:path";
+import { openCheckpoint } from "./checkpoint.js";
 import { expected } from "./errors.js";
 import { FileBytes } from "./files.js";
+import { isObject, parseJson } from "./json.js";
 import { LazyTensor } from "./lazy_tensor.js";
-import { kindOf } from "./python_values.js";
-import { openSafetensors, type SafetensorsFile } from "./safetensors.js";
+import { kindOf, Opaque } from "./python_values.js";
+import { openSafetensors } from "./safetensors.js";
 import type { Tensor } from "./tensor.js";
 
 /**
@@ -16,12 +20,15 @@ import type { Tensor } from "./tensor.js";
  */
 const WRAPPERS: readonly string[] = ["ema", "model", "module", "state_dict", "model_state_dict"];
 
-/** What data-parallel training puts before every name. */
-const PARALLEL_PREFIX = "module.";
+/**
+ * Parts of names that wrappers of a module add, at its start or inside: data-parallel training, torch.compile, fully
+ * sharded training and activation checkpointing.
+ */
+const WRAPPER_PARTS = /(^|\.)(?:(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+/g;
 
 /** How to read a file's weights. */
 export interface WeightsOptions {
-  /** Which of the state dicts in the file, such as `"model"`; the preferred one where left out. */
+  /** Which of the state dicts in the file, such as `"model"`; the preferred one where none is named. */
   wrapper?: string;
 }
 
@@ -32,6 +39,23 @@ export interface WeightInfo {
   readonly shape: readonly number[];
 }
 
+/** A tensor of a file, described and not yet read. */
+interface Entry {
+  readonly info: WeightInfo;
+  read(): Tensor;
+}
+
+/** An open file, or several that hold parts of one state dict. */
+interface Source {
+  readonly format: "safetensors" | "zip" | "legacy";
+  readonly wrapper: string;
+  readonly otherWrappers: readonly string[];
+  readonly extras: readonly string[];
+  readonly metadata: Readonly<Record<string, string>>;
+  readonly entries: readonly (readonly [string, Entry])[];
+  close(): void;
+}
+
 /** Named tensors of a file, unread until asked for. Close it, or hold it with `using`. */
 export class WeightsFile {
   readonly path: string;
@@ -40,55 +64,33 @@ export class WeightsFile {
   readonly wrapper: string;
   /** Keys of other state dicts in the file, for {@link WeightsOptions.wrapper}. */
   readonly otherWrappers: readonly string[];
-  /** Whether every name began with `module.`, which is taken off. */
-  readonly isParallel: boolean;
   /** Everything else at the file's top level, such as `optimizer (a dict)`. */
   readonly extras: readonly string[];
   readonly metadata: Readonly<Record<string, string>>;
-  readonly #entries = new Map<string, { info: WeightInfo; read: () => Tensor }>();
-  readonly #file: SafetensorsFile | CheckpointFile;
+  readonly #entries = new Map<string, Entry>();
+  readonly #source: Source;
 
-  /** @throws RangeError when the file is neither format, or holds no state dict. */
+  /** @throws RangeError when the file is neither format, holds no state dict, or is one shard of several. */
   constructor(path: string, options: WeightsOptions = {}) {
     this.path = path;
-    if (isSafetensors(path)) {
-      const file = openSafetensors(path);
-      this.#file = file;
-      this.format = "safetensors";
-      this.metadata = file.metadata;
-      this.wrapper = "";
-      this.otherWrappers = [];
-      this.extras = [];
-      for (const name of file.keys) {
-        this.#entries.set(name, { info: file.info(name), read: () => file.tensor(name) });
+    const source = openSource(path, options);
+    this.#source = source;
+    this.format = source.format;
+    this.wrapper = source.wrapper;
+    this.otherWrappers = source.otherWrappers;
+    this.extras = source.extras;
+    this.metadata = source.metadata;
+    for (const [name, entry] of source.entries) {
+      const bare = name.replace(WRAPPER_PARTS, "$1");
+      if (this.#entries.has(bare)) {
+        source.close();
+        throw expected(path, "names that differ by more than a wrapper's part", `two that mean ${bare}`);
       }
-    } else {
-      const file = openCheckpoint(path);
-      this.#file = file;
-      this.format = file.format;
-      this.metadata = {};
-      try {
-        const found = findStateDict(path, file.tree, options.wrapper);
-        this.wrapper = found.wrapper;
-        this.otherWrappers = found.others;
-        this.extras = found.extras;
-        for (const [name, lazy] of found.tensors) {
-          this.#entries.set(name, { info: lazy, read: () => lazy.read() });
-        }
-      } catch (error) {
-        file.close();
-        throw error;
-      }
+      this.#entries.set(bare, entry);
     }
-    const names = [...this.#entries.keys()];
-    this.isParallel = names.length > 0 && names.every((name) => name.startsWith(PARALLEL_PREFIX));
-    if (!this.isParallel) return;
-    const entries = [...this.#entries];
-    this.#entries.clear();
-    for (const [name, entry] of entries) this.#entries.set(name.slice(PARALLEL_PREFIX.length), entry);
   }
 
-  /** Names in the file's order. */
+  /** Names in the file's order, without what wrappers of a module add to them, such as `module.`. */
   get names(): string[] {
     return [...this.#entries.keys()];
   }
@@ -108,23 +110,139 @@ export class WeightsFile {
   }
 
   close(): void {
-    this.#file.close();
+    this.#source.close();
   }
 
   [Symbol.dispose](): void {
     this.close();
   }
 
-  #entry(name: string): { info: WeightInfo; read: () => Tensor } {
+  #entry(name: string): Entry {
     const entry = this.#entries.get(name);
     if (entry === undefined) throw expected(this.path, "a tensor of the file", name, "names lists them");
     return entry;
   }
 }
 
-/** Open the weights of a safetensors file or a PyTorch checkpoint; no tensor is read. */
+/**
+ * Open the weights of a safetensors file or a PyTorch checkpoint; no tensor is read.
+ *
+ * @param path - a file; for weights in several files their index, such as `model.safetensors.index.json`, or the
+ *   folder that holds it.
+ */
 export function openWeights(path: string, options: WeightsOptions = {}): WeightsFile {
   return new WeightsFile(path, options);
+}
+
+function openSource(path: string, options: WeightsOptions): Source {
+  if (statSync(path, { throwIfNoEntry: false })?.isDirectory()) return openIndex(indexIn(path), options);
+  if (path.endsWith(INDEX)) return openIndex(path, options);
+  const [, shard, count] = SHARD.exec(basename(path)) ?? [];
+  if (count !== undefined && Number(count) > 1) {
+    const indices = existsSync(path) ? indicesIn(dirname(path)) : [];
+    const name = indices.length === 1 ? (indices[0] as string) : `*.safetensors${INDEX}`;
+    const got = `shard ${Number(shard)} of ${Number(count)}`;
+    throw expected(path, "all of the weights", got, `Give the index, ${name}, with all shards beside it`);
+  }
+  return openOne(path, options);
+}
+
+function openOne(path: string, options: WeightsOptions): Source {
+  if (isSafetensors(path)) {
+    const file = openSafetensors(path);
+    return {
+      format: "safetensors",
+      wrapper: "",
+      otherWrappers: [],
+      extras: [],
+      metadata: file.metadata,
+      entries: file.keys.map((name) => [name, { info: file.info(name), read: () => file.tensor(name) }]),
+      close: () => file.close(),
+    };
+  }
+  const file = openCheckpoint(path);
+  try {
+    const { wrapper, others, extras, tensors } = findStateDict(path, file.tree, options.wrapper);
+    return {
+      format: file.format,
+      wrapper,
+      otherWrappers: others,
+      extras,
+      metadata: {},
+      entries: [...tensors].map(([name, lazy]) => [
+        name,
+        { info: lazy, read: () => lazy.read(`${path}: ${name}`) },
+      ]),
+      close: () => file.close(),
+    };
+  } catch (error) {
+    file.close();
+    throw error;
+  }
+}
+
+const INDEX = ".index.json";
+
+/** Name of one of several files that hold the weights together, as Hugging Face names them. */
+const SHARD = /-(\d+)-of-(\d+)\.\w+$/;
+
+/** An index of a million tensors is smaller. */
+const MAX_INDEX_BYTES = 2 ** 28;
+
+const indicesIn = (folder: string): string[] => readdirSync(folder).filter((name) => name.endsWith(INDEX));
+
+function indexIn(folder: string): string {
+  const indices = indicesIn(folder);
+  if (indices.length !== 1) {
+    const got = indices.length === 0 ? "one without" : `one with ${indices.sort().join(", ")}`;
+    throw expected(folder, `a weights file, or a folder with one *${INDEX}`, got, "Name the file");
+  }
+  return join(folder, indices[0] as string);
+}
+
+/** The shards that an index names: `{"weight_map": {"<tensor>": "<file beside the index>"}}`. */
+function openIndex(path: string, options: WeightsOptions): Source {
+  const file = new FileBytes(path);
+  let index: unknown;
+  try {
+    if (file.size > MAX_INDEX_BYTES) throw expected(path, `at most ${MAX_INDEX_BYTES} bytes`, file.size);
+    index = parseJson(file.read(0, file.size), path, "an index of weights in JSON");
+  } finally {
+    file.close();
+  }
+  const map = isObject(index) ? index.weight_map : undefined;
+  if (!isObject(map) || Object.keys(map).length === 0) {
+    throw expected(path, "a weight_map from tensors to files", isObject(index) ? "none" : "no JSON object");
+  }
+  const shards = new Map<string, Source>();
+  const close = (): void => {
+    for (const shard of shards.values()) shard.close();
+  };
+  try {
+    for (const [name, shard] of Object.entries(map)) {
+      if (typeof shard !== "string" || shard === "" || basename(shard) !== shard || shard.endsWith(INDEX)) {
+        throw expected(`${path}: ${name}`, "the name of a file beside the index", kindOf(shard));
+      }
+      if (!shards.has(shard)) shards.set(shard, openOne(join(dirname(path), shard), options));
+    }
+    const entries = [...shards].flatMap(([shard, source]) => {
+      const wanted = Object.keys(map).filter((name) => map[name] === shard);
+      const has = new Set(source.entries.map(([name]) => name));
+      const missing = wanted.find((name) => !has.has(name));
+      const other = source.entries.find(([name]) => map[name] !== shard);
+      if (missing !== undefined)
+        throw expected(join(dirname(path), shard), `${missing}, as the index says`, "none");
+      if (other !== undefined) {
+        throw expected(path, `${other[0]} in its weight_map, as in ${shard}`, "none", "Fetch both again");
+      }
+      return source.entries;
+    });
+    const [first] = shards.values() as unknown as [Source];
+    return { ...first, entries, close };
+  } catch (error) {
+    close();
+    throw error;
+  }
 }
 
 /** Whether the file starts as safetensors does: eight bytes of header length, then JSON. */
@@ -138,6 +256,9 @@ function isSafetensors(path: string): boolean {
   }
 }
 
+const OBJECT_REMEDY =
+  "Making the object would run code that the file names, which is never done. In Python, save model.state_dict()";
+
 interface FoundStateDict {
   wrapper: string;
   others: string[];
@@ -147,7 +268,8 @@ interface FoundStateDict {
 
 function findStateDict(path: string, tree: unknown, wanted: string | undefined): FoundStateDict {
   if (!(tree instanceof Map)) {
-    throw expected(path, "a state dict, or a dict that holds one", kindOf(tree), "Save model.state_dict()");
+    const remedy = tree instanceof Opaque ? OBJECT_REMEDY : "Save model.state_dict()";
+    throw expected(path, "a state dict, or a dict that holds one", kindOf(tree), remedy);
   }
   const candidates = new Map<string, Map<string, LazyTensor>>();
   const flat = tensorsOf(tree);
@@ -162,6 +284,20 @@ function findStateDict(path: string, tree: unknown, wanted: string | undefined):
   const wrapper = wanted ?? usual[0];
   const tensors = wrapper === undefined ? undefined : candidates.get(wrapper);
   if (wrapper === undefined || tensors === undefined) {
+    const [key, object] =
+      [...tree].find(([key, value]) => {
+        return (
+          value instanceof Opaque && (wanted === undefined ? WRAPPERS.includes(String(key)) : key === wanted)
+        );
+      }) ?? [];
+    if (object !== undefined && (wanted !== undefined || candidates.size === 0)) {
+      throw expected(
+        `${path}: ${String(key)}`,
+        "a state dict",
+        `an object, ${kindOf(object)}`,
+        OBJECT_REMEDY,
+      );
+    }
     const keys = [...tree.keys()].map(String).slice(0, 8).join(", ");
     const what =
       wanted === undefined

@@ -187,7 +187,7 @@ test("lists of integers arrive in order, the empty one too, and one number fills
     assert.deepEqual(pool([2, 4]).shape, [1, 1, 3, 2]);
     assert.match(
       thrown(() => zeros([2, [3]] as never)).message,
-      /argument 'size': expected a list of integers, got a list of 1$/,
+      /argument 'size': expected a list of integers, got \[3\] at index 1$/,
     );
     assert.match(
       thrown(() => callTensor("aten::zeros", [3])).message,
@@ -195,7 +195,7 @@ test("lists of integers arrive in order, the empty one too, and one number fills
     );
     assert.match(
       thrown(() => callTensor("aten::zeros", [[2, 1.5]])).message,
-      /argument 'size': expected a list of integers, got 1\.5$/,
+      /argument 'size': expected a list of integers, got 1\.5 at index 1$/,
     );
   });
 });
@@ -241,7 +241,7 @@ test("lists of tensors, of tensors or null, of numbers and of booleans", () => {
       );
       assert.match(
         thrown(() => call("aten::stack", [[x, null]])).message,
-        /argument 'tensors': expected a list of Tensors, got null; tensors \[float32\[3, 4\] cpu, null\]$/,
+        /argument 'tensors': expected a list of Tensors, got null at index 1; tensors \[float32\[3, 4\] cpu, null\]$/,
       );
       assert.match(thrown(() => call("aten::stack", [[]])).message, /stack expects a non-empty TensorList$/);
     }),

@@ -387,3 +387,20 @@ test("no change of bytes does more than be refused", () => {
     );
   });
 });
+
+test("a header that nests deeply is refused, not followed", () => {
+  const deep = `${"[".repeat(200_000)}${"]".repeat(200_000)}`;
+  for (const json of [
+    `{"a":${deep}}`,
+    `{"__metadata__":{"k":${deep}}}`,
+    deep,
+    `{"a":${'{"b":'.repeat(99_999)}1${"}".repeat(100_000)}`,
+  ]) {
+    const head = Buffer.from(json);
+    const file = Buffer.concat([int64(BigInt(head.length)), head]);
+    assert.throws(() => readSafetensorsHeader(new MemoryBytes(file), "deep"), {
+      name: "RangeError",
+      message: /^deep: expected a header of JSON, at most 64 lists and objects deep, got a deeper one\./,
+    });
+  }
+});

@@ -1,12 +1,14 @@
 import assert from "node:assert/strict";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
 
-import { memory, tensor } from "../../src/torch/index.js";
+import { memory, ones, type Savable, saveTorch, tensor, tidy, zeros } from "../../src/torch/index.js";
 import { saveSafetensors } from "../../src/torch/safetensors.js";
 import { openWeights } from "../../src/torch/weights.js";
+import { noLeak } from "../support/leak.js";
+import { global, num, pickle, reduce, str, zipOf } from "../support/pickled.js";
 
 const golden = (name: string): string => join("test/golden/weights", name);
 const folder = mkdtempSync(join(tmpdir(), "rlar-weights-"));
@@ -25,26 +27,23 @@ test("weights are found flat and under every usual wrapper", () => {
   const found = Object.fromEntries(
     ["raw.pt", "llamagen.pt", "averaged.pt", "deepspeed.pt", "lightning.ckpt"].map((name) => {
       using file = openWeights(golden(name));
-      return [
-        name,
-        { wrapper: file.wrapper, others: file.otherWrappers, parallel: file.isParallel, extras: file.extras },
-      ];
+      return [name, { wrapper: file.wrapper, others: file.otherWrappers, extras: file.extras }];
     }),
   );
   assert.deepEqual(found, {
-    "raw.pt": { wrapper: "", others: [], parallel: false, extras: [] },
+    "raw.pt": { wrapper: "", others: [], extras: [] },
     "llamagen.pt": {
       wrapper: "model",
       others: [],
-      parallel: false,
+
       extras: ["optimizer (a dict)", "steps (7)", "args (argparse.Namespace(...))"],
     },
-    "averaged.pt": { wrapper: "ema", others: ["model"], parallel: false, extras: ["steps (7)"] },
-    "deepspeed.pt": { wrapper: "module", others: [], parallel: true, extras: ["global_steps (3)"] },
+    "averaged.pt": { wrapper: "ema", others: ["model"], extras: ["steps (7)"] },
+    "deepspeed.pt": { wrapper: "module", others: [], extras: ["global_steps (3)"] },
     "lightning.ckpt": {
       wrapper: "state_dict",
       others: [],
-      parallel: false,
+
       extras: ["epoch (1)", "callbacks (a dict)", 'pytorch-lightning_version ("2.0")'],
     },
   });
@@ -103,4 +102,170 @@ test("nothing is left open or alive", () => {
   const before = memory().tensors;
   for (let i = 0; i < 3; i++) bias(golden("raw.pt"));
   assert.equal(memory().tensors, before);
+});
+
+test("what wrappers of a module add to names is taken off, in any order and depth, under any key", () => {
+  const path = join(folder, "wrapped.pt");
+  const prefixes = [
+    "module.",
+    "_orig_mod.",
+    "module._orig_mod.",
+    "_orig_mod.module.",
+    "_fsdp_wrapped_module.",
+  ];
+  for (const prefix of ["", ...prefixes]) {
+    for (const inner of ["", "module.", "_orig_mod.", "_checkpoint_wrapped_module._orig_mod."]) {
+      for (const key of ["model", "ema", "state_dict", "generator"]) {
+        tidy(() => {
+          const state = {
+            [`${prefix}enc.${inner}conv.weight`]: ones([2]),
+            [`${prefix}dec.module_list.0`]: ones([1]),
+          };
+          saveTorch(path, { [key]: state });
+        });
+        using file = openWeights(path, key === "generator" ? { wrapper: key } : {});
+        assert.deepEqual(file.names, ["enc.conv.weight", "dec.module_list.0"]);
+      }
+    }
+  }
+  tidy(() => saveTorch(path, { "module.a": ones([1]), a: ones([1]) }));
+  assert.throws(() => openWeights(path), /expected names that differ .*, got two that mean a/);
+});
+
+test("an object where the weights should be would run code, which is said", () => {
+  const said = /would run code.*save model\.state_dict\(\)/s;
+  for (const name of ["module.pt", "module_legacy.pt"]) {
+    const path = join("test/golden/checkpoints", name);
+    assert.throws(() => openWeights(path), said, name);
+  }
+  const object = reduce(global("my.models", "Net"));
+  const path = join(folder, "object.pt");
+  for (const key of ["model", "state_dict", "ema", "generator"]) {
+    const data = pickle("}(", str(key), object, str("step"), num(3), "u");
+    writeFileSync(path, zipOf([{ name: "archive/data.pkl", data }]));
+    const options = key === "generator" ? { wrapper: key } : {};
+    assert.throws(() => openWeights(path, options), said, key);
+    assert.throws(
+      () => openWeights(path, options),
+      new RegExp(`object\\.pt: ${key}: expected a state dict.*my\\.models\\.Net`),
+    );
+  }
+});
+
+/** Two shards and their index in a folder of their own. */
+function shards(
+  name: string,
+  change: (index: { weight_map: Record<string, unknown> }) => unknown = (index) => index,
+) {
+  const at = join(folder, name);
+  mkdirSync(at);
+  const file = (i: number): string => `model-0000${i}-of-00002.safetensors`;
+  tidy(() => {
+    saveSafetensors(join(at, file(1)), { a: ones([2, 3]), "module.b": zeros([1]) }, { format: "pt" });
+    saveSafetensors(join(at, file(2)), { c: ones([4]).mul(3) });
+  });
+  const index = { metadata: { total_size: 44 }, weight_map: { a: file(1), "module.b": file(1), c: file(2) } };
+  const path = join(at, "model.safetensors.index.json");
+  writeFileSync(path, JSON.stringify(change(index)));
+  return { at, path, first: join(at, file(1)), second: join(at, file(2)) };
+}
+
+test("weights in shards are read through their index, or the folder that holds it", () => {
+  const { at, path } = shards("shards");
+  noLeak(() => {
+    for (const each of [path, at]) {
+      using file = openWeights(each);
+      assert.equal(file.format, "safetensors");
+      assert.deepEqual(file.shapes, { b: [1], a: [2, 3], c: [4] });
+      using c = file.tensor("c");
+      assert.deepEqual(c.toList(), [3, 3, 3, 3]);
+    }
+  });
+  const other = join(folder, "bin");
+  mkdirSync(other);
+  tidy(() => {
+    saveTorch(join(other, "pytorch_model-00001-of-00002.bin"), { a: ones([1]) });
+    saveTorch(join(other, "pytorch_model-00002-of-00002.bin"), { b: ones([2]) });
+  });
+  const weight_map = { a: "pytorch_model-00001-of-00002.bin", b: "pytorch_model-00002-of-00002.bin" };
+  writeFileSync(join(other, "pytorch_model.bin.index.json"), JSON.stringify({ weight_map }));
+  using file = openWeights(other);
+  assert.deepEqual([file.format, file.shapes], ["zip", { a: [1], b: [2] }]);
+});
+
+test("one shard of several asks for the index; a single shard is whole", () => {
+  const { first, second } = shards("one");
+  assert.throws(
+    () => openWeights(first),
+    /got shard 1 of 2\. Give the index, model\.safetensors\.index\.json/,
+  );
+  assert.throws(() => openWeights(second), /got shard 2 of 2\. Give the index/);
+  const alone = join(folder, "model-00001-of-00001.safetensors");
+  tidy(() => saveSafetensors(alone, { a: ones([1]) }));
+  using file = openWeights(alone);
+  assert.deepEqual(file.names, ["a"]);
+});
+
+test("an index that does not fit its shards is refused with the name, and no file stays open", () => {
+  type Index = { weight_map: Record<string, unknown> };
+  const changed = (change: (map: Record<string, unknown>) => void) => (index: Index) => {
+    change(index.weight_map);
+    return index;
+  };
+  const cases: [string, (index: Index) => unknown, RegExp][] = [
+    [
+      "absent",
+      changed((map) => Object.assign(map, { d: "model-00001-of-00002.safetensors" })),
+      /expected d, as the index/,
+    ],
+    ["extra", changed((map) => delete map.a), /expected a in its weight_map/],
+    ["other", changed((map) => Object.assign(map, { a: map.c })), /expected a, as the index says, got none/],
+    [
+      "file",
+      changed((map) => Object.assign(map, { d: "model-3.safetensors" })),
+      /model-3\.safetensors: expected a file/,
+    ],
+    [
+      "above",
+      changed((map) => Object.assign(map, { d: "../x.safetensors" })),
+      /: d: expected the name of a file/,
+    ],
+    ["number", changed((map) => Object.assign(map, { d: 3 })), /: d: expected the name of a file/],
+    [
+      "itself",
+      changed((map) => Object.assign(map, { d: "model.safetensors.index.json" })),
+      /: d: expected the name/,
+    ],
+    ["empty", () => ({ weight_map: {} }), /expected a weight_map/],
+    ["list", () => [], /expected a weight_map/],
+    ["null", () => null, /expected a weight_map/],
+  ];
+  for (const [name, change, message] of cases) {
+    const { path } = shards(`bad-${name}`, change);
+    assert.throws(() => openWeights(path), { name: "RangeError", message }, name);
+  }
+  const { path, second } = shards("cut");
+  truncateSync(second, 20);
+  assert.throws(() => openWeights(path), /model-00002-of-00002\.safetensors: expected/);
+  writeFileSync(path, `{"weight_map":${"[".repeat(100_000)}${"]".repeat(100_000)}}`);
+  assert.throws(() => openWeights(path), /at most 64 lists and objects deep/);
+  const empty = join(folder, "without");
+  mkdirSync(empty);
+  assert.throws(
+    () => openWeights(empty),
+    /expected a weights file, or a folder with one \*\.index\.json, got one without/,
+  );
+});
+
+test("describing reads headers alone: data that is not there, or huge, costs nothing until it is read", () => {
+  const path = join(folder, "huge.pt");
+  tidy(() => saveTorch(path, { model: { w: zeros([1]).expand(3) } as Savable }));
+  noLeak(() => {
+    const { bytes } = memory({ resetPeak: true });
+    for (const name of ["raw.pt", "llamagen.pt", "deepspeed.pt"]) {
+      using file = openWeights(golden(name));
+      assert.ok(file.names.length > 0 && file.info(file.names[0] as string).shape.length > 0);
+    }
+    assert.equal(memory().peakBytes, bytes);
+  });
 });
