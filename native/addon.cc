@@ -169,7 +169,6 @@ NAPI_MODULE_INIT() {
   }
   try {
     installAllocator();
-    installMetaKernels();
     void* values;
     void* tags;
     napi_value valueBuffer, tagBuffer;

@@ -172,6 +172,7 @@ extern const std::vector<Export> callExports;
 extern const std::vector<Export> autogradExports;
 extern const std::vector<Export> deviceExports;
 void installAllocator();
+// Done once, when meta is first named: it takes a moment.
 void installMetaKernels();
 at::Generator metaGenerator();
 c10::Device parseDevice(const std::string& text);

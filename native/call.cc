@@ -503,6 +503,7 @@ napi_value callOperator(const Args& args) {
 c10::Device parseDevice(const std::string& text) {
   bool isKnown = text == "cpu" || text == "meta" || text == "cuda" || text.rfind("cuda:", 0) == 0;
   if (!isKnown) throw std::runtime_error("expected a device \"cpu\", \"cuda\" or \"cuda:0\", got \"" + text + "\"");
+  if (text == "meta") installMetaKernels();
   return c10::Device(text);
 }
 

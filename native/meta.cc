@@ -1,14 +1,16 @@
-// Kernels for the meta device, whose tensors have a shape and no values. LibTorch wrote many of its own in Python;
-// the operators of networks and their losses that lack one in C++ get one here, so that a run on meta shows every
-// tensor that was made on another device by mistake.
+// Kernels for the meta device, whose tensors have a shape and no values. PyTorch wrote many of its own in Python; the
+// operators that lack one in C++ get one here, so that a run on meta shows every tensor that was made on another
+// device by mistake.
 #include "addon.h"
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/enum_tag.h>
 #include <torch/library.h>
 
 #include <optional>
 #include <tuple>
+#include <utility>
 
 namespace rlar {
 namespace {
@@ -72,8 +74,8 @@ IValue toMeta(const IValue& value) {
   return at::empty_strided(tensor.sizes(), tensor.strides(), tensor.options().device(c10::kMeta));
 }
 
-// Run the operator on the CPU over tensors of the same shapes, and keep the shapes of what comes out: right where
-// no size depends on a value, which holds for every operator below.
+// Run the operator on the CPU over tensors of the same shapes, and keep the shapes of what comes out: right where no
+// size depends on a value.
 void throughCpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const c10::FunctionSchema& schema = op.schema();
   const size_t count = schema.arguments().size();
@@ -104,37 +106,54 @@ struct MetaGenerator : at::CPUGeneratorImpl {
   MetaGenerator() { device_ = c10::Device(c10::kMeta); }
 };
 
-// What reads values, or has sizes that depend on them, has no kernel: src/torch/call.ts says so.
-constexpr const char* kThroughCpu[] = {
-    "_adaptive_avg_pool2d", "_adaptive_avg_pool2d_backward", "_cdist_backward", "_cdist_forward", "_fused_adamw_",
-    "abs.out", "embedding_dense_backward", "flip", "index_select", "index_select.out", "log_sigmoid_backward",
-    "log_sigmoid_forward", "median", "median.dim_values", "multinomial", "native_batch_norm",
-    "native_batch_norm_backward", "native_group_norm", "native_group_norm_backward", "native_layer_norm",
-    "native_layer_norm_backward", "polar.out", "randperm.generator_out", "reflection_pad2d", "reflection_pad2d.out",
-    "reflection_pad2d_backward", "replication_pad2d_backward", "roll", "searchsorted.Tensor", "std.correction",
-    "std_mean.correction", "unfold_backward", "var.correction", "var_mean.correction", "where.self",
-    "where.self_out",
-};
+// Whether an operator needs a kernel from here and can have one. What reads values, or has sizes that depend on them,
+// stays without: src/torch/call.ts says so.
+bool isWanted(const c10::OperatorHandle& op) {
+  using Key = c10::DispatchKey;
+  if (op.hasKernelForDispatchKey(Key::Meta) || !op.hasKernelForDispatchKey(Key::CPU)) return false;
+  for (const Key composed : {Key::CompositeExplicitAutograd, Key::CompositeImplicitAutograd,
+                             Key::CompositeExplicitAutogradNonFunctional}) {
+    if (op.hasKernelForDispatchKey(composed)) return false;
+  }
+  if (op.hasTag(at::Tag::data_dependent_output) || op.hasTag(at::Tag::dynamic_output_shape)) return false;
+  for (const c10::Argument& result : op.schema().returns()) {
+    const auto isTensor = [](const c10::TypePtr& type) { return type->kind() == c10::TypeKind::TensorType; };
+    const auto list = result.type()->cast<c10::ListType>();
+    if (!isTensor(result.type()) && !(list && isTensor(list->getElementType()))) return false;
+  }
+  return true;
+}
+
+// LibTorch puts these together from others, whose results on meta have other strides than those of the CPU.
+constexpr const char* kWhole[] = {"native_layer_norm", "native_group_norm", "native_group_norm_backward"};
 
 }  // namespace
 
 at::Generator metaGenerator() { return at::make_generator<MetaGenerator>(); }
 
 void installMetaKernels() {
+  static bool isDone = false;
+  if (std::exchange(isDone, true)) return;
   auto& library = *new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::Meta, __FILE__, __LINE__);
-  // A newer LibTorch may have a kernel of its own, and an older one lack the operator.
-  const auto isWanted = [](const std::string& name) {
-    const size_t dot = name.find('.');
-    const std::string overload = dot == std::string::npos ? "" : name.substr(dot + 1);
-    const auto found = c10::Dispatcher::singleton().findSchema({"aten::" + name.substr(0, dot), overload});
-    return found && !found->hasKernelForDispatchKey(c10::DispatchKey::Meta);
+  auto& dispatcher = c10::Dispatcher::singleton();
+  const auto boxed = [&](const std::string& name) {
+    library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&throughCpu>());
   };
-  if (isWanted("convolution_overrideable")) library.impl("convolution_overrideable", TORCH_FN(convolution));
-  if (isWanted("convolution_backward_overrideable")) {
-    library.impl("convolution_backward_overrideable", TORCH_FN(convolutionBackward));
+  for (const c10::OperatorName& name : dispatcher.getAllOpNames()) {
+    const auto op = dispatcher.findOp(name);
+    if (name.name.rfind("aten::", 0) != 0 || !op || !op->hasSchema() || !isWanted(*op)) continue;
+    boxed(name.overload_name.empty() ? name.name : name.name + "." + name.overload_name);
   }
-  for (const char* name : kThroughCpu) {
-    if (isWanted(name)) library.impl(name, torch::CppFunction::makeFromBoxedFunction<&throughCpu>());
+  const auto lacks = [&](const std::string& name) {
+    const auto op = dispatcher.findSchema({"aten::" + name, ""});
+    return op && !op->hasKernelForDispatchKey(c10::DispatchKey::Meta);
+  };
+  for (const char* name : kWhole) {
+    if (lacks(name)) boxed(name);
+  }
+  if (lacks("convolution_overrideable")) library.impl("convolution_overrideable", TORCH_FN(convolution));
+  if (lacks("convolution_backward_overrideable")) {
+    library.impl("convolution_backward_overrideable", TORCH_FN(convolutionBackward));
   }
 }
 

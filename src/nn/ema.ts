@@ -124,7 +124,9 @@ export class Ema {
       if (value.shape.join() === shape.join()) return value;
       throw expected(`${where}: ${name}`, `shape [${shape.join(", ")}]`, `[${value.shape.join(", ")}]`);
     });
-    for (const [i, value] of values.entries()) (this.#averages[i] as Tensor).copy_(value);
+    noGrad(() => {
+      for (const [i, value] of values.entries()) (this.#averages[i] as Tensor).copy_(value);
+    });
     this.#updates = updates;
   }
 

@@ -14,18 +14,23 @@ import {
 } from "../torch/index.js";
 import * as init from "./init.js";
 import { Buffer, Module, Parameter } from "./module.js";
-import type { PackedWeights } from "./packed.js";
 
 /** The handle of the initial values closes here, so that disposing of the module frees the memory at once. */
 const parameter = (data: () => Tensor): Parameter => tidy(() => new Parameter(data()));
 const buffer = (data: () => Tensor): Buffer => tidy(() => new Buffer(data()));
+
+/** @internal Another layout of a layer's weights, without a graph; see packed.ts. */
+export interface PackedLayer {
+  forward(x: Tensor): Tensor;
+  dispose(): void;
+}
 
 /** `x @ weight.T + bias`: x `[..., in]` to `[..., out]`; weight `[out, in]`, bias `[out]`. */
 export class Linear extends Module {
   readonly weight: Parameter;
   readonly bias: Parameter | null;
   /** @internal Set by `packLinears`, used where no gradient is asked for. */
-  packed: PackedWeights | null = null;
+  packed: PackedLayer | null = null;
 
   constructor(inFeatures: number, outFeatures: number, options: { bias?: boolean } = {}) {
     super();

@@ -22,6 +22,8 @@ export type StateDict = Record<string, Tensor>;
 /** A tensor that is still in a file: its shape is known, and `read` gives a new tensor on the CPU. */
 export interface Readable {
   readonly shape: readonly number[];
+  /** PyTorch's name, where it is known before reading. */
+  readonly dtype?: string;
   read(): Tensor;
 }
 
@@ -129,7 +131,8 @@ export abstract class Module {
   }
 
   /**
-   * Copy values into parameters and persistent buffers, converting dtype and device.
+   * Copy values into parameters and persistent buffers, converting dtype and device; integers and complex numbers are
+   * refused as weights.
    *
    * Nothing is copied unless everything fits. Values that are still in a file are read one at a time.
    *
@@ -146,13 +149,16 @@ export abstract class Module {
     const given = new Map(Object.entries(state));
     const differing: string[] = [];
     const missing: string[] = [];
-    for (const [name, { shape }] of own) {
+    for (const [name, tensor] of own) {
+      const { shape } = tensor;
       const value = given.get(name);
       if (value === undefined) missing.push(name);
       else if (!("shape" in value) || (value instanceof Tensor && value.isDisposed)) {
         throw expectedType(`${where}: ${name}`, "a live tensor", value);
       } else if (value.shape.join() !== shape.join()) {
         differing.push(`${name} ([${shape.join(", ")}] here, [${value.shape.join(", ")}] there)`);
+      } else if (value.dtype !== undefined) {
+        checkKind(`${where}: ${name}`, tensor.dtype, value.dtype);
       }
     }
     const known = new Set(own.map(([name]) => name));
@@ -167,7 +173,11 @@ export abstract class Module {
       for (const [name, tensor] of own) {
         const value = given.get(name);
         if (value === undefined) continue;
-        tidy(() => tensor.copy_(value instanceof Tensor ? value : value.read()));
+        tidy(() => {
+          const given = value instanceof Tensor ? value : value.read();
+          checkKind(`${where}: ${name}`, tensor.dtype, given.dtype);
+          tensor.copy_(given);
+        });
       }
     });
     return { missing, unexpected };
@@ -190,8 +200,13 @@ export abstract class Module {
       };
       noGrad(() =>
         tidy(() => {
-          const { grad } = tensor;
-          call("aten::set_data", [tensor, tensor.to(target)]);
+          const { grad, requiresGrad } = tensor;
+          const moved = tensor.to(target);
+          // LibTorch gives a tensor other data, but none of meta in place of values.
+          if (moved.device === "meta" && tensor.device !== "meta") {
+            tensor.become(call("aten::detach", [moved]) as Tensor);
+            tensor.requiresGrad_(requiresGrad);
+          } else call("aten::set_data", [tensor, moved]);
           if (grad !== null) tensor.grad = grad.to(target);
         }),
       );
@@ -228,6 +243,12 @@ export abstract class Module {
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
+
+/** Whole numbers are no weights, and complex ones would lose a part. */
+function checkKind(where: string, here: DType, there: string): void {
+  if (!DTYPES[here].isFloat || there.includes("float")) return;
+  throw expected(where, `floating-point numbers, as ${here}`, there, "Convert them where they were written");
 }
 
 const HIDE = "Hold what is no part of the network in a #private field";

@@ -157,17 +157,20 @@ export class AdamW {
   }
 
   /**
-   * Take over a state, copied. The groups' numbers come with it: change `groups` afterwards for others.
+   * Take over a state, copied. As in PyTorch the groups' saved lr, betas, eps and weight decay replace those that
+   * this optimizer was made with.
    *
    * Nothing changes unless everything fits.
    *
+   * @param options.keepNumbers - `true` keeps this optimizer's own lr, betas, eps and weight decay, and takes the
+   *   moments alone: for a run that goes on with other settings.
    * @param options.strict - `false` takes the state of those parameters that both sides name, starts the
-   *   others afresh, and leaves the groups' numbers as they are.
+   *   others afresh, and keeps the numbers.
    * @returns parameters of this optimizer that got no state, and entries that had no use.
    * @throws Error when names or shapes differ; shapes that differ even when `strict` is off.
    */
-  loadStateDict(state: AdamWState, options: { strict?: boolean } = {}): LoadReport {
-    const { strict = true } = options;
+  loadStateDict(state: AdamWState, options: { strict?: boolean; keepNumbers?: boolean } = {}): LoadReport {
+    const { strict = true, keepNumbers = !strict } = options;
     if (strict) this.#checkGroups(state.groups);
     const unexpected = new Set(Object.keys(state.tensors));
     const missing: string[] = [];
@@ -188,7 +191,7 @@ export class AdamW {
     const loaded = found.map(([param, parts]) => [param, startMoments(param, parts)] as const);
     this.dispose();
     for (const [param, moments] of loaded) this.#moments.set(param, moments);
-    if (strict) {
+    if (!keepNumbers) {
       for (const [i, { lr, betas, eps, weightDecay }] of state.groups.entries()) {
         Object.assign(this.groups[i] as AdamWGroup, { lr, betas, eps, weightDecay });
       }
@@ -354,7 +357,8 @@ function updatePlain({ params, grads, moments }: Batch, group: AdamWGroup, lr: n
     const grad = grads[i] as Tensor;
     const { step, expAvg, expAvgSq } = moments[i] as Moments;
     tidy(() => {
-      const t = step.item(); // waits for a GPU, which has the fused kernel
+      // Waits for a GPU, which has the fused kernel. On meta any number gives the shapes.
+      const t = step.device === "meta" ? 1 : step.item();
       param.mul_(1 - lr * group.weightDecay);
       expAvg.lerp_(grad, 1 - beta1);
       expAvgSq.mul_(beta2).addcmul_(grad, grad, 1 - beta2);

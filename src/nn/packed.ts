@@ -16,7 +16,7 @@ import {
   TorchError,
   tidy,
 } from "../torch/index.js";
-import { Linear } from "./layers.js";
+import { Linear, type PackedLayer } from "./layers.js";
 import type { Module } from "./module.js";
 
 /** Options of {@link packLinears}. */
@@ -69,7 +69,7 @@ function tryOut(dtype: DType): boolean {
 }
 
 /** @internal One layer's weights in another layout, made anew when the layer's own have changed. */
-export class PackedWeights {
+class PackedWeights implements PackedLayer {
   readonly #layer: Linear;
   readonly #options: PackOptions;
   #weight: Tensor | null = null;

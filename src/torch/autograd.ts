@@ -4,7 +4,7 @@
  */
 import { native, SLOTS, TAG, tags, values } from "./binding.js";
 import { zeros } from "./creation.js";
-import { expected, expectedMessage } from "./errors.js";
+import { expected, expectedMessage, expectedType } from "./errors.js";
 import { type RandomState, restoreRandomState, saveRandomState } from "./random.js";
 import { type Owned, surrender, tidy, tidyInto } from "./scope.js";
 import { Tensor } from "./tensor.js";
@@ -126,9 +126,7 @@ export function customFunction(
         const results = tidyInto(receive, () => {
           const given = take(0, gradientCount + savedCount) as Tensor[];
           const own = backwardOf(given.slice(0, gradientCount), given.slice(gradientCount), isForAll);
-          if (own.length !== inputs.length) {
-            throw expected("customFunction", `${inputs.length} gradients from the backward`, own.length);
-          }
+          checkGradients(own, inputs.length);
           return own;
         });
         put(results, 0);
@@ -142,6 +140,17 @@ export function customFunction(
     );
     return take(0, outputs.length) as Tensor[];
   });
+}
+
+/** A backward is JavaScript: it may return anything. */
+function checkGradients(gradients: unknown, count: number): void {
+  const where = "customFunction";
+  if (!Array.isArray(gradients)) throw expectedType(where, "a backward that returns an array", gradients);
+  if (gradients.length !== count) {
+    throw expected(where, `${count} gradients from the backward`, gradients.length);
+  }
+  const at = gradients.findIndex((item) => item !== null && !(item instanceof Tensor));
+  if (at >= 0) throw expectedType(where, `a Tensor or null as gradient ${at} of the backward`, gradients[at]);
 }
 
 /**

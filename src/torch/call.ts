@@ -7,7 +7,7 @@ import { inspect } from "node:util";
 import { ints, native, SLOTS, TAG, tags, values } from "./binding.js";
 import { DTYPES, type DType } from "./dtype.js";
 import { describe, expected, expectedMessage, expectedType, TorchError } from "./errors.js";
-import { adopt, close, type Owned, surrender } from "./scope.js";
+import { adopt, close, exchange, type Owned, surrender } from "./scope.js";
 
 const DTYPE_BY_CODE: readonly (DType | undefined)[] = (() => {
   const names: (DType | undefined)[] = [];
@@ -55,6 +55,12 @@ export class TensorHandle implements Owned {
     const handle = this.live;
     surrender(this);
     return handle;
+  }
+
+  /** @internal Become another tensor, which is spent: the object stays, and with it whoever holds it. */
+  become(other: TensorHandle): void {
+    exchange(this, other.take());
+    this.forgetShape();
   }
 
   /** @internal In-place operators may change the shape. */

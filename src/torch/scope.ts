@@ -60,6 +60,14 @@ export function close(owned: Owned): void {
   native.release(1);
 }
 
+/** @internal Hold another handle in place of the present one, which closes. */
+export function exchange(owned: Owned, handle: number): void {
+  close(owned);
+  owned.handle = handle;
+  owned.isRegistered = false;
+  if (owned.isKept) release(owned);
+}
+
 /** @internal Forget a handle that native code takes over and closes. */
 export function surrender(owned: Owned): void {
   if (owned.isRegistered) collected.unregister(owned);

@@ -154,6 +154,18 @@ test("state goes out and in; what does not fit changes nothing", () => {
   expectClose(loaded.stateDict().tensors.weight as Tensor, ema.stateDict().tensors.weight as Tensor, exact);
 });
 
+test("averages that are loaded enter no graph, whatever they are loaded from", () => {
+  const net = one(1);
+  using ema = new Ema(net, { decay: 0.5 });
+  const loaded = tensor([[3]], { requiresGrad: true });
+  ema.loadStateDict({ tensors: { weight: loaded }, updates: 0 });
+  const average = ema.stateDict().tensors.weight as Tensor;
+  assert.deepEqual([average.requiresGrad, average.isLeaf], [false, true]);
+  noGrad(() => loaded.fill_(7));
+  ema.update();
+  expectClose(average, [[2]], exact);
+});
+
 test("only trained parameters are averaged, and a module must have some", () => {
   const net = new Sequential(new Linear(1, 1), new BatchNorm2d(1));
   net.steps[0] instanceof Linear && net.steps[0].requiresGrad_(false);

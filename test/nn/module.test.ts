@@ -332,3 +332,22 @@ test("a sequence applies layers and functions in order", () => {
   expectClose(net.forward(tensor([[4]])), [[130]]);
   assert.equal(net.steps.length, 3);
 });
+
+test("integers and complex numbers are no weights, in memory or in a file", () => {
+  const net = new Linear(2, 1, { bias: false });
+  const read = (): Tensor => ones([1, 2], { dtype: "int64" });
+  const given: Record<string, Tensor | Readable>[] = [
+    { weight: ones([1, 2], { dtype: "int64" }) },
+    { weight: ones([1, 2], { dtype: "bool" }) },
+    { weight: ones([1, 2], { dtype: "complex64" }) },
+    { weight: { shape: [1, 2], dtype: "int64", read: () => assert.fail("not read") } },
+    { weight: { shape: [1, 2], read } },
+  ];
+  for (const state of given) {
+    assert.throws(() => net.loadStateDict(state), /Linear\.loadStateDict: weight: expected floating-point/);
+  }
+  for (const dtype of ["float64", "float16", "bfloat16"] as const) {
+    net.loadStateDict({ weight: ones([1, 2], { dtype }) });
+  }
+  assert.deepEqual(net.weight.toList(), [[1, 1]]);
+});

@@ -113,6 +113,32 @@ test("a resumed run is the uninterrupted one, bit for bit", () => {
   }
 });
 
+test("a state is taken over with its numbers, or with this optimizer's own where they are to be kept", () => {
+  const configured = { lr: 0.5, betas: [0.1, 0.2] as const, eps: 1e-3, weightDecay: 0.25 };
+  const w = ones([2], { requiresGrad: true });
+  const saved = new AdamW([w], { lr: 0.125 });
+  w.grad = ones([2]);
+  saved.step();
+  const state = saved.stateDict();
+  const numbers = (optimizer: AdamW): unknown => {
+    const { lr, betas, eps, weightDecay } = optimizer.groups[0] as AdamW["groups"][number];
+    return { lr, betas: [...betas], eps, weightDecay };
+  };
+  const plain = new AdamW([w], configured);
+  plain.loadStateDict(state);
+  assert.deepEqual(numbers(plain), { lr: 0.125, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 0.01 });
+  const kept = new AdamW([w], configured);
+  kept.loadStateDict(state, { keepNumbers: true });
+  assert.deepEqual(numbers(kept), { ...configured, betas: [0.1, 0.2] });
+  const moments = kept.stateDict().tensors;
+  for (const [name, value] of Object.entries(state.tensors))
+    expectClose(moments[name] as Tensor, value, exact);
+  assert.throws(
+    () => kept.loadStateDict({ tensors: state.tensors, groups: [] }, { keepNumbers: true }),
+    /1 groups/,
+  );
+});
+
 test("groups come with the state, and may be changed between steps", () => {
   const a = start("float32");
   const b = start("float32");

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-
+import { native } from "../../src/torch/binding.js";
 import {
   autocast,
   captureGraph,
@@ -127,4 +127,64 @@ test("devices that do not exist are refused by name", () => {
       message: /^device: expected "cpu", "cuda" or "cuda:0", got cuda:first\.$/,
     });
   });
+});
+
+/** A stand-in for the graph functions of the addon, which a build without CUDA lacks. */
+function fakeGraphs(fail: { end?: Error } = {}): { log: string[]; restore: () => void } {
+  const log: string[] = [];
+  const before = { ...native };
+  Object.assign(native, {
+    whyNoCuda: () => "",
+    graphBegin: () => log.push("begin"),
+    graphEnd: (graph: number) => {
+      log.push(`end ${graph}`);
+      if (fail.end !== undefined) throw fail.end;
+    },
+    graphAbort: (graph: number) => void log.push(`abort ${graph}`),
+    graphReplay: (graph: number) => void log.push(`replay ${graph}`),
+    graphRelease: (graph: number) => void log.push(`release ${graph}`),
+  });
+  return { log, restore: () => void Object.assign(native, before) };
+}
+
+test("a captured graph replays until it is disposed of; tensors made inside are freed", () => {
+  const { log, restore } = fakeGraphs();
+  try {
+    noLeak(() => {
+      using graph = captureGraph(() => {
+        ones([2]);
+        log.push("recorded");
+      });
+      graph.replay();
+      graph.replay();
+    });
+  } finally {
+    restore();
+  }
+  assert.deepEqual(log, ["begin", "recorded", "end 1", "replay 1", "replay 1", "release 1"]);
+});
+
+test("what throws during a capture ends it once, and is what the caller sees", () => {
+  const own = new Error("of the caller");
+  const ended = new Error("of the end");
+  const { log, restore } = fakeGraphs({ end: ended });
+  try {
+    noLeak(() => {
+      const failing = (): never => {
+        ones([2]);
+        throw own;
+      };
+      assert.throws(() => captureGraph(failing), own);
+      assert.deepEqual(log.splice(0), ["begin", "abort 1"]);
+      assert.throws(
+        () => captureGraph(() => Promise.resolve() as unknown as undefined),
+        /expected a function that returns/,
+      );
+      assert.deepEqual(log.splice(0), ["begin", "abort 1"]);
+      assert.throws(() => captureGraph(() => undefined), ended);
+      assert.deepEqual(log.splice(0), ["begin", "end 1"]);
+    });
+  } finally {
+    restore();
+  }
 });

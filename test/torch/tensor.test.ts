@@ -133,11 +133,10 @@ test("item gives numbers, 0 or 1 for booleans, and refuses what would lose digit
       name: "RangeError",
       message: "Tensor.item: expected an integer within 2^53, got 9007199254740993n. Use itemBigInt().",
     });
-    assert.throws(() => zeros([2]).item(), {
-      name: "TorchError",
-      message:
-        "aten::item(Tensor self) -> Scalar: a Tensor with 2 elements cannot be converted to Scalar; self float32[2] cpu",
-    });
+    for (const shape of [[2], [0], [1, 3]]) {
+      const message = /^Tensor\.item: expected a tensor of one element, got Tensor float32\[/;
+      assert.throws(() => zeros(shape).item(), { name: "RangeError", message });
+    }
   });
 });
 
@@ -294,10 +293,6 @@ test("arguments left out are PyTorch's defaults", () => {
         [2, 2],
       ],
       [
-        [2, 2],
-        [2, 2],
-      ],
-      [
         [0, 0],
         [0, 0],
       ],
@@ -361,5 +356,64 @@ test("views share memory with what they look at, which lives as long as they do"
     x.dispose();
     row.fill_(2);
     assert.deepEqual(row.toList(), [2, 2, 2]);
+  });
+});
+
+test("sizes and dimensions are given one by one or as one array", () => {
+  tidy(() => {
+    const x = arange(0, 24).view(2, 3, 4);
+    const pairs: [Tensor, Tensor][] = [
+      [x.view([6, -1]), x.view(6, -1)],
+      [x.reshape([4, 6]), x.reshape(4, 6)],
+      [x.permute([0, 2, 1]), x.permute(0, 2, 1)],
+      [x.flip([0, 2]), x.flip(0, 2)],
+      [x.repeat([2, 1, 1]), x.repeat(2, 1, 1)],
+      [x.select(0, 0).expand([5, 3, 4]), x.select(0, 0).expand(5, 3, 4)],
+      [x.view([24]), x.view(24)],
+      [x.movedim([0, 1], [1, 0]), x.transpose(0, 1)],
+      [x.float().sum([0, 2]), x.float().sum(2).sum(0)],
+      [x.float().mean([1]), x.float().mean(1)],
+      [x.amax([0]), x.amax(0)],
+      [x.float().std([1]), x.float().std(1)],
+      [x.float().norm(2, [1]), x.float().norm(2, 1)],
+      [x.unsqueeze(0).squeeze([0]), x],
+      [x.unsqueeze(0).squeeze(), x],
+    ];
+    for (const [list, single] of pairs) {
+      assert.deepEqual(list.toList(), single.toList());
+      assert.deepEqual(list.shape, single.shape);
+    }
+    const scalar = zeros([1]);
+    assert.deepEqual(scalar.view().shape, []);
+    assert.deepEqual(scalar.view([]).shape, []);
+  });
+});
+
+test("a message about a list says what was inside, and where", () => {
+  tidy(() => {
+    const x = zeros([2, 3, 4]);
+    type Any = (...args: unknown[]) => unknown;
+    const wrong =
+      (use: Any, ...args: unknown[]): (() => unknown) =>
+      () =>
+        Reflect.apply(use, x, args);
+    const cases: [() => unknown, RegExp][] = [
+      [wrong(x.permute as Any, [0, 2], 1), /'dims': expected a list of integers, got \[0, 2\] at index 0/],
+      [wrong(x.permute as Any, [[0, 2, 1]]), /expected a list of integers, got \[0, 2, 1\] at index 0/],
+      [wrong(x.view as Any, 2, 1.5), /expected a list of integers, got 1\.5 at index 1/],
+      [wrong(x.reshape as Any, [2, "x"]), /expected a list of integers, got "x" at index 1/],
+      [wrong(x.reshape as Any, 24, null), /got null at index 1/],
+      [wrong(x.expand as Any, 2, undefined), /got nothing at index 1/],
+      [wrong(x.repeat as Any, x), /got a Tensor at index 0/],
+      [wrong(x.sum as Any, [0, true]), /got true at index 1/],
+      [() => zeros([2, 0.5]), /'size': expected a list of integers, got 0\.5 at index 1/],
+      [() => zeros("x" as unknown as number[]), /'size': expected a list of integers, got "x"/],
+      [
+        () => call("aten::relu", [[1, 2, 3, 4, 5, 6, 7, 8, 9, [10]]]),
+        /a Tensor, got \[1, 2, 3, 4, 5, 6, 7, 8, \.\.\. 10 in all\]/,
+      ],
+      [() => call("aten::cat", [[x, 3, null]]), /got null at index 2/],
+    ];
+    for (const [use, message] of cases) assert.throws(use, { name: "TorchError", message });
   });
 });
