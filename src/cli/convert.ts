@@ -2,50 +2,65 @@
 import { existsSync } from "node:fs";
 import { basename } from "node:path";
 
-import { describeWeights, type ModelDescription } from "../rl_ar_finetune/builder.js";
-import { expected, openWeights, saveSafetensors, type Tensor } from "../torch/index.js";
-import { nameOf } from "./inspect.js";
+import { type ModelDescription, openModel, usedBy, weightsOf } from "../rl_ar_finetune/builder.js";
+import { expected, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
+import { askedOf, type FileOptions, nameOf, sayNotes } from "./inspect.js";
 
 /** Options of `rlar convert`. */
-export interface ConvertOptions {
-  wrapper?: string;
-  weights?: "ema" | "raw";
-  heads?: number;
-  codes?: number;
+export interface ConvertOptions extends FileOptions {
   force?: boolean;
 }
 
-/** Values are copied bit for bit, under the model's own keys; what a model does not use is left out. */
+/**
+ * Values are copied bit for bit, under the model's own keys; what a model does not use is not copied. Nothing is written
+ * unless every weight is there and finite.
+ */
 export function convert(path: string, out: string, options: ConvertOptions): void {
   if (existsSync(out) && !options.force)
     throw expected(out, "a file that does not exist yet", "one that does", "Use --force");
-  using file = openWeights(path, options.wrapper === undefined ? {} : { wrapper: options.wrapper });
-  const found = describeWeights(file, {
-    ...(options.weights && { weights: options.weights }),
-    ...(options.heads !== undefined && { nHead: options.heads }),
-    ...(options.codes !== undefined && { blockSize: options.codes }),
-  });
+  using opened = openModel(path, askedOf(options));
+  const { file, found } = opened;
   if (found === null) {
     throw expected(
       path,
       "a tokenizer, a policy or a metric's network",
       `${file.names.length} tensors of an unknown model`,
+      "rlar inspect FILE --all lists them",
     );
   }
-  const used = usedNames(found) ?? Object.fromEntries(file.names.map((name) => [name, name]));
-  const tensors: Record<string, Tensor> = {};
-  for (const [key, name] of Object.entries(used)) tensors[key] = file.tensor(name);
-  saveSafetensors(out, tensors, { model: nameOf(found), ...configMetadata(found), source: basename(path) });
-  process.stdout.write(`${out}: ${nameOf(found)}, ${Object.keys(tensors).length} tensors\n`);
+  const weights = weightsOf(found);
+  tidy(() => {
+    const tensors: Record<string, Tensor> = {};
+    for (const [key, name] of Object.entries(usedBy(found))) {
+      tensors[key] = requireFinite(`${path}: ${name}`, file.tensor(name));
+    }
+    const metadata = { model: nameOf(found), ...configMetadata(found), weights, source: basename(path) };
+    saveSafetensors(out, tensors, metadata);
+    const which = weights === "ema" ? "the average of the weights" : "raw weights";
+    const under = file.wrapper === "" ? "" : ` (${file.wrapper})`;
+    process.stdout.write(
+      `${out}: ${nameOf(found)}, ${Object.keys(tensors).length} tensors, ${which}${under}\n`,
+    );
+  });
+  sayNotes(found);
+  const missing = found.kind === "policy" ? found.policy.missing : [];
+  if (missing.length === 0) return;
+  process.stderr.write(
+    `note: ${missing.join(" and ")}: not in the file, so not written. --heads and --codes store them.\n`,
+  );
 }
 
-function usedNames(found: ModelDescription): Readonly<Record<string, string>> | null {
-  if (found.kind === "tokenizer") return found.tokenizer.used;
-  return found.kind === "policy" ? found.policy.used : null;
+function requireFinite(where: string, tensor: Tensor): Tensor {
+  if (tidy(() => tensor.isfinite().all().item()) === 1) return tensor;
+  throw expected(where, "finite weights", "NaN or infinity", "The file is damaged, or its training diverged");
 }
 
+/** The configuration as far as it is known: what is only assumed is not written as if the file had told it. */
 function configMetadata(found: ModelDescription): Record<string, string> {
   if (found.kind === "tokenizer") return { config: JSON.stringify(found.tokenizer.config) };
   if (found.kind === "classifier") return { config: JSON.stringify(found.config) };
-  return found.kind === "policy" ? { config: JSON.stringify(found.policy.config) } : {};
+  if (found.kind === "metric") return {};
+  const { config, assumed } = found.policy;
+  const known = Object.entries(config).filter(([name]) => !(assumed as readonly string[]).includes(name));
+  return { config: JSON.stringify(Object.fromEntries(known)) };
 }

@@ -1,28 +1,63 @@
 /** `rlar inspect`: what a file of weights holds, from its header alone. */
-import { describeWeights, type ModelDescription } from "../rl_ar_finetune/builder.js";
-import { DTYPES, openWeights, type WeightsFile } from "../torch/index.js";
 
-/** Options of `rlar inspect`. */
-export interface InspectOptions {
+import { POLICY_NAMES } from "../policies/index.js";
+import {
+  type DescribeOptions,
+  type ModelDescription,
+  openModel,
+  usedBy,
+  type WeightsChoice,
+  weightsOf,
+} from "../rl_ar_finetune/builder.js";
+import { DTYPES, type DType, openWeights, type WeightsFile } from "../torch/index.js";
+
+/** Options of commands that read one file of weights. */
+export interface FileOptions {
   wrapper?: string;
   weights?: "ema" | "raw";
   heads?: number;
   codes?: number;
+}
+
+/** Options of `rlar inspect`. */
+export interface InspectOptions extends FileOptions {
   all?: boolean;
   json?: boolean;
 }
 
-export function inspect(path: string, options: InspectOptions): void {
-  using file = openWeights(path, options.wrapper === undefined ? {} : { wrapper: options.wrapper });
-  const found = describeWeights(file, {
-    ...(options.weights && { weights: options.weights }),
-    ...(options.heads !== undefined && { nHead: options.heads }),
-    ...(options.codes !== undefined && { blockSize: options.codes }),
-  });
-  const facts = factsOf(file, found);
-  process.stdout.write(
-    options.json ? `${JSON.stringify(facts, null, 2)}\n` : print(file, facts, options.all ?? false),
-  );
+/** @returns 3 when the file holds a model that cannot be used; its tensors are shown all the same. */
+export function inspect(path: string, options: InspectOptions): number {
+  const { json, all = false } = options;
+  const show = (file: WeightsFile, found: ModelDescription | null, problem: string | null): void => {
+    const facts = factsOf(file, found, problem);
+    process.stdout.write(json ? `${JSON.stringify(facts, null, 2)}\n` : print(file, facts, all));
+  };
+  try {
+    using opened = openModel(path, askedOf(options));
+    show(opened.file, opened.found, null);
+    return 0;
+  } catch (error) {
+    // A file that cannot be read at all throws its own error here.
+    using file = openWeights(path, options.wrapper === undefined ? {} : { wrapper: options.wrapper });
+    show(file, null, (error as Error).message);
+    return 3;
+  }
+}
+
+/** Options of the command line as the builder has them. */
+export function askedOf({ wrapper, weights, heads, codes }: FileOptions): WeightsChoice & DescribeOptions {
+  return {
+    ...(wrapper !== undefined && { wrapper }),
+    ...(weights !== undefined && { weights }),
+    ...(heads !== undefined && { nHead: heads }),
+    ...(codes !== undefined && { blockSize: codes }),
+  };
+}
+
+/** What was assumed of a policy, on standard error, so that a program reads standard output alone. */
+export function sayNotes(found: ModelDescription | null): void {
+  if (found?.kind !== "policy") return;
+  for (const note of found.policy.notes) process.stderr.write(`note: ${note}\n`);
 }
 
 interface Facts {
@@ -31,6 +66,13 @@ interface Facts {
   /** What the file holds, in words. */
   model: string;
   config: Record<string, unknown>;
+  /** Which weights are taken; null where the model is unknown. */
+  weights: "raw" | "ema" | null;
+  /** Sizes that nothing tells, and what was assumed. */
+  missing: readonly string[];
+  notes: readonly string[];
+  /** Why the model cannot be used, or null. */
+  problem: string | null;
   parameters: number;
   bytes: number;
   dtypes: Record<string, number>;
@@ -42,8 +84,8 @@ interface Facts {
   metadata: Readonly<Record<string, string>>;
 }
 
-function factsOf(file: WeightsFile, found: ModelDescription | null): Facts {
-  const usedNames = usedBy(found) ?? file.names;
+function factsOf(file: WeightsFile, found: ModelDescription | null, problem: string | null): Facts {
+  const usedNames = found === null ? file.names : Object.values(usedBy(found));
   const dtypes: Record<string, number> = {};
   let parameters = 0;
   let bytes = 0;
@@ -51,7 +93,7 @@ function factsOf(file: WeightsFile, found: ModelDescription | null): Facts {
     const { dtype, shape } = file.info(name);
     const count = shape.reduce((product, size) => product * size, 1);
     parameters += count;
-    bytes += count * (DTYPES[dtype as keyof typeof DTYPES]?.size ?? 0);
+    bytes += count * (Object.hasOwn(DTYPES, dtype) ? DTYPES[dtype as DType].size : 0);
     dtypes[dtype] = (dtypes[dtype] ?? 0) + 1;
   }
   return {
@@ -59,6 +101,10 @@ function factsOf(file: WeightsFile, found: ModelDescription | null): Facts {
     format: file.format,
     model: nameOf(found),
     config: configOf(found),
+    weights: found === null ? null : weightsOf(found),
+    missing: found?.kind === "policy" ? found.policy.missing : [],
+    notes: found?.kind === "policy" ? found.policy.notes : [],
+    problem,
     parameters,
     bytes,
     dtypes,
@@ -71,21 +117,13 @@ function factsOf(file: WeightsFile, found: ModelDescription | null): Facts {
   };
 }
 
-/** Names in the file of the weights that a model takes; null where the model is unknown. */
-export function usedBy(found: ModelDescription | null): string[] | null {
-  if (found?.kind === "tokenizer") return Object.values(found.tokenizer.used);
-  if (found?.kind === "policy") return Object.values(found.policy.used);
-  return null;
-}
-
 /** A model in words. */
 export function nameOf(found: ModelDescription | null): string {
   if (found === null) return "unknown";
   if (found.kind === "metric") return found.network;
   if (found.kind === "classifier") return "feature classifier";
   if (found.kind === "tokenizer") return `tokenizer ${found.tokenizer.name}`;
-  const names = { gpt: "GPT (minGPT style)", llamagen: "LlamaGen", ibq_ar: "IBQ's transformer" };
-  return `policy ${names[found.policy.family]}`;
+  return `policy ${POLICY_NAMES[found.policy.family]}`;
 }
 
 function configOf(found: ModelDescription | null): Record<string, unknown> {
@@ -107,13 +145,27 @@ function ignoredBy(found: ModelDescription | null): Facts["ignored"] {
   return [...groups].map(([reason, names]) => ({ reason, tensors: names.length, example: names[0] ?? "" }));
 }
 
+const UNKNOWN: Readonly<Record<string, string>> = {
+  nHead: "the file does not tell the attention heads; --heads does",
+  blockSize: "the file does not tell the codes of an image; --codes does",
+};
+
+function whichWeights(weights: "raw" | "ema", file: WeightsFile): string {
+  const taken = weights === "ema" ? "the average of the weights" : "raw, those of the last step";
+  return file.wrapper === "" ? taken : `${taken}, under "${file.wrapper}"`;
+}
+
 function print(file: WeightsFile, facts: Facts, all: boolean): string {
   const dtypes = Object.entries(facts.dtypes).map(([name, count]) => `${name} x ${count}`);
   const config = Object.entries(facts.config).map(([key, value]) => `${key} ${JSON.stringify(value)}`);
   const lines: [string, string][] = [
     ["file", `${facts.file} (${facts.format}${facts.wrapper === "" ? "" : `, under "${facts.wrapper}"`})`],
     ["model", facts.model],
+    ...(facts.problem === null ? [] : [["problem", facts.problem] as [string, string]]),
     ...(config.length > 0 ? [["config", config.join(", ")] as [string, string]] : []),
+    ...facts.missing.map((name): [string, string] => ["unknown", `${name}: ${UNKNOWN[name] ?? "not told"}`]),
+    ...facts.notes.map((note): [string, string] => ["note", note]),
+    ...(facts.weights === null ? [] : [["weights", whichWeights(facts.weights, file)] as [string, string]]),
     ["size", `${facts.parameters.toLocaleString("en")} numbers, ${(facts.bytes / 2 ** 20).toFixed(1)} MiB`],
     ["dtype", dtypes.join(", ")],
     ["used", `${facts.used} tensors`],

@@ -36,11 +36,11 @@ function numbers(text: string): number[] {
 
 const device = (): Option => new Option("--device <device>", "cpu, cuda or cuda:N").default("cpu");
 const wrapper = (): Option =>
-  new Option("--wrapper <key>", "which state dict of the file, where it holds several");
+  new Option("--wrapper <key>", "key of the state dict in the file, where it holds several");
 const weights = (): Option =>
   new Option(
     "--weights <which>",
-    "average or last weights (default: the average where there is one)",
+    "ema: the running average of the weights, raw: those of the last step (default: a tokenizer's average where there is one, a policy's raw weights)",
   ).choices(["ema", "raw"]);
 const heads = (): Option =>
   new Option("--heads <n>", "attention heads, where the file does not tell").argParser(integer);
@@ -181,6 +181,8 @@ program
   .addOption(topK())
   .addOption(topP())
   .addOption(new Option("--seed <n>", "seed of the draw").argParser(integer).default(0))
+  .addOption(wrapper())
+  .addOption(weights())
   .addOption(heads())
   .addOption(codes())
   .addOption(

@@ -1,9 +1,11 @@
 /** `rlar sample`: images drawn from a policy, a row for each class or text. */
 import { gridOf, writePng } from "../data/images.js";
+import type { PolicyDescription } from "../policies/index.js";
 import type { Condition } from "../policies/policy.js";
 import { openPolicy, openTokenizer } from "../rl_ar_finetune/builder.js";
 import { sampleCodesWithLogprobs } from "../rl_ar_finetune/sampling.js";
 import { type Device, expected, loadSafetensors, stream, tensor, tidy } from "../torch/index.js";
+import { askedOf, sayNotes } from "./inspect.js";
 
 /** Options of `rlar sample`. */
 export interface SampleOptions {
@@ -21,6 +23,8 @@ export interface SampleOptions {
   seed: number;
   heads?: number;
   codes?: number;
+  wrapper?: string;
+  weights?: "ema" | "raw";
   dtype: "float32" | "bfloat16";
   device: Device;
   json?: boolean;
@@ -29,22 +33,26 @@ export interface SampleOptions {
 export async function sample(options: SampleOptions): Promise<void> {
   const { device, perClass, seed } = options;
   if (perClass < 1) throw expected("--per-class", "at least 1", perClass);
-  using tokenizer = openTokenizer(options.tokenizer, { device }).tokenizer;
-  using policy = openPolicy(options.policy, {
+  const { tokenizer, description: decoder } = openTokenizer(options.tokenizer, { device });
+  using _tokenizer = tokenizer;
+  const { policy, description } = openPolicy(options.policy, {
     device,
     dtype: options.dtype,
     codebookSize: tokenizer.codebookSize,
-    ...(options.heads !== undefined && { nHead: options.heads }),
-    ...(options.codes !== undefined && { blockSize: options.codes }),
-  }).policy;
+    ...askedOf(options),
+  });
+  using _policy = policy;
   policy.eval();
+  sayNotes({ kind: "policy", policy: description });
+  requireKind(options, description);
   const side = Math.sqrt(policy.blockSize);
   if (!Number.isInteger(side))
     throw expected("--codes", "a square number of codes an image", policy.blockSize);
   const started = performance.now();
   using page = tidy(() => {
     const condition = conditionOf(options);
-    using generator = stream(seed, "sample", 0, device);
+    // Codes are drawn on the CPU, where the same seed gives the same codes whatever the device.
+    using generator = stream(seed, "sample", 0);
     const { tokens } = sampleCodesWithLogprobs(policy, condition, policy.blockSize, {
       numGenerations: perClass,
       generator,
@@ -59,13 +67,37 @@ export async function sample(options: SampleOptions): Promise<void> {
   await writePng(options.out, page);
   const seconds = (performance.now() - started) / 1000;
   const rows = options.class?.length ?? 0;
-  if (options.json)
-    process.stdout.write(`${JSON.stringify({ out: options.out, seed, seconds, classes: options.class })}\n`);
-  else {
+  const weights = { policy: description.weights, tokenizer: decoder.weights };
+  if (options.json) {
+    const facts = { out: options.out, seed, seconds, classes: options.class, weights };
+    process.stdout.write(`${JSON.stringify(facts)}\n`);
+  } else {
     const what = rows > 0 ? `a row for each of classes ${options.class?.join(", ")}` : "a row for each text";
     process.stdout.write(
-      `${options.out}: ${what}, ${perClass} images each, seed ${seed}, ${seconds.toFixed(1)} s\n`,
+      `${options.out}: ${what}, ${perClass} images each, seed ${seed}, ${seconds.toFixed(1)} s\n` +
+        `weights: ${weights.policy} of the policy, ${weights.tokenizer} of the tokenizer\n`,
     );
+  }
+}
+
+/** Check that the policy is conditioned on what the command line gives. */
+function requireKind(
+  { class: classes, features }: SampleOptions,
+  { where, config }: PolicyDescription,
+): void {
+  const isText = "modelType" in config && config.modelType === "t2i";
+  if (isText && classes !== undefined) {
+    const remedy = "Give the texts' features as a file: --features FILE";
+    throw expected("--class", "none: the policy draws from text features", classes.join(","), remedy);
+  }
+  const numClasses = "classNum" in config ? config.classNum : "numClasses" in config ? config.numClasses : 0;
+  if (!isText && features !== undefined && !("features" in config)) {
+    throw expected("--features", `none: ${where} draws from classes`, features, "Use --class");
+  }
+  const stray = classes?.find((id) => id < 0 || id > (numClasses ?? 0));
+  if (stray !== undefined) {
+    const remedy = `${numClasses} is the null class`;
+    throw expected("--class", `classes in [0, ${numClasses}]`, stray, remedy);
   }
 }
 

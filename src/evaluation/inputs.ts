@@ -120,7 +120,7 @@ async function openParts(
             openPolicyOf(
               typeof policy === "string" ? { path: policy } : (policy as PolicyFile),
               (path) => note(label, path),
-              { device, dtype, codebookSize: tokenizer.codebookSize },
+              { device, dtype, codebookSize: tokenizer.codebookSize, assume: { blockSize: codes } },
             ),
           );
     checkPolicy(label, opened as ArPolicy, tokenizer.codebookSize, codes);

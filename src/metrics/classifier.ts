@@ -7,7 +7,15 @@
  * their 1 x 1 convolution (He et al. 2019, "Bag of Tricks", ResNet-D).
  */
 import { Conv2d, GroupNorm, Linear, Module } from "../nn/index.js";
-import { callTensor, expected, functional as F, noGrad, type Tensor, tidy } from "../torch/index.js";
+import {
+  callTensor,
+  expected,
+  functional as F,
+  noGrad,
+  readOptions,
+  type Tensor,
+  tidy,
+} from "../torch/index.js";
 import type { FeatureNetwork } from "./features.js";
 import { checkImages, joined, ranges } from "./pairs.js";
 
@@ -193,7 +201,10 @@ export function classifierShapes(
   return shapes;
 }
 
-function wholeConfig(config: ClassifierConfig): Required<ClassifierConfig> {
+function wholeConfig(given: ClassifierConfig): Required<ClassifierConfig> {
+  const config = readOptions<ClassifierConfig>("FeatureClassifier", [given], {
+    names: { numClasses: true, classNames: true, widths: true, depth: true },
+  });
   const { numClasses, widths = [32, 48, 96, 128], depth = 1 } = config;
   const where = "FeatureClassifier";
   const { classNames = Array.from({ length: numClasses }, (_, i) => `${i}`) } = config;

@@ -15,6 +15,7 @@ import {
   Generator,
   keep,
   randperm,
+  readOptions,
   type Tensor,
   tidy,
 } from "../torch/index.js";
@@ -192,6 +193,8 @@ export interface KernelOptions {
   coef?: number;
 }
 
+const KERNEL_NAMES = { degree: true, gamma: true, coef: true } as const;
+
 /**
  * Squared maximum mean discrepancy of two sets of features under a polynomial kernel. With features of Inception v3 it
  * is the KID.
@@ -210,9 +213,12 @@ export function kernelDistance(
   fake: Tensor,
   options: KernelOptions & { isUnbiased?: boolean } = {},
 ): number {
+  const kernel = readOptions<KernelOptions & { isUnbiased?: boolean }>("kernelDistance", [options], {
+    names: { ...KERNEL_NAMES, isUnbiased: true },
+  });
   checkFeatures("kernelDistance: real", real, { least: 2 });
   checkFeatures("kernelDistance: fake", fake, { least: 2, width: real.size(1) });
-  return tidy(() => discrepancy(real.detach().double(), besides(fake.detach(), real).double(), options));
+  return tidy(() => discrepancy(real.detach().double(), besides(fake.detach(), real).double(), kernel));
 }
 
 /**
@@ -232,7 +238,14 @@ export function kernelDistanceOfSubsets(
   options: KernelOptions & { subsets?: number; size?: number; seed?: number } = {},
 ): { mean: number; std: number } {
   const where = "kernelDistanceOfSubsets";
-  const { subsets = 100, size = 1000, seed = 0, ...kernel } = options;
+  const given = readOptions<KernelOptions & { subsets?: number; size?: number; seed?: number }>(
+    where,
+    [options],
+    {
+      names: { ...KERNEL_NAMES, subsets: true, size: true, seed: true },
+    },
+  );
+  const { subsets = 100, size = 1000, seed = 0, ...kernel } = given;
   if (!Number.isInteger(subsets) || subsets < 1) {
     throw expected(`${where}: subsets`, "an integer of at least 1", subsets);
   }
@@ -294,7 +307,11 @@ export interface InceptionScore {
 export function inceptionScore(probabilities: Tensor, options: { splits?: number } = {}): InceptionScore {
   checkProbabilities("inceptionScore", probabilities);
   const n = probabilities.size(0);
-  const { splits = Math.max(1, Math.min(10, Math.floor(n / 100))) } = options;
+  const { splits = Math.max(1, Math.min(10, Math.floor(n / 100))) } = readOptions<{ splits?: number }>(
+    "inceptionScore",
+    [options],
+    { names: { splits: true } },
+  );
   if (!Number.isInteger(splits) || splits < 1 || splits > n) {
     throw expected("inceptionScore: splits", `an integer from 1 to ${n}, the number of samples`, splits);
   }

@@ -3,7 +3,16 @@
  *
  * After Efron 1979, "Bootstrap Methods: Another Look at the Jackknife".
  */
-import { arange, callTensor, expected, Generator, randint, type Tensor, tidy } from "../torch/index.js";
+import {
+  arange,
+  callTensor,
+  expected,
+  Generator,
+  randint,
+  readOptions,
+  type Tensor,
+  tidy,
+} from "../torch/index.js";
 import { besides, checkFeatures, factor, type Moments, momentsOf } from "./distribution.js";
 
 /** How intervals are drawn. */
@@ -39,7 +48,8 @@ export function bootstrap(
   statistic: (indices: Tensor) => number,
   options: BootstrapOptions = {},
 ): Interval {
-  return percentiles(resample("bootstrap", count, 1000, statistic, options), levelOf("bootstrap", options));
+  const given = read("bootstrap", options);
+  return percentiles(resample("bootstrap", count, 1000, statistic, given), levelOf("bootstrap", given));
 }
 
 /**
@@ -62,7 +72,8 @@ export function frechetInterval(
   options: BootstrapOptions = {},
 ): Interval {
   const where = "frechetInterval";
-  const level = levelOf(where, options);
+  const given = read(where, options);
+  const level = levelOf(where, given);
   return tidy(() => {
     const { mean, cov } = momentsOf(`${where}: real`, real);
     checkFeatures(`${where}: fake`, fake, { least: 2, width: mean.size(0) });
@@ -96,10 +107,16 @@ export function frechetInterval(
       return shift.add(trace).add(realTrace).sub(cross, 2).item();
     };
     const own = tidy(() => distance(besides(arange(0, m), mean)));
-    const values = resample(where, m, 200, (indices) => distance(besides(indices, mean)), options);
+    const values = resample(where, m, 200, (indices) => distance(besides(indices, mean)), given);
     const excess = values.reduce((sum, value) => sum + value, 0) / values.length - own;
     const { low, high } = percentiles(values, level);
     return { low: Math.max(0, low - excess), high: Math.max(0, high - excess) };
+  });
+}
+
+function read(where: string, options: BootstrapOptions): BootstrapOptions {
+  return readOptions<BootstrapOptions>(where, [options], {
+    names: { samples: true, seed: true, level: true },
   });
 }
 

@@ -6,7 +6,7 @@
  * leaves rounding: a sample counts as within a radius that it exceeds by no more than a part in 10^12 of the
  * squared lengths, so that copies are always in.
  */
-import { expected, type Tensor, tidy } from "../torch/index.js";
+import { expected, readOptions, type Tensor, tidy } from "../torch/index.js";
 import { besides, checkClasses, checkFeatures, rowChunks } from "./distribution.js";
 import { joined } from "./pairs.js";
 
@@ -33,7 +33,7 @@ export interface PrecisionRecall {
  * @see Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric for Assessing Generative Models", eq. 1 and 2.
  */
 export function precisionRecall(real: Tensor, fake: Tensor, options: { k?: number } = {}): PrecisionRecall {
-  const k = checkSets("precisionRecall", real, fake, options.k ?? 3);
+  const k = checkSets("precisionRecall", real, fake, options, 3);
   return tidy(() => {
     const [x, y] = centred(real, fake);
     const shareWithin = (samples: Tensor, set: Tensor): number => {
@@ -65,7 +65,7 @@ export interface DensityCoverage {
  * @see Naeem et al. 2020, "Reliable Fidelity and Diversity Metrics for Generative Models", eq. 3 and 4.
  */
 export function densityCoverage(real: Tensor, fake: Tensor, options: { k?: number } = {}): DensityCoverage {
-  const k = checkSets("densityCoverage", real, fake, options.k ?? 5, 1);
+  const k = checkSets("densityCoverage", real, fake, options, 5, 1);
   return tidy(() => {
     const [x, y] = centred(real, fake);
     const limits = squaredRadii(x, k).unsqueeze(1);
@@ -151,10 +151,18 @@ export function meanPairwiseDistance(features: Tensor, classes?: Tensor): number
   });
 }
 
-function checkSets(where: string, real: Tensor, fake: Tensor, k: number, leastFake = k + 1): number {
+function checkSets(
+  where: string,
+  real: Tensor,
+  fake: Tensor,
+  options: { k?: number },
+  usual: number,
+  leastFake?: number,
+): number {
+  const { k = usual } = readOptions<{ k?: number }>(where, [options], { names: { k: true } });
   if (!Number.isInteger(k) || k < 1) throw expected(`${where}: k`, "an integer of at least 1", k);
   checkFeatures(`${where}: real`, real, { least: k + 1 });
-  checkFeatures(`${where}: fake`, fake, { least: leastFake, width: real.size(1) });
+  checkFeatures(`${where}: fake`, fake, { least: leastFake ?? k + 1, width: real.size(1) });
   return k;
 }
 

@@ -6,8 +6,16 @@
  *
  * After Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision", table 1 and figures 5 to 7.
  */
-import { BatchNorm2d, Conv2d, init, Linear, type LoadReport, Module, type Readable } from "../nn/index.js";
-import { callTensor, cat, functional as F, noGrad, type Tensor, tidy } from "../torch/index.js";
+import {
+  BatchNorm2d,
+  Conv2d,
+  Linear,
+  type LoadReport,
+  Module,
+  type Readable,
+  shapesOf,
+} from "../nn/index.js";
+import { callTensor, cat, functional as F, noGrad, readOptions, type Tensor, tidy } from "../torch/index.js";
 import type { FeatureNetwork } from "./features.js";
 import { checkImages, joined, ranges } from "./pairs.js";
 import { RangeGuard } from "./range.js";
@@ -365,7 +373,11 @@ export class InceptionV3 extends Module implements FeatureNetwork {
    * @returns float32 `[N, K]`.
    */
   logits(features: Tensor, options: { bias?: boolean } = {}): Tensor {
-    const { bias = this.numClasses !== FID_CLASSES } = options;
+    const { bias = this.numClasses !== FID_CLASSES } = readOptions<{ bias?: boolean }>(
+      "InceptionV3.logits",
+      [options],
+      { names: { bias: true } },
+    );
     return F.linear(features, this.fc.weight, bias ? this.fc.bias : null);
   }
 
@@ -394,10 +406,12 @@ const isCounter = (name: string): boolean => name.endsWith(".num_batches_tracked
 export function inceptionClasses(shapes: Readonly<Record<string, readonly number[]>>): number | null {
   const numClasses = shapes["fc.weight"]?.[0];
   if (numClasses === undefined || shapes["Conv2d_1a_3x3.conv.weight"] === undefined) return null;
-  using network = init.skipInit(() => new InceptionV3(numClasses));
-  const wanted = Object.entries(network.stateDict()).filter(([name]) => !isCounter(name));
+  const own = shapesOf("inceptionClasses", () => new InceptionV3(1));
+  own["fc.weight"] = [numClasses, 2048];
+  own["fc.bias"] = [numClasses];
+  const wanted = Object.entries(own).filter(([name]) => !isCounter(name));
   const given = Object.keys(shapes).filter((name) => !isAuxiliary(name) && !isCounter(name));
   if (given.length !== wanted.length) return null;
-  const isSame = wanted.every(([name, { shape }]) => shapes[name]?.join() === shape.join());
+  const isSame = wanted.every(([name, shape]) => shapes[name]?.join() === shape.join());
   return isSame ? numClasses : null;
 }

@@ -7,7 +7,7 @@
  */
 import { fileURLToPath } from "node:url";
 import { Buffer, Conv2d, init, type LoadReport, Module, type Readable, type StateDict } from "../nn/index.js";
-import { expected, loadSafetensors, type Tensor, tensor, tidy } from "../torch/index.js";
+import { expected, loadSafetensors, readOptions, type Tensor, tensor, tidy } from "../torch/index.js";
 import {
   atTaps,
   BACKBONES,
@@ -99,7 +99,14 @@ export class LPIPS extends Module {
    */
   constructor(options: LpipsOptions) {
     super();
-    const { net, backbone, heads = {}, checkRange = true } = options;
+    const {
+      net,
+      backbone,
+      heads = {},
+      checkRange = true,
+    } = readOptions<LpipsOptions>("LPIPS", [options], {
+      names: { net: true, backbone: true, heads: true, checkRange: true },
+    });
     if (!Object.hasOwn(BACKBONES, net)) {
       throw expected("LPIPS: net", `one of ${Object.keys(BACKBONES).join(", ")}`, net);
     }

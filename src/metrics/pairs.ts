@@ -2,7 +2,7 @@
  * Images against the samples made for them: which belong together, and in what portions they are compared. The
  * metrics themselves are in the other files.
  */
-import { cat, DTYPES, expected, expectedType, type Tensor, tidy } from "../torch/index.js";
+import { cat, DTYPES, expected, expectedType, readOptions, type Tensor, tidy } from "../torch/index.js";
 
 /** How much is compared at a time. */
 export interface ChunkOptions {
@@ -58,7 +58,11 @@ export function pairUp(where: string, images: Tensor, samples: Tensor): Pairing 
 
 /** The number of samples to compare at a time. */
 export function chunkOf(where: string, options: ChunkOptions, height: number, width: number): number {
-  const { chunk = Math.max(1, Math.floor(PIXELS_AT_A_TIME / (height * width))) } = options;
+  const { chunk = Math.max(1, Math.floor(PIXELS_AT_A_TIME / (height * width))) } = readOptions<ChunkOptions>(
+    where,
+    [options],
+    { names: { chunk: true } },
+  );
   if (!Number.isInteger(chunk) || chunk < 1)
     throw expected(`${where}: chunk`, "an integer of at least 1", chunk);
   return chunk;

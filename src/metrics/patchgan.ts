@@ -6,7 +6,7 @@
  * form of VQGAN (Esser et al. 2021): not conditional, no sigmoid.
  */
 import { BatchNorm2d, Conv2d, Module, Sequential, type Step } from "../nn/index.js";
-import { call, expected, noGrad, type Tensor, tidy } from "../torch/index.js";
+import { call, expected, noGrad, readOptions, type Tensor, tidy } from "../torch/index.js";
 import { atLeastFloat32, type ChunkOptions, checkImages, chunkOf, joined, ranges } from "./pairs.js";
 
 const KERNEL = 4;
@@ -33,7 +33,9 @@ export class NLayerDiscriminator extends Module {
 
   constructor(options: DiscriminatorOptions = {}) {
     super();
-    const { ndf = 64, nLayers = 3 } = options;
+    const { ndf = 64, nLayers = 3 } = readOptions<DiscriminatorOptions>("NLayerDiscriminator", [options], {
+      names: { ndf: true, nLayers: true },
+    });
     for (const [name, value] of Object.entries({ ndf, nLayers })) {
       if (Number.isInteger(value) && value >= 1) continue;
       throw expected(`NLayerDiscriminator: ${name}`, "an integer of at least 1", value);

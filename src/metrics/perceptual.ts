@@ -5,7 +5,7 @@
  * After Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", eq. 1, with these
  * differences: no weights are learnt from human judgements, so all channels count the same, and so do all stages.
  */
-import { type Tensor, tidy } from "../torch/index.js";
+import { readOptions, type Tensor, tidy } from "../torch/index.js";
 import type { FeatureClassifier } from "./classifier.js";
 import { type ChunkOptions, checkImages, chunkOf, pairUp } from "./pairs.js";
 import { RangeGuard } from "./range.js";
@@ -38,7 +38,10 @@ export class PerceptualDistance {
   /** @param options.checkRange - whether to check the range of all images; see {@link RangeGuard}. On where left out. */
   constructor(network: FeatureClassifier, options: { checkRange?: boolean } = {}) {
     this.network = network;
-    this.#guard = (options.checkRange ?? true) ? new RangeGuard("PerceptualDistance") : null;
+    const { checkRange = true } = readOptions<{ checkRange?: boolean }>("PerceptualDistance", [options], {
+      names: { checkRange: true },
+    });
+    this.#guard = checkRange ? new RangeGuard("PerceptualDistance") : null;
   }
 
   /**

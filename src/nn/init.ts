@@ -4,6 +4,7 @@
 import { call, empty, type Tensor, ones as torchOnes, zeros as torchZeros } from "../torch/index.js";
 
 let isSkipped = false;
+let device: "cpu" | "meta" = "cpu";
 
 /**
  * Build modules without drawing initial values: for weights that a checkpoint is about to fill.
@@ -19,24 +20,35 @@ export function skipInit<T>(build: () => T): T {
   }
 }
 
+/** Build modules on LibTorch's `meta` device: their parameters have shapes and dtypes, and take no memory. */
+export function onMeta<T>(build: () => T): T {
+  const before = device;
+  device = "meta";
+  try {
+    return skipInit(build);
+  } finally {
+    device = before;
+  }
+}
+
 /** Uniform in `[low, high)`, float32. */
 export function uniform(shape: readonly number[], low: number, high: number): Tensor {
-  const values = empty(shape);
+  const values = empty(shape, { device });
   return isSkipped ? values : (call("aten::uniform_", [values, low, high]) as Tensor);
 }
 
 /** Normal with the given mean and standard deviation, float32. */
 export function normal(shape: readonly number[], mean = 0, std = 1): Tensor {
-  const values = empty(shape);
+  const values = empty(shape, { device });
   return isSkipped ? values : (call("aten::normal_", [values, mean, std]) as Tensor);
 }
 
 export function zeros(shape: readonly number[]): Tensor {
-  return isSkipped ? empty(shape) : torchZeros(shape);
+  return isSkipped ? empty(shape, { device }) : torchZeros(shape);
 }
 
 export function ones(shape: readonly number[]): Tensor {
-  return isSkipped ? empty(shape) : torchOnes(shape);
+  return isSkipped ? empty(shape, { device }) : torchOnes(shape);
 }
 
 /** Inputs that one output sees: columns times the kernel's area, for a weight `[out, in, ...kernel]`. */

@@ -4,11 +4,16 @@
  */
 import type { ArSection, LoraSection, TokenizerSection, TrainConfig } from "../config/types.js";
 import { init } from "../nn/index.js";
-import { recognisePolicy, targetedPaths } from "../policies/index.js";
-import { describeWeights, statedConfig, statedSizes, wrongKind } from "../rl_ar_finetune/describe_weights.js";
+import { targetedPaths } from "../policies/index.js";
+import {
+  type ModelDescription,
+  networksIn,
+  openModel,
+  usedBy,
+  wrongKind,
+} from "../rl_ar_finetune/describe_weights.js";
 import { policyOf } from "../rl_ar_finetune/parts.js";
-import { recogniseTokenizer, type TokenizerConfig } from "../tokenizers/index.js";
-import { emptyCache, expected, openWeights, type WeightsFile } from "../torch/index.js";
+import { empty, emptyCache, expected, type WeightsFile } from "../torch/index.js";
 import {
   backboneCosts,
   classifierCosts,
@@ -146,7 +151,13 @@ export function policySizes(
     );
   }
   // The memory of new weights is never written, so the system never provides it.
-  const policy = init.skipInit(() => policyOf({ ar, blockSize }, "cpu", vocabSize, codes));
+  const { extra } = ar;
+  const codebook =
+    extra.usePretrainedCodebook === true
+      ? { codebook: empty([vocabSize, Number(extra.nCodebookEmbd ?? 256)], { device: "meta" }) }
+      : {};
+  const sized = { ...ar, extra: { ...codebook, ...extra } };
+  const policy = init.skipInit(() => policyOf({ ar: sized, blockSize }, "cpu", vocabSize, codes));
   try {
     const shapes = Object.entries(policy.stateDict()).map(([name, { shape }]) => [name, shape] as const);
     const sizes = sizesOf(policy.constructor.name, Object.fromEntries(shapes), policy.blockSize, ar.lora);
@@ -160,16 +171,16 @@ export function policySizes(
 const POLICIES = { gpt: "GPT", llamagen: "LlamaGen", ibq_ar: "IBQ's transformer" } as const;
 
 function fileSizes({ wrapper, nHead, lora }: Ar, path: string, blockSize: number | null): PolicySizes {
-  using file = openWeights(path, wrapper === null ? {} : { wrapper });
-  const found = recognisePolicy(file.shapes, {
-    where: path,
-    ...statedSizes(statedConfig(file)),
+  using opened = openModel(path, {
+    ...(wrapper !== null && { wrapper }),
     ...(nHead !== null && { nHead }),
     ...(blockSize !== null && { blockSize }),
   });
-  if (found === null) throw wrongKind(path, "a policy", describeWeights(file), file);
-  const shapes = Object.entries(found.used).map(([key, name]) => [key, file.info(name).shape] as const);
-  return sizesOf(POLICIES[found.family], Object.fromEntries(shapes), found.config.blockSize ?? null, lora);
+  const { file, found } = opened;
+  if (found?.kind !== "policy") throw wrongKind("a policy", found, file);
+  const { family, config, used } = found.policy;
+  const shapes = Object.entries(used).map(([key, name]) => [key, file.info(name).shape] as const);
+  return sizesOf(POLICIES[family], Object.fromEntries(shapes), config.blockSize ?? null, lora);
 }
 
 /** Sizes from the shapes of a state dict; a policy with names of its own has what its shapes alone tell. */
@@ -237,18 +248,22 @@ export function tokenizerSizes({ path, wrapper, weights, config, model }: Tokeni
     const got = model === null ? "none" : "a model of a program";
     throw expected("plan", "a tokenizer's file", got, "A plan needs tokenizer.path");
   }
-  using file = openWeights(path, wrapper === null ? {} : { wrapper });
-  const stated = { ...(statedConfig(file) as Partial<TokenizerConfig>), ...config };
-  const found = recogniseTokenizer(file.shapes, { config: stated, ...(weights && { weights }) });
-  if (found === null) throw wrongKind(path, "a tokenizer", describeWeights(file), file);
-  const { chMult, ch, codebookSize } = found.config;
+  using opened = openModel(path, {
+    tokenizerConfig: config,
+    ...(wrapper !== null && { wrapper }),
+    ...(weights !== null && { weights }),
+  });
+  const { file, found } = opened;
+  if (found?.kind !== "tokenizer") throw wrongKind("a tokenizer", found, file);
+  const { name, used, config: built } = found.tokenizer;
+  const { chMult, ch, codebookSize } = built;
   return {
-    name: found.name,
-    parameters: sumOf(Object.values(found.used).map((name) => numelOf(file.info(name).shape))),
+    name,
+    parameters: sumOf(Object.values(used).map((key) => numelOf(file.info(key).shape))),
     codebookSize,
     downsample: 2 ** (chMult.length - 1),
     channels: (chMult[0] as number) * ch,
-    costs: (side) => tokenizerCosts(found.config, side ** 2),
+    costs: (side) => tokenizerCosts(built, side ** 2),
   };
 }
 
@@ -268,31 +283,27 @@ const LPIPS_NETS = [
  * @throws RangeError for a file that holds none of them.
  */
 export function networkSizes(path: string): NetworkSizes {
-  using file = openWeights(path);
-  const found = describeWeights(file);
+  using opened = openModel(path);
+  const { file, found } = opened;
   if (found?.kind === "classifier") {
     const { config } = found;
     const name = `classifier of ${config.numClasses} classes`;
-    return { name, parameters: parametersOf(file), costs: (side) => classifierCosts(config, side) };
+    return { name, parameters: parametersOf(found, file), costs: (side) => classifierCosts(config, side) };
   }
-  const network = found?.kind === "metric" ? found.network : "";
-  const net = LPIPS_NETS.find(([name]) => network.includes(name))?.[1];
-  if (net !== undefined) {
+  for (const { network, shapes } of networksIn(file)) {
+    const net = LPIPS_NETS.find(([name]) => network?.includes(name))?.[1];
+    if (net === undefined && network !== "PatchGAN discriminator") continue;
     // The linear layers that classify are not loaded.
-    const parameters = parametersOf(file) - parametersOf(file, "classifier.");
-    return { name: `LPIPS ${net}`, parameters, costs: (side) => backboneCosts(net, side) };
+    const own = Object.entries(shapes).filter(([key]) => !key.startsWith("classifier."));
+    const parameters = sumOf(own.map(([, shape]) => numelOf(shape)));
+    if (net !== undefined) {
+      return { name: `LPIPS ${net}`, parameters, costs: (side) => backboneCosts(net, side) };
+    }
+    return { name: "PatchGAN discriminator", parameters, costs: (side) => discriminatorCosts(shapes, side) };
   }
-  const prefix = ["", "discriminator.", "loss.discriminator."].find((start) =>
-    Object.hasOwn(file.shapes, `${start}main.0.weight`),
-  );
-  if (prefix === undefined)
-    throw wrongKind(path, "LPIPS's backbone, a classifier or a PatchGAN discriminator", found, file);
-  const own = Object.fromEntries(Object.entries(file.shapes).filter(([name]) => name.startsWith(prefix)));
-  const parameters = parametersOf(file, prefix);
-  return { name: "PatchGAN discriminator", parameters, costs: (side) => discriminatorCosts(own, side) };
+  throw wrongKind("LPIPS's backbone, a classifier or a PatchGAN discriminator", found, file);
 }
 
-function parametersOf(file: WeightsFile, prefix = ""): number {
-  const names = file.names.filter((name) => name.startsWith(prefix));
-  return sumOf(names.map((name) => numelOf(file.info(name).shape)));
+function parametersOf(found: ModelDescription, file: WeightsFile): number {
+  return sumOf(Object.values(usedBy(found)).map((name) => numelOf(file.info(name).shape)));
 }

@@ -12,12 +12,32 @@
  * their own only where asked for.
  */
 import { type Embedding, init, LayerNorm, type Linear, Module, Parameter } from "../nn/index.js";
-import { callTensor, cat, expected, noGrad, type Tensor, tidy, where } from "../torch/index.js";
+import {
+  callTensor,
+  cat,
+  expected,
+  noGrad,
+  type OptionNames,
+  readOptions,
+  type Tensor,
+  tidy,
+  where,
+} from "../torch/index.js";
 import { attend, attendTo, paddingMask, paddingRow, type Seen, splitHeads } from "./attention.js";
 import { checkCondition } from "./condition.js";
-import { checkDecode, checkMaxLen, checkPrefill, checkTokens, KvCache, repeatCache } from "./kv_cache.js";
-import { dropout, embedding, LabelEmbedder, linear, placeOf, runBlock, zeroLinear } from "./layers.js";
-import { checkHeads } from "./llama_blocks.js";
+import { checkDecode, checkPrefill, checkTokens, KvCache, maxLenOf, repeatCache } from "./kv_cache.js";
+import {
+  checkClasses,
+  checkHeads,
+  checkSizes,
+  dropout,
+  embedding,
+  LabelEmbedder,
+  linear,
+  placeOf,
+  runBlock,
+  zeroLinear,
+} from "./layers.js";
 import type { ArPolicy, Condition, DecodeCache } from "./policy.js";
 
 /** How features join: `tokens` of them in front of the class token, or any number through cross-attention. */
@@ -44,6 +64,36 @@ export interface GptOptions {
   codebook?: Tensor;
   nCodebookEmbd?: number;
   features?: GptFeatures;
+}
+
+const OPTION_NAMES: OptionNames<GptOptions> = {
+  vocabSize: true,
+  blockSize: true,
+  nLayer: true,
+  nHead: true,
+  nEmbd: true,
+  embdPdrop: true,
+  residPdrop: true,
+  attnPdrop: true,
+  classNum: true,
+  tokenDrop: true,
+  clsTokenNumber: true,
+  usePretrainedCodebook: true,
+  codebook: true,
+  nCodebookEmbd: true,
+  features: true,
+};
+
+function checkFeatures(given: GptFeatures): void {
+  const features = readOptions<{ kind: string; dim: number; tokens?: number }>("GPT: features", [given], {
+    names: { kind: true, dim: true, tokens: true },
+  });
+  const { kind, dim, tokens } = features;
+  if (kind !== "prepend" && kind !== "cross") throw expected("GPT: features.kind", "prepend or cross", kind);
+  checkSizes("GPT: features", { dim, ...(kind === "prepend" && { tokens }) }, {});
+  if (kind === "cross" && tokens !== undefined) {
+    throw expected("GPT: features", "no tokens for cross-attention", tokens, "It takes any number of them");
+  }
 }
 
 /** The drop rates and sizes that blocks need. */
@@ -160,7 +210,7 @@ export class GPT extends Module implements ArPolicy {
   readonly vocabSize: number;
   readonly blockSize: number;
   readonly hiddenSize: number;
-  /** Without the codebook, which the weights hold. */
+  /** All of them, defaults included; without the codebook, which the weights hold. */
   readonly options: GptOptions;
   gradientCheckpointing = false;
   readonly #sizes: BlockSizes;
@@ -168,10 +218,10 @@ export class GPT extends Module implements ArPolicy {
   readonly #embdPdrop: number;
   readonly #tokenDrop: number;
 
-  constructor(options: GptOptions) {
+  /** @throws RangeError for an unknown option, and for sizes that do not go together. */
+  constructor(given: GptOptions) {
     super();
-    const { codebook: _, ...plain } = options;
-    this.options = plain;
+    const options = readOptions<GptOptions>("GPT", [given], { names: OPTION_NAMES });
     const {
       vocabSize,
       blockSize,
@@ -186,11 +236,27 @@ export class GPT extends Module implements ArPolicy {
       clsTokenNumber = 1,
       usePretrainedCodebook = false,
       codebook,
-      nCodebookEmbd = 256,
+      nCodebookEmbd = codebook?.size(1) ?? 256,
       features = null,
     } = options;
+    const rates = { embdPdrop, residPdrop, attnPdrop, tokenDrop };
+    checkSizes("GPT", { vocabSize, blockSize, nLayer, nHead, nEmbd, nCodebookEmbd }, rates);
+    checkClasses("GPT", "classNum", classNum);
     checkHeads("GPT", nEmbd, nHead, nHead);
     if (clsTokenNumber !== 1) throw expected("GPT", "clsTokenNumber 1", clsTokenNumber);
+    if (features !== null) checkFeatures(features);
+    this.options = {
+      vocabSize,
+      blockSize,
+      nLayer,
+      nHead,
+      nEmbd,
+      ...rates,
+      classNum,
+      usePretrainedCodebook,
+      ...(usePretrainedCodebook && { nCodebookEmbd }),
+      ...(features !== null && { features }),
+    };
     if (codebook !== undefined && !usePretrainedCodebook) {
       throw expected("GPT", "usePretrainedCodebook where a codebook is given", "false");
     }
@@ -257,8 +323,7 @@ export class GPT extends Module implements ArPolicy {
 
   openCache(batch: number, options: { maxLen?: number } = {}): DecodeCache {
     const { nHead, nEmbd } = this.#sizes;
-    const { maxLen = this.blockSize } = options;
-    checkMaxLen("GPT.openCache", maxLen, this.blockSize);
+    const maxLen = maxLenOf("GPT.openCache", options, this.blockSize);
     const capacity = this.#leading + maxLen;
     return new KvCache({ batch, capacity, heads: nHead, headDim: nEmbd / nHead });
   }

@@ -10,11 +10,15 @@
  * incremental decoding, not at every step.
  */
 import { Buffer, type Embedding, type Linear, Module, RMSNorm } from "../nn/index.js";
-import { cat, noGrad, type Tensor, tidy } from "../torch/index.js";
+import { cat, noGrad, type OptionNames, readOptions, type Tensor, tidy } from "../torch/index.js";
 import type { Seen } from "./attention.js";
 import { checkCondition } from "./condition.js";
-import { checkDecode, checkMaxLen, checkPrefill, checkTokens, KvCache, repeatCache } from "./kv_cache.js";
+import { checkDecode, checkPrefill, checkTokens, KvCache, maxLenOf, repeatCache } from "./kv_cache.js";
 import {
+  checkClasses,
+  checkHeads,
+  checkNumbers,
+  checkSizes,
   dropout,
   dropPath,
   dropPathRate,
@@ -24,7 +28,7 @@ import {
   runBlock,
   zeroLinear,
 } from "./layers.js";
-import { checkHeads, gatedWidth, LlamaAttention, LlamaFeedForward, type LlamaSizes } from "./llama_blocks.js";
+import { gatedWidth, LlamaAttention, LlamaFeedForward, type LlamaSizes } from "./llama_blocks.js";
 import type { ArPolicy, Condition, DecodeCache } from "./policy.js";
 import { rotaryTable } from "./rotary.js";
 
@@ -52,6 +56,27 @@ export interface IbqArOptions {
   /** Factor of the initial weights that make a branch's gate: small, so that branches begin nearly silent. */
   alng?: number;
 }
+
+const OPTION_NAMES: OptionNames<IbqArOptions> = {
+  vocabSize: true,
+  blockSize: true,
+  nLayer: true,
+  nHead: true,
+  nEmbd: true,
+  nKvHead: true,
+  classNum: true,
+  tokenDrop: true,
+  residDropoutP: true,
+  attnDropoutP: true,
+  ffnDropoutP: true,
+  dropPathRate: true,
+  multipleOf: true,
+  ffnDim: true,
+  ropeBase: true,
+  normEps: true,
+  initializerRange: true,
+  alng: true,
+};
 
 /** Sizes of the published models, all with 16384 codes and 256 of them an image. */
 export const ibqArPresets: Readonly<
@@ -159,14 +184,16 @@ export class IbqAr extends Module implements ArPolicy {
   readonly vocabSize: number;
   readonly blockSize: number;
   readonly hiddenSize: number;
+  /** All of them, defaults included. */
   readonly options: IbqArOptions;
   gradientCheckpointing = false;
   readonly #sizes: LlamaSizes;
   readonly #tokenDrop: number;
 
-  constructor(options: IbqArOptions) {
+  /** @throws RangeError for an unknown option, and for sizes that do not go together. */
+  constructor(given: IbqArOptions) {
     super();
-    this.options = options;
+    const options = readOptions<IbqArOptions>("IbqAr", [given], { names: OPTION_NAMES });
     const {
       vocabSize,
       blockSize,
@@ -187,7 +214,13 @@ export class IbqAr extends Module implements ArPolicy {
       initializerRange: std = 0.02,
       alng = 1e-3,
     } = options;
+    const sizes = { vocabSize, blockSize, nLayer, nHead, nEmbd: dim, nKvHead, ffnDim };
+    const rates = { tokenDrop, residDropoutP, attnDropoutP, ffnDropoutP, dropPathRate: maxDropPath };
+    checkSizes("IbqAr", sizes, rates);
+    checkClasses("IbqAr", "classNum", classNum);
+    checkNumbers("IbqAr", { ropeBase, normEps, initializerRange: std, alng });
     checkHeads("IbqAr", dim, nHead, nKvHead);
+    this.options = { ...sizes, classNum, ropeBase, normEps, initializerRange: std, alng, ...rates };
     this.rotary = tidy(() => {
       const rotary = { blockSize, headDim: dim / nHead, conditionTokens: 1, base: ropeBase };
       return new Buffer(rotaryTable("IbqAr", rotary), { persistent: false });
@@ -236,8 +269,7 @@ export class IbqAr extends Module implements ArPolicy {
 
   openCache(batch: number, options: { maxLen?: number } = {}): DecodeCache {
     const { dim, nHead, nKvHead } = this.#sizes;
-    const { maxLen = this.blockSize } = options;
-    checkMaxLen("IbqAr.openCache", maxLen, this.blockSize);
+    const maxLen = maxLenOf("IbqAr.openCache", options, this.blockSize);
     return new KvCache({ batch, capacity: maxLen, heads: nKvHead, headDim: dim / nHead });
   }
 

@@ -1,7 +1,17 @@
 /**
  * Keys and values of the positions that a policy has seen: memory taken once, written in place, read through views.
  */
-import { cat, empty, expected, expectedType, keep, Tensor, tidy, zeros } from "../torch/index.js";
+import {
+  cat,
+  empty,
+  expected,
+  expectedType,
+  keep,
+  readOptions,
+  Tensor,
+  tidy,
+  zeros,
+} from "../torch/index.js";
 import { placeOf } from "./layers.js";
 import type { DecodeCache } from "./policy.js";
 
@@ -189,11 +199,15 @@ export function checkPrefill(
   return own;
 }
 
-/** Check the most codes that a cache is opened for. */
-export function checkMaxLen(where: string, maxLen: number, blockSize: number): void {
+/** The most codes that a cache is opened for: as the options of `openCache` say, else all. */
+export function maxLenOf(where: string, options: { maxLen?: number } | undefined, blockSize: number): number {
+  const { maxLen = blockSize } = readOptions<{ maxLen?: number }>(where, [options], {
+    names: { maxLen: true },
+  });
   if (!Number.isInteger(maxLen) || maxLen < 1 || maxLen > blockSize) {
     throw expected(where, `an integer in [1, ${blockSize}] as maxLen`, maxLen);
   }
+  return maxLen;
 }
 
 /** Check what `decode` is given; the cache as what it is. */

@@ -79,6 +79,46 @@ export function dropPathRate(rate: number, i: number, n: number): number {
   return n > 1 ? (rate * i) / (n - 1) : 0;
 }
 
+/**
+ * Check sizes and dropout rates of a policy's options.
+ *
+ * @throws RangeError unless sizes are integers of at least 1 and rates are in [0, 1).
+ */
+export function checkSizes(
+  where: string,
+  sizes: Readonly<Record<string, unknown>>,
+  rates: Readonly<Record<string, unknown>>,
+): void {
+  for (const [name, value] of Object.entries(sizes)) {
+    if (Number.isInteger(value) && Number(value) >= 1) continue;
+    throw expected(`${where}: ${name}`, "an integer of at least 1", value);
+  }
+  for (const [name, value] of Object.entries(rates)) {
+    if (typeof value === "number" && value >= 0 && value < 1) continue;
+    throw expected(`${where}: ${name}`, "a number in [0, 1)", value);
+  }
+}
+
+/** Check a number of classes, of which there may be none. */
+export function checkClasses(where: string, name: string, classes: unknown): void {
+  if (Number.isInteger(classes) && Number(classes) >= 0) return;
+  throw expected(`${where}: ${name}`, "an integer of at least 0", classes);
+}
+
+/** Check numbers that must be finite and not negative. */
+export function checkNumbers(where: string, numbers: Readonly<Record<string, unknown>>): void {
+  for (const [name, value] of Object.entries(numbers)) {
+    if (typeof value === "number" && value >= 0 && value < Infinity) continue;
+    throw expected(`${where}: ${name}`, "a finite number of at least 0", value);
+  }
+}
+
+/** Check that D splits into heads and heads into groups. */
+export function checkHeads(where: string, dim: number, nHead: number, nKvHead: number): void {
+  if (dim % nHead !== 0) throw expected(where, `a number of heads that divides ${dim}`, nHead);
+  if (nHead % nKvHead !== 0) throw expected(where, `a number of key heads that divides ${nHead}`, nKvHead);
+}
+
 /** Options for a tensor of the same dtype in the same place. */
 export function placeOf(x: Tensor): {
   dtype: Tensor["dtype"];

@@ -5,7 +5,7 @@
  * Touvron et al. 2023, "LLaMA"; Shazeer 2020, "GLU Variants Improve Transformer".
  */
 import { type Linear, Module } from "../nn/index.js";
-import { expected, type Tensor } from "../torch/index.js";
+import type { Tensor } from "../torch/index.js";
 import { attend, type Seen } from "./attention.js";
 import { dropout, linear } from "./layers.js";
 import { rotate } from "./rotary.js";
@@ -29,12 +29,6 @@ export interface LlamaSizes {
 /** Two thirds of 4 D, rounded up to a multiple: as many weights as a feed-forward of 4 D without a gate. */
 export function gatedWidth(dim: number, multipleOf: number): number {
   return Math.ceil(Math.trunc((2 * 4 * dim) / 3) / multipleOf) * multipleOf;
-}
-
-/** Check that D splits into heads and heads into groups. */
-export function checkHeads(where: string, dim: number, nHead: number, nKvHead: number): void {
-  if (dim % nHead !== 0) throw expected(where, `a number of heads that divides ${dim}`, nHead);
-  if (nHead % nKvHead !== 0) throw expected(where, `a number of key heads that divides ${nHead}`, nKvHead);
 }
 
 /** Self-attention with one projection for queries, keys and values. */

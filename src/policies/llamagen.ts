@@ -8,11 +8,24 @@
  * predict codes, in training and outside; position tables and masks are not in the state dict, as in the original.
  */
 import { Buffer, type Embedding, init, type Linear, Module, RMSNorm } from "../nn/index.js";
-import { cat, expected, noGrad, type Tensor, tidy, where } from "../torch/index.js";
+import {
+  cat,
+  expected,
+  noGrad,
+  type OptionNames,
+  readOptions,
+  type Tensor,
+  tidy,
+  where,
+} from "../torch/index.js";
 import { paddingMask, paddingRow, type Seen } from "./attention.js";
 import { checkCondition } from "./condition.js";
-import { checkDecode, checkMaxLen, checkPrefill, checkTokens, KvCache, repeatCache } from "./kv_cache.js";
+import { checkDecode, checkPrefill, checkTokens, KvCache, maxLenOf, repeatCache } from "./kv_cache.js";
 import {
+  checkClasses,
+  checkHeads,
+  checkNumbers,
+  checkSizes,
   dropout,
   dropPath,
   dropPathRate,
@@ -23,7 +36,7 @@ import {
   runBlock,
   zeroLinear,
 } from "./layers.js";
-import { checkHeads, gatedWidth, LlamaAttention, LlamaFeedForward, type LlamaSizes } from "./llama_blocks.js";
+import { gatedWidth, LlamaAttention, LlamaFeedForward, type LlamaSizes } from "./llama_blocks.js";
 import type { ArPolicy, Condition, DecodeCache } from "./policy.js";
 import { rotaryTable } from "./rotary.js";
 
@@ -55,6 +68,29 @@ export interface LlamaGenOptions {
   ffnDropoutP?: number;
   dropPathRate?: number;
 }
+
+const OPTION_NAMES: OptionNames<LlamaGenOptions> = {
+  dim: true,
+  nLayer: true,
+  nHead: true,
+  nKvHead: true,
+  vocabSize: true,
+  blockSize: true,
+  modelType: true,
+  numClasses: true,
+  captionDim: true,
+  clsTokenNum: true,
+  multipleOf: true,
+  ffnDim: true,
+  ropeBase: true,
+  normEps: true,
+  initializerRange: true,
+  tokenDropoutP: true,
+  attnDropoutP: true,
+  residDropoutP: true,
+  ffnDropoutP: true,
+  dropPathRate: true,
+};
 
 /** Sizes of the published models: `new LlamaGen({ ...llamaGenPresets["GPT-B"], blockSize: 256 })`. */
 export const llamaGenPresets: Readonly<
@@ -154,15 +190,17 @@ export class LlamaGen extends Module implements ArPolicy {
   readonly vocabSize: number;
   readonly blockSize: number;
   readonly hiddenSize: number;
+  /** All of them, defaults included. */
   readonly options: LlamaGenOptions;
   gradientCheckpointing = false;
   readonly #conditionTokens: number;
   readonly #sizes: LlamaSizes;
   readonly #tokenDropoutP: number;
 
-  constructor(options: LlamaGenOptions) {
+  /** @throws RangeError for an unknown option, and for sizes that do not go together. */
+  constructor(given: LlamaGenOptions) {
     super();
-    this.options = options;
+    const options = readOptions<LlamaGenOptions>("LlamaGen", [given], { names: OPTION_NAMES });
     const {
       dim,
       nLayer,
@@ -185,7 +223,23 @@ export class LlamaGen extends Module implements ArPolicy {
       ffnDropoutP = 0.1,
       dropPathRate: maxDropPath = 0,
     } = options;
+    const isText = modelType === "t2i";
+    if (!isText && modelType !== "c2i") throw expected("LlamaGen: modelType", "c2i or t2i", modelType);
+    const sizes = { dim, nLayer, nHead, nKvHead, vocabSize, blockSize, ffnDim, clsTokenNum };
+    const rates = { tokenDropoutP, attnDropoutP, residDropoutP, ffnDropoutP, dropPathRate: maxDropPath };
+    checkSizes("LlamaGen", { ...sizes, ...(isText && { captionDim }) }, rates);
+    if (!isText) checkClasses("LlamaGen", "numClasses", numClasses);
+    checkNumbers("LlamaGen", { ropeBase, normEps, initializerRange: std });
     checkHeads("LlamaGen", dim, nHead, nKvHead);
+    this.options = {
+      ...sizes,
+      modelType,
+      ...(isText ? { captionDim } : { numClasses }),
+      ropeBase,
+      normEps,
+      initializerRange: std,
+      ...rates,
+    };
     if (modelType === "c2i" && clsTokenNum !== 1)
       throw expected("LlamaGen", "clsTokenNum 1 for classes", clsTokenNum);
     this.rotary = tidy(() => {
@@ -239,8 +293,7 @@ export class LlamaGen extends Module implements ArPolicy {
 
   openCache(batch: number, options: { maxLen?: number } = {}): DecodeCache {
     const { dim, nHead, nKvHead } = this.#sizes;
-    const { maxLen = this.blockSize } = options;
-    checkMaxLen("LlamaGen.openCache", maxLen, this.blockSize);
+    const maxLen = maxLenOf("LlamaGen.openCache", options, this.blockSize);
     const capacity = this.#conditionTokens + maxLen - 1;
     return new KvCache({ batch, capacity, heads: nKvHead, headDim: dim / nHead });
   }

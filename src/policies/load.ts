@@ -2,40 +2,71 @@
  * Policies out of the weights of a file: which model it is and how large, by names and shapes alone, then a strict
  * load. Finding the state dict in a file, and reading it, is left to the caller.
  */
-import { init, type Readable } from "../nn/index.js";
-import { type Device, type DType, expected, expectedMessage, type Tensor, tidy } from "../torch/index.js";
+import {
+  countParts,
+  init,
+  plainNames,
+  type Readable,
+  requireShapes,
+  type Shapes,
+  shapesOf,
+} from "../nn/index.js";
+import {
+  type Device,
+  DTYPES,
+  type DType,
+  expected,
+  expectedMessage,
+  type Tensor,
+  tidy,
+} from "../torch/index.js";
 import { GPT, type GptOptions } from "./gpt.js";
-import { IbqAr, type IbqArOptions } from "./ibq_ar.js";
+import { IbqAr, type IbqArOptions, ibqArPresets } from "./ibq_ar.js";
 import { gatedWidth } from "./llama_blocks.js";
-import { LlamaGen, type LlamaGenOptions } from "./llamagen.js";
+import { LlamaGen, type LlamaGenOptions, llamaGenPresets } from "./llamagen.js";
 import type { ArPolicy } from "./policy.js";
-
-/** Shapes by name, as a file's header gives them. */
-export type Shapes = Readonly<Record<string, readonly number[]>>;
 
 export type PolicyFamily = "gpt" | "llamagen" | "ibq_ar";
 
-/** What shapes cannot tell, and what the caller expects of them. */
-export interface RecogniseOptions {
+/** Sizes that shapes do not always tell. */
+export interface PolicySizes {
+  /** H, attention heads. */
+  nHead?: number;
+  /** T, codes an image. LlamaGen and IBQ's transformer do not save positions. */
+  blockSize?: number;
+  /** Classes, the null class not counted. */
+  numClasses?: number;
+}
+
+/** What the caller knows of a policy, and what it expects. */
+export interface RecogniseOptions extends PolicySizes {
   /** Path of the file, for messages. */
   where?: string;
   /** The family that is wanted. */
   family?: PolicyFamily;
-  /** Heads. Where left out, a head has 64 channels, as in all released models but LlamaGen's 3B (100) and 7B (128). */
-  nHead?: number;
-  /** Codes an image: LlamaGen and IBQ do not save positions. 256, or minGPT's saved positions, where left out. */
-  blockSize?: number;
-  /** Classes, the null class not counted. One less than the class table's rows where left out. */
-  numClasses?: number;
+  /** The constructor's options as the file's metadata states them. The sizes above win over these. */
+  stated?: Readonly<Record<string, unknown>>;
+  /** Sizes to assume where neither the caller nor the file tells; a note says so. */
+  assume?: PolicySizes;
+  /** Whether the tensors are an average of the weights. */
+  isAverage?: boolean;
 }
 
 /** A model that a file's weights fit. */
 export type PolicyDescription = (
-  | { readonly family: "gpt"; readonly config: GptOptions }
-  | { readonly family: "llamagen"; readonly config: LlamaGenOptions }
-  | { readonly family: "ibq_ar"; readonly config: IbqArOptions }
+  | { readonly family: "gpt"; readonly config: Partial<GptOptions> }
+  | { readonly family: "llamagen"; readonly config: Partial<LlamaGenOptions> }
+  | { readonly family: "ibq_ar"; readonly config: Partial<IbqArOptions> }
 ) & {
   readonly where: string;
+  /** The weights of the last step, or an average of them. */
+  readonly weights: "raw" | "ema";
+  /** Sizes that `config` lacks because nothing tells them. The policy cannot be built without them. */
+  readonly missing: readonly (keyof PolicySizes)[];
+  /** Sizes in `config` that are assumed: neither the file nor the caller tells them. */
+  readonly assumed: readonly (keyof PolicySizes)[];
+  /** What was assumed or overruled, a sentence each. */
+  readonly notes: readonly string[];
   /** Name in the file by the policy's own key. */
   readonly used: Readonly<Record<string, string>>;
   /** The file's other tensors. */
@@ -62,24 +93,80 @@ const BESIDE: readonly (readonly [prefix: string, reason: string])[] = [
   ["cond_stage_model.", "the condition's encoder, which has nothing learned"],
 ];
 
+/** Options that no shape tells, by family: they are taken from what the file states. */
+const UNTOLD: Readonly<Record<PolicyFamily, readonly string[]>> = {
+  gpt: ["embdPdrop", "residPdrop", "attnPdrop", "tokenDrop"],
+  llamagen: [
+    "ropeBase",
+    "normEps",
+    "initializerRange",
+    "tokenDropoutP",
+    "attnDropoutP",
+    "residDropoutP",
+    "ffnDropoutP",
+    "dropPathRate",
+  ],
+  ibq_ar: [
+    "ropeBase",
+    "normEps",
+    "initializerRange",
+    "tokenDrop",
+    "attnDropoutP",
+    "residDropoutP",
+    "ffnDropoutP",
+    "dropPathRate",
+    "alng",
+  ],
+};
+
+/** Sizes of the published models, none of which is a minGPT. */
+const PUBLISHED: Readonly<
+  Record<PolicyFamily, typeof llamaGenPresets | typeof ibqArPresets | Record<string, never>>
+> = {
+  gpt: {},
+  llamagen: llamaGenPresets,
+  ibq_ar: ibqArPresets,
+};
+
+/** Most heads, codes an image and classes: 1024 by 1024 codes. */
+const MOST = 2 ** 20;
+
+/** Names of the families for messages. */
+export const POLICY_NAMES: Readonly<Record<PolicyFamily, string>> = {
+  gpt: "GPT (minGPT style)",
+  llamagen: "LlamaGen",
+  ibq_ar: "IBQ's transformer",
+};
+
+/** Whether the names of a file are those of a policy. */
+export function isPolicy(shapes: Shapes): boolean {
+  return policiesIn(plainNames("isPolicy", Object.keys(shapes))).length > 0;
+}
+
+function policiesIn(plain: ReadonlyMap<string, string>): { family: PolicyFamily; prefix: string }[] {
+  return (Object.keys(MARKS) as PolicyFamily[]).flatMap((family) => {
+    const mark = MARKS[family];
+    const marked = [...plain.keys()].filter((key) => key === mark || key.endsWith(`.${mark}`));
+    return marked.map((key) => ({ family, prefix: key.slice(0, -mark.length) }));
+  });
+}
+
 /**
  * Say which policy the tensors of a file are, or null when they are none of those known here.
  *
- * Any prefix of the names, such as Lightning's `transformer.` or `module.`, is taken off.
+ * Any prefix of the names, such as Lightning's `transformer.`, is taken off, and so is what compiling and distributing
+ * put into them (`_orig_mod.`, `module.`).
  *
  * @throws RangeError when it is another family than `options.family`, when it is a variant without an implementation,
- *   or when its shapes do not go together with each other or with the options.
+ *   when a tensor is missing, unknown or misshapen, or when shapes and options contradict each other.
  */
 export function recognisePolicy(shapes: Shapes, options: RecogniseOptions = {}): PolicyDescription | null {
-  const { where = "recognisePolicy" } = options;
-  const names = Object.keys(shapes);
-  const found = (Object.keys(MARKS) as PolicyFamily[]).flatMap((family) => {
-    const marks = names.filter((name) => name === MARKS[family] || name.endsWith(`.${MARKS[family]}`));
-    return marks.map((name) => ({ family, prefix: name.slice(0, -MARKS[family].length) }));
-  });
+  const { where = "recognisePolicy", isAverage = false } = options;
+  const plain = plainNames(where, Object.keys(shapes));
+  const found = policiesIn(plain);
   const [first] = found;
   if (first === undefined) {
-    const shared = names.find((name) => name.endsWith("blocks.0.ada_gss"));
+    const shared = [...plain.keys()].find((key) => key.endsWith("blocks.0.ada_gss"));
     if (shared !== undefined)
       throw expected(where, "an AdaLN projection in each block", `a shared one (${shared})`);
     return null;
@@ -90,30 +177,50 @@ export function recognisePolicy(shapes: Shapes, options: RecogniseOptions = {}):
   }
   const { family, prefix } = first;
   if (options.family !== undefined && options.family !== family) {
-    const mark = `${prefix}${MARKS[family]}`;
+    const mark = plain.get(`${prefix}${MARKS[family]}`);
     throw expected(where, `weights of ${options.family}`, `those of ${family} (it has ${mark})`);
   }
   const used: Record<string, string> = {};
   const ignored: { name: string; reason: string }[] = [];
-  for (const name of names) {
-    const own = name.slice(prefix.length);
-    const reason = name.startsWith(prefix)
+  for (const [key, name] of plain) {
+    const own = key.slice(prefix.length);
+    const reason = key.startsWith(prefix)
       ? COMPUTED.find(([pattern]) => pattern.test(own))?.[1]
-      : (BESIDE.find(([start]) => name.includes(start))?.[1] ?? `not under ${prefix}`);
+      : (BESIDE.find(([start]) => key.includes(start))?.[1] ?? `not under ${prefix}`);
     if (reason === undefined) used[own] = name;
     else ignored.push({ name, reason });
   }
-  const facts = new Facts(where, shapes, used, options);
-  const common = { where, used, ignored, shapes };
-  if (family === "gpt") return { family, config: gptConfig(facts), ...common };
-  if (family === "llamagen") return { family, config: llamaGenConfig(facts), ...common };
-  return { family, config: ibqArConfig(facts), ...common };
+  const facts = new Facts(where, shapes, used, family, options);
+  const told = TOLD[family](facts);
+  const config = { ...facts.untold(told), ...told };
+  const description = {
+    family,
+    config,
+    where,
+    weights: isAverage ? ("ema" as const) : ("raw" as const),
+    missing: facts.missing,
+    assumed: facts.assumed,
+    notes: facts.notes,
+    used,
+    ignored,
+    shapes,
+  } as PolicyDescription;
+  const wanted = shapesOf(where, () => emptyPolicy(family, { ...config, ...facts.placeholders(config) }));
+  requireShapes(where, POLICY_NAMES[family], wanted, used, shapes);
+  return description;
 }
 
-/** Shapes by the policy's own keys, and what follows from them. */
+type Told = Partial<GptOptions & LlamaGenOptions & IbqArOptions>;
+
+/** Shapes by the policy's own keys, what the file states, what the caller says, and what follows from them. */
 class Facts {
   readonly where: string;
-  readonly options: RecogniseOptions;
+  readonly missing: (keyof PolicySizes)[] = [];
+  readonly assumed: (keyof PolicySizes)[] = [];
+  readonly notes: string[] = [];
+  readonly #family: PolicyFamily;
+  readonly #options: RecogniseOptions;
+  readonly #stated: Readonly<Record<string, unknown>>;
   readonly #shapes: Shapes;
   readonly #used: Readonly<Record<string, string>>;
 
@@ -121,50 +228,95 @@ class Facts {
     where: string,
     shapes: Shapes,
     used: Readonly<Record<string, string>>,
+    family: PolicyFamily,
     options: RecogniseOptions,
   ) {
     this.where = where;
-    this.options = options;
+    this.#family = family;
+    this.#options = options;
+    this.#stated = options.stated ?? {};
     this.#shapes = shapes;
     this.#used = used;
   }
 
   has(key: string): boolean {
-    return this.#used[key] !== undefined;
+    return Object.hasOwn(this.#used, key);
   }
 
   /** One dimension of a tensor that has `rank` of them. */
   size(key: string, dim: number, rank = 2): number {
-    const name = this.#used[key];
+    const name = this.has(key) ? (this.#used[key] as string) : undefined;
     const shape = name === undefined ? undefined : this.#shapes[name];
     const size = shape?.[dim];
-    if (size === undefined || shape?.length !== rank) {
-      throw expected(this.where, `${key} with ${rank} dimensions`, shape ?? "no such tensor");
+    if (size === undefined || shape?.length !== rank || size < 1) {
+      throw expected(this.where, `${name ?? key} with ${rank} dimensions`, shape ?? "no such tensor");
     }
     return size;
   }
 
   /** How many numbered parts there are: `blocks.0.`, `blocks.1.`, ... */
   count(part: string): number {
-    const numbers = Object.keys(this.#used).flatMap((key) => {
-      return key.startsWith(`${part}.`) ? [Number(key.split(".")[part.split(".").length])] : [];
-    });
-    return Math.max(-1, ...numbers) + 1;
+    return countParts(Object.keys(this.#used), part);
   }
 
-  heads(dim: number): number {
-    const { nHead } = this.options;
-    const headDim = dim === 3200 ? 100 : dim === 4096 ? 128 : 64;
-    if (nHead === undefined && dim % headDim !== 0) {
-      throw expected(this.where, "nHead, which shapes do not tell", `none for a width of ${dim}`);
+  /** A size that the caller or the file says, undefined where neither does. */
+  said(name: keyof PolicySizes, alias: string = name): number | undefined {
+    const asked = this.#options[name];
+    const stated = this.#stated[name] ?? this.#stated[alias];
+    const least = name === "numClasses" ? 0 : 1;
+    const isSize = (value: unknown): boolean =>
+      value === undefined || (Number.isInteger(value) && Number(value) >= least && Number(value) <= MOST);
+    if (!isSize(asked)) throw expected(this.where, `${name}, an integer in [${least}, ${MOST}]`, asked);
+    if (!isSize(stated)) {
+      const at = `${this.where}: metadata.config.${name}`;
+      throw expected(
+        at,
+        `an integer in [${least}, ${MOST}]`,
+        stated,
+        "Convert the file again from its source",
+      );
     }
-    return nHead ?? dim / headDim;
+    if (asked !== undefined && stated !== undefined && asked !== stated) {
+      this.notes.push(`${name} ${asked}, as asked; the file says ${stated}`);
+    }
+    if (asked !== undefined || stated !== undefined) return asked ?? (stated as number);
+    const assumed = this.#options.assume?.[name];
+    return assumed === undefined ? undefined : this.#assume(name, assumed, "");
+  }
+
+  #assume(name: keyof PolicySizes, value: number, why: string): number {
+    this.assumed.push(name);
+    this.notes.push(`${name} ${value} is assumed${why}; the file does not tell`);
+    return value;
+  }
+
+  /** Heads: as said, else those of the published model of this size. */
+  heads(dim: number, nLayer: number): number | undefined {
+    const said = this.said("nHead");
+    if (said !== undefined) return said;
+    for (const [name, sizes] of Object.entries(PUBLISHED[this.#family])) {
+      const width = "dim" in sizes ? sizes.dim : sizes.nEmbd;
+      if (width !== dim || sizes.nLayer !== nLayer) continue;
+      this.notes.push(
+        `nHead ${sizes.nHead} is assumed, as the published ${name} has; the file does not tell`,
+      );
+      return sizes.nHead;
+    }
+    this.missing.push("nHead");
+    return undefined;
+  }
+
+  /** Codes an image, of a policy that does not save positions. */
+  blockSize(): number | undefined {
+    const said = this.said("blockSize");
+    if (said === undefined) this.missing.push("blockSize");
+    return said;
   }
 
   /** Classes of the table at `key`, the null class not counted. */
   classes(key: string): number {
     const rows = this.size(key, 0);
-    const { numClasses } = this.options;
+    const numClasses = this.said("numClasses", "classNum");
     if (rows === 1000 && numClasses !== 999) {
       const remedy =
         "A model trained without label drop has no null class; pass numClasses 999 if the last row is one";
@@ -176,68 +328,107 @@ class Facts {
     }
     return rows - 1;
   }
+
+  /** What the file states and no shape tells, after a check that it states nothing that the shapes contradict. */
+  untold(told: Told): Told {
+    for (const [name, value] of Object.entries(told)) {
+      const stated = this.#stated[name];
+      const isSaid = name in ({ nHead: 0, blockSize: 0 } satisfies PolicySizes);
+      if (stated === undefined || isSaid || typeof value === "object" || stated === value) continue;
+      throw expected(this.where, `${name} ${value}, as its weights have`, `${stated} in its metadata`);
+    }
+    const known = Object.entries(this.#stated).filter(([name]) => UNTOLD[this.#family].includes(name));
+    for (const [name, value] of known) {
+      if (typeof value === "number") continue;
+      throw expected(`${this.where}: metadata.config.${name}`, "a number", value, "Convert the file again");
+    }
+    return Object.fromEntries(known);
+  }
+
+  /** Values in place of what is missing or decides no shape; the shapes are those of the true ones. */
+  placeholders(config: Told): Told {
+    const features = config.features;
+    const isPrepended = features?.kind === "prepend" && config.blockSize === undefined;
+    return {
+      // The positions of the other families are no weights.
+      ...((this.#family !== "gpt" || this.missing.includes("blockSize")) && { blockSize: 1 }),
+      ...(isPrepended && { features: { ...features, tokens: this.size("pos_emb", 1, 3) - 1 } }),
+      ...(this.missing.includes("nHead") && this.#placeholderHeads(config)),
+    };
+  }
+
+  #placeholderHeads({ dim, nEmbd }: Told): Told {
+    const width = (dim ?? nEmbd) as number;
+    if (this.#family === "gpt") return { nHead: 1 };
+    const part = this.#family === "llamagen" ? "layers" : "blocks";
+    const keyWidth = (this.size(`${part}.0.attention.wqkv.weight`, 0) - width) / 2;
+    return { nHead: width / keyWidth, nKvHead: 1 };
+  }
 }
 
-function gptConfig(facts: Facts): GptOptions {
-  const { blockSize: wanted } = facts.options;
+/** What the shapes of each family tell, with the sizes that only the caller or the file says. */
+const TOLD: Readonly<Record<PolicyFamily, (facts: Facts) => Told>> = {
+  gpt: gptConfig,
+  llamagen: llamaGenConfig,
+  ibq_ar: ibqArConfig,
+};
+
+function gptConfig(facts: Facts): Told {
   const nEmbd = facts.size("head.weight", 1);
+  const nLayer = facts.count("blocks");
   const positions = facts.size("pos_emb", 1, 3);
   const isCross = facts.has("blocks.0.cross_attn.query.weight");
   const isPrepended = facts.has("cond_proj.weight") && !isCross;
-  if (isPrepended && wanted === undefined) {
-    const remedy = "The positions in the file are those of features and codes together";
-    throw expected(facts.where, "blockSize, the number of codes", "none", remedy);
-  }
-  const blockSize = isPrepended && wanted !== undefined ? wanted : positions;
-  if (wanted !== undefined && blockSize !== wanted) {
-    throw expected(facts.where, `${wanted} positions in pos_emb, as blockSize`, positions);
-  }
   const dim = isPrepended || isCross ? facts.size("cond_proj.weight", 1) : 0;
   const isCodebook = facts.has("embedding_projection.weight");
+  const blockSize = isPrepended ? facts.blockSize() : (facts.said("blockSize") ?? positions);
+  if (!isPrepended && blockSize !== positions) {
+    throw expected(facts.where, `${blockSize} positions in pos_emb, as blockSize`, positions);
+  }
+  if (blockSize !== undefined && blockSize > positions) {
+    throw expected(facts.where, `a blockSize of at most ${positions}, the positions in pos_emb`, blockSize);
+  }
+  const nHead = facts.heads(nEmbd, nLayer);
   return {
     vocabSize: facts.size("head.weight", 0),
-    blockSize,
-    nLayer: facts.count("blocks"),
-    nHead: facts.heads(nEmbd),
+    ...(blockSize !== undefined && { blockSize }),
+    nLayer,
+    ...(nHead !== undefined && { nHead }),
     nEmbd,
     classNum: facts.classes("class_emb.embedding_table.weight"),
     ...(isCodebook ? { usePretrainedCodebook: true, nCodebookEmbd: facts.size("tok_emb.weight", 1) } : {}),
     ...(isCross ? { features: { kind: "cross", dim } } : {}),
-    ...(isPrepended ? { features: { kind: "prepend", dim, tokens: positions - blockSize } } : {}),
+    ...(isPrepended ? { features: { kind: "prepend", dim, tokens: positions - (blockSize ?? 0) } } : {}),
   };
 }
 
 /** Sizes that LlamaGen's and IBQ's blocks have in common; `blocks` is where they are. */
-function llamaSizes(
-  facts: Facts,
-  blocks: string,
-  dim: number,
-): {
-  blockSize: number;
-  nLayer: number;
-  nHead: number;
-  nKvHead?: number;
-  ffnDim?: number;
-} {
-  const nHead = facts.heads(dim);
+function llamaSizes(facts: Facts, blocks: string, dim: number): Told {
+  const nLayer = facts.count(blocks);
+  const blockSize = facts.blockSize();
+  const nHead = facts.heads(dim, nLayer);
   // Rows of wqkv are (H + 2 K) heads.
   const rows = facts.size(`${blocks}.0.attention.wqkv.weight`, 0);
-  const nKvHead = (rows / (dim / nHead) - nHead) / 2;
-  if (!Number.isInteger(nKvHead) || nKvHead < 1) {
-    const remedy = `Pass nHead: ${nHead} heads were taken`;
-    throw expected(facts.where, `rows of wqkv that are whole heads of ${dim / nHead} channels`, rows, remedy);
+  const keyWidth = (rows - dim) / 2;
+  const isGrouped = nHead !== undefined && keyWidth !== dim;
+  const nKvHead = nHead === undefined ? 1 : (keyWidth / dim) * nHead;
+  const isWhole = Number.isInteger(keyWidth) && keyWidth > 0 && dim % keyWidth === 0;
+  if (!isWhole || !Number.isInteger(nKvHead)) {
+    const heads = nHead === undefined ? "whole heads" : `${nHead} heads of ${dim / nHead} channels`;
+    const remedy = "Pass another nHead, or check the file";
+    throw expected(facts.where, `rows of wqkv that make ${heads} and their keys and values`, rows, remedy);
   }
   const ffnDim = facts.size(`${blocks}.0.feed_forward.w1.weight`, 0);
   return {
-    blockSize: facts.options.blockSize ?? 256,
-    nLayer: facts.count(blocks),
-    nHead,
-    ...(nKvHead === nHead ? {} : { nKvHead }),
+    ...(blockSize !== undefined && { blockSize }),
+    nLayer,
+    ...(nHead !== undefined && { nHead }),
+    ...(isGrouped && { nKvHead }),
     ...(ffnDim === gatedWidth(dim, 256) ? {} : { ffnDim }),
   };
 }
 
-function llamaGenConfig(facts: Facts): LlamaGenOptions {
+function llamaGenConfig(facts: Facts): Told {
   const [vocabSize, dim] = [facts.size("tok_embeddings.weight", 0), facts.size("tok_embeddings.weight", 1)];
   const sizes = { vocabSize, dim, ...llamaSizes(facts, "layers", dim) };
   const none = "cls_embedding.uncond_embedding";
@@ -247,7 +438,7 @@ function llamaGenConfig(facts: Facts): LlamaGenOptions {
   return { ...sizes, modelType: "c2i", numClasses: facts.classes("cls_embedding.embedding_table.weight") };
 }
 
-function ibqArConfig(facts: Facts): IbqArOptions {
+function ibqArConfig(facts: Facts): Told {
   const [vocabSize, nEmbd] = [facts.size("head.weight", 0), facts.size("head.weight", 1)];
   if (facts.has("embedding_projection.fc1.weight")) {
     throw expected(
@@ -268,31 +459,41 @@ export interface BuildOptions {
   device?: Device;
 }
 
+/** How to give what a file does not tell. */
+const REMEDIES: Readonly<Record<keyof PolicySizes, string>> = {
+  nHead: "Pass nHead, the attention heads (--heads, or ar.nHead in a configuration)",
+  blockSize: "Pass blockSize, the codes of an image (--codes, or blockSize in a configuration)",
+  numClasses: "Pass numClasses",
+};
+
 /**
- * Build the policy of a description and fill it. Every tensor of the policy must be there and every tensor of the file
- * be used or known to be superfluous; they are read one at a time.
+ * Build the policy of a description and fill it. Tensors are read one at a time.
  *
  * @param readTensor - the tensor of a name in the file.
- * @throws RangeError when the vocabulary is not the tokenizer's, or a weight is NaN or infinite. Error that lists
- *   missing and unexpected tensors.
+ * @throws RangeError when a size is missing, when the vocabulary is not the tokenizer's, or when a weight is no float or
+ *   not finite in the policy's dtype.
  */
 export function buildPolicy(
   description: PolicyDescription,
   readTensor: (name: string) => Tensor,
   options: BuildOptions = {},
 ): ArPolicy {
-  const { where, used, shapes } = description;
-  const { codebookSize, dtype, device } = options;
-  const { vocabSize } = description.config;
+  const { where, used, shapes, family, config, missing } = description;
+  const { codebookSize, dtype = "float32", device } = options;
+  const { vocabSize } = config;
+  const [unknown] = missing;
   if (codebookSize !== undefined && vocabSize !== codebookSize) {
     const what = `a vocabulary of ${codebookSize}, the tokenizer's codebook`;
     throw expected(where, what, vocabSize ?? "none", "Use the tokenizer that the policy was trained on");
   }
-  const policy = init.skipInit(() => emptyPolicy(description));
+  if (unknown !== undefined) {
+    throw expected(where, `${unknown}, which its weights do not tell`, "none", REMEDIES[unknown]);
+  }
+  const policy = init.skipInit(() => emptyPolicy(family, config));
   try {
-    policy.to({ ...(dtype !== undefined ? { dtype } : {}), ...(device !== undefined ? { device } : {}) });
+    policy.to({ dtype, ...(device !== undefined && { device }) });
     const weights = Object.entries(used).map(([key, name]): [string, Readable] => {
-      const read = (): Tensor => finite(`${where}: ${name}`, readTensor(name));
+      const read = (): Tensor => finite(`${where}: ${name}`, readTensor(name), dtype);
       return [key, { shape: shapes[name] as readonly number[], read }];
     });
     policy.loadStateDict(Object.fromEntries(weights));
@@ -303,25 +504,35 @@ export function buildPolicy(
   }
 }
 
-function emptyPolicy(description: PolicyDescription): ArPolicy {
-  switch (description.family) {
+function emptyPolicy(family: PolicyFamily, config: Told): ArPolicy {
+  switch (family) {
     case "gpt":
-      return new GPT(description.config);
+      return new GPT(config as GptOptions);
     case "llamagen":
-      return new LlamaGen(description.config);
+      return new LlamaGen(config as LlamaGenOptions);
     case "ibq_ar":
-      return new IbqAr(description.config);
+      return new IbqAr(config as IbqArOptions);
     default:
-      description satisfies never;
-      throw expected("buildPolicy", "a known family", description);
+      family satisfies never;
+      throw expected("buildPolicy", "a known family", family);
   }
 }
 
-function finite(where: string, tensor: Tensor): Tensor {
+/** The tensor in the policy's dtype, in which a number may overflow that was finite in the file. */
+function finite(where: string, tensor: Tensor, dtype: DType): Tensor {
+  if (!DTYPES[tensor.dtype].isFloat) {
+    throw expected(where, "a floating-point tensor", tensor, "The file holds no trained weights");
+  }
+  const own = tensor.to({ dtype });
   // Each is NaN where any element is.
-  const ends = tidy(() => [tensor.amin().item(), tensor.amax().item()]);
-  if (ends.every(Number.isFinite)) return tensor;
-  throw expected(where, "finite weights", "NaN or infinity", "The file is damaged, or training diverged");
+  const ends = tidy(() => [own.amin().item(), own.amax().item()]);
+  if (ends.every(Number.isFinite)) return own;
+  throw expected(
+    where,
+    `finite weights in ${dtype}`,
+    "NaN or infinity",
+    "The file is damaged, or training diverged",
+  );
 }
 
 /**

@@ -5,7 +5,7 @@
  * Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
  */
 import { Linear, Module, type Parameter, type StateDict } from "../nn/index.js";
-import { expected, functional as F, keep, noGrad, type Tensor, tidy } from "../torch/index.js";
+import { expected, functional as F, keep, noGrad, readOptions, type Tensor, tidy } from "../torch/index.js";
 import { placeOf, zeroLinear } from "./layers.js";
 import type { ArPolicy, Condition, DecodeCache } from "./policy.js";
 
@@ -226,7 +226,10 @@ function noTarget(where: string, paths: readonly string[], idle: readonly string
  * @throws RangeError when no layer is a target, a target names none, a number is out of range, or a layer has an
  *   adapter already.
  */
-export function addLora(module: Module, options: LoraOptions, where = "addLora"): Lora {
+export function addLora(module: Module, given: LoraOptions, where = "addLora"): Lora {
+  const options = readOptions<LoraOptions>(where, [given], {
+    names: { rank: true, alpha: true, targets: true, dropout: true },
+  });
   const { rank, alpha = rank, targets = null, dropout = 0 } = options;
   if (!Number.isInteger(rank) || rank < 1) {
     throw expected(`${where}.rank`, "an integer of at least 1", rank);

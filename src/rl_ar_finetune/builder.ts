@@ -8,14 +8,12 @@ import {
   FeatureClassifier,
   type FeatureNetwork,
   InceptionV3,
-  inceptionClasses,
   LPIPS,
   type LpipsNet,
   NLayerDiscriminator,
   PerceptualDistance,
-  recogniseMetricNetwork,
 } from "../metrics/index.js";
-import { AdamW, init, type Module, type Parameter } from "../nn/index.js";
+import { AdamW, init, type Module, type Readable } from "../nn/index.js";
 import {
   type ArPolicy,
   buildPolicy,
@@ -24,7 +22,7 @@ import {
   LlamaGen,
   type LlamaGenOptions,
   type PolicyDescription,
-  recognisePolicy,
+  type PolicySizes,
 } from "../policies/index.js";
 import {
   buildTokenizer,
@@ -32,47 +30,59 @@ import {
   createTokenizer,
   type FrozenTokenizer,
   IBQ,
+  IBQ_ARG_NAMES,
   type IBQArgs,
   ibqConfig,
-  recogniseTokenizer,
   TOKENIZER_PRESETS,
   type TokenizerConfig,
   type TokenizerDescription,
   type TokenizerModel,
   type TokenizerPreset,
   VQModel,
+  vqConfig,
 } from "../tokenizers/index.js";
 import {
   arange,
+  camelCase,
   type Device,
   type DType,
   expected,
+  linspace,
   noGrad,
   openWeights,
+  readOptions,
   requireDevice,
   type Tensor,
   tidy,
   type WeightsFile,
 } from "../torch/index.js";
 import {
-  describeWeights,
-  type StatedSizes,
-  statedConfig,
-  statedSizes,
+  type NetworkPart,
+  networksIn,
+  type OpenedModel,
+  openModel,
+  requireWeights,
+  type WeightsChoice,
   wrongKind,
 } from "./describe_weights.js";
 
 export { addLora, WithoutAdapters } from "../policies/index.js";
-export { type DescribeOptions, describeWeights, type ModelDescription } from "./describe_weights.js";
+export {
+  type DescribeOptions,
+  describeWeights,
+  type ModelDescription,
+  type OpenedModel,
+  openModel,
+  policyMetadata,
+  usedBy,
+  type WeightsChoice,
+  weightsOf,
+} from "./describe_weights.js";
 export { buildTokenizerFrozen };
 
 /** Where a model goes, and which of a file's weights it takes. */
-export interface OpenOptions {
+export interface OpenOptions extends WeightsChoice {
   device?: Device;
-  /** Key of the state dict in the file, where it holds several. */
-  wrapper?: string;
-  /** The running average of the weights, or the weights of the last step; the average where there is one. */
-  weights?: "raw" | "ema";
 }
 
 /** A loaded tokenizer and what its file was found to be. */
@@ -81,23 +91,42 @@ export interface OpenedTokenizer {
   readonly description: TokenizerDescription;
 }
 
+/** What {@link openTokenizer} may be told. */
+export interface OpenTokenizerOptions extends OpenOptions {
+  /** What the file's shapes do not tell, such as `lookup: "l2"` for taming's VQGAN. What they tell must agree. */
+  config?: Partial<TokenizerConfig>;
+}
+
 /**
  * Load a tokenizer from any file that holds one: IBQ, VQ-16, VQ-8, TokLIP, a trainer's file or safetensors.
  *
- * @throws RangeError when the file holds none, holds another than `options.config` says, or has non-finite weights.
+ * @param given - {@link OpenTokenizerOptions}.
+ * @throws RangeError when the file holds none, holds another than `config` says, or has weights that are not finite or
+ *   so large that its results are not.
  */
-export function openTokenizer(
-  path: string,
-  options: OpenOptions & { config?: Partial<TokenizerConfig> } = {},
-): OpenedTokenizer {
-  const { device = "cpu", weights, config, wrapper } = options;
+export function openTokenizer(path: string, ...given: [options?: OpenTokenizerOptions]): OpenedTokenizer {
+  const {
+    device = "cpu",
+    config,
+    ...choice
+  } = readOptions<OpenTokenizerOptions>("openTokenizer", given, {
+    names: { device: true, wrapper: true, weights: true, config: true },
+  });
   requireDevice(device);
-  using file = openWeights(path, wrapper === undefined ? {} : { wrapper });
-  const stated = { ...(statedConfig(file) as Partial<TokenizerConfig>), ...config };
-  const description = recogniseTokenizer(file.shapes, { config: stated, ...(weights && { weights }) });
-  if (description === null) throw wrongKind(path, "a tokenizer", describeWeights(file), file);
-  const model = buildTokenizer(description, (key) => file.tensor(key));
-  return { tokenizer: buildTokenizerFrozen(model.to({ device })), description };
+  using opened = openModel(path, { ...choice, ...(config && { tokenizerConfig: config }) });
+  const { file, found } = opened;
+  if (found?.kind !== "tokenizer") throw wrongKind("a tokenizer", found, file);
+  const { tokenizer: description } = found;
+  const model = buildTokenizer(description, (name) => file.tensor(name), path).to({ device });
+  const tokenizer = buildTokenizerFrozen(model);
+  requireUsable(path, model, () => {
+    const image = testImage(2 * model.downsample, device, model.config.inChannels);
+    const latents = model.encodeLatent(image);
+    const images = model.decodeCode(model.quantize.codesOf(latents), [2, 2]);
+    // Codes are compared by sums of squares and products.
+    return [latents.square().sum(), model.quantize.table().square().sum(), images];
+  });
+  return { tokenizer, description };
 }
 
 /** A tokenizer with random weights: a named one, with sizes of its own where `changes` has them. */
@@ -114,28 +143,47 @@ export function buildTokenizerModel(
 /** A loaded policy and what its file was found to be. */
 export interface OpenedPolicy {
   readonly policy: ArPolicy;
+  /** `notes` in it says what was assumed. */
   readonly description: PolicyDescription;
+}
+
+/** What {@link openPolicy} may be told. The sizes are needed where the file does not state them. */
+export interface OpenPolicyOptions extends OpenOptions, PolicySizes {
+  /** Codes of the tokenizer that the policy is to serve. */
+  codebookSize?: number;
+  /** float32 where omitted. */
+  dtype?: DType;
+  /** Sizes to assume where neither the caller nor the file tells; a note in the description says so. */
+  assume?: PolicySizes;
 }
 
 /**
  * Load a policy from any file that holds one, in training mode and with its parameters trainable.
  *
- * @param options.codebookSize - codes of the tokenizer it is to serve.
- * @throws RangeError when the file holds none, its vocabulary is another, or a weight is not finite.
+ * @param given - {@link OpenPolicyOptions}.
+ * @throws RangeError when the file holds none, when its vocabulary is another, when nothing tells the number of heads or
+ *   codes, or when a weight is not finite.
  */
-export function openPolicy(
-  path: string,
-  options: OpenOptions & StatedSizes & { codebookSize?: number; dtype?: DType } = {},
-): OpenedPolicy {
-  const { device = "cpu", wrapper, weights: _, codebookSize, dtype, ...sizes } = options;
-  requireDevice(device);
-  using file = openWeights(path, wrapper === undefined ? {} : { wrapper });
-  const description = recognisePolicy(file.shapes, {
-    where: path,
-    ...statedSizes(statedConfig(file)),
-    ...sizes,
+export function openPolicy(path: string, ...given: [options?: OpenPolicyOptions]): OpenedPolicy {
+  const options = readOptions<OpenPolicyOptions>("openPolicy", given, {
+    names: {
+      device: true,
+      wrapper: true,
+      weights: true,
+      codebookSize: true,
+      dtype: true,
+      assume: true,
+      nHead: true,
+      blockSize: true,
+      numClasses: true,
+    },
   });
-  if (description === null) throw wrongKind(path, "a policy", describeWeights(file), file);
+  const { device = "cpu", codebookSize, dtype, ...choice } = options;
+  requireDevice(device);
+  using opened = openModel(path, choice);
+  const { file, found } = opened;
+  if (found?.kind !== "policy") throw wrongKind("a policy", found, file);
+  const { policy: description } = found;
   const policy = buildPolicy(description, (name) => file.tensor(name), {
     device,
     ...(codebookSize !== undefined && { codebookSize }),
@@ -144,52 +192,79 @@ export function openPolicy(
   return { policy, description };
 }
 
-/** `snake_case` keys of plain objects in camelCase, all the way down. */
-function camelKeys(value: unknown): unknown {
-  if (value === null || typeof value !== "object" || Array.isArray(value)) return value;
-  if (Object.getPrototypeOf(value) !== Object.prototype) return value;
-  const entries = Object.entries(value).map(([key, item]) => {
-    return [key.replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase()), camelKeys(item)];
-  });
-  return Object.fromEntries(entries);
+/**
+ * Check what a network makes of a test image, and free the network if it is of no use.
+ *
+ * @throws RangeError when a result is not finite: the weights are, but so large that results overflow.
+ */
+function requireUsable(path: string, network: Disposable, results: () => Tensor[]): void {
+  try {
+    const areFinite = noGrad(() =>
+      tidy(() => results().every((result) => result.isfinite().all().item() === 1)),
+    );
+    if (areFinite) return;
+    const remedy = "Its weights are too large, or damaged: take another checkpoint";
+    throw expected(path, "finite results for a test image", "NaN or infinity", remedy);
+  } catch (error) {
+    network[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/** A ramp over [-1, 1]: float32 `[1, channels, side, side]`. No random number is drawn for it. */
+function testImage(side: number, device: Device, channels = 3): Tensor {
+  return linspace(-1, 1, channels * side * side, { device }).reshape(1, channels, side, side);
 }
 
 /** Arguments of {@link buildToklipTokenizer}, in camelCase or as published in snake_case. */
 export type ToklipInitArgs = IBQArgs | { n_embed: number; [key: string]: unknown };
 
+/** Options of {@link buildToklipTokenizer}; `ckpt_path` is taken too. */
+export interface ToklipOptions {
+  /** File of the weights; random ones where omitted. */
+  ckptPath?: string;
+  device?: Device;
+}
+
 /**
  * Build a tokenizer from its published arguments and freeze it.
  *
- * With a checkpoint the architecture is read from the file and must agree with the arguments; the file may hold
- * IBQ, LlamaGen's VQ or TokLIP, and the average of its weights is taken where there is one, as for the published
- * reconstructions. Without a checkpoint the weights are random.
+ * With a checkpoint the architecture is read from the file and must agree with the arguments; the file may hold IBQ,
+ * LlamaGen's VQ or TokLIP. `useEma: true` takes the average of its weights, `false` the raw weights; where omitted, the
+ * average where there is one. Without a checkpoint the weights are random.
  *
- * @throws RangeError when the file is not what the arguments say.
+ * @param initArgs - of {@link IBQ}. `l2Normalize: true` makes a {@link VQModel}, with the sizes of `ddconfig` where given.
+ * @param given - {@link ToklipOptions}, or `ckptPath` and `device` as values.
+ * @throws RangeError for an unknown argument, and when the file is not what the arguments say.
  */
 export function buildToklipTokenizer(
   initArgs: ToklipInitArgs,
-  options: { ckptPath?: string; device?: Device } = {},
+  ...given: [options?: ToklipOptions] | [ckptPath: string | null | undefined, device?: Device]
 ): FrozenTokenizer {
-  const { ckptPath, device = "cpu" } = options;
-  const args = camelKeys(initArgs) as IBQArgs;
-  const { nEmbed, embedDim, l2Normalize = false } = args;
-  if (!Number.isInteger(nEmbed)) throw expected("buildToklipTokenizer", "nEmbed, an integer", nEmbed);
-  const asked: Partial<TokenizerConfig> = l2Normalize
-    ? { lookup: "cosine", ...(embedDim !== undefined && { embedDim }) }
-    : ibqArgsOfAny(args);
+  const where = "buildToklipTokenizer";
+  const options = readOptions<ToklipOptions>(where, given, {
+    names: { ckptPath: true, device: true },
+    order: ["ckptPath", "device"],
+  });
+  const args = readOptions<IBQArgs>(where, [initArgs], { names: IBQ_ARG_NAMES });
+  const { nEmbed, embedDim, l2Normalize = false, useEma, ...rest } = args;
+  const { device = "cpu" } = options;
+  if (options.ckptPath !== undefined && args.ckptPath !== undefined) {
+    throw expected(where, "ckptPath once", "it in the arguments and in the options");
+  }
+  const ckptPath = options.ckptPath ?? args.ckptPath;
+  if (!Number.isInteger(nEmbed)) throw expected(where, "nEmbed, an integer", nEmbed);
+  const { lookup: _, ...sizes } = ibqConfig({ ...rest, nEmbed, ...(embedDim !== undefined && { embedDim }) });
+  const asked: Partial<TokenizerConfig> = { ...sizes, ...(l2Normalize && { lookup: "cosine" }) };
   if (ckptPath !== undefined) {
-    return openTokenizer(ckptPath, { device, config: { codebookSize: nEmbed, ...asked } }).tokenizer;
+    const weights = useEma === undefined ? {} : ({ weights: useEma ? "ema" : "raw" } as const);
+    return openTokenizer(ckptPath, { device, config: asked, ...weights }).tokenizer;
   }
   requireDevice(device);
   const model = l2Normalize
-    ? new VQModel({ codebookSize: nEmbed, ...(embedDim !== undefined && { codebookEmbedDim: embedDim }) })
-    : new IBQ(args);
+    ? new VQModel({ ...vqConfig({ codebookSize: nEmbed }), ...asked })
+    : new IBQ({ ...rest, nEmbed, ...(embedDim !== undefined && { embedDim }) });
   return buildTokenizerFrozen(model.to({ device }));
-}
-
-function ibqArgsOfAny(args: IBQArgs): Partial<TokenizerConfig> {
-  const { lookup: _, ...config } = ibqConfig(args);
-  return config;
 }
 
 /** A policy to train and the optimizer of its parameters. */
@@ -201,8 +276,16 @@ export interface PolicyAndOptimizer<P extends ArPolicy = ArPolicy> {
 /** Constructor of a policy of the user's own. */
 export type PolicyClass = new (options: never) => ArPolicy;
 
-/** Which policy, how large, and how fast it learns. */
-export interface ArConfig {
+/** What the optimizer of a new policy is given. */
+interface ArOptimizerConfig {
+  /** 2e-4. */
+  lr?: number;
+  weightDecay?: number;
+  betas?: readonly [number, number];
+}
+
+/** Which policy, how large, and how fast it learns. Options of its class may stand here or in `extra`. */
+export interface ArConfig extends ArOptimizerConfig {
   /** `"llammagen"` is accepted for `"llamagen"`. */
   type: "gpt" | "llamagen" | "llammagen";
   /** A class of the user's own in place of the named one; it is given all options, `vocabSize` and `blockSize`. */
@@ -210,10 +293,6 @@ export interface ArConfig {
   nLayer?: number;
   nHead?: number;
   nEmbd?: number;
-  /** 2e-4. */
-  lr?: number;
-  weightDecay?: number;
-  betas?: readonly [number, number];
   /** Further options of the class. */
   extra?: Record<string, unknown>;
   [option: string]: unknown;
@@ -224,55 +303,84 @@ export interface ArConfig {
  *
  * @param vocabSize - V, the tokenizer's codebook.
  * @param blockSize - most codes in a sequence.
+ * @throws RangeError for an option that the policy's class does not know, and for `usePretrainedCodebook` without the
+ *   codebook.
  */
 export function buildArPolicy(vocabSize: number, blockSize: number, arCfg: ArConfig): PolicyAndOptimizer {
-  const cfg = camelKeys(arCfg) as ArConfig;
-  const { type, cls, lr, weightDecay, betas, extra = {}, ...sizes } = cfg;
-  const options = { ...sizes, ...extra, vocabSize, blockSize };
-  let policy: ArPolicy;
-  if (cls === LlamaGen) policy = new LlamaGen(llamaGenOptions(options));
-  else if (cls !== undefined) policy = new cls(options as never);
-  else if (type === "gpt") policy = new GPT(options as GptOptions);
-  else if (type === "llamagen" || type === "llammagen") policy = new LlamaGen(llamaGenOptions(options));
-  else throw expected("buildArPolicy", 'ar.type "gpt" or "llamagen"', type);
-  return { policy, optimizer: optimizerOf(policy.parameters(), { lr, weightDecay, betas }) };
+  return buildNewPolicy("buildArPolicy", vocabSize, blockSize, arCfg);
+}
+
+function buildNewPolicy(
+  where: string,
+  vocabSize: number,
+  blockSize: number,
+  arCfg: ArConfig,
+): PolicyAndOptimizer {
+  const { type, cls, lr, weightDecay, betas, extra = {}, ...sizes } = camelKeys(arCfg) as ArConfig;
+  const options = { ...sizes, ...(camelKeys(extra) as Record<string, unknown>) };
+  for (const name of ["vocabSize", "blockSize"]) {
+    if (!Object.hasOwn(options, name)) continue;
+    throw expected(where, `${name} as an argument`, `it in the configuration`, "Leave it out there");
+  }
+  const optimizer = {
+    ...(lr !== undefined && { lr }),
+    ...(weightDecay !== undefined && { weightDecay }),
+    ...(betas !== undefined && { betas }),
+  };
+  const Policy =
+    cls ?? (type === "gpt" ? GPT : type === "llamagen" || type === "llammagen" ? LlamaGen : null);
+  if (Policy === null) throw expected(where, 'ar.type "gpt" or "llamagen"', type);
+  const policy = newPolicy(where, Policy, { ...options, vocabSize, blockSize });
+  return { policy, optimizer: new AdamW(policy.parameters(), { lr: 2e-4, ...optimizer }) };
+}
+
+function newPolicy(where: string, Policy: PolicyClass, options: Record<string, unknown>): ArPolicy {
+  if (Policy === LlamaGen) return new LlamaGen(llamaGenOptions(where, options));
+  if (Policy === GPT) {
+    const { usePretrainedCodebook, codebook } = options as unknown as GptOptions;
+    if (usePretrainedCodebook && codebook === undefined) {
+      const remedy = "Pass codebook, float32 [V, C]: codebookOf(tokenizer) gives that of a tokenizer";
+      throw expected(where, "a codebook where usePretrainedCodebook is true", "none", remedy);
+    }
+  }
+  return new Policy(options as never);
 }
 
 /** LlamaGen calls its width `dim`; `rope` is what it always has. */
-function llamaGenOptions(options: Record<string, unknown>): LlamaGenOptions {
+function llamaGenOptions(where: string, options: Record<string, unknown>): LlamaGenOptions {
   const { nEmbd, rope, ...rest } = options;
-  if (rope === false)
-    throw expected("buildArPolicy", "extra.rope true for llamagen", false, 'Use type "gpt"');
+  if (rope !== undefined && rope !== true) {
+    throw expected(where, "extra.rope true for llamagen", rope, 'Use type "gpt" for learned positions');
+  }
+  if (nEmbd !== undefined && rest.dim !== undefined && nEmbd !== rest.dim) {
+    throw expected(where, "one width", `nEmbd ${nEmbd} and dim ${rest.dim}`, "Leave one of them out");
+  }
   return { ...(nEmbd === undefined ? {} : { dim: nEmbd }), ...rest } as LlamaGenOptions;
 }
 
-function optimizerOf(
-  params: Parameter[],
-  options: {
-    lr: number | undefined;
-    weightDecay: number | undefined;
-    betas: readonly [number, number] | undefined;
-  },
-): AdamW {
-  const { lr = 2e-4, weightDecay, betas } = options;
-  return new AdamW(params, {
-    lr,
-    ...(weightDecay !== undefined && { weightDecay }),
-    ...(betas !== undefined && { betas }),
-  });
+/** Keys of an object in camelCase. */
+function camelKeys(value: Readonly<Record<string, unknown>>): Record<string, unknown> {
+  const entries = Object.entries(value).map(([key, item]) => [camelCase(key), item] as const);
+  const twice = entries.find(([key], i) => entries.findIndex(([other]) => other === key) !== i);
+  if (twice !== undefined) throw expected("ar", `${twice[0]} once`, "it in two spellings");
+  return Object.fromEntries(entries.filter(([, item]) => item !== undefined && item !== null));
+}
+
+/** Options of {@link buildGptPolicy}. */
+export interface GptConfig extends Omit<ArConfig, "type"> {
+  /** Start from `codebook`, with a projection to the policy's width. */
+  usePretrainedCodebook?: boolean;
+  /** float32 `[V, C]`, such as {@link codebookOf} gives. */
+  codebook?: Tensor;
 }
 
 /**
- * Build a minGPT-style policy, its code embeddings taken from the tokenizer's codebook when asked.
+ * Build a minGPT-style policy and AdamW for it, its code embeddings taken from the tokenizer's codebook when asked.
  *
- * @param cfg.usePretrainedCodebook - start from `cfg.codebook`, float32 `[V, C]`, with a projection to the width.
+ * @throws RangeError as {@link buildArPolicy} does.
  */
-export function buildGptPolicy(
-  cfg: Omit<ArConfig, "type"> & { usePretrainedCodebook?: boolean; codebook?: Tensor },
-  vocabSize: number,
-  blockSize: number,
-): PolicyAndOptimizer {
-  return buildArPolicy(vocabSize, blockSize, { ...cfg, type: "gpt" });
+export function buildGptPolicy(cfg: GptConfig, vocabSize: number, blockSize: number): PolicyAndOptimizer {
+  return buildNewPolicy("buildGptPolicy", vocabSize, blockSize, { ...cfg, type: "gpt" });
 }
 
 /** Which LPIPS a recognised network is the backbone of. */
@@ -285,25 +393,60 @@ const LPIPS_NETS: Readonly<Record<string, LpipsNet>> = {
   "LPIPS squeeze": "squeeze",
 };
 
+/** Options of the functions that open a metric's network. */
+export interface OpenNetworkOptions {
+  device?: Device;
+}
+
+function deviceOf(where: string, given: readonly unknown[]): Device {
+  const { device = "cpu" } = readOptions<OpenNetworkOptions>(where, given, { names: { device: true } });
+  requireDevice(device);
+  return device;
+}
+
+/** The weights of a network in a file, each read when it is asked for. */
+function weightsIn(
+  file: WeightsFile,
+  { used, shapes }: Pick<NetworkPart, "used" | "shapes">,
+): Record<string, Readable> {
+  requireWeights(file, Object.values(used));
+  return Object.fromEntries(
+    Object.entries(used).map(([key, name]) => {
+      const read = (): Tensor => finite(`${file.path}: ${name}`, file.tensor(name));
+      return [key, { shape: shapes[key] as readonly number[], read }];
+    }),
+  );
+}
+
+/** Weights as float32, in which a number may overflow that was finite in the file. */
+function finite(where: string, tensor: Tensor): Tensor {
+  const own = tensor.dtype.includes("float") ? tensor.float() : tensor;
+  if (tidy(() => own.isfinite().all().item()) === 1) return own;
+  throw expected(where, "finite weights", "NaN or infinity", "The file is damaged, or its training diverged");
+}
+
 /**
  * LPIPS on a backbone of the user's: torchvision's VGG16, AlexNet or SqueezeNet 1.1, told by its shapes, with the
- * published heads unless the file has heads of its own.
+ * published heads unless the file has heads of its own. A VQGAN's training file, which holds it, is taken too.
  *
- * @throws RangeError when the file holds none of them.
+ * @throws RangeError when the file holds none of them, or weights that are not finite or too large.
  */
-export function openLpips(path: string, options: { device?: Device } = {}): LPIPS {
-  const { device = "cpu" } = options;
-  requireDevice(device);
-  using file = openWeights(path);
-  const found = describeWeights(file);
-  const net = found?.kind === "metric" ? LPIPS_NETS[found.network] : undefined;
-  if (net === undefined) {
-    throw wrongKind(path, "torchvision's VGG16, AlexNet or SqueezeNet 1.1", found, file);
-  }
-  const backbone = Object.fromEntries(
-    file.names.map((name) => [name, { shape: file.info(name).shape, read: () => file.tensor(name) }]),
-  );
-  return new LPIPS({ net, backbone }).to({ device });
+export function openLpips(path: string, ...given: [options?: OpenNetworkOptions]): LPIPS {
+  const device = deviceOf("openLpips", given);
+  using opened = openModel(path);
+  const { file, found } = opened;
+  const parts = networksIn(file).flatMap((part) => {
+    const net = part.network === null ? undefined : LPIPS_NETS[part.network];
+    return net === undefined ? [] : [{ net, part }];
+  });
+  const [only] = parts;
+  if (only === undefined) throw wrongKind("torchvision's VGG16, AlexNet or SqueezeNet 1.1", found, file);
+  const lpips = new LPIPS({ net: only.net, backbone: weightsIn(file, only.part) }).to({ device });
+  requireUsable(path, lpips, () => {
+    const image = testImage(64, device);
+    return [lpips.forward(image, image.neg())];
+  });
+  return lpips;
 }
 
 /** A classifier of random weights, to train. */
@@ -314,72 +457,78 @@ export function buildClassifier(config: ClassifierConfig): FeatureClassifier {
 /**
  * A classifier that `rlar classifier` trained, frozen. Its `name` has the path, for the numbers that it gives.
  *
- * @throws RangeError when the file holds none, or a weight is not finite.
+ * @throws RangeError when the file holds none, or weights that are not finite or too large.
  */
-export function openClassifier(path: string, options: { device?: Device } = {}): FeatureClassifier {
-  const { device = "cpu" } = options;
-  requireDevice(device);
-  using file = openWeights(path);
-  const found = describeWeights(file);
-  if (found?.kind !== "classifier") throw wrongKind(path, "a classifier of rlar classifier", found, file);
-  const model = init.skipInit(() => new FeatureClassifier(found.config));
-  loadFinite(model, file);
-  model.name = `classifier of ${found.config.numClasses} classes (${path})`;
-  return model.eval().requiresGrad_(false).to({ device });
+export function openClassifier(path: string, ...given: [options?: OpenNetworkOptions]): FeatureClassifier {
+  const device = deviceOf("openClassifier", given);
+  using opened = openModel(path);
+  return classifierOf(path, opened, device);
 }
 
-/** Fill a module from a file, all of it. */
-function loadFinite(model: Module, file: WeightsFile): void {
-  const weights = file.names.map((name) => {
-    return [name, { shape: file.info(name).shape, read: () => file.tensor(name) }] as const;
+function classifierOf(path: string, { file, found }: OpenedModel, device: Device): FeatureClassifier {
+  if (found?.kind !== "classifier") throw wrongKind("a classifier of rlar classifier", found, file);
+  const model = init.skipInit(() => new FeatureClassifier(found.config));
+  model.name = `classifier of ${found.config.numClasses} classes (${path})`;
+  return filled(path, model, file, found.used, device);
+}
+
+/** A frozen network with the weights of a file, tried on a test image. */
+function filled<N extends Module & FeatureNetwork>(
+  path: string,
+  model: N,
+  file: WeightsFile,
+  used: Readonly<Record<string, string>>,
+  device: Device,
+): N {
+  const shapes = Object.fromEntries(Object.entries(used).map(([key, name]) => [key, file.info(name).shape]));
+  model.loadStateDict(weightsIn(file, { used, shapes }));
+  model.eval().requiresGrad_(false).to({ device });
+  requireUsable(path, model, () => {
+    const { features, probabilities } = model.describe(testImage(64, device));
+    return [features, probabilities];
   });
-  model.loadStateDict(Object.fromEntries(weights));
-  for (const [name, value] of Object.entries(model.stateDict())) {
-    if (tidy(() => value.isfinite().all().item()) === 1) continue;
-    throw expected(`${file.path}: ${name}`, "finite weights", "some that are not", "Take another checkpoint");
-  }
+  return model;
 }
 
 /**
  * A network whose features describe images, told by its file: a classifier of `rlar classifier`, or Inception v3 with
  * the weights of published FIDs or torchvision's. Its `name` says which.
  *
- * @throws RangeError when the file holds none, or a weight is not finite.
+ * @throws RangeError when the file holds none, or weights that are not finite or too large.
  */
 export function openFeatureNetwork(
   path: string,
-  options: { device?: Device } = {},
+  ...given: [options?: OpenNetworkOptions]
 ): FeatureNetwork & Disposable {
-  const { device = "cpu" } = options;
-  requireDevice(device);
-  using file = openWeights(path);
-  const found = describeWeights(file);
-  if (found?.kind === "classifier") return openClassifier(path, options);
-  const numClasses = inceptionClasses(file.shapes);
-  if (numClasses === null) {
-    throw wrongKind(path, "a classifier of rlar classifier, or Inception v3", found, file);
+  const device = deviceOf("openFeatureNetwork", given);
+  using opened = openModel(path);
+  const { file, found } = opened;
+  if (found?.kind === "classifier") return classifierOf(path, opened, device);
+  if (found?.kind !== "metric" || !found.network.startsWith("Inception v3")) {
+    throw wrongKind("a classifier of rlar classifier, or Inception v3", found, file);
   }
-  const model = init.skipInit(() => new InceptionV3(numClasses));
-  loadFinite(model, file);
-  return model.to({ device });
+  const classes = file.info(found.used["fc.weight"] as string).shape[0] as number;
+  const model = init.skipInit(() => new InceptionV3(classes));
+  return filled(path, model, file, found.used, device);
 }
 
 /** The perceptual distance in the features of a classifier's file; see {@link openClassifier}. */
-export function openPerceptual(path: string, options: { device?: Device } = {}): PerceptualDistance {
-  return new PerceptualDistance(openClassifier(path, options));
+export function openPerceptual(path: string, ...given: [options?: OpenNetworkOptions]): PerceptualDistance {
+  return new PerceptualDistance(openClassifier(path, { device: deviceOf("openPerceptual", given) }));
 }
 
 /** A network that says how far apart images look, told by its file: LPIPS, or the distance of a classifier. */
 export function openDistance(
   path: string,
-  options: { device?: Device } = {},
+  ...given: [options?: OpenNetworkOptions]
 ): { name: "lpips" | "perceptual"; network: LPIPS | PerceptualDistance } {
-  using file = openWeights(path);
-  if (describeWeights(file)?.kind !== "classifier") {
-    return { name: "lpips", network: openLpips(path, options) };
+  const device = deviceOf("openDistance", given);
+  {
+    using opened = openModel(path);
+    if (opened.found?.kind !== "classifier") return { name: "lpips", network: openLpips(path, { device }) };
   }
   // Batches of a data set are in range, however bright.
-  const network = new PerceptualDistance(openClassifier(path, options), { checkRange: false });
+  const network = new PerceptualDistance(openClassifier(path, { device }), { checkRange: false });
   return { name: "perceptual", network };
 }
 
@@ -389,31 +538,26 @@ export function buildDiscriminator(options: DiscriminatorOptions): NLayerDiscrim
 }
 
 /**
- * PatchGAN's discriminator from a file of its own or from a tokenizer's training, under any of the usual prefixes.
+ * PatchGAN's discriminator from a file of its own or from a tokenizer's training, under any prefix.
  *
- * @throws RangeError when the file holds none: a score of random weights would say nothing.
+ * @throws RangeError when the file holds none, or weights that are not finite or too large.
  */
-export function openDiscriminator(path: string, options: { device?: Device } = {}): NLayerDiscriminator {
-  const { device = "cpu" } = options;
-  requireDevice(device);
+export function openDiscriminator(
+  path: string,
+  ...given: [options?: OpenNetworkOptions]
+): NLayerDiscriminator {
+  const device = deviceOf("openDiscriminator", given);
   for (const wrapper of [undefined, "discriminator"]) {
     using file = tryOpen(path, wrapper);
-    if (file === null) continue;
-    for (const prefix of ["", "discriminator.", "loss.discriminator."]) {
-      const own = file.names
-        .filter((name) => name.startsWith(prefix))
-        .map((name) => name.slice(prefix.length));
-      const shapes = Object.fromEntries(own.map((name) => [name, file.info(prefix + name).shape]));
-      if (recogniseMetricNetwork(shapes) !== "PatchGAN discriminator") continue;
-      const ndf = shapes["main.0.weight"]?.[0] ?? 0;
-      const nLayers = own.filter((name) => name.endsWith(".running_mean")).length;
-      const discriminator = new NLayerDiscriminator({ ndf, nLayers });
-      const weights = own.map((name) => {
-        return [name, { shape: shapes[name] ?? [], read: () => file.tensor(prefix + name) }] as const;
-      });
-      discriminator.loadStateDict(Object.fromEntries(weights));
-      return discriminator.eval().requiresGrad_(false).to({ device });
-    }
+    const part = file && networksIn(file).find(({ network }) => network === "PatchGAN discriminator");
+    if (!file || !part) continue;
+    const ndf = part.shapes["main.0.weight"]?.[0] ?? 0;
+    const nLayers = Object.keys(part.shapes).filter((name) => name.endsWith(".running_mean")).length;
+    const discriminator = new NLayerDiscriminator({ ndf, nLayers });
+    discriminator.loadStateDict(weightsIn(file, part));
+    discriminator.eval().requiresGrad_(false).to({ device });
+    requireUsable(path, discriminator, () => [discriminator.score(testImage(8 * 2 ** nLayers, device))]);
+    return discriminator;
   }
   throw expected(
     path,

@@ -1,97 +1,304 @@
 /**
- * What a file of weights holds, told from its header alone: which model, how large, and what else is said beside it.
+ * What a file of weights holds, told from its header alone: which model, how large, which of its state dicts, and what
+ * is said beside them. Building a model from it is left to `builder.ts`.
  */
-import { type ClassifierConfig, recogniseClassifier, recogniseMetricNetwork } from "../metrics/index.js";
-import { type PolicyDescription, recognisePolicy } from "../policies/index.js";
-import { recogniseTokenizer, type TokenizerConfig, type TokenizerDescription } from "../tokenizers/index.js";
-import { expected, type WeightsFile } from "../torch/index.js";
+import { statSync } from "node:fs";
+import {
+  type ClassifierConfig,
+  type MetricNetwork,
+  recogniseClassifier,
+  recogniseMetricNetwork,
+} from "../metrics/index.js";
+import { plainNames } from "../nn/index.js";
+import { isPolicy, type PolicyDescription, type PolicySizes, recognisePolicy } from "../policies/index.js";
+import {
+  recogniseTokenizer,
+  TOKENIZER_CONFIG_NAMES,
+  type TokenizerConfig,
+  type TokenizerDescription,
+} from "../tokenizers/index.js";
+import {
+  DTYPES,
+  type DType,
+  expected,
+  isPlainObject,
+  openWeights,
+  type WeightsFile,
+} from "../torch/index.js";
 
 /** What a file of weights was found to be. */
 export type ModelDescription =
   | { readonly kind: "tokenizer"; readonly tokenizer: TokenizerDescription }
   | { readonly kind: "policy"; readonly policy: PolicyDescription }
-  | { readonly kind: "classifier"; readonly config: ClassifierConfig }
-  | { readonly kind: "metric"; readonly network: string };
+  | ({ readonly kind: "classifier"; readonly config: ClassifierConfig } & NetworkDescription)
+  | ({ readonly kind: "metric"; readonly network: MetricNetwork } & NetworkDescription);
 
-/** Sizes that a file of ours states because shapes do not tell them. */
-export interface StatedSizes {
-  nHead?: number;
-  blockSize?: number;
-  numClasses?: number;
+/** Where a network's weights are in its file. */
+export interface NetworkDescription {
+  /** Name in the file by the network's own key. */
+  readonly used: Readonly<Record<string, string>>;
+  readonly weights: "raw" | "ema";
 }
 
 /** What {@link describeWeights} may be told in place of finding it out. */
-export interface DescribeOptions extends StatedSizes {
+export interface DescribeOptions extends PolicySizes {
+  /** The weights of the last step, or the running average of them. */
   weights?: "raw" | "ema";
   /** What the caller knows of a tokenizer; see {@link recogniseTokenizer}. */
   tokenizerConfig?: Partial<TokenizerConfig>;
+  /** Sizes of a policy to assume where neither the caller nor the file tells. */
+  assume?: PolicySizes;
+}
+
+/** Which of a file's weights to take. */
+export interface WeightsChoice {
+  /** Key of the state dict in the file, where it holds several. */
+  wrapper?: string;
+  /**
+   * `"raw"`: the weights of the last step. `"ema"`: their running average. Where omitted, what the published samplers
+   * read: a tokenizer's average where there is one, and a policy's raw weights where there are any.
+   */
+  weights?: "raw" | "ema";
+}
+
+/** A file and the model in it. Close the file, or hold this with `using`. */
+export interface OpenedModel extends Disposable {
+  readonly file: WeightsFile;
+  /** null when the file holds no model that is known here. */
+  readonly found: ModelDescription | null;
+}
+
+/** Keys under which trainers keep a running average of the weights. */
+const AVERAGES: ReadonlySet<string> = new Set([
+  "ema",
+  "ema_state_dict",
+  "model_ema",
+  "model_state_dict_ema",
+  "state_dict_ema",
+]);
+
+/** Keys under which trainers keep the weights of the last step, the preferred first. */
+const RAW: readonly string[] = ["model", "module", "state_dict", "model_state_dict"];
+
+/**
+ * Open a file and say which model it holds, in the one of its state dicts that is asked for.
+ *
+ * @throws RangeError when the file cannot be read, when it lacks the weights that are asked for, or when the model in it
+ *   is not whole.
+ */
+export function openModel(path: string, options: WeightsChoice & DescribeOptions = {}): OpenedModel {
+  const { wrapper, ...asked } = options;
+  let file = openWeights(path, wrapper === undefined ? {} : { wrapper });
+  try {
+    const wanted = wrapper ?? wrapperFor(file, asked.weights);
+    if (wanted !== file.wrapper) {
+      file.close();
+      file = openWeights(path, { wrapper: wanted });
+    }
+    const found = describeWeights(file, asked);
+    return { file, found, [Symbol.dispose]: () => file.close() };
+  } catch (error) {
+    file.close();
+    throw error;
+  }
+}
+
+/** The state dict to take where the caller names none. */
+function wrapperFor(file: WeightsFile, weights: "raw" | "ema" | undefined): string {
+  const all = [file.wrapper, ...file.otherWrappers];
+  const average = all.find((key) => AVERAGES.has(key));
+  const isRaw = !AVERAGES.has(file.wrapper);
+  const raw = isRaw ? file.wrapper : RAW.find((key) => all.includes(key));
+  if (average === undefined || raw === undefined) return file.wrapper;
+  const wanted = weights ?? (isPolicy(file.shapes) ? "raw" : "ema");
+  return wanted === "ema" ? average : raw;
 }
 
 /**
- * Say which model a file of weights holds, from its header alone.
+ * Say which model an open file of weights holds, from its header alone.
  *
  * @returns null when it is none that is known here.
- * @throws RangeError when it is a known one that is not whole.
+ * @throws RangeError when it is a known one that is not whole, lacks the weights that are asked for, or has
+ *   weights that are no floating-point numbers.
  */
 export function describeWeights(file: WeightsFile, options: DescribeOptions = {}): ModelDescription | null {
-  const { shapes } = file;
+  const { shapes, path: where } = file;
   const { weights, tokenizerConfig, ...sizes } = options;
   const stated = statedConfig(file);
-  const network = recogniseMetricNetwork(shapes);
-  if (network !== null) return { kind: "metric", network };
-  const classifier = recogniseClassifier(shapes);
-  if (classifier !== null) return { kind: "classifier", config: withNames(classifier, stated) };
-  // A transformer's file may hold its tokenizer as well, which then is the lesser part.
-  const policy = recognisePolicy(shapes, { where: file.path, ...statedSizes(stated), ...sizes });
-  if (policy !== null) return { kind: "policy", policy };
-  const config = { ...(stated as Partial<TokenizerConfig>), ...tokenizerConfig };
-  const tokenizer = recogniseTokenizer(shapes, { config, ...(weights && { weights }) });
-  return tokenizer === null ? null : { kind: "tokenizer", tokenizer };
+  const isAverage = AVERAGES.has(file.wrapper) || file.metadata.weights === "ema";
+  if (isAverage && weights === "raw") {
+    const remedy = "Ask for ema, or take another file";
+    throw expected(where, "raw weights", `the average of them${nameOfDict(file)}`, remedy);
+  }
+  const found = describe();
+  if (found === null) return null;
+  const taken = weightsOf(found);
+  if (weights !== undefined && taken !== weights) {
+    throw expected(where, "an average of the weights", `raw ones alone${nameOfDict(file)}`, "Ask for raw");
+  }
+  requireWeights(file, usedNames(found));
+  return found;
+
+  function describe(): ModelDescription | null {
+    // A transformer's file may hold its tokenizer as well, and a tokenizer's the networks of its losses.
+    const policy = recognisePolicy(shapes, { where, stated, isAverage, ...sizes });
+    if (policy !== null) return { kind: "policy", policy };
+    const config = { ...statedTokenizer(stated), ...tokenizerConfig };
+    const tokenizer = recogniseTokenizer(shapes, { where, config, isAverage, ...(weights && { weights }) });
+    if (tokenizer !== null) return { kind: "tokenizer", tokenizer };
+    return describeNetwork(file, stated, isAverage ? "ema" : "raw");
+  }
 }
 
-/** A classifier's sizes, with the names of the classes where its file has them. */
-function withNames(config: ClassifierConfig, { classNames }: Record<string, unknown>): ClassifierConfig {
-  return Array.isArray(classNames) ? { ...config, classNames: classNames.map(String) } : config;
+/** A classifier or a metric's network that is all that a file holds. */
+function describeNetwork(
+  file: WeightsFile,
+  { classNames }: Record<string, unknown>,
+  weights: "raw" | "ema",
+): ModelDescription | null {
+  const [part, ...others] = networksIn(file);
+  if (part === undefined || others.length > 0 || part.isPart) return null;
+  const { used, classifier, network } = part;
+  if (classifier === null) return network === null ? null : { kind: "metric", network, used, weights };
+  const config = Array.isArray(classNames)
+    ? { ...classifier, classNames: classNames.map(String) }
+    : classifier;
+  return { kind: "classifier", config, used, weights };
+}
+
+/** A network among the tensors of a file. */
+export interface NetworkPart {
+  /** Stands before all its names. */
+  readonly prefix: string;
+  /** Whether the file holds other tensors too. */
+  readonly isPart: boolean;
+  /** Name in the file by the network's own key. */
+  readonly used: Readonly<Record<string, string>>;
+  readonly shapes: Readonly<Record<string, readonly number[]>>;
+  readonly classifier: ClassifierConfig | null;
+  readonly network: MetricNetwork | null;
+}
+
+/** A key of each kind of network; what stands before it in a file is the prefix of all its keys. */
+const NETWORK_MARKS: readonly string[] = [
+  "stem.weight",
+  "main.0.weight",
+  "features.0.weight",
+  "net.slice1.0.weight",
+  "net.slices.0.0.weight",
+  "lin0.model.1.weight",
+  "lin0.model.0.weight",
+  "lins.0.model.1.weight",
+  "Conv2d_1a_3x3.conv.weight",
+];
+
+/** Classifiers and metrics' networks in a file, each under the prefix that a trainer gave it. */
+export function networksIn(file: WeightsFile): NetworkPart[] {
+  const plain = plainNames(file.path, file.names);
+  const prefixes = new Set<string>();
+  for (const key of plain.keys()) {
+    for (const mark of NETWORK_MARKS) {
+      if (key === mark || key.endsWith(`.${mark}`)) prefixes.add(key.slice(0, -mark.length));
+    }
+  }
+  return [...prefixes].flatMap((prefix): NetworkPart[] => {
+    const own = [...plain].filter(([key]) => key.startsWith(prefix));
+    const used = Object.fromEntries(own.map(([key, name]) => [key.slice(prefix.length), name]));
+    const shapes = Object.fromEntries(
+      own.map(([key, name]) => [key.slice(prefix.length), file.info(name).shape]),
+    );
+    const classifier = recogniseClassifier(shapes);
+    const network = recogniseMetricNetwork(shapes);
+    if (classifier === null && network === null) return [];
+    return [{ prefix, isPart: own.length < plain.size, used, shapes, classifier, network }];
+  });
+}
+
+/** Which weights a model is: those of the last step, or their average. */
+export function weightsOf(found: ModelDescription): "raw" | "ema" {
+  if (found.kind === "tokenizer") return found.tokenizer.weights;
+  return found.kind === "policy" ? found.policy.weights : found.weights;
+}
+
+/** Name in the file by a model's own key. */
+export function usedBy(found: ModelDescription): Readonly<Record<string, string>> {
+  if (found.kind === "tokenizer") return found.tokenizer.used;
+  return found.kind === "policy" ? found.policy.used : found.used;
+}
+
+const usedNames = (found: ModelDescription): string[] => Object.values(usedBy(found));
+
+/** Check types and sizes of the weights that a model takes, before anything is built for them. */
+export function requireWeights(file: WeightsFile, names: readonly string[]): void {
+  let bytes = 0;
+  for (const name of names) {
+    const { dtype, shape } = file.info(name);
+    const info = Object.hasOwn(DTYPES, dtype) ? DTYPES[dtype as DType] : undefined;
+    const isCount = name.endsWith("num_batches_tracked");
+    if (info === undefined || !(info.isFloat || isCount)) {
+      const remedy = "Save the weights as float32, float16 or bfloat16";
+      throw expected(`${file.path}: ${name}`, "a floating-point tensor", dtype, remedy);
+    }
+    bytes += shape.reduce((product, size) => product * size, info.size);
+  }
+  const size = statSync(file.path, { throwIfNoEntry: false });
+  // An index or a folder of parts is small itself. Tensors may share memory, though weights seldom do.
+  if (size === undefined || !size.isFile() || file.path.endsWith(".json") || bytes <= 2 * size.size) return;
+  const got = `tensors of ${bytes} bytes in a file of ${size.size}`;
+  throw expected(file.path, "a file as large as its tensors", got, "The file is damaged or made up");
 }
 
 /** The configuration that `rlar convert` and the trainers write beside the weights. */
 export function statedConfig(file: WeightsFile): Record<string, unknown> {
   const text = file.metadata.config;
   if (text === undefined) return {};
+  let config: unknown;
   try {
-    return JSON.parse(text) as Record<string, unknown>;
+    config = JSON.parse(text);
   } catch {
-    throw expected(`${file.path}: metadata.config`, "JSON", text.slice(0, 40), "Convert the file again");
+    config = null;
   }
+  if (isPlainObject(config)) return config;
+  const remedy = "Convert the file again from its source";
+  throw expected(`${file.path}: metadata.config`, "an object in JSON", text.slice(0, 40), remedy);
 }
 
-/** Those of a {@link statedConfig}. */
-export function statedSizes(config: Record<string, unknown>): StatedSizes {
-  const sizes: StatedSizes = {};
-  const numClasses = config.numClasses ?? config.classNum;
-  if (typeof config.nHead === "number") sizes.nHead = config.nHead;
-  if (typeof config.blockSize === "number") sizes.blockSize = config.blockSize;
-  if (typeof numClasses === "number") sizes.numClasses = numClasses;
-  return sizes;
+/** The part of a {@link statedConfig} that is a tokenizer's. */
+function statedTokenizer(stated: Record<string, unknown>): Partial<TokenizerConfig> {
+  return Object.fromEntries(
+    Object.entries(stated).filter(([name]) => Object.hasOwn(TOKENIZER_CONFIG_NAMES, name)),
+  );
+}
+
+/**
+ * What to write beside a policy's weights, so that the file alone is enough to build it again.
+ *
+ * @returns metadata of safetensors: `config`, all options of the policy as JSON.
+ */
+export function policyMetadata(policy: { readonly options: object }): Record<string, string> {
+  return { config: JSON.stringify(policy.options) };
+}
+
+function nameOfDict({ wrapper }: WeightsFile): string {
+  return wrapper === "" ? "" : ` under "${wrapper}"`;
 }
 
 /** The error for a file that holds something else than is wanted. */
-export function wrongKind(
-  path: string,
-  wanted: string,
-  found: ModelDescription | null,
-  file: WeightsFile,
-): RangeError {
-  const names = file.names.slice(0, 3).join(", ");
-  const got =
-    found === null
-      ? `${file.names.length} tensors of an unknown model (${names}, ...)`
-      : found.kind === "metric"
-        ? found.network
-        : found.kind === "classifier"
-          ? `a classifier of ${found.config.numClasses} classes`
-          : found.kind === "policy"
-            ? `a policy (${found.policy.family})`
-            : `a tokenizer (${found.tokenizer.name})`;
-  return expected(path, wanted, got, "rlar inspect FILE shows what is in it");
+export function wrongKind(wanted: string, found: ModelDescription | null, file: WeightsFile): RangeError {
+  return expected(file.path, wanted, whatIs(found, file), "rlar inspect FILE shows what is in it");
+}
+
+function whatIs(found: ModelDescription | null, file: WeightsFile): string {
+  switch (found?.kind) {
+    case undefined:
+      return `${file.names.length} tensors of an unknown model (${file.names.slice(0, 3).join(", ")}, ...)`;
+    case "metric":
+      return found.network;
+    case "classifier":
+      return `a classifier of ${found.config.numClasses} classes`;
+    case "policy":
+      return `a policy (${found.policy.family})`;
+    case "tokenizer":
+      return `a tokenizer (${found.tokenizer.name})`;
+  }
 }

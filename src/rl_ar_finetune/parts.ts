@@ -25,6 +25,7 @@ import {
   buildArPolicy,
   buildTokenizerFrozen,
   clonePolicy,
+  codebookOf,
   openDiscriminator,
   openLpips,
   openPerceptual,
@@ -136,7 +137,7 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
       remedy,
     );
   }
-  const policy = policyOf(config, device, tokenizer.codebookSize, codes);
+  const policy = policyOf(config, device, tokenizer, codes);
   if (config.ar.policy === null) own(policy);
   if (policy.blockSize < codes && !isLoader) {
     const remedy = `Use images of ${Math.sqrt(policy.blockSize) * tokenizer.downsample} px, or another policy`;
@@ -197,13 +198,18 @@ export function tokenizerOf(config: Pick<TrainConfig, "tokenizer">, device: Devi
   }).tokenizer;
 }
 
-/** The policy: a program's, a file's, or a new one for sequences of `codes`. */
+/**
+ * The policy: a program's, a file's, or a new one for sequences of `codes`.
+ *
+ * @param tokenizer - the tokenizer whose codes it draws, or the size of its codebook where no weight is read.
+ */
 export function policyOf(
   config: { readonly ar: ArSection; readonly blockSize: number | null },
   device: Device,
-  vocabSize: number,
+  tokenizer: FrozenTokenizer | number,
   codes: number,
 ): ArPolicy {
+  const vocabSize = typeof tokenizer === "number" ? tokenizer : tokenizer.codebookSize;
   const { policy, path, wrapper, type, nLayer, nHead, nEmbd, extra, cls } = config.ar;
   const blockSize = config.blockSize ?? codes;
   if (policy !== null) {
@@ -217,6 +223,8 @@ export function policyOf(
       ...(wrapper !== null && { wrapper }),
       ...(nHead !== null && { nHead }),
       ...(config.blockSize !== null && { blockSize }),
+      // A file without its own number of codes is used for images of this many.
+      assume: { blockSize: codes },
     }).policy;
   }
   const sizes = {
@@ -228,7 +236,10 @@ export function policyOf(
     type: type ?? "gpt",
     ...(cls !== null && { cls }),
     ...sizes,
-    extra: { ...extra },
+    extra: {
+      ...(extra.usePretrainedCodebook === true && typeof tokenizer !== "number" && codebookOf(tokenizer)),
+      ...extra,
+    },
   });
   built.optimizer.dispose();
   return built.policy.to({ device });

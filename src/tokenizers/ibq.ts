@@ -3,7 +3,7 @@
  *
  * @see Shi et al. 2024, "Taming Scalable Visual Tokenizer for Autoregressive Image Generation".
  */
-import { expected } from "../torch/index.js";
+import { expected, type OptionNames, readOptions } from "../torch/index.js";
 import { type TokenizerConfig, TokenizerModel } from "./tokenizer_model.js";
 
 /** Encoder and decoder under their published names, each with the default that all released IBQ models have. */
@@ -30,11 +30,37 @@ export interface DdConfig {
   dropout?: number;
 }
 
-/** Arguments of {@link IBQ} under their published names. */
-export interface IBQArgs {
+/** Arguments that the published class passes on to its trainer. They are accepted, and mean nothing for the model. */
+const TRAINER_ARG_NAMES = {
+  lossconfig: "nullable",
+  ignoreKeys: "nullable",
+  imageKey: "nullable",
+  colorizeNlabels: "nullable",
+  monitor: "nullable",
+  remap: "nullable",
+  saneIndexShape: "nullable",
+  learningRate: "nullable",
+  warmupEpochs: "nullable",
+  schedulerType: "nullable",
+  minLearningRate: "nullable",
+  gradientClipVal: "nullable",
+  resumeLr: "nullable",
+  wp: "nullable",
+  wp0: "nullable",
+  wpe: "nullable",
+  maxIter: "nullable",
+  scheType: "nullable",
+  wpIter: "nullable",
+  useSharedEpoch: "nullable",
+  lrDropIter: "nullable",
+  lrDropRate: "nullable",
+} as const;
+
+type TrainerArgs = { [Name in keyof typeof TRAINER_ARG_NAMES]?: unknown };
+
+/** Arguments of {@link IBQ} under their published names, and those of its trainer. */
+export interface IBQArgs extends TrainerArgs {
   ddconfig?: DdConfig;
-  /** Belongs to the trainer; accepted so that a published configuration can be given whole. */
-  lossconfig?: unknown;
   /** V; 1024, 8192, 16384 and 262144 were released. */
   nEmbed: number;
   /** 256. */
@@ -51,19 +77,52 @@ export interface IBQArgs {
   batchMaximizationWeight?: number;
   /** Weight of the codebook's term, 0.25. */
   beta?: number;
-  /** Which weights of a checkpoint are wanted: the loader's matter, as the model has one set. */
+  /** Which weights of a checkpoint are wanted, the average or the raw ones. `buildToklipTokenizer` reads it. */
   useEma?: boolean;
+  /** Checkpoint of the weights. `buildToklipTokenizer` reads it. */
+  ckptPath?: string;
   /** No meaning here: upstream, whether a checkpoint is for the tokenizer's or the transformer's training. */
   stage?: "transformer" | null;
   /** Most groups of a norm, 32; see {@link TokenizerConfig.normGroups}. */
   normGroups?: number;
 }
 
+/** Names of all arguments of {@link IBQ}. */
+export const IBQ_ARG_NAMES: OptionNames<IBQArgs> = {
+  ...TRAINER_ARG_NAMES,
+  ddconfig: true,
+  nEmbed: true,
+  embedDim: true,
+  l2Normalize: true,
+  useEntropyLoss: true,
+  entropyTemperature: true,
+  sampleMinimizationWeight: true,
+  batchMaximizationWeight: true,
+  beta: true,
+  useEma: true,
+  ckptPath: true,
+  stage: "nullable",
+  normGroups: true,
+};
+
+const DDCONFIG_NAMES: OptionNames<DdConfig> = {
+  doubleZ: true,
+  zChannels: true,
+  resolution: true,
+  inChannels: true,
+  outCh: true,
+  ch: true,
+  chMult: true,
+  numResBlocks: true,
+  attnResolutions: true,
+  dropout: true,
+};
+
 /** `new IBQ({ nEmbed: 16384 })` is the published 16384, 110.98 M parameters. */
 export class IBQ extends TokenizerModel {
-  /** @throws RangeError for a configuration that no such model has. */
+  /** @throws RangeError for an unknown argument, and for a configuration that no such model has. */
   constructor(args: IBQArgs | TokenizerConfig) {
-    super("naming" in args ? args : { ...IBQ_DEFAULTS, codebookSize: args.nEmbed, ...ibqConfig(args) });
+    super("naming" in args ? args : { ...IBQ_DEFAULTS, ...(ibqConfig(args) as { codebookSize: number }) });
   }
 }
 
@@ -93,8 +152,10 @@ export const IBQ_DEFAULTS: Omit<TokenizerConfig, "codebookSize"> = {
  *
  * @throws RangeError for an argument that asks for what IBQ is not.
  */
-export function ibqConfig(args: Partial<IBQArgs>): Partial<TokenizerConfig> {
-  const { ddconfig = {}, useEntropyLoss } = args;
+export function ibqConfig(given: Partial<IBQArgs>): Partial<TokenizerConfig> {
+  const args = readOptions<Partial<IBQArgs>>("IBQ", [given], { names: IBQ_ARG_NAMES });
+  const { useEntropyLoss } = args;
+  const ddconfig = readOptions<DdConfig>("IBQ: ddconfig", [args.ddconfig], { names: DDCONFIG_NAMES });
   if (ddconfig.doubleZ)
     throw expected("IBQ", "ddconfig.doubleZ false", true, "A codebook takes no mean and variance");
   if (args.l2Normalize) {

@@ -3,17 +3,13 @@
  * shapes alone, so that a file can be described without reading it. Files, and the dicts around a state dict, are left
  * to the caller.
  */
-import { init } from "../nn/index.js";
+import { init, plainName, plainNames, requireShapes, type Shapes, shapesOf } from "../nn/index.js";
 import { expected, noGrad, type Tensor, tidy } from "../torch/index.js";
 import type { Naming } from "./autoencoder.js";
 import { IBQ } from "./ibq.js";
 import type { Grid } from "./tokenizer.js";
 import type { TokenizerConfig } from "./tokenizer_model.js";
-import { TOKLIP_PREFIXES, toklipGrid } from "./toklip.js";
 import { VQModel } from "./vq_model.js";
-
-/** Shapes of tensors by their keys in a file. */
-export type Shapes = Readonly<Record<string, readonly number[]>>;
 
 /** Keys of a file that are not used, and why. */
 export interface IgnoredKeys {
@@ -38,6 +34,8 @@ export interface TokenizerDescription {
 
 /** What the caller knows or wants. */
 export interface RecogniseOptions {
+  /** Path of the file, for messages. */
+  where?: string;
   /**
    * What cannot be told from shapes, such as `lookup`, `normGroups` and the weights of the losses, is taken from here; what
    * can must agree.
@@ -45,6 +43,8 @@ export interface RecogniseOptions {
   config?: Partial<TokenizerConfig>;
   /** The running average of the weights or the weights of the last step; the average where there is one. */
   weights?: "raw" | "ema";
+  /** Whether the tensors are an average already, whatever their names. */
+  isAverage?: boolean;
 }
 
 type Untold =
@@ -56,23 +56,38 @@ type Untold =
   | "sampleEntropyWeight"
   | "batchEntropyWeight";
 
-const WHERE = "recogniseTokenizer";
+/** A key that every tokenizer has; what stands before it in the file is the prefix of all its keys. */
+const MARK = "encoder.conv_in.weight";
 
-/** What may stand before the tokenizer's keys. `first_stage_model.` is where SEED-Voken's transformers keep theirs. */
-const PREFIXES: readonly string[] = ["", ...TOKLIP_PREFIXES, "first_stage_model."];
+/**
+ * Where TokLIP keeps its tokenizer, LlamaGen's VQ-16: inside the vision tower of the released models, and of those with
+ * open_clip's own vision transformer.
+ *
+ * @see Lin et al. 2025, "TokLIP: Marry Visual Tokens to CLIP for Multimodal Comprehension and Generation".
+ */
+const TOKLIP_PREFIXES: readonly string[] = ["visual.trunk.vq.", "visual.vq."];
+
+/** Position embeddings of the two towers. The second may have one more, for the class token. */
+const POSITIONS: readonly string[] = ["visual.trunk.pos_embed", "visual.positional_embedding"];
 
 /** First parts of the keys of every tokenizer. */
 const PARTS: readonly string[] = ["encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv."];
 
 const EMA = "model_ema.";
 
+/** A model's key as Lightning's average names it. */
+const averaged = (key: string): string => EMA + key.replaceAll(".", "");
+
 /** A file's shapes under the keys of a model. */
 interface View {
-  /** Stands before the keys in the file, `module.` included. */
+  where: string;
+  /** Stands before the keys in the file, what wrappers put in taken out. */
   prefix: string;
   naming: Naming;
   hasRaw: boolean;
   hasEma: boolean;
+  /** Names in the file by their plain names. */
+  plain: ReadonlyMap<string, string>;
   shapeOf: (key: string) => readonly number[] | undefined;
 }
 
@@ -82,36 +97,39 @@ interface View {
  * A codebook under IBQ's names is taken for IBQ, one under LlamaGen's for normalised; taming's VQGAN has IBQ's names and
  * `config: { lookup: "l2" }`.
  *
- * @param shapes - shapes by key; a leading `module.`, TokLIP's prefixes and SEED-Voken's `first_stage_model.` are found.
- * @returns null when the keys are of something else.
+ * Any prefix of the names, such as TokLIP's `visual.trunk.vq.` or SEED-Voken's `first_stage_model.`, is taken off, and
+ * so is what compiling and distributing put into them (`_orig_mod.`, `module.`).
+ *
+ * @param shapes - shapes by their names in the file.
+ * @returns null when the names are of something else.
  * @throws RangeError when a tokenizer is there but not whole, or not as `options` want it.
  */
 export function recogniseTokenizer(
   shapes: Shapes,
   options: RecogniseOptions = {},
 ): TokenizerDescription | null {
-  const view = find(shapes);
+  const { where = "recogniseTokenizer", config: asked = {}, isAverage = false } = options;
+  const view = find(where, shapes);
   if (view === undefined) return null;
-  const { config: asked = {} } = options;
-  const weights = options.weights ?? (view.hasEma ? "ema" : "raw");
-  if (!(weights === "ema" ? view.hasEma : view.hasRaw)) {
-    throw expected(
-      WHERE,
-      `${weights === "ema" ? "EMA" : "raw"} weights`,
-      weights === "ema" ? "raw alone" : "EMA alone",
-    );
+  const hasInner = view.hasEma && !isAverage;
+  const inner =
+    isAverage || options.weights === "raw" ? "raw" : (options.weights ?? (hasInner ? "ema" : "raw"));
+  if (!(inner === "ema" ? view.hasEma : view.hasRaw)) {
+    const other = inner === "ema" ? "raw" : "ema";
+    throw expected(where, `${WEIGHTS[inner]} weights`, `${WEIGHTS[other]} ones alone`, `Ask for ${other}`);
   }
   const told = configOf(view);
   for (const [name, value] of Object.entries(told)) {
     const want = asked[name as keyof TokenizerConfig];
     if (want === undefined || String(want) === String(value)) continue;
-    throw expected(WHERE, `${name} ${describe(want)} as asked`, `${describe(value)} in the weights`);
+    throw expected(where, `${name} ${describe(want)} as asked`, `${describe(value)} in the weights`);
   }
   const lookup = asked.lookup ?? (view.naming === "ibq" ? "dot" : "cosine");
   const config: TokenizerConfig = { ...untold(lookup), ...asked, ...told };
-  const used = match(view, config, shapes, weights);
+  const used = match(view, config, shapes, inner);
   const isToklip = TOKLIP_PREFIXES.some((prefix) => view.prefix.endsWith(prefix));
-  const grid = isToklip ? toklipGrid(withoutModule(shapes)) : undefined;
+  const grid = isToklip ? toklipGrid(plainShapes(view.plain, shapes)) : undefined;
+  const weights = isAverage ? "ema" : inner;
   return {
     family: familyOf(config),
     name: nameOf(config) + (isToklip ? " inside TokLIP" : "") + (weights === "ema" ? ", EMA" : ""),
@@ -123,22 +141,26 @@ export function recogniseTokenizer(
   };
 }
 
+const WEIGHTS = { raw: "raw", ema: "EMA" } as const;
+
 /**
  * Build a described tokenizer and read its weights one at a time, as float32.
  *
  * @param readTensor - the tensor at a key of the file. Freed after use if it was made for the call.
- * @throws RangeError when a weight is no float or not finite.
+ * @param where - path of the file, for messages.
+ * @throws RangeError when a weight is no float, or not finite in float32.
  */
 export function buildTokenizer(
   description: Pick<TokenizerDescription, "config" | "used">,
   readTensor: (key: string) => Tensor,
+  where = "buildTokenizer",
 ): IBQ | VQModel {
   const model = init.skipInit(() => createTokenizer(description.config));
   try {
     for (const [name, own] of Object.entries(model.stateDict())) {
       const key = description.used[name];
-      if (key === undefined) throw expected("buildTokenizer", `a key for ${name}`, "none");
-      noGrad(() => tidy(() => own.copy_(checked(key, readTensor(key), own.shape))));
+      if (key === undefined) throw expected(where, `a key for ${name}`, "none");
+      noGrad(() => tidy(() => own.copy_(checked(`${where}: ${key}`, readTensor(key), own.shape))));
     }
   } catch (error) {
     model.dispose();
@@ -179,30 +201,37 @@ function nameOf(config: TokenizerConfig): string {
   return `VQ-${2 ** (config.chMult.length - 1)} (${config.naming === "ibq" ? "taming" : "LlamaGen"})`;
 }
 
-function find(shapes: Shapes): View | undefined {
-  for (const wrapper of ["", "module."]) {
-    for (const family of PREFIXES) {
-      const prefix = wrapper + family;
-      const emaKey = (key: string): string => prefix + EMA + key.replaceAll(".", "");
-      const hasRaw = Object.hasOwn(shapes, `${prefix}encoder.conv_in.weight`);
-      const hasEma = Object.hasOwn(shapes, emaKey("encoder.conv_in.weight"));
-      if (!hasRaw && !hasEma) continue;
-      const shapeOf = (key: string): readonly number[] | undefined =>
-        shapes[prefix + key] ?? shapes[emaKey(key)];
-      if (shapeOf("quantize.embedding.weight") === undefined) continue;
-      const naming = shapeOf("encoder.conv_blocks.0.res.0.conv1.weight") === undefined ? "ibq" : "llamagen";
-      return { prefix, naming, hasRaw, hasEma, shapeOf };
+function find(where: string, shapes: Shapes): View | undefined {
+  const plain = plainNames(where, Object.keys(shapes));
+  const prefixes = new Set<string>();
+  for (const key of plain.keys()) {
+    for (const mark of [MARK, averaged(MARK)]) {
+      const prefix = key.slice(0, -mark.length);
+      if (key.endsWith(mark) && (prefix === "" || prefix.endsWith("."))) prefixes.add(prefix);
     }
   }
-  return undefined;
+  const views = [...prefixes].flatMap((prefix): View[] => {
+    const shapeAt = (key: string): readonly number[] | undefined => shapes[plain.get(key) ?? ""];
+    const shapeOf = (key: string): readonly number[] | undefined =>
+      shapeAt(prefix + key) ?? shapeAt(prefix + averaged(key));
+    if (shapeOf("quantize.embedding.weight") === undefined) return [];
+    const naming = shapeOf("encoder.conv_blocks.0.res.0.conv1.weight") === undefined ? "ibq" : "llamagen";
+    const hasRaw = plain.has(prefix + MARK);
+    const hasEma = plain.has(prefix + averaged(MARK));
+    return [{ where, prefix, naming, hasRaw, hasEma, plain, shapeOf }];
+  });
+  const own = views.find(({ prefix }) => prefix === "");
+  if (own !== undefined || views.length < 2) return own ?? views[0];
+  const found = views.map(({ prefix }) => `one under "${prefix}"`).join(", ");
+  throw expected(where, "one tokenizer", found, "Pass the tensors of one of them");
 }
 
 /** The part of a configuration that shapes tell. */
-function configOf({ naming, shapeOf }: View): Omit<TokenizerConfig, Untold> {
+function configOf({ where, naming, shapeOf }: View): Omit<TokenizerConfig, Untold> {
   const size = (key: string, dim: number): number => {
     const value = shapeOf(key)?.[dim];
-    if (value === undefined)
-      throw expected(WHERE, `${key} with ${dim + 1} dimensions or more`, shapeOf(key) ?? "none");
+    if (value === undefined || value < 1)
+      throw expected(where, `${key} with ${dim + 1} dimensions or more`, shapeOf(key) ?? "none");
     return value;
   };
   const count = (keyOf: (i: number) => string): number => {
@@ -246,41 +275,23 @@ function untold(lookup: TokenizerConfig["lookup"]): Pick<TokenizerConfig, Untold
 
 /** Keys of the file for the keys of the model, all of them there, in the right shape, and none of its own left over. */
 function match(
-  view: View,
+  { where, prefix, plain }: View,
   config: TokenizerConfig,
   shapes: Shapes,
   weights: "raw" | "ema",
 ): Record<string, string> {
-  const { prefix } = view;
-  // Memory that is not written is not taken.
-  using model = init.skipInit(() => createTokenizer(config));
-  const own = Object.entries(model.stateDict());
+  const wanted = shapesOf(where, () => createTokenizer(config));
   const used: Record<string, string> = {};
-  for (const [name] of own) {
-    used[name] = prefix + (weights === "ema" ? EMA + name.replaceAll(".", "") : name);
+  for (const name of Object.keys(wanted)) {
+    const key = prefix + (weights === "ema" ? averaged(name) : name);
+    used[name] = plain.get(key) ?? key;
   }
-  const missing = Object.values(used).filter((key) => !Object.hasOwn(shapes, key));
-  const strange = Object.keys(shapes).filter((key) => {
-    const name = key.slice(prefix.length);
-    return (
-      key.startsWith(prefix) && PARTS.some((part) => name.startsWith(part)) && !Object.hasOwn(used, name)
-    );
-  });
-  const misshapen = own.flatMap(([name, tensor]) => {
-    const key = used[name] as string;
-    const shape = shapes[key] ?? tensor.shape;
-    return shape.join() === tensor.shape.join()
-      ? []
-      : [`${key} ${describe(shape)} instead of ${describe(tensor.shape)}`];
-  });
-  const problems = [
-    ...(missing.length > 0 ? [`missing ${some(missing)}`] : []),
-    ...(strange.length > 0 ? [`unknown ${some(strange)}`] : []),
-    ...(misshapen.length > 0 ? [some(misshapen)] : []),
-  ];
-  if (problems.length > 0) {
-    throw expected(WHERE, `the ${own.length} tensors of ${nameOf(config)}`, problems.join("; "));
+  const own = { ...used };
+  for (const [key, name] of plain) {
+    const rest = key.slice(prefix.length);
+    if (key.startsWith(prefix) && PARTS.some((part) => rest.startsWith(part))) own[rest] ??= name;
   }
+  requireShapes(where, nameOf(config), wanted, own, shapes);
   return used;
 }
 
@@ -296,8 +307,9 @@ function ignoredKeys(keys: readonly string[], prefix: string, used: Record<strin
 }
 
 function reasonFor(key: string, prefix: string, used: Record<string, string>): string {
-  if (!key.startsWith(prefix)) return "not the tokenizer's";
-  const name = key.slice(prefix.length);
+  const plain = plainName(key);
+  if (!plain.startsWith(prefix)) return "not the tokenizer's";
+  const name = plain.slice(prefix.length);
   if (Object.hasOwn(used, name)) return "raw weights beside their average";
   if (name.startsWith("loss.") || name.startsWith(`${EMA}loss`)) return "networks of the training losses";
   if (name === `${EMA}decay` || name === `${EMA}num_updates`) return "bookkeeping of the average";
@@ -305,32 +317,35 @@ function reasonFor(key: string, prefix: string, used: Record<string, string>): s
   return "not the tokenizer's";
 }
 
-function withoutModule(shapes: Shapes): Shapes {
-  return Object.fromEntries(
-    Object.entries(shapes).map(([key, shape]) => [key.replace(/^module\./, ""), shape]),
-  );
+/**
+ * Codes that the model was trained with: [16, 16] for 256 px, [24, 24] for 384 px; undefined where no position
+ * embedding tells.
+ *
+ * @param shapes - shapes by plain name.
+ */
+function toklipGrid(shapes: Shapes): Grid | undefined {
+  for (const key of POSITIONS) {
+    const positions = shapes[key]?.at(-2) ?? 0; // [1, T, D] or [T, D]
+    const side = Math.floor(Math.sqrt(positions));
+    if (side > 0 && positions - side * side <= 1) return [side, side];
+  }
+  return undefined;
 }
 
-function checked(key: string, tensor: Tensor, shape: readonly number[]): Tensor {
-  if (tensor.shape.join() !== shape.join())
-    throw expected(`buildTokenizer: ${key}`, `shape ${describe(shape)}`, tensor);
-  if (!tensor.dtype.includes("float"))
-    throw expected(`buildTokenizer: ${key}`, "a floating-point tensor", tensor);
-  if (tensor.isfinite().all().item() === 1) return tensor;
-  const bad = tensor.isfinite().logicalNot().sum().item();
-  throw expected(
-    `buildTokenizer: ${key}`,
-    "finite weights",
-    `${bad} of ${tensor.numel} that are not`,
-    "The file is damaged",
-  );
+function plainShapes(plain: ReadonlyMap<string, string>, shapes: Shapes): Shapes {
+  return Object.fromEntries([...plain].map(([key, name]) => [key, shapes[name] as readonly number[]]));
+}
+
+function checked(where: string, tensor: Tensor, shape: readonly number[]): Tensor {
+  if (tensor.shape.join() !== shape.join()) throw expected(where, `shape ${describe(shape)}`, tensor);
+  if (!tensor.dtype.includes("float")) throw expected(where, "a floating-point tensor", tensor);
+  const own = tensor.float();
+  if (own.isfinite().all().item() === 1) return own;
+  const bad = own.isfinite().logicalNot().sum().item();
+  const got = `${bad} of ${tensor.numel} that are not`;
+  throw expected(where, "finite weights", got, "The file is damaged, or its training diverged");
 }
 
 function describe(value: unknown): string {
   return Array.isArray(value) ? `[${value.join(", ")}]` : String(value);
-}
-
-function some(texts: readonly string[]): string {
-  const shown = texts.slice(0, 3).join(", ");
-  return texts.length > 3 ? `${shown} (+${texts.length - 3} more)` : shown;
 }

@@ -3,7 +3,7 @@
  * adversarial losses are the trainer's.
  */
 import { Conv2d, Module } from "../nn/index.js";
-import { cat, expected, noGrad, type Tensor, tidy } from "../torch/index.js";
+import { cat, expected, noGrad, type OptionNames, readOptions, type Tensor, tidy } from "../torch/index.js";
 import { type AutoencoderConfig, activationBytes, Decoder, Encoder } from "./autoencoder.js";
 import { checkImages, gridOf } from "./checks.js";
 import { type Quantized, type QuantizerConfig, VectorQuantizer } from "./quantizers.js";
@@ -11,6 +11,28 @@ import type { Grid, ImageTokenizer } from "./tokenizer.js";
 
 /** Everything that a tokenizer is built from, as plain data: keep it beside the weights and build from it again. */
 export interface TokenizerConfig extends AutoencoderConfig, QuantizerConfig {}
+
+/** Names of all keys of a {@link TokenizerConfig}. */
+export const TOKENIZER_CONFIG_NAMES: OptionNames<TokenizerConfig> = {
+  naming: true,
+  inChannels: true,
+  outChannels: true,
+  ch: true,
+  chMult: true,
+  numResBlocks: true,
+  attnLevels: true,
+  zChannels: true,
+  dropout: true,
+  normGroups: true,
+  codebookSize: true,
+  embedDim: true,
+  lookup: true,
+  beta: true,
+  entropyTemperature: true,
+  sampleEntropyWeight: true,
+  batchEntropyWeight: true,
+  hasUsageRecord: true,
+};
 
 /** What the trainable forward gives: {@link Quantized} without the features, and the images. */
 export interface TokenizerOutput extends Omit<Quantized, "quantized"> {
@@ -34,9 +56,11 @@ export abstract class TokenizerModel extends Module implements ImageTokenizer {
    */
   memoryBudget: number | undefined;
 
-  constructor(config: TokenizerConfig) {
+  constructor(given: TokenizerConfig) {
     super();
-    checkConfig(new.target.name, config);
+    const where = new.target.name;
+    const config = readOptions<TokenizerConfig>(where, [given], { names: TOKENIZER_CONFIG_NAMES });
+    checkConfig(where, config);
     this.config = config;
     this.downsample = 2 ** (config.chMult.length - 1);
     this.encoder = new Encoder(config);
@@ -130,6 +154,16 @@ function checkConfig(where: string, config: TokenizerConfig): void {
   const counts = { ch, numResBlocks, zChannels, embedDim, codebookSize, normGroups };
   for (const [name, value] of Object.entries(counts)) {
     if (!Number.isInteger(value) || value < 1) throw expected(where, `a whole ${name} of at least 1`, value);
+  }
+  const { lookup, naming, dropout, beta, entropyTemperature, sampleEntropyWeight, batchEntropyWeight } =
+    config;
+  if (naming !== "ibq" && naming !== "llamagen") throw expected(where, "naming ibq or llamagen", naming);
+  if (lookup !== "dot" && lookup !== "cosine" && lookup !== "l2") {
+    throw expected(where, "lookup dot, cosine or l2", lookup);
+  }
+  const weights = { dropout, beta, entropyTemperature, sampleEntropyWeight, batchEntropyWeight };
+  for (const [name, value] of Object.entries(weights)) {
+    if (!Number.isFinite(value)) throw expected(where, `${name}, a finite number`, value);
   }
   const channels = chMult.map((factor) => factor * ch);
   if (chMult.length === 0 || !channels.every((count) => Number.isInteger(count) && count > 0)) {

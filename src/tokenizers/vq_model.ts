@@ -3,6 +3,7 @@
  *
  * @see Sun et al. 2024, "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation".
  */
+import { type OptionNames, readOptions } from "../torch/index.js";
 import { type TokenizerConfig, TokenizerModel } from "./tokenizer_model.js";
 
 /** Arguments of {@link VQModel} under their published names, each with the published default (VQ-16). */
@@ -33,6 +34,21 @@ export interface VQModelOptions {
   normGroups?: number;
 }
 
+const VQ_OPTION_NAMES: OptionNames<VQModelOptions> = {
+  codebookSize: true,
+  codebookEmbedDim: true,
+  codebookL2Norm: true,
+  codebookShowUsage: true,
+  commitLossBeta: true,
+  entropyLossRatio: true,
+  chMult: true,
+  ch: true,
+  numResBlocks: true,
+  zChannels: true,
+  dropoutP: true,
+  normGroups: true,
+};
+
 /** The published models, and one to train on a CPU: 64 codes of 512 for an image of 32 x 32, 1.4 M parameters. */
 export const VQ_MODELS: Readonly<Record<"VQ-16" | "VQ-8" | "VQ-4-small", VQModelOptions>> = {
   "VQ-16": { chMult: [1, 1, 2, 2, 4] },
@@ -42,14 +58,15 @@ export const VQ_MODELS: Readonly<Record<"VQ-16" | "VQ-8" | "VQ-4-small", VQModel
 
 /** `new VQModel()` is VQ-16, 71,883,403 parameters; `new VQModel(VQ_MODELS["VQ-8"])` is VQ-8. */
 export class VQModel extends TokenizerModel {
-  /** @throws RangeError for a configuration that no such model has. */
+  /** @throws RangeError for an unknown option, and for a configuration that no such model has. */
   constructor(options: VQModelOptions | TokenizerConfig = {}) {
     super("naming" in options ? options : vqConfig(options));
   }
 }
 
 /** The whole configuration that the options stand for. */
-export function vqConfig(options: VQModelOptions = {}): TokenizerConfig {
+export function vqConfig(given: VQModelOptions = {}): TokenizerConfig {
+  const options = readOptions<VQModelOptions>("VQModel", [given], { names: VQ_OPTION_NAMES });
   const { chMult = [1, 1, 2, 2, 4], entropyLossRatio = 0 } = options;
   return {
     naming: "llamagen",

@@ -12,7 +12,6 @@ import { type PretrainConfig, pretrainKind } from "../config/pretrain_keys.js";
 import { type ConfigInput, type ResolvedConfig, resolveConfig } from "../config/resolve.js";
 import { type Batch, type Batches, BatchReader, gridOf, type ImageSource, onePass } from "../data/index.js";
 import type { ArPolicy, Condition } from "../policies/index.js";
-import { codebookOf } from "../rl_ar_finetune/builder.js";
 import { castOf, deviceOf, policyOf, tokenizerOf } from "../rl_ar_finetune/parts.js";
 import { mapCondition, type Start, sampleCodesWithLogprobs } from "../rl_ar_finetune/sampling.js";
 import { chunkOf, rangesOf } from "../rl_ar_finetune/scoring.js";
@@ -369,10 +368,9 @@ function policyFor(
   const known = {
     ...(cls === null && type === "gpt" && { classNum: classes }),
     ...(cls === null && type === "llamagen" && extra.modelType !== "t2i" && { numClasses: classes }),
-    ...(extra.usePretrainedCodebook === true && codebookOf(tokenizer)),
   };
   const ar = { ...config.ar, extra: { ...known, ...extra } };
-  const policy = policyOf({ ...config, ar }, device, tokenizer.codebookSize, codes);
+  const policy = policyOf({ ...config, ar }, device, tokenizer, codes);
   if (policy.blockSize < codes) {
     const remedy = `Use images of ${Math.sqrt(policy.blockSize) * tokenizer.downsample} px, or another policy`;
     throw expected("data.size", `images of at most ${policy.blockSize} codes, the policy's`, codes, remedy);

@@ -102,9 +102,11 @@ test("rows of the codebook are the codes' table", () =>
     assert.throws(build({ codebook }), {
       message: "GPT: expected usePretrainedCodebook where a codebook is given, got false.",
     });
-    assert.throws(build({ codebook, usePretrainedCodebook: true }), {
+    assert.throws(build({ codebook, usePretrainedCodebook: true, nCodebookEmbd: 256 }), {
       message: "GPT: expected a codebook of shape [20, 256], got Tensor float32[20, 8] cpu.",
     });
+    using inferred = build({ codebook, usePretrainedCodebook: true })();
+    assert.deepEqual(inferred.tok_emb.weight.shape, [20, 8]);
   }));
 
 test("an empty condition is the null class, and with classNum 0 the only start", () =>

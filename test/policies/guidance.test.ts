@@ -1,16 +1,10 @@
-/** Guidance: its strength along a sequence, and the mix. One policy run on both halves is in the policies' tests. */
+/** Guidance: its strength along a sequence, and what the null half of a batch is. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import {
-  combineGuidance,
-  type Guidance,
-  guidanceScale,
-  guidedCondition,
-  guidedLogits,
-} from "../../src/policies/index.js";
-import { tensor, tidy } from "../../src/torch/index.js";
+import { concatConditions, type Guidance, guidanceScale } from "../../src/policies/index.js";
+import { tensor } from "../../src/torch/index.js";
 import { expectClose } from "../support/close.js";
-import { withGolden } from "./support.js";
+import { guidedLogits, withGolden } from "./support.js";
 
 const scales = (guidance: Guidance, n: number): number[] =>
   Array.from({ length: n }, (_, i) => guidanceScale(guidance, i, n));
@@ -37,15 +31,6 @@ test("strength is constant, grows, or holds in an interval", () => {
   });
 });
 
-test("the mix is uncond + (cond - uncond) * scale, and cond itself at 1", () =>
-  tidy(() => {
-    const [cond, uncond] = [tensor([[1, 2]]), tensor([[3, -2]])];
-    expectClose(combineGuidance(cond, uncond, 2.5), [[-2, 8]]);
-    expectClose(combineGuidance(cond, uncond, 0), uncond);
-    expectClose(combineGuidance(cond, uncond, tensor([2.5, 0.5])), [[-2, 0]]);
-    assert.equal(combineGuidance(cond, uncond, 1), cond);
-  }));
-
 test("an interval guides its codes and no other", () =>
   withGolden("gpt", ({ policy, tokens, condition, tensors }) => {
     const context = tokens.narrow(1, 0, 15);
@@ -60,7 +45,8 @@ test("an interval guides its codes and no other", () =>
 test("the null half is not dropped twice, and an empty condition has an empty null half", () =>
   withGolden("gpt", ({ policy, condition }) => {
     const isDropped = tensor([1, 0], { dtype: "bool" });
-    const both = guidedCondition(policy, { ...condition, isDropped });
+    const given = { ...condition, isDropped };
+    const both = concatConditions(given, policy.nullCondition(given));
     assert.deepEqual(
       [both.classes?.toList(), both.isDropped?.toList()],
       [
@@ -68,5 +54,5 @@ test("the null half is not dropped twice, and an empty condition has an empty nu
         [1, 0, 0, 0],
       ],
     );
-    assert.deepEqual(guidedCondition(policy, {}), {});
+    assert.deepEqual(concatConditions({}, policy.nullCondition({})), {});
   }));

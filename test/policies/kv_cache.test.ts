@@ -22,7 +22,8 @@ import { noLeak } from "../support/leak.js";
 
 setNumThreads(1); // Everything here is small.
 
-const SIZE = { vocabSize: 20, blockSize: 256, nLayer: 2, nHead: 2, dim: 64, ffnDim: 64, numClasses: 6 };
+const COMMON = { vocabSize: 20, blockSize: 256, nLayer: 2, nHead: 2 };
+const SIZE = { ...COMMON, dim: 64, ffnDim: 64, numClasses: 6 };
 const ids = (...list: number[]): Tensor => tensor(list, { dtype: "int64" });
 const none = (batch: number): Tensor => zeros([batch, 0], { dtype: "int64" });
 
@@ -103,9 +104,9 @@ test("a step takes no memory that grows with what is filled, under autocast eith
   }));
 
 for (const [how, build] of Object.entries({
-  GPT: () => new GPT({ ...SIZE, nEmbd: 64, nHead: 2, classNum: 6 }),
+  GPT: () => new GPT({ ...COMMON, nEmbd: 64, nHead: 2, classNum: 6 }),
   LlamaGen: () => new LlamaGen(SIZE),
-  IbqAr: () => new IbqAr({ ...SIZE, nEmbd: 64, classNum: 6, alng: 1 }),
+  IbqAr: () => new IbqAr({ ...COMMON, ffnDim: 64, nEmbd: 64, classNum: 6, alng: 1 }),
 })) {
   test(`${how}: bfloat16 weights, autocast and packed weights agree with teacher forcing, from a float32 cache`, () =>
     tidy(() => {
@@ -153,7 +154,7 @@ for (const [how, build] of Object.entries({
 
 test("decoding builds no graph", () =>
   tidy(() => {
-    using model = new GPT({ ...SIZE, nEmbd: 64, classNum: 6 });
+    using model = new GPT({ ...COMMON, nEmbd: 64, classNum: 6 });
     using cache = model.openCache(1);
     assert.ok(!model.prefill(cache, none(1), {}).requiresGrad);
     assert.ok(!model.decode(cache, ids(1)).requiresGrad);
@@ -162,7 +163,7 @@ test("decoding builds no graph", () =>
 
 test("what does not fit is refused", () =>
   tidy(() => {
-    using model = new GPT({ ...SIZE, nEmbd: 64, classNum: 6 });
+    using model = new GPT({ ...COMMON, nEmbd: 64, classNum: 6 });
     const fails = (fn: () => unknown, message: string): void => assert.throws(fn, { message });
     fails(() => model.openCache(0), "openCache: expected an integer of at least 1 as batch, got 0.");
     using cache = model.openCache(2);

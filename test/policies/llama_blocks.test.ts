@@ -1,7 +1,8 @@
 /** Widths and heads of LLaMA blocks. Their numbers are in the tests of the models that they make up. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { checkHeads, gatedWidth } from "../../src/policies/llama_blocks.js";
+import { checkHeads } from "../../src/policies/layers.js";
+import { gatedWidth } from "../../src/policies/llama_blocks.js";
 
 test("the gated feed-forward of each published width is as wide as published", () => {
   const published = [

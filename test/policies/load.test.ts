@@ -1,15 +1,15 @@
 /** Policies recognised by their tensors' names and shapes, loaded strictly, and refused in plain words. */
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
+import { shapesOf } from "../../src/nn/index.js";
 import {
   type ArPolicy,
-  buildPolicy,
   GPT,
   IbqAr,
   LlamaGen,
   loadPolicy,
+  type PolicyDescription,
   recognisePolicy,
-  type Shapes,
 } from "../../src/policies/index.js";
 import { memory, noGrad, type Tensor, tidy } from "../../src/torch/index.js";
 import { noLeak } from "../support/leak.js";
@@ -37,7 +37,7 @@ test("the published files are what they are", () => {
   };
   assert.deepEqual(configOf("llamagen_c2i_GPT-B.tsv"), [
     "llamagen",
-    { vocabSize: 16384, dim: 768, blockSize: 256, nLayer: 12, nHead: 12, modelType: "c2i", numClasses: 1000 },
+    { vocabSize: 16384, dim: 768, nLayer: 12, nHead: 12, modelType: "c2i", numClasses: 1000 },
   ]);
   assert.deepEqual(configOf("llamagen_c2i_GPT-XXL.tsv", { blockSize: 576, numClasses: 1000 }), [
     "llamagen",
@@ -54,9 +54,9 @@ test("the published files are what they are", () => {
   const text = { modelType: "t2i", clsTokenNum: 120, captionDim: 2048 };
   assert.deepEqual(configOf("llamagen_t2i_GPT-XL.tsv", { family: "llamagen" }), [
     "llamagen",
-    { vocabSize: 16384, dim: 1280, blockSize: 256, nLayer: 36, nHead: 20, ...text },
+    { vocabSize: 16384, dim: 1280, nLayer: 36, nHead: 20, ...text },
   ]);
-  assert.deepEqual(configOf("ibq_ar_B_transformer.tsv"), [
+  assert.deepEqual(configOf("ibq_ar_B_transformer.tsv", { blockSize: 256 }), [
     "ibq_ar",
     { vocabSize: 16384, nEmbd: 1024, blockSize: 256, nLayer: 16, nHead: 16, classNum: 1000 },
   ]);
@@ -66,23 +66,101 @@ test("the published files are what they are", () => {
   ]);
 });
 
-test("heads of LlamaGen's 3B have 100 channels", () => {
+/** Shapes of a policy that is never built. */
+const shapesOfPolicy = (build: () => ArPolicy): Record<string, readonly number[]> => shapesOf("test", build);
+
+/** An option of a description's configuration. */
+const optionOf = (found: PolicyDescription | null, name: string): unknown =>
+  (found?.config as Record<string, unknown> | undefined)?.[name];
+
+test("what the file does not tell is assumed and said, or missing", () => {
   const dim = 3200;
-  const shapes: Shapes = {
-    "tok_embeddings.weight": [16384, dim],
-    "cls_embedding.embedding_table.weight": [1001, dim],
-    "layers.0.attention.wqkv.weight": [3 * dim, dim],
-    "layers.0.feed_forward.w1.weight": [8704, dim],
-  };
-  assert.deepEqual(recognisePolicy(shapes)?.config, {
+  const known = recognisePolicy(shapesOfPolicy(() => new LlamaGen({ dim, nLayer: 24, nHead: 32 })));
+  assert.deepEqual(known?.config, {
     vocabSize: 16384,
     dim,
-    blockSize: 256,
-    nLayer: 1,
+    nLayer: 24,
     nHead: 32,
     modelType: "c2i",
     numClasses: 1000,
   });
+  assert.match(known.notes.join("; "), /^nHead 32.*GPT-3B/);
+  assert.deepEqual(known.missing, ["blockSize"]);
+
+  const own = shapesOfPolicy(() => new LlamaGen({ dim: 64, nLayer: 2, nHead: 2, blockSize: 64 }));
+  const bare = recognisePolicy(own);
+  assert.deepEqual([bare?.missing, bare?.notes], [["blockSize", "nHead"], []]);
+  const asked = recognisePolicy(own, { nHead: 2, blockSize: 64 });
+  assert.deepEqual([asked?.missing, asked?.notes], [[], []]);
+  assert.deepEqual([asked?.config.nHead, asked?.config.blockSize], [2, 64]);
+  const assumed = recognisePolicy(own, { nHead: 2, assume: { blockSize: 64, nHead: 4 } });
+  assert.deepEqual([assumed?.config.nHead, assumed?.config.blockSize], [2, 64]);
+  assert.match(assumed?.notes.join("; ") ?? "", /^blockSize 64.*assumed/);
+  const stated = recognisePolicy(own, {
+    stated: { nHead: 2, blockSize: 64, ropeBase: 500, foo: 1 },
+    nHead: 4,
+  });
+  assert.deepEqual([stated?.config.nHead, stated?.config.blockSize, stated?.missing], [4, 64, []]);
+  assert.equal(optionOf(stated, "ropeBase"), 500);
+  assert.match(stated?.notes.join("; ") ?? "", /nHead 4, as asked.*says 2/);
+  assert.throws(
+    () => recognisePolicy(own, { where: "a.pt", stated: { nLayer: 3 } }),
+    /^RangeError: a.pt: .*nLayer 2/,
+  );
+  for (const bad of [0, -1, 1.5, "4", 2 ** 21]) {
+    assert.throws(() => recognisePolicy(own, { stated: { nHead: bad } }), /metadata.config.nHead/);
+    assert.throws(() => recognisePolicy(own, { blockSize: bad as number }), /blockSize/);
+  }
+});
+
+test("grouped key heads are told once the heads are known", () => {
+  const shapes = shapesOfPolicy(() => new LlamaGen({ dim: 64, nLayer: 1, nHead: 4, nKvHead: 2 }));
+  const bare = recognisePolicy(shapes);
+  assert.deepEqual([bare?.config.nHead, optionOf(bare, "nKvHead")], [undefined, undefined]);
+  assert.equal(optionOf(recognisePolicy(shapes, { nHead: 4 }), "nKvHead"), 2);
+  assert.throws(() => recognisePolicy(shapes, { nHead: 3 }), /3 heads/);
+});
+
+test("numbers in names are counted without a gap, and huge ones build nothing", () => {
+  const own = shapesOfPolicy(() => new GPT({ vocabSize: 8, blockSize: 4, nLayer: 2, nHead: 1, nEmbd: 8 }));
+  const stray = { ...own, "blocks.999999999.ln1.weight": [8] };
+  assert.throws(
+    () => recognisePolicy(stray, { where: "a.pt" }),
+    /^RangeError: a.pt: .*unknown blocks.999999999/,
+  );
+  const { "blocks.1.ln1.weight": _, ...rest } = own;
+  assert.throws(
+    () => recognisePolicy(rest, { where: "a.pt" }),
+    /^RangeError: a.pt: .*missing blocks.1.ln1.weight/,
+  );
+  const wrong = { ...own, "blocks.1.mlp.0.weight": [31, 8] };
+  assert.throws(() => recognisePolicy(wrong), /blocks.1.mlp.0.weight \[31, 8\] instead of \[32, 8\]/);
+  const huge = Object.fromEntries(
+    Object.entries(own).map(([key, shape]) => [key, shape.map((size) => (size === 8 ? 2 ** 50 : size))]),
+  );
+  assert.throws(() => recognisePolicy(huge, { where: "a.pt" }), /^RangeError: a.pt: expected/);
+});
+
+test("what compiling and distributing put into names comes off, in any order and at any depth", () => {
+  const own = shapesOfPolicy(() => new GPT({ vocabSize: 8, blockSize: 4, nLayer: 1, nHead: 1, nEmbd: 8 }));
+  for (const name of [
+    (key: string) => `_orig_mod.${key}`,
+    (key: string) => `module._orig_mod.${key}`,
+    (key: string) => `_orig_mod.module.transformer.${key}`,
+    (key: string) => key.replace("blocks.0.", "blocks.0._orig_mod.module."),
+    (key: string) =>
+      `_fsdp_wrapped_module.${key.replace("blocks.0.", "blocks.0._checkpoint_wrapped_module.")}`,
+  ]) {
+    const shapes = Object.fromEntries(Object.entries(own).map(([key, shape]) => [name(key), shape]));
+    const found = recognisePolicy(shapes, { nHead: 1 });
+    assert.deepEqual(
+      found?.used,
+      Object.fromEntries(Object.keys(own).map((key) => [key, name(key)])),
+      Object.keys(shapes)[1],
+    );
+  }
+  const twice = { ...own, "module.head.weight": [8, 8] };
+  assert.throws(() => recognisePolicy(twice, { where: "a.pt" }), /a.pt: expected one tensor head.weight/);
 });
 
 test("prefixes come off, masks and other models are left out with a reason", () => {
@@ -142,23 +220,15 @@ test("tensors are read one at a time and freed", () =>
       most = Math.max(most, memory().tensors - before);
       return read(name);
     };
-    loadPolicy(shapes, counted).dispose();
+    loadPolicy(shapes, counted, { nHead: 1 }).dispose();
     const own = gpt.parameters().length;
     assert.ok(most < own + 4, `${most} tensors for ${own}`);
   }));
 
 describe("what does not fit is refused in one sentence", () => {
-  const SIZE = {
-    vocabSize: 20,
-    blockSize: 16,
-    nLayer: 1,
-    nHead: 1,
-    nEmbd: 64,
-    dim: 64,
-    ffnDim: 256,
-    classNum: 6,
-    numClasses: 6,
-  };
+  const COMMON = { vocabSize: 20, blockSize: 16, nLayer: 1, nHead: 1 };
+  const SIZE = { ...COMMON, nEmbd: 64, classNum: 6 };
+  const LLAMA = { ...COMMON, dim: 64, ffnDim: 256, numClasses: 6 };
   const where = "model.pt";
   const refuses = (run: () => unknown, message: string): void =>
     noLeak(() => tidy(() => assert.throws(run, { message: `${where}: ${message}` })));
@@ -186,8 +256,8 @@ describe("what does not fit is refused in one sentence", () => {
   });
 
   test("two policies, and variants without an implementation", () => {
-    using llama = new LlamaGen(SIZE);
-    using ibq = new IbqAr(SIZE);
+    using llama = new LlamaGen(LLAMA);
+    using ibq = new IbqAr({ ...SIZE, ffnDim: 256 });
     const { shapes } = fileOf(llama, "ema.");
     refuses(
       () => recognisePolicy({ ...shapes, ...fileOf(llama, "model.").shapes }, { where }),
@@ -205,26 +275,29 @@ describe("what does not fit is refused in one sentence", () => {
 
   test("sizes that shapes do not tell, or that do not go together", () => {
     using odd = new GPT({ ...SIZE, nEmbd: 48 });
+    const { shapes: oddShapes, read } = fileOf(odd);
     refuses(
-      () => recognisePolicy(fileOf(odd).shapes, { where }),
-      "expected nHead, which shapes do not tell, got none for a width of 48.",
+      () => loadPolicy(oddShapes, read, { where }),
+      "expected nHead, which its weights do not tell, got none. " +
+        "Pass nHead, the attention heads (--heads, or ar.nHead in a configuration).",
     );
     using prepend = new GPT({ ...SIZE, features: { kind: "prepend", dim: 6, tokens: 5 } });
     refuses(
-      () => recognisePolicy(fileOf(prepend).shapes, { where }),
-      "expected blockSize, the number of codes, got none. " +
-        "The positions in the file are those of features and codes together.",
+      () => loadPolicy(fileOf(prepend).shapes, fileOf(prepend).read, { where, nHead: 1 }),
+      "expected blockSize, which its weights do not tell, got none. " +
+        "Pass blockSize, the codes of an image (--codes, or blockSize in a configuration).",
     );
     using gpt = new GPT(SIZE);
     refuses(
       () => recognisePolicy(fileOf(gpt).shapes, { where, blockSize: 256 }),
       "expected 256 positions in pos_emb, as blockSize, got 16.",
     );
-    using llama = new LlamaGen(SIZE);
+    using llama = new LlamaGen(LLAMA);
     const { shapes } = fileOf(llama);
     refuses(
       () => recognisePolicy({ ...shapes, "layers.0.attention.wqkv.weight": [200, 64] }, { where }),
-      "expected rows of wqkv that are whole heads of 64 channels, got 200. Pass nHead: 1 heads were taken.",
+      "expected rows of wqkv that make whole heads and their keys and values, got 200. " +
+        "Pass another nHead, or check the file.",
     );
     const { "tok_embeddings.weight": _, ...rest } = shapes;
     refuses(
@@ -234,7 +307,7 @@ describe("what does not fit is refused in one sentence", () => {
   });
 
   test("a class table without the null class, or of other classes", () => {
-    using llama = new LlamaGen(SIZE);
+    using llama = new LlamaGen(LLAMA);
     const { shapes } = fileOf(llama);
     const table = "cls_embedding.embedding_table.weight";
     refuses(
@@ -252,7 +325,7 @@ describe("what does not fit is refused in one sentence", () => {
   });
 
   test("a vocabulary that is not the tokenizer's", () => {
-    using llama = new LlamaGen(SIZE);
+    using llama = new LlamaGen(LLAMA);
     const { shapes, read } = fileOf(llama);
     refuses(
       () => loadPolicy(shapes, read, { where, blockSize: 16, codebookSize: 8192 }),
@@ -262,25 +335,41 @@ describe("what does not fit is refused in one sentence", () => {
   });
 
   test("weights that are not finite", () => {
-    using llama = new LlamaGen(SIZE);
+    using llama = new LlamaGen(LLAMA);
     for (const value of [Number.NaN, Infinity, -Infinity]) {
       noGrad(() => tidy(() => llama.norm.weight.narrow(0, 3, 1).fill_(value)));
       const { shapes, read } = fileOf(llama, "model.");
       refuses(
-        () => loadPolicy(shapes, read, { where, blockSize: 16 }),
-        "model.norm.weight: expected finite weights, got NaN or infinity. The file is damaged, or training diverged.",
+        () => loadPolicy(shapes, read, { where, blockSize: 16, nHead: 1 }),
+        "model.norm.weight: expected finite weights in float32, got NaN or infinity. " +
+          "The file is damaged, or training diverged.",
       );
     }
   });
 
-  test("tensors that are missing or too many", () => {
-    using llama = new LlamaGen(SIZE);
+  test("tensors that are missing, too many or no floats", () => {
+    using llama = new LlamaGen(LLAMA);
     const { shapes, read } = fileOf(llama);
     const { "norm.weight": _, ...rest } = shapes;
-    const description = recognisePolicy({ ...rest, value_head: [1] }, { blockSize: 16 });
-    assert.ok(description);
-    assert.throws(() => buildPolicy(description, read), {
-      message: "LlamaGen.loadStateDict: missing norm.weight; unexpected value_head.",
+    refuses(
+      () => recognisePolicy({ ...rest, value_head: [1] }, { where }),
+      "expected the 11 tensors of LlamaGen, got missing norm.weight; unknown value_head.",
+    );
+    const whole = (name: string): Tensor => (name === "norm.weight" ? read(name).long() : read(name));
+    assert.throws(() => loadPolicy(shapes, whole, { where, blockSize: 16, nHead: 1 }), {
+      name: "RangeError",
+      message: /^model.pt: norm.weight: expected a floating-point tensor, got .*int64/,
     });
+  });
+
+  test("weights that overflow in the policy's own type", () => {
+    using llama = new LlamaGen(LLAMA);
+    const { shapes, read } = fileOf(llama);
+    const wide = (name: string): Tensor => tidy(() => read(name).double().add(1e300));
+    refuses(
+      () => loadPolicy(shapes, wide, { where, blockSize: 16, nHead: 1 }),
+      "cls_embedding.embedding_table.weight: expected finite weights in float32, got NaN or infinity. " +
+        "The file is damaged, or training diverged.",
+    );
   });
 });

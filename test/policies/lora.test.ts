@@ -17,7 +17,8 @@ import { noLeak } from "../support/leak.js";
 
 setNumThreads(1); // Everything here is small.
 
-const SIZE = { vocabSize: 20, blockSize: 16, nLayer: 2, nHead: 2, nEmbd: 16, classNum: 6 };
+const COMMON = { vocabSize: 20, blockSize: 16, nLayer: 2, nHead: 2 };
+const SIZE = { ...COMMON, nEmbd: 16, classNum: 6 };
 const tokens = (): Tensor => tensor([[1, 2, 3, 4]], { dtype: "int64" });
 
 /** Give the adapters values, as training would. */
@@ -113,7 +114,7 @@ test("disposed of while merged, they stay in the weights", () =>
 
 test("the state dict is the adapters' alone and loads into another copy; the base model's does not change", () =>
   tidy(() => {
-    using model = new LlamaGen({ ...SIZE, dim: 16, ffnDim: 24, nLayer: 1 }).eval();
+    using model = new LlamaGen({ ...COMMON, dim: 16, ffnDim: 24, nLayer: 1 }).eval();
     const before = Object.keys(model.stateDict());
     using lora = addLora(model, { rank: 2, targets: ["wqkv", "layers.0.feed_forward.w2"] });
     assert.deepEqual(Object.keys(model.stateDict()), before);
@@ -128,7 +129,7 @@ test("the state dict is the adapters' alone and loads into another copy; the bas
     );
     train(lora);
     model.output.weight.detach().copy_(randn([20, 16]));
-    using copy = new LlamaGen({ ...SIZE, dim: 16, ffnDim: 24, nLayer: 1 }).eval();
+    using copy = new LlamaGen({ ...COMMON, dim: 16, ffnDim: 24, nLayer: 1 }).eval();
     copy.loadStateDict(model.stateDict());
     using other = addLora(copy, { rank: 2, targets: (path) => /wqkv$|w2$/.test(path) });
     other.loadStateDict(lora.stateDict());
@@ -137,7 +138,7 @@ test("the state dict is the adapters' alone and loads into another copy; the bas
 
 test("default targets are the projections of every policy's blocks", () => {
   using gpt = new GPT({ ...SIZE, nLayer: 1, features: { kind: "cross", dim: 6 } });
-  using llama = new LlamaGen({ ...SIZE, dim: 16, nLayer: 1 });
+  using llama = new LlamaGen({ ...COMMON, dim: 16, nLayer: 1 });
   const paths = (lora: Lora): string[] => [...lora.namedChildren()].map(([path]) => path);
   using ofGpt = addLora(gpt, { rank: 1 });
   using ofLlama = addLora(llama, { rank: 1 });

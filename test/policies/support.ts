@@ -5,16 +5,17 @@ import { fileURLToPath } from "node:url";
 import {
   type ArPolicy,
   type Condition,
+  concatConditions,
   type DecodeCache,
   GPT,
-  guidedDecode,
-  guidedLogits,
-  guidedPrefill,
+  type Guidance,
+  guidanceScale,
   IbqAr,
   LlamaGen,
   repeatCondition,
 } from "../../src/policies/index.js";
 import {
+  cat,
   functional as F,
   manualSeed,
   noGrad,
@@ -87,6 +88,46 @@ export function withGolden(name: GoldenName, fn: (golden: Golden) => void): void
   );
 }
 
+/** Condition and null condition as one batch, the conditional half first. */
+const guided = (policy: ArPolicy, condition: Condition): Condition =>
+  concatConditions(condition, policy.nullCondition(condition));
+
+const mixed = (both: Tensor, scale: number): Tensor => {
+  const [cond, uncond] = both.chunk(2) as [Tensor, Tensor];
+  return uncond.lerp(cond, scale);
+};
+
+/** Teacher-forced logits `[B, n + 1, V]` of a policy run on both halves at once: `uncond + (cond - uncond) * scale`. */
+export function guidedLogits(
+  policy: ArPolicy,
+  tokens: Tensor,
+  condition: Condition,
+  guidance: Guidance,
+): Tensor {
+  return tidy(() => {
+    const both = policy.forward(cat([tokens, tokens]), guided(policy, condition));
+    const scaleOf = (i: number): number => guidanceScale(guidance, i, policy.blockSize);
+    return cat(
+      Array.from({ length: both.size(1) }, (_, i) => mixed(both.narrow(1, i, 1), scaleOf(i))),
+      1,
+    );
+  });
+}
+
+function guidedPrefill(
+  policy: ArPolicy,
+  cache: DecodeCache,
+  tokens: Tensor,
+  condition: Condition,
+  scale: number,
+): Tensor {
+  return tidy(() => mixed(policy.prefill(cache, cat([tokens, tokens]), guided(policy, condition)), scale));
+}
+
+function guidedDecode(policy: ArPolicy, cache: DecodeCache, token: Tensor, scale: number): Tensor {
+  return tidy(() => mixed(policy.decode(cache, cat([token, token])), scale));
+}
+
 /** Keys and shapes of a model as it was published, in their order. */
 export function publishedShapes(file: string): [key: string, shape: string][] {
   const lines = readFileSync(root(`test/golden/keys/${file}`), "utf8")
@@ -107,8 +148,8 @@ export function checkGolden({ policy, tokens, condition, tensors }: Golden): voi
   expectClose(logits, tensors.logits as Tensor, { ...close, where: "logits" });
   const none = policy.nullCondition(condition);
   expectClose(policy.forward(context, none), tensors.uncond as Tensor, { ...close, where: "null condition" });
-  const guided = guidedLogits(policy, context, condition, { scale: 2.5 });
-  expectClose(guided, tensors.guided as Tensor, { rtol: 1e-5, atol: 2e-5, where: "guided" });
+  const guidedAt = guidedLogits(policy, context, condition, { scale: 2.5 });
+  expectClose(guidedAt, tensors.guided as Tensor, { rtol: 1e-5, atol: 2e-5, where: "guided" });
 
   F.crossEntropy(logits.flatten(0, 1), tokens.flatten()).backward();
   for (const [key, parameter] of policy.namedParameters()) {
@@ -130,7 +171,7 @@ export function checkIncremental({ policy, tokens, condition }: Golden): void {
   const guidance = { scale: 2.5, schedule: "power_cosine" } as const;
   const scaleOf = (i: number): number => 1 + ((1 - Math.cos((Math.PI * i) / t)) / 2) * 1.5;
   const plain = noGrad(() => policy.forward(context, condition));
-  const guided = noGrad(() => guidedLogits(policy, context, condition, guidance));
+  const wanted = noGrad(() => guidedLogits(policy, context, condition, guidance));
   using cache = policy.openCache(2);
   using doubled = policy.openCache(4);
   const check = (logits: Tensor, all: Tensor, i: number, where: string): void => {
@@ -142,13 +183,13 @@ export function checkIncremental({ policy, tokens, condition }: Golden): void {
     doubled.reset();
     const prefix = context.narrow(1, 0, k);
     check(policy.prefill(cache, prefix, condition), plain, k, `prefill of ${k}`);
-    check(guidedPrefill(policy, doubled, prefix, condition, scaleOf(k)), guided, k, `guided prefill of ${k}`);
+    check(guidedPrefill(policy, doubled, prefix, condition, scaleOf(k)), wanted, k, `guided prefill of ${k}`);
     for (let i = k; i < t - 1; i++) {
       const token = context.select(1, i);
       check(policy.decode(cache, token), plain, i + 1, `code ${i + 1} after ${k}`);
       check(
         guidedDecode(policy, doubled, token, scaleOf(i + 1)),
-        guided,
+        wanted,
         i + 1,
         `guided code ${i + 1} after ${k}`,
       );

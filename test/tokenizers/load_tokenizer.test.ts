@@ -1,12 +1,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { init } from "../../src/nn/index.js";
+import { init, type Shapes } from "../../src/nn/index.js";
 import {
   buildTokenizer,
   IBQ,
   loadTokenizer,
   recogniseTokenizer,
-  type Shapes,
   type TokenizerDescription,
   type TokenizerModel,
   VQ_MODELS,
@@ -106,11 +105,11 @@ test("the average of the weights is preferred, and raw ones are taken when asked
   assert.deepEqual(recognised(IBQ_EMA).used, ema.used); // without raw weights beside it
   refuses(
     () => recogniseTokenizer(IBQ_RAW, { weights: "ema" }),
-    "recogniseTokenizer: expected EMA weights, got raw alone.",
+    "recogniseTokenizer: expected EMA weights, got raw ones alone. Ask for raw.",
   );
   refuses(
     () => recogniseTokenizer(IBQ_EMA, { weights: "raw" }),
-    "recogniseTokenizer: expected raw weights, got EMA alone.",
+    "recogniseTokenizer: expected raw weights, got EMA ones alone. Ask for ema.",
   );
 });
 
@@ -124,10 +123,50 @@ test("TokLIP's tokenizer is found under either tower, wrapped or not, with its g
     assert.equal(description.used["quant_conv.bias"], `${wrapper}visual.trunk.vq.quant_conv.bias`);
     assert.equal(Object.keys(description.used).length, 344);
     assert.deepEqual(counts(description), { "not the tokenizer's": 2 });
+    const second = { ...prefixed("visual.vq.", VQ16), "visual.positional_embedding": [257, 1024] };
+    assert.deepEqual(recognised(prefixed(wrapper, second)).grid, [16, 16]);
     const native = recognised(prefixed(wrapper, prefixed("visual.vq.", VQ16)));
     assert.equal(native.used["quant_conv.bias"], `${wrapper}visual.vq.quant_conv.bias`);
     assert.equal(native.grid, undefined);
   }
+});
+
+test("what compiling and distributing put into names comes off, in any order and at any depth", () => {
+  for (const name of [
+    (key: string) => `_orig_mod.${key}`,
+    (key: string) => `module._orig_mod.${key}`,
+    (key: string) => `_orig_mod.module.tokenizer.${key}`,
+    (key: string) => key.replace("encoder.", "encoder._orig_mod."),
+    (key: string) => `_fsdp_wrapped_module.${key.replace("decoder.", "decoder._checkpoint_wrapped_module.")}`,
+  ]) {
+    const file = Object.fromEntries(Object.entries(VQ8).map(([key, shape]) => [name(key), shape]));
+    const wanted = Object.fromEntries(Object.keys(VQ8).map((key) => [key, name(key)]));
+    assert.deepEqual(recognised(file).used, wanted);
+    assert.deepEqual(recognised(file).ignored, []);
+  }
+  // Lightning's average of a compiled model, whose names have no dots.
+  const compiled = Object.fromEntries(
+    Object.entries(IBQ_EMA).map(([key, shape]) => [key.replace("model_ema.", "model_ema._orig_mod"), shape]),
+  );
+  assert.equal(recognised(compiled).used["quant_conv.bias"], "model_ema._orig_modquant_convbias");
+  refuses(
+    () => recogniseTokenizer({ ...prefixed("a.", VQ8), ...prefixed("b.", VQ8) }),
+    'recogniseTokenizer: expected one tokenizer, got one under "a.", one under "b.". Pass the tensors of one of them.',
+  );
+});
+
+test("tensors that are an average already are taken as they are, and said to be one", () => {
+  const found = recognised(VQ8, { isAverage: true });
+  assert.equal(found.weights, "ema");
+  assert.match(found.name, /EMA/);
+  assert.deepEqual(found.used, recognised(VQ8).used);
+});
+
+test("sizes too large for any memory are refused without building anything", () => {
+  const huge = { ...VQ8, "encoder.conv_in.weight": [2 ** 52, 3, 3, 3], "encoder.conv_in.bias": [2 ** 52] };
+  assert.throws(() => recogniseTokenizer(huge, { where: "a.pt" }), /^RangeError: a.pt: expected/);
+  const many = { ...VQ8, "encoder.conv_blocks.999999999.res.0.conv1.weight": [1, 1, 3, 3] };
+  assert.throws(() => recogniseTokenizer(many, { where: "a.pt" }), /unknown encoder.conv_blocks.999999999/);
 });
 
 test("an IBQ inside SEED-Voken's transformer is found", () => {
@@ -308,7 +347,8 @@ test("weights that are no finite floats are refused, and nothing is left behind"
     loadTokenizer({ ...state, "quant_conv.bias": value }, { config });
   refuses(
     load(bad),
-    "buildTokenizer: quant_conv.bias: expected finite weights, got 2 of 8 that are not. The file is damaged.",
+    "buildTokenizer: quant_conv.bias: expected finite weights, got 2 of 8 that are not. " +
+      "The file is damaged, or its training diverged.",
   );
   refuses(
     load(zeros([8], { dtype: "int64" })),

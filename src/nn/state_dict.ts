@@ -1,0 +1,115 @@
+/**
+ * State dicts of files against those of modules: names without what wrappers put into them, and shapes compared before
+ * anything is built. Reading a file is left to `src/torch`, knowing a model to the models.
+ */
+import { expected, TorchError } from "../torch/index.js";
+import { onMeta } from "./init.js";
+import type { Module } from "./module.js";
+
+/** Shapes by name, as a file's header gives them. */
+export type Shapes = Readonly<Record<string, readonly number[]>>;
+
+/** Parts of a name that compiling, distributing and checkpointing put around a module. */
+const WRAPPERS: ReadonlySet<string> = new Set([
+  "module",
+  "_orig_mod",
+  "_fsdp_wrapped_module",
+  "_checkpoint_wrapped_module",
+]);
+
+/** What Lightning's average writes before a name, whose dots it takes out: `model_ema.encoderconv_inweight`. */
+const AVERAGE = "model_ema.";
+
+/** A name as the plain module has it: `module.encoder._orig_mod.conv_in.weight` is `encoder.conv_in.weight`. */
+export function plainName(name: string): string {
+  const plain = name
+    .split(".")
+    .filter((part, i, parts) => i === parts.length - 1 || !WRAPPERS.has(part))
+    .join(".");
+  if (!plain.includes(AVERAGE)) return plain;
+  const start = plain.indexOf(AVERAGE) + AVERAGE.length;
+  return plain.slice(0, start) + plain.slice(start).replace(/^(?:module(?!_))+|_orig_mod/g, "");
+}
+
+/**
+ * The names of a file by their {@link plainName}.
+ *
+ * @throws RangeError when two have the same.
+ */
+export function plainNames(where: string, names: readonly string[]): Map<string, string> {
+  const plain = new Map<string, string>();
+  for (const name of names) {
+    const key = plainName(name);
+    const other = plain.get(key);
+    if (other !== undefined) throw expected(where, `one tensor ${key}`, `${other} and ${name}`);
+    plain.set(key, name);
+  }
+  return plain;
+}
+
+/**
+ * Shapes of a module's state dict, without the memory of its weights.
+ *
+ * @param where - the file that the sizes are from, for messages.
+ * @throws RangeError when no tensor can have such sizes.
+ */
+export function shapesOf(where: string, build: () => Module): Record<string, readonly number[]> {
+  try {
+    using module = onMeta(build);
+    return Object.fromEntries(Object.entries(module.stateDict()).map(([key, { shape }]) => [key, shape]));
+  } catch (error) {
+    if (!(error instanceof TorchError)) throw error;
+    throw expected(where, "sizes that a model can have", "shapes too large for any memory");
+  }
+}
+
+/**
+ * Check that a file has the tensors of a model, all of them, in their shapes.
+ *
+ * @param what - the model, for messages.
+ * @param wanted - shapes by the model's keys.
+ * @param used - names in the file by the model's keys, those that the model does not have included.
+ * @throws RangeError that lists missing, unknown and misshapen tensors.
+ */
+export function requireShapes(
+  where: string,
+  what: string,
+  wanted: Shapes,
+  used: Readonly<Record<string, string>>,
+  shapes: Shapes,
+): void {
+  const keys = Object.keys(wanted);
+  const nameOf = (key: string): string => (Object.hasOwn(used, key) ? (used[key] as string) : key);
+  const missing = keys.filter((key) => !Object.hasOwn(shapes, nameOf(key))).map(nameOf);
+  const unknown = Object.keys(used)
+    .filter((key) => !Object.hasOwn(wanted, key))
+    .map(nameOf);
+  const misshapen = keys.flatMap((key) => {
+    const shape = shapes[nameOf(key)];
+    if (shape === undefined || shape.join() === wanted[key]?.join()) return [];
+    return [`${nameOf(key)} [${shape.join(", ")}] instead of [${wanted[key]?.join(", ")}]`];
+  });
+  const problems = [
+    ...(missing.length > 0 ? [`missing ${some(missing)}`] : []),
+    ...(unknown.length > 0 ? [`unknown ${some(unknown)}`] : []),
+    ...(misshapen.length > 0 ? [some(misshapen)] : []),
+  ];
+  if (problems.length === 0) return;
+  throw expected(where, `the ${keys.length} tensors of ${what}`, problems.join("; "));
+}
+
+/** How many parts are numbered from 0 without a gap: 2 for `blocks.0.a`, `blocks.1.a`, `blocks.7.a`. */
+export function countParts(keys: Iterable<string>, part: string): number {
+  const numbers = new Set<string>();
+  for (const key of keys) {
+    if (key.startsWith(`${part}.`)) numbers.add(key.slice(part.length + 1).split(".", 1)[0] as string);
+  }
+  let count = 0;
+  while (numbers.has(`${count}`)) count++;
+  return count;
+}
+
+function some(texts: readonly string[]): string {
+  const shown = texts.slice(0, 3).join(", ");
+  return texts.length > 3 ? `${shown} (+${texts.length - 3} more)` : shown;
+}
