@@ -76,6 +76,43 @@ export interface Unreadable {
   readonly problems: readonly string[];
 }
 
+/** Unreadable images that {@link UnreadableImages.news} names. */
+const NAMED = 10;
+
+/** Images that could not be read, from all that reads them in a run, each once; and what to tell a user of them. */
+export class UnreadableImages implements Unreadable {
+  readonly #problems = new Map<string, string>();
+  #told = 0;
+
+  get count(): number {
+    return this.#problems.size;
+  }
+
+  get problems(): readonly string[] {
+    return [...this.#problems.values()].slice(0, NAMED);
+  }
+
+  /** Take note of an image by its identity. */
+  add(id: string, problem: string): void {
+    this.#problems.set(id, problem);
+  }
+
+  /**
+   * Lines for what is new since the last call: the first ten images with what is wrong, then the count whenever it
+   * has doubled.
+   */
+  news(): string[] {
+    const [before, now] = [this.#told, this.count];
+    this.#told = now;
+    const lines = this.problems.slice(before).map((problem) => `unreadable image: ${problem}`);
+    const step = (count: number): number => Math.floor(Math.log2(Math.max(count, NAMED) / NAMED));
+    const isMore = now > NAMED && (before <= NAMED || step(now) > step(before));
+    return isMore
+      ? [...lines, `${now} images could not be read so far; the first ${NAMED} are named`]
+      : lines;
+  }
+}
+
 /** One image of a batch to be: plain memory, so that those read ahead hold no tensor. */
 export interface Row {
   readonly id: string;

@@ -13,7 +13,7 @@ import {
   type Unreadable,
 } from "./batch.js";
 import type { Crop } from "./decode.js";
-import { DecodePool, DecodePoolError } from "./decode_pool.js";
+import { closedError, DecodePool, DecodePoolError } from "./decode_pool.js";
 import { balancedOrder, type Cursor, checkCursor, draw, epochOrder, fitsWindow, START } from "./order.js";
 import type { ImageSource } from "./source.js";
 
@@ -24,13 +24,17 @@ export interface ReadOptions {
   readonly size?: number;
   /** Default `"center"`, as LlamaGen; `"smallest_side"`, as SEED-Voken. */
   readonly crop?: Crop;
-  /** `S`, to which text features are padded; the longest of the batch where it is left out. */
+  /** `S`, to which text features are padded; default: the longest of the batch. */
   readonly featureTokens?: number;
   /** Codes from here on are refused: what lies beyond a model's table would stop a GPU for good. */
   readonly codebookSize?: number;
   readonly device?: Device;
-  /** Threads that decode: one for each processor but one, at least 1 and at most 8, where it is left out. */
+  /** Threads that decode. Default: one for each processor but one, at least 1 and at most 8. */
   readonly workers?: number;
+  /** Threads to decode with, in place of own ones: they stay open when the reader is closed. */
+  readonly pool?: DecodePool;
+  /** Told of every image that is passed over because it cannot be read, each time that it comes. */
+  readonly onUnreadable?: (id: string, problem: string) => void;
   /** Batches to read ahead, default 2. */
   readonly ahead?: number;
   /**
@@ -216,7 +220,7 @@ class RowQueue {
     this.#ahead = ahead * batchSize;
     this.#maxUnreadable =
       maxUnreadable ?? Math.max(source.length / 100, Math.min(10, Math.ceil(source.length / 10)));
-    this.#pool = source.kind === "images" ? new DecodePool(options.workers) : undefined;
+    this.#pool = source.kind === "images" ? (options.pool ?? new DecodePool(options.workers)) : undefined;
   }
 
   get passedOver(): PassedOver {
@@ -261,7 +265,8 @@ class RowQueue {
   }
 
   close(): void {
-    this.#pool?.close();
+    this.#failure ??= closedError();
+    if (this.#options.pool === undefined) this.#pool?.close();
   }
 
   [Symbol.dispose](): void {
@@ -322,6 +327,7 @@ class RowQueue {
 
   #passOver(index: number, problem: string): void {
     this.#problems.set(index, problem);
+    this.#options.onUnreadable?.(this.#source.idOf(index), problem);
     const count = this.#problems.size;
     if (count <= this.#maxUnreadable && count < this.#source.length) return;
     const some = this.unreadable.problems.join("\n  ").replace(/\.$/, "");

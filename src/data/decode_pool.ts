@@ -14,6 +14,11 @@ export class DecodePoolError extends Error {
   override readonly name = "DecodePoolError";
 }
 
+/** The error for a reader or its threads that are used after they were closed. */
+export function closedError(): DecodePoolError {
+  return new DecodePoolError(expectedMessage("decode", "an open reader", "a closed one"));
+}
+
 interface Pending {
   readonly resolve: (decoded: Decoded) => void;
   readonly reject: (error: Error) => void;
@@ -60,7 +65,7 @@ export class DecodePool {
 
   /** Stop the threads. What is still being decoded is given up. */
   close(): void {
-    this.#fail(new DecodePoolError(expectedMessage("decode", "an open reader", "a closed one")));
+    this.#fail(closedError());
     for (const { worker } of this.#threads) void worker.terminate();
   }
 

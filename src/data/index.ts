@@ -1,10 +1,17 @@
 /** The data floor's public names. */
 export { type AugmentOptions, augment } from "./augment.js";
-export { Batch, type Batches, type BatchParts, type PassedOver, type Unreadable } from "./batch.js";
+export {
+  Batch,
+  type Batches,
+  type BatchParts,
+  type PassedOver,
+  type Unreadable,
+  UnreadableImages,
+} from "./batch.js";
 export { BatchReader, type BatchReaderOptions, onePass, type ReadOptions } from "./batch_reader.js";
 export { openCodes } from "./codes.js";
 export type { Crop, FilePart, ImageBytes } from "./decode.js";
-export { DecodePoolError } from "./decode_pool.js";
+export { DecodePool, DecodePoolError } from "./decode_pool.js";
 export { EMOJI_PACKAGES, type EmojiOptions, type EmojiSummary, prepareEmoji } from "./emoji.js";
 export { openFolder } from "./folder.js";
 export { openIdx } from "./idx.js";
@@ -24,7 +31,9 @@ export {
   type LoaderImage,
   type LoaderItem,
   type LoaderOptions,
+  loaderIgnores,
 } from "./iterable.js";
+export { type ClassCount, checkClassIds, classCounts, describeClasses } from "./labels.js";
 export type { Features } from "./npy.js";
 export { openSource } from "./open_source.js";
 export {

@@ -3,6 +3,7 @@ import { cat, type Device, expected, expectedType, Tensor, tensor, tidy } from "
 import { Batch, type Batches, type BatchParts, type Unreadable } from "./batch.js";
 import { type Crop, decode } from "./decode.js";
 import { pixelsToTensor } from "./images.js";
+import { badClass, LABEL_REMEDY } from "./labels.js";
 import { type Cursor, START } from "./order.js";
 import type { Pixels } from "./resample.js";
 
@@ -17,11 +18,11 @@ export interface LoaderImage {
   readonly id?: string;
 }
 
-/** A batch, used as it is. */
+/** A batch. Those of another size than the first, such as the last of an epoch, are joined and cut to its size. */
 export interface LoaderBatch {
   /** float `[B, 3, H, W]` in [-1, 1]. */
   readonly images: Tensor;
-  /** whole numbers `[B]`; 0 where they are left out. */
+  /** whole numbers `[B]`, default 0. */
   readonly classes?: Tensor | readonly number[];
   readonly ids?: readonly string[];
   /** float `[B, S, C]`, with `isReal`, bool `[B, S]`, where texts are padded. */
@@ -46,8 +47,17 @@ export interface LoaderOptions {
   readonly size?: number;
   readonly crop?: Crop;
   readonly device?: Device;
+  /** Classes that the model knows: another class is refused. */
+  readonly numClasses?: number;
   /** Where to begin; its position counts the loader's items. */
   readonly cursor?: Cursor;
+}
+
+/** Keys of `data` that nothing reads where a program passes a loader. */
+export function loaderIgnores(hasEvalSource: boolean): string[] {
+  const training = ["source", "evalPart", "flip", "balance", "group"];
+  const reading = ["label", "image", "classNames", "featureTokens", "maxUnreadable", "workers"];
+  return hasEvalSource ? training : [...training, ...reading];
 }
 
 /** Rounding of a tokenizer or a resize may leave the range by a little. */
@@ -71,6 +81,10 @@ class LoaderBatches implements Batches {
   readonly #options: LoaderOptions;
   #cursor: Cursor;
   #items: AsyncIterator<LoaderItem> | Iterator<LoaderItem> | undefined;
+  /** Images a batch: of the loader's first one, or of `batchSize` single images. */
+  #size: number | undefined;
+  /** What is left of an item whose first images were used. */
+  #rest: BatchParts | undefined;
 
   constructor(loader: Loader, options: LoaderOptions) {
     const canIterate =
@@ -86,6 +100,7 @@ class LoaderBatches implements Batches {
     this.#loader = loader;
     this.#options = options;
     this.#cursor = options.cursor ?? START;
+    this.#size = this.#cursor.batch;
   }
 
   get cursor(): Cursor {
@@ -93,34 +108,67 @@ class LoaderBatches implements Batches {
   }
 
   async next(): Promise<Batch> {
-    const { batchSize, device = "cpu" } = this.#options;
-    const single: { images: Tensor; classId: number; id: string }[] = [];
+    const pieces: BatchParts[] = [];
+    const count = (): number => pieces.reduce((sum, { ids }) => sum + ids.length, 0);
+    let isSingle: boolean | undefined;
     try {
-      while (single.length < batchSize) {
-        const item = await this.#item();
-        const name = `${this.#cursor.epoch}:${this.#cursor.position - 1}`;
-        if (isImage(item)) {
-          single.push(await this.#imageOf(item, name));
-          continue;
+      while (this.#size === undefined || count() < this.#size) {
+        const { parts, single } = await this.#parts();
+        isSingle ??= single;
+        if (isSingle !== single) {
+          disposeParts(parts);
+          throw expected("loader", "images alone or batches alone", "both");
         }
-        if (single.length > 0) throw expected("loader", "images alone or batches alone", "both");
-        return new Batch(tidy(() => ownParts(item, name, this.#cursor, device)));
+        this.#size ??= single ? this.#options.batchSize : parts.ids.length;
+        const missing = this.#size - count();
+        const length = parts.ids.length;
+        pieces.push(length <= missing ? parts : rowsOf(parts, 0, missing));
+        this.#rest = length <= missing ? undefined : rowsOf(parts, missing, length - missing);
+        if (this.#rest !== undefined) disposeParts(parts);
+        this.#moveOn(single, missing);
       }
-      const classes = single.map((one) => one.classId);
-      const ids = single.map((one) => one.id);
-      const joined = (): BatchParts => {
-        const images = cat(single.map((one) => one.images));
-        return ownParts({ images, classes, ids }, "", this.#cursor, device);
-      };
-      return new Batch(tidy(joined));
+      const parts = pieces.length === 1 ? (pieces.pop() as BatchParts) : tidy(() => joined(pieces));
+      return new Batch({ ...parts, cursor: this.#cursor });
     } finally {
-      for (const { images } of single) images.dispose();
+      for (const piece of pieces) disposeParts(piece);
     }
   }
 
   close(): void {
     void this.#items?.return?.();
     this.#items = undefined;
+    if (this.#rest !== undefined) disposeParts(this.#rest);
+    this.#rest = undefined;
+  }
+
+  /** Put the cursor behind what was used of an item. */
+  #moveOn(isSingle: boolean, rows: number): void {
+    const { epoch, position, used = 0 } = this.#cursor;
+    const batch = isSingle ? undefined : this.#size;
+    const isWhole = this.#rest === undefined;
+    this.#cursor = {
+      epoch,
+      position: isWhole ? position + 1 : position,
+      ...(batch !== undefined && { batch }),
+      ...(!isWhole && { used: used + rows }),
+    };
+  }
+
+  /** The rows of the next item that were not used before. */
+  async #parts(): Promise<{ parts: BatchParts; single: boolean }> {
+    if (this.#rest !== undefined) return { parts: this.#rest, single: false };
+    const item = await this.#item();
+    const { epoch, position, used = 0 } = this.#cursor;
+    const name = `${epoch}:${position}`;
+    const { device = "cpu", numClasses } = this.#options;
+    if (isImage(item)) return { parts: await this.#imageOf(item, name), single: true };
+    const parts = tidy(() => ownParts(item, name, device, numClasses));
+    if (used === 0) return { parts, single: false };
+    try {
+      return { parts: rowsOf(parts, used, parts.ids.length - used), single: false };
+    } finally {
+      disposeParts(parts);
+    }
   }
 
   /** The next item, of the next epoch where this one is over. */
@@ -135,9 +183,9 @@ class LoaderBatches implements Batches {
         const remedy = "A generator can be gone through only once: give a function that makes one";
         throw expected("loader", `something in epoch ${next.epoch}`, "nothing", remedy);
       }
-      this.#cursor = next;
+      const { batch } = this.#cursor;
+      this.#cursor = { ...next, ...(batch !== undefined && { batch }) };
     }
-    this.#cursor = { epoch: this.#cursor.epoch, position: this.#cursor.position + 1 };
     return result.value;
   }
 
@@ -157,17 +205,19 @@ class LoaderBatches implements Batches {
     return items;
   }
 
-  async #imageOf({ image, class: classId = 0, id }: LoaderImage, name: string) {
-    const own = id ?? name;
+  async #imageOf({ image, class: id = 0, ...rest }: LoaderImage, name: string): Promise<BatchParts> {
+    const { size, crop = "center", device = "cpu", numClasses } = this.#options;
+    const ids = [rest.id ?? name];
+    const toParts = (images: Tensor): BatchParts =>
+      tidy(() => ownParts({ images, classes: [id], ids }, name, device, numClasses));
     if (image instanceof Tensor) {
-      const images = tidy(() => (image.ndim === 3 ? image.unsqueeze(0) : image).detach().float().clone());
-      return { images, classId, id: own };
+      return tidy(() => toParts(image.ndim === 3 ? image.unsqueeze(0).float() : image.float()));
     }
-    const { size, crop = "center" } = this.#options;
     if (size === undefined)
       throw expected("size", "the width of the images, as they come in 8-bit", "nothing");
-    const { data } = await decode({ id: own, image: { pixels: image }, size, crop, isFlipped: false });
-    return { images: pixelsToTensor({ width: size, height: size, channels: 3, data }), classId, id: own };
+    const task = { id: ids[0] as string, image: { pixels: image }, size, crop, isFlipped: false };
+    const { data } = await decode(task);
+    return tidy(() => toParts(pixelsToTensor({ width: size, height: size, channels: 3, data })));
   }
 }
 
@@ -178,12 +228,12 @@ function iteratorOf<T>(items: Iterates<T>): AsyncIterator<T> | Iterator<T> {
   return Symbol.asyncIterator in items ? items[Symbol.asyncIterator]() : items[Symbol.iterator]();
 }
 
-/** A batch with tensors of its own. */
+/** An item as a batch with tensors of its own; its cursor means nothing yet. */
 function ownParts(
   item: Exclude<LoaderItem, LoaderImage>,
   name: string,
-  cursor: Cursor,
   device: Device,
+  numClasses: number | undefined,
 ): BatchParts {
   const batch = partsOf(item);
   const { images } = batch;
@@ -195,41 +245,109 @@ function ownParts(
     throw expected("loader", "images of shape [B, 3, H, W]", images);
   }
   if (!images.dtype.startsWith("float") && images.dtype !== "bfloat16") {
-    throw expectedType(
-      "loader",
-      "float images in [-1, 1]",
-      images.dtype,
-      "Divide bytes by 127.5 and subtract 1",
-    );
+    const remedy = "Divide bytes by 127.5 and subtract 1";
+    throw expectedType("loader", "float images in [-1, 1]", images.dtype, remedy);
   }
   const count = images.shape[0] as number;
   const own = images.detach().to({ dtype: "float32", device }).clone();
   const [low, high] = [own.amin().item(), own.amax().item()];
   if (!(low >= -RANGE && high <= RANGE)) {
-    throw expected(
-      "loader",
-      "images in [-1, 1]",
-      `values from ${low} to ${high}`,
-      "Divide bytes by 127.5 and subtract 1",
-    );
-  }
-  const classes =
-    batch.classes instanceof Tensor
-      ? batch.classes.to({ dtype: "int64", device }).clone()
-      : tensor([...(batch.classes ?? new Array<number>(count).fill(0))], { dtype: "int64", device });
-  if (classes.ndim !== 1 || classes.shape[0] !== count) {
-    throw expected("loader", `classes of shape [${count}], one for each image`, classes);
+    const remedy = "Divide bytes by 127.5 and subtract 1";
+    throw expected("loader", "images in [-1, 1]", `values from ${low} to ${high}`, remedy);
   }
   const ids = batch.ids ?? Array.from({ length: count }, (_, i) => `${name}/${i}`);
   if (ids.length !== count) throw expected("loader", `${count} ids, one for each image`, ids.length);
   return {
     images: own,
-    classes,
+    classes: ownClasses(batch.classes, ids, device, numClasses),
     features: batch.features?.detach().to({ dtype: "float32", device }).clone(),
     isReal: batch.isReal?.to({ device }).clone(),
     ids,
-    cursor,
+    cursor: START,
   };
+}
+
+function ownClasses(
+  classes: LoaderBatch["classes"],
+  ids: readonly string[],
+  device: Device,
+  numClasses: number | undefined,
+): Tensor {
+  const count = ids.length;
+  if (classes instanceof Tensor && /float|complex|bool/.test(classes.dtype)) {
+    throw expectedType("loader", "classes that are whole numbers", classes.dtype);
+  }
+  const odd = classes instanceof Tensor ? undefined : classes?.findIndex((id) => !Number.isInteger(id));
+  if (odd !== undefined && odd >= 0) {
+    throw expected(
+      `loader: ${ids[odd]}`,
+      "a class id, a whole number",
+      (classes as number[])[odd],
+      LABEL_REMEDY,
+    );
+  }
+  const own =
+    classes instanceof Tensor
+      ? classes.to({ dtype: "int64", device }).clone()
+      : tensor([...(classes ?? new Array<number>(count).fill(0))], { dtype: "int64", device });
+  if (own.ndim !== 1 || own.shape[0] !== count) {
+    throw expected("loader", `classes of shape [${count}], one for each image`, own);
+  }
+  if (numClasses !== undefined) {
+    for (const [i, id] of (own.toList() as number[]).entries()) {
+      if (id < 0 || id >= numClasses) throw badClass(`loader: ${ids[i]}`, id, numClasses);
+    }
+  }
+  return own;
+}
+
+/** Rows of a batch, with tensors of their own. */
+function rowsOf(parts: BatchParts, from: number, count: number): BatchParts {
+  return tidy(() => {
+    const rows = (tensor: Tensor): Tensor => tensor.narrow(0, from, count).clone();
+    const { images, classes, features, isReal, ids, cursor } = parts;
+    return {
+      images: rows(images as Tensor),
+      classes: rows(classes),
+      ...(features && { features: rows(features) }),
+      ...(isReal && { isReal: rows(isReal) }),
+      ids: ids.slice(from, from + count),
+      cursor,
+    };
+  });
+}
+
+/** One batch of several, with tensors of its own. */
+function joined(pieces: readonly BatchParts[]): BatchParts {
+  const [first] = pieces as [BatchParts];
+  const all = (of: "images" | "classes" | "features" | "isReal"): Tensor | undefined => {
+    const wanted = first[of]?.shape.slice(1).join(", ");
+    for (const { ids, [of]: part } of pieces) {
+      const got = part?.shape.slice(1).join(", ");
+      if (got === wanted) continue;
+      const remedy = "Give batches of one size, or images and features of one shape";
+      throw expected(
+        "loader",
+        `${of} of shape [${wanted ?? "none"}], as ${first.ids[0]}`,
+        `[${got ?? "none"}] of ${ids[0]}`,
+        remedy,
+      );
+    }
+    return first[of] && cat(pieces.map((piece) => piece[of] as Tensor));
+  };
+  const ids = pieces.flatMap((piece) => piece.ids);
+  const [features, isReal] = [all("features"), all("isReal")];
+  const parts = {
+    images: all("images") as Tensor,
+    classes: all("classes") as Tensor,
+    ids,
+    cursor: first.cursor,
+  };
+  return { ...parts, ...(features && { features }), ...(isReal && { isReal }) };
+}
+
+function disposeParts({ images, classes, features, isReal }: BatchParts): void {
+  for (const part of [images, classes, features, isReal]) part?.dispose();
 }
 
 function partsOf(item: Exclude<LoaderItem, LoaderImage>): LoaderBatch {

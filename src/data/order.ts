@@ -9,8 +9,12 @@ import type { Block } from "./source.js";
 export interface Cursor {
   /** From 0. */
   readonly epoch: number;
-  /** Images of the epoch that have been passed, readable or not. */
+  /** Images of the epoch that have been passed, readable or not; items of a program's own loader. */
   readonly position: number;
+  /** Of a program's own loader: images of every batch, which are those of its first one. */
+  readonly batch?: number;
+  /** Of a program's own loader: images of the next item that have been passed, where a batch ended within it. */
+  readonly used?: number;
 }
 
 /** Where every run starts. */

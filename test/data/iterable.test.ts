@@ -3,7 +3,7 @@ import { test } from "node:test";
 
 import { fromIterable, type Loader, type LoaderItem } from "../../src/data/iterable.js";
 import type { Cursor } from "../../src/data/order.js";
-import { full, memory, type Tensor, tensor } from "../../src/torch/index.js";
+import { cat, full, memory, type Tensor, tensor, tidy } from "../../src/torch/index.js";
 
 /** A batch of two images of 2 x 2, of one value. */
 const images = (value: number): Tensor => full([2, 3, 2, 2], value);
@@ -35,10 +35,10 @@ test("batches come as tensors, pairs or objects, and epochs follow each other", 
     const loader = [a, [b, classes] as const, { images: c, classes: [5, 6], ids: ["x", "y"] }];
     const seen = await read(loader, 4);
     assert.deepEqual(seen, [
-      { ids: ["0:0/0", "0:0/1"], value: -1, classes: [0, 0], cursor: { epoch: 0, position: 1 } },
-      { ids: ["0:1/0", "0:1/1"], value: 0, classes: [3, 4], cursor: { epoch: 0, position: 2 } },
-      { ids: ["x", "y"], value: 1, classes: [5, 6], cursor: { epoch: 0, position: 3 } },
-      { ids: ["1:0/0", "1:0/1"], value: -1, classes: [0, 0], cursor: { epoch: 1, position: 1 } },
+      { ids: ["0:0/0", "0:0/1"], value: -1, classes: [0, 0], cursor: { epoch: 0, position: 1, batch: 2 } },
+      { ids: ["0:1/0", "0:1/1"], value: 0, classes: [3, 4], cursor: { epoch: 0, position: 2, batch: 2 } },
+      { ids: ["x", "y"], value: 1, classes: [5, 6], cursor: { epoch: 0, position: 3, batch: 2 } },
+      { ids: ["1:0/0", "1:0/1"], value: -1, classes: [0, 0], cursor: { epoch: 1, position: 1, batch: 2 } },
     ]);
     assert.deepEqual(await read(loader, 2, seen[1]?.cursor), seen.slice(2));
     // The loader's own tensors stay, and are not those of the batch.
@@ -157,4 +157,107 @@ test("a loader that cannot go on, or gives something else, is refused in a sente
     });
   }
   assert.equal(memory().tensors, before);
+});
+
+test("batches of other sizes are joined and cut to the first one's, and resumed within an item", async () => {
+  const before = memory().tensors;
+  {
+    // Images 0 to 9 of one epoch, as a loader of 4 gives them: the last batch is smaller.
+    const values = (from: number, count: number): Tensor =>
+      tidy(() => cat(Array.from({ length: count }, (_, i) => full([1, 3, 2, 2], (from + i) / 10))));
+    using a = values(0, 4);
+    using b = values(4, 4);
+    using c = values(8, 2);
+    const loader = [
+      { images: a, classes: [0, 1, 2, 3] },
+      { images: b, classes: [4, 5, 6, 7] },
+      { images: c, classes: [8, 9] },
+    ];
+    const read = async (items: Loader, count: number, cursor?: Cursor) => {
+      const batches = fromIterable(items, { batchSize: 7, ...(cursor && { cursor }) });
+      const seen = [];
+      try {
+        for (let i = 0; i < count; i++) {
+          using batch = await batches.next();
+          seen.push({ classes: batch.classes.toList() as number[], cursor: batch.cursor, ids: batch.ids });
+          const firsts = tidy(() =>
+            (batch.images as Tensor).reshape(-1, 12).select(1, 0).mul(10).round().toList(),
+          );
+          assert.deepEqual(firsts, seen.at(-1)?.classes);
+        }
+        return seen;
+      } finally {
+        batches.close();
+      }
+    };
+    const whole = await read(loader, 6);
+    assert.deepEqual(
+      whole.map(({ classes }) => classes),
+      [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 0, 1],
+        [2, 3, 4, 5],
+        [6, 7, 8, 9],
+        [0, 1, 2, 3],
+      ],
+    );
+    assert.deepEqual(whole[2]?.cursor, { epoch: 1, position: 0, batch: 4, used: 2 });
+    assert.deepEqual(whole[2]?.ids, ["0:2/0", "0:2/1", "1:0/0", "1:0/1"]);
+    const begin = (from: Cursor): LoaderItem[] => loader.slice(from.position);
+    for (const items of [loader, begin]) {
+      for (let i = 0; i < 5; i++) {
+        const left = JSON.parse(JSON.stringify(whole[i]?.cursor)) as Cursor;
+        assert.deepEqual(await read(items, 5 - i, left), whole.slice(i + 1));
+      }
+    }
+    // A batch that is larger than the first is cut.
+    assert.deepEqual(
+      (await read([{ images: c, classes: [8, 9] }, loader[1] as LoaderItem], 3)).map(
+        ({ classes }) => classes,
+      ),
+      [
+        [8, 9],
+        [4, 5],
+        [6, 7],
+      ],
+    );
+    using small = full([2, 3, 1, 1], 0);
+    await assert.rejects(read([{ images: a, classes: [0, 1, 2, 3] }, { images: small }], 2), {
+      name: "RangeError",
+      message: /^loader: expected images of shape \[3, 1, 1\].*got \[3, 2, 2\]/,
+    });
+  }
+  assert.equal(memory().tensors, before);
+});
+
+test("classes of a loader are whole numbers that the model knows", async () => {
+  using one = images(0);
+  using half = tensor([0.5, 1]);
+  using below = tensor([0, -1], { dtype: "int64" });
+  const first = async (item: LoaderItem): Promise<void> => {
+    (await fromIterable([item], { batchSize: 2, size: 2, numClasses: 3 }).next()).dispose();
+  };
+  await first([one, [0, 2]]);
+  await assert.rejects(first([one, [0, 3]]), {
+    name: "RangeError",
+    message: /^loader: 0:0\/1: expected a class id from 0 to 2, .*got 3, which stands for no class/,
+  });
+  await assert.rejects(first({ images: one, classes: below, ids: ["x", "y"] }), {
+    message: /^loader: y: expected a class id from 0 to 2, .*got -1\. .*data\.label=none/,
+  });
+  await assert.rejects(first([one, [0, 0.5]]), {
+    message: /^loader: 0:0\/1: expected a class id, .*got 0\.5/,
+  });
+  await assert.rejects(first([one, half]), { name: "TypeError", message: /whole numbers, got float32/ });
+});
+
+test("images of different sizes in one batch are refused in a sentence", async () => {
+  using small = full([3, 1, 1], 0);
+  using large = full([3, 2, 2], 0);
+  const loader = [{ image: small, id: "small" }, { image: large }];
+  await assert.rejects(fromIterable(loader, { batchSize: 2 }).next(), {
+    name: "RangeError",
+    message: /^loader: expected images of shape \[3, 1, 1\], as small, got \[3, 2, 2\] of 0:1\./,
+  });
 });
