@@ -26,12 +26,11 @@ export {
   writePng,
 } from "./data/index.js";
 export { evaluateModels, type ModelEvaluation } from "./evaluation/judge_models.js";
-export {
-  type EvalRow,
-  type Judge,
-  MEASURES,
-  type Measures,
-  type ModelEvalOptions,
+export type {
+  EvalRow,
+  Judge,
+  Measures,
+  ModelEvalOptions,
 } from "./evaluation/options.js";
 export { evaluationText } from "./evaluation/verdict.js";
 export {
@@ -46,6 +45,7 @@ export {
   psnr,
   ssim,
 } from "./metrics/index.js";
+export { MEASURES, type Measure } from "./metrics/measures.js";
 export * as nn from "./nn/index.js";
 export {
   type ArPolicy,

@@ -9,6 +9,7 @@ import { type Device, setNumThreads } from "../torch/index.js";
 export interface EvalCommandOptions {
   run?: string;
   config?: string;
+  checkpoint: "last" | "best";
   tokenizer?: string;
   policy?: string;
   against?: string;
@@ -58,7 +59,12 @@ export async function evaluate(options: EvalCommandOptions): Promise<void> {
     ]);
   }
   const { run, config } = options;
-  const known = run !== undefined ? optionsOfRun(run) : config !== undefined ? optionsOfConfig(config) : {};
+  const known =
+    run !== undefined
+      ? optionsOfRun(run, options.checkpoint)
+      : config !== undefined
+        ? optionsOfConfig(config)
+        : {};
   const data = { ...known.data, ...dataOf(options) } as PartialDeep<DataConfig>;
   const tokenizer = options.tokenizer ?? known.tokenizer;
   const missing = [
@@ -78,6 +84,14 @@ export async function evaluate(options: EvalCommandOptions): Promise<void> {
   const policy = options.policy === undefined ? known.policy : { path: options.policy, ...sizes };
   const against = options.against === undefined ? known.against : { path: options.against, ...sizes };
   const { lpips, prefix, out, npz, json } = options;
+  // What the command line names in place of the run's own is not the run's checkpoint.
+  const own = [
+    known.against === undefined ? known.policy : known.against,
+    known.policy === undefined ? known.tokenizer : undefined,
+  ];
+  const isOwn = [policy, against, tokenizer].some((part) => part !== undefined && own.includes(part));
+  const judged = isOwn ? known.judged : undefined;
+  if (judged !== undefined) process.stderr.write(`judges ${judged.text}\n`);
   const started = performance.now();
   const evaluation = await evaluateModels({
     tokenizer,
@@ -86,6 +100,9 @@ export async function evaluate(options: EvalCommandOptions): Promise<void> {
     features: options.features.length > 0 ? options.features : (known.features ?? []),
     ...(lpips !== undefined && { lpips }),
     data,
+    ...(judged && { judged }),
+    ...(known.rewardNetworks && { rewardNetworks: known.rewardNetworks }),
+    ...(known.chosenOn !== undefined && isOwn && { chosenOn: known.chosenOn }),
     start: options.unconditional ? "empty" : (known.start ?? "condition"),
     samples: options.samples,
     classes: options.classes,

@@ -207,6 +207,14 @@ program
   .addOption(
     new Option("--run <dir>", "a run's folder: its images, tokenizer and policies, before and after"),
   )
+  .addOption(
+    new Option(
+      "--checkpoint <which>",
+      "of --run: the last, or the best, which is judged on the held-out images that it was not chosen on",
+    )
+      .choices(["last", "best"])
+      .default("last"),
+  )
   .addOption(new Option("--config <file>", "a training's configuration: its images, tokenizer and policy"))
   .addOption(new Option("--tokenizer <file>", "weights of the tokenizer"))
   .addOption(new Option("--policy <file>", "A: weights of the policy, or of the one before"))
@@ -402,7 +410,12 @@ program
   .command("report")
   .description("Write a run, or several beside each other, as one HTML page that needs nothing else.")
   .argument("<runs...>", "folders of runs; an eval.json in one, from rlar eval --json, goes on the page")
-  .addOption(new Option("--out <html>", "the page to write (default: report.html in the first folder)"))
+  .addOption(
+    new Option(
+      "--out <html>",
+      "the page to write (default: report.html in the run's folder, comparison.html in the first of several)",
+    ),
+  )
   .addOption(json())
   .addHelpText(
     "after",

@@ -2,59 +2,24 @@
  * What `rlar eval --json` found of a run's models, where its file lies in the run's folder: tables of one policy or of
  * two with intervals, verdicts, and charts of closeness against realism.
  */
-import { readdirSync, readFileSync, statSync } from "node:fs";
-import { join } from "node:path";
-import type { ModelEvaluation } from "../evaluation/judge_models.js";
-import { type Estimate, type EvalRow, MEASURES, type Measures } from "../evaluation/options.js";
-import { freeVerdictText, verdictText } from "../evaluation/verdict.js";
+import type { Estimate, EvalRow, Measures } from "../evaluation/options.js";
+import {
+  bestStanding,
+  FRONTIER_TEXT,
+  freeVerdictText,
+  isApart,
+  leastBy,
+  networkMark,
+  pointText,
+  verdictText,
+  warningsOf,
+} from "../evaluation/verdict.js";
+import { measureOf } from "../metrics/measures.js";
 import { frame, HEIGHT, WIDTH } from "./curves.js";
-import { type Html, html, type Piece, table } from "./page.js";
+import { type Html, hint, html, type Piece, raw, table } from "./page.js";
+import type { EvalFile, SomeEvaluation } from "./reading.js";
+import { changeText } from "./results.js";
 import { type Axis, axisOf, numberText, rowTexts } from "./scale.js";
-
-/** An evaluation in a run's folder. */
-export interface EvalFile {
-  readonly file: string;
-  /** Milliseconds since 1970 when it was written. */
-  readonly writtenAt: number;
-  readonly evaluation: ModelEvaluation;
-}
-
-/** Evaluations in the files `eval*.json` of a folder; those that are none are named in `unread`, with the reason. */
-export function readEvaluations(folder: string, unread: string[]): EvalFile[] {
-  return readdirSync(folder)
-    .filter((name) => /^eval.*\.json$/.test(name))
-    .sort()
-    .flatMap((file): EvalFile[] => {
-      const path = join(folder, file);
-      try {
-        const evaluation = evaluationOf(JSON.parse(readFileSync(path, "utf8")));
-        return [{ file, writtenAt: statSync(path).mtimeMs, evaluation }];
-      } catch (error) {
-        unread.push(`${file}: ${(error as Error).message}`);
-        return [];
-      }
-    });
-}
-
-/** @throws RangeError for what is no evaluation. */
-function evaluationOf(value: unknown): ModelEvaluation {
-  const given = value as Partial<ModelEvaluation> | null;
-  if (typeof given !== "object" || given === null || !Array.isArray(given.rows))
-    throw new RangeError("expected what rlar eval --json writes, got other data.");
-  const { completion = [], free = [] } = given.verdicts ?? {};
-  const none = { training: null, reconstructed: null, heldOut: null };
-  return {
-    ...(given as ModelEvaluation),
-    files: given.files ?? [],
-    networks: given.networks ?? [],
-    real: given.real ?? none,
-    reconstruction: given.reconstruction ?? null,
-    likelihoods: given.likelihoods ?? [],
-    rows: given.rows.map((row) => ({ ...row, free: row.free ?? null, completions: row.completions ?? [] })),
-    verdicts: { completion, free },
-    notes: given.notes ?? [],
-  };
-}
 
 /** A column of a table: what it is of. */
 interface Column {
@@ -62,78 +27,150 @@ interface Column {
   readonly measures: Measures | null;
 }
 
-/** The sections on the evaluations of a run; nothing where there are none. */
-export function evalSection(files: readonly EvalFile[]): Html {
+/**
+ * The sections on the evaluations of a run; nothing where there are none.
+ *
+ * @param pictures - the section of an evaluation's pages, by the name of its file.
+ */
+export function evalSection(
+  files: readonly EvalFile[],
+  pictures: (file: string) => Html | null = () => null,
+): Html {
   return html`${files.map(({ file, evaluation }) => {
-    const title = files.length === 1 ? "Evaluation of the models" : `Evaluation of the models: ${file}`;
-    return html`<h3>${title}</h3>${oneEvaluation(evaluation)}`;
+    const title = files.length === 1 ? "The models, judged by rlar eval" : `The models, judged: ${file}`;
+    return html`<h3>${title}</h3>${oneEvaluation(evaluation, pictures(file))}`;
   })}`;
 }
 
-function oneEvaluation(evaluation: ModelEvaluation): Html {
-  const { rows, notes, networks, settings, files } = evaluation;
+function oneEvaluation(evaluation: SomeEvaluation, pictures: Html | null): Html {
+  const { rows, notes, networks, settings, files, judged } = evaluation;
   const labels = [...new Set(rows.map(({ policy }) => policy))];
   const names = labels.map((label) => {
     const path = files.find(({ role }) => role === label)?.path;
     return html`<li><b>${label}</b>: ${path ?? "a program's own policy"}${label === "A" && labels.length > 1 && " (before)"}${label === "B" && " (after)"}</li>`;
   });
-  const judges = networks.map(({ name }, k) => html`<li><b>[${k + 1}]</b>: features of ${name}</li>`);
+  const judges = networks.map(
+    ({ name }) => html`<li><b>${networkMark(networks, name)}</b>: features of ${name}</li>`,
+  );
   const verdicts = verdictsOf(evaluation);
-  const prefixes = [...new Set(rows.flatMap(({ completions }) => completions.map(({ prefix }) => prefix)))];
   const frontiers = frontiersOf([{ label: "", color: 0, evaluation }]);
-  return html`<ul class="plain">${names}${judges}</ul>
-${verdicts.length > 0 && html`<ul class="notices">${verdicts.map((text) => html`<li class="verdict"><b>verdict</b> ${text}</li>`)}</ul>`}
-${frontiers.length > 0 && html`<div class="charts two">${frontiers.map(frontierChart)}</div>`}
-${prefixes.map((prefix) => completionTable(evaluation, prefix, labels))}
-${freeTable(evaluation, labels)}
-${likelihoodTable(evaluation)}
+  const sections = verdictTables(evaluation, labels);
+  const rest = html`${plainTables(evaluation, labels)}${freeTable(evaluation, labels)}${likelihoodTable(evaluation)}
 <p class="about">${intervalText(settings)}</p>
-${notes.length > 0 && html`<details><summary>Notes of the evaluation</summary><ul>${notes.map((note) => html`<li>${note}</li>`)}</ul></details>`}`;
+${notes.length > 0 && html`<h4>Notes of the evaluation</h4><ul>${notes.map((note) => html`<li>${note}</li>`)}</ul>`}`;
+  return html`${judged !== null && html`<p>Judged: ${judged.text}.</p>`}
+<ul class="notices">${verdicts.map((text) => html`<li class="verdict"><b>verdict</b> ${text}</li>`)}${warningsOf(
+    evaluation,
+  ).map((text) => html`<li><b>warning</b> ${text}</li>`)}${unreadableOf(evaluation).map(
+    (text) => html`<li class="bad"><b>problem</b> ${text}</li>`,
+  )}</ul>
+<ul class="plain">${names}${judges}</ul>
+${pictures}${sections}
+${frontiers.length > 0 && html`<p class="about">${FRONTIER_TEXT}</p><div class="charts two">${frontiers.map(frontierChart)}</div>`}
+<details${raw(sections === null ? " open" : "")}><summary>All tables: completions, free samples, likelihood</summary>${rest}</details>`;
+}
+
+/** Images that could not be read. */
+function unreadableOf({ data }: SomeEvaluation): string[] {
+  const sides = [
+    ["held-out", data?.heldOut?.unreadable ?? []],
+    ["training", data?.train.unreadable ?? []],
+  ] as const;
+  return sides.flatMap(([which, names]) =>
+    names.length === 0 ? [] : [`${names.length} unreadable ${which} images: ${shortList(names)}.`],
+  );
+}
+
+/** The first of some names, and how many there are. */
+export function shortList(names: readonly string[], most = 10): string {
+  const rest = names.length > most ? `, ... (${names.length} in all)` : "";
+  return `${names.slice(0, most).join(", ")}${rest}`;
 }
 
 /** Its first lines, one a verdict; how each point stands is on the chart. */
-function verdictsOf({ verdicts: { completion, free } }: ModelEvaluation): string[] {
-  return [...completion.flatMap((verdict) => verdictText(verdict).slice(0, 1)), ...free.map(freeVerdictText)];
+function verdictsOf({ verdicts: { completion, free }, networks }: SomeEvaluation): string[] {
+  return [
+    ...completion.map((verdict) => verdictText(verdict, networks)[0]),
+    ...free.map((verdict) => freeVerdictText(verdict, networks)),
+  ];
 }
 
-function intervalText(settings: Partial<ModelEvaluation["settings"]> | undefined): string {
-  const { seeds = [], resamples = 0, samples } = settings ?? {};
-  const drawn = samples === undefined ? "" : ` ${samples} free samples a point.`;
+function intervalText({ seeds = [], resamples = 0, samples, draws = 1 }: SomeEvaluation["settings"]): string {
+  const drawn =
+    (samples === undefined ? "" : ` ${samples} free samples a setting.`) +
+    (draws === 1 ? "" : ` ${draws} completions of each image, of which each number is the mean.`);
   if (seeds.length > 1) return `In brackets: least and greatest of seeds ${seeds.join(", ")}.${drawn}`;
   if (resamples === 0) return `No intervals were computed.${drawn}`;
-  return `In brackets: 95 % intervals, from ${resamples} resamples. A change is called better or worse where the intervals of A and B are apart.${drawn}`;
+  return `In brackets: 95 % intervals, from ${resamples} resamples. A change is called better or worse where the intervals of A and B do not overlap.${drawn}`;
 }
 
 /** The row of a policy that is sampled as it is, at temperature 1 without guidance, or next to that. */
 function plainRow(rows: readonly EvalRow[], label: string): EvalRow | undefined {
   const farness = ({ temperature, cfg }: EvalRow): number =>
     Math.abs(Math.log(temperature)) + Math.abs(cfg - 1);
-  return rows.filter(({ policy }) => policy === label).sort((a, b) => farness(a) - farness(b))[0];
+  return leastBy(
+    rows.filter(({ policy }) => policy === label),
+    farness,
+  );
 }
 
 const pointTitle = (label: string, row: EvalRow | undefined): Html =>
-  html`${label}<br><span class="quiet">T ${row?.temperature ?? "?"}${row !== undefined && row.cfg !== 1 && ` cfg ${row.cfg}`}</span>`;
+  html`${label}<br><span class="quiet">${row === undefined ? "T ?" : pointText(row)}</span>`;
 
-function completionTable(
-  { rows, reconstruction, networks }: ModelEvaluation,
-  prefix: number,
-  labels: readonly string[],
-): Html {
-  const of = (row: EvalRow | undefined): Measures | null =>
-    row?.completions.find((each) => each.prefix === prefix)?.measures ?? null;
-  const columns = [
-    { title: "ceiling: reconstruction", measures: reconstruction },
-    ...labels.map((label) => ({
-      title: pointTitle(label, plainRow(rows, label)),
-      measures: of(plainRow(rows, label)),
-    })),
-  ];
-  const images = columns.at(-1)?.measures?.images;
-  return html`<h4>Completions after ${prefix} given codes${images !== undefined && `, ${images} images`}</h4>
-${measuresTable(columns, networks, labels.length)}`;
+const completionOf = (row: EvalRow | undefined, prefix: number): Measures | null =>
+  row?.completions.find((each) => each.prefix === prefix)?.measures ?? null;
+
+/** The networks that the reward has not used, or all where there is none. */
+function independent(networks: SomeEvaluation["networks"]): readonly string[] {
+  const free = networks.filter(({ isRewarded }) => isRewarded !== true);
+  return (free.length > 0 ? free : networks).map(({ name }) => name);
 }
 
-function freeTable({ rows, real, networks }: ModelEvaluation, labels: readonly string[]): Html | null {
+/** Of each prefix: the settings that the verdict is about, beside each other; null where there is no verdict. */
+function verdictTables(evaluation: SomeEvaluation, labels: readonly string[]): Html | null {
+  const { rows, verdicts, networks } = evaluation;
+  const judges = independent(networks);
+  const of = verdicts.completion.filter(({ network }) => judges.includes(network));
+  const prefixes = [...new Set(of.map(({ prefix }) => prefix))];
+  if (labels.length < 2 || prefixes.length === 0) return null;
+  return html`${prefixes.map((prefix) => {
+    const verdict = of.find((each) => each.prefix === prefix);
+    const best = verdict && bestStanding(verdict);
+    const rowAt = (policy: string, point: { temperature: number; cfg: number } | undefined) =>
+      rows.find(
+        (row) => row.policy === policy && row.temperature === point?.temperature && row.cfg === point?.cfg,
+      );
+    const pair = [rowAt("A", best?.rival), rowAt("B", best?.point)];
+    if (pair.some((row) => row === undefined)) return null;
+    return completionTable(evaluation, prefix, pair as EvalRow[], "the settings of the verdict");
+  })}`;
+}
+
+/** Of each prefix: every policy as it is sampled by default. */
+function plainTables({ rows, ...evaluation }: SomeEvaluation, labels: readonly string[]): Html[] {
+  const prefixes = [...new Set(rows.flatMap(({ completions }) => completions.map(({ prefix }) => prefix)))];
+  const plain = labels.flatMap((label) => plainRow(rows, label) ?? []);
+  return prefixes.map((prefix) =>
+    completionTable(evaluation, prefix, plain, `the setting nearest to T 1 without guidance`),
+  );
+}
+
+function completionTable(
+  { reconstruction, networks, files }: Omit<SomeEvaluation, "rows">,
+  prefix: number,
+  rows: readonly EvalRow[],
+  which: string,
+): Html {
+  const columns = [
+    { title: "ceiling: reconstruction", measures: reconstruction },
+    ...rows.map((row) => ({ title: pointTitle(row.policy, row), measures: completionOf(row, prefix) })),
+  ];
+  const images = reconstruction?.images ?? Number.NaN;
+  return html`<h4>Completions after ${prefix} given codes${Number.isFinite(images) && ` of ${images} held-out images`}: ${which}</h4>
+${measuresTable(columns, { networks, files }, rows.length)}`;
+}
+
+function freeTable({ rows, real, networks, files }: SomeEvaluation, labels: readonly string[]): Html | null {
   if (rows.every(({ free }) => free === null)) return null;
   const columns = [
     { title: "training images", measures: real.training },
@@ -144,56 +181,53 @@ function freeTable({ rows, real, networks }: ModelEvaluation, labels: readonly s
       measures: plainRow(rows, label)?.free ?? null,
     })),
   ];
-  return html`<h4>Free samples</h4>${measuresTable(columns, networks, labels.length)}`;
+  return html`<h4>Free samples</h4>${measuresTable(columns, { networks, files }, labels.length)}`;
 }
 
 /** A row a measure. With two policies, which are the last columns, the change from one to the other. */
 function measuresTable(
   columns: readonly Column[],
-  networks: ModelEvaluation["networks"],
+  { networks, files }: Pick<SomeEvaluation, "networks" | "files">,
   policies: number,
 ): Html {
   const known = columns.filter(({ measures }) => measures !== null);
+  const isPaid = files.some(({ role, isRewarded }) => role === "lpips" && isRewarded === true);
   const plain = new Set(known.flatMap(({ measures }) => Object.keys(measures?.plain ?? {})));
-  const lines = [...plain].map((name) => ({ name, mark: "", of: (m: Measures | null) => m?.plain[name] }));
-  for (const [k, { name: network }] of networks.entries()) {
+  const lines = [...plain].map((name) => ({
+    name,
+    mark: name === "lpips" && isPaid ? " [rewarded]" : "",
+    of: (m: Measures | null) => m?.plain[name],
+  }));
+  for (const { name: network } of networks) {
     const names = new Set(known.flatMap(({ measures }) => Object.keys(measures?.networks[network] ?? {})));
     for (const name of names)
-      lines.push({ name, mark: ` [${k + 1}]`, of: (measures) => measures?.networks[network]?.[name] });
+      lines.push({
+        name,
+        mark: ` ${networkMark(networks, network)}`,
+        of: (measures) => measures?.networks[network]?.[name],
+      });
   }
   const rows = lines.map(({ name, mark, of }) => {
     const estimates = known.map(({ measures }) => of(measures));
     const [before, after] = estimates.slice(-2);
-    const about = MEASURES[name]?.about ?? "";
+    const { title, about, unit } = measureOf(name);
     return [
-      html`<abbr title="${about}">${titleOf(name)}</abbr>${mark}`,
-      ...estimateCells(estimates),
+      html`${hint(title, about)}${mark}`,
+      ...estimateCells(estimates, unit),
       ...(policies > 1 ? [changeCell(name, before, after)] : []),
     ];
   });
   return table(["", ...known.map(({ title }) => title), ...(policies > 1 ? ["change"] : [])], rows);
 }
 
-const TITLES: Readonly<Record<string, string>> = {
-  l1: "L1",
-  l2: "L2",
-  psnr: "PSNR (dB)",
-  ssim: "SSIM",
-  ms_ssim: "MS-SSIM",
-  lpips: "LPIPS",
-  fd_train: "FD to training images",
-  fd_held_out: "FD to held-out images",
-  kd_train: "KD to training images",
-  kd_held_out: "KD to held-out images",
-};
-
-const titleOf = (name: string): string => TITLES[name] ?? name.replaceAll("_", " ");
-
-function estimateCells(estimates: readonly (Estimate | undefined)[]): Piece[] {
+function estimateCells(estimates: readonly (Estimate | undefined)[], unit: "" | "%" = ""): Piece[] {
   const numbers = estimates.flatMap((of) =>
     of === undefined ? [Number.NaN, Number.NaN, Number.NaN] : [of.value, of.low, of.high],
   );
-  const texts = rowTexts(numbers.map((number) => number ?? Number.NaN));
+  const texts = rowTexts(
+    numbers.map((number) => number ?? Number.NaN),
+    unit,
+  );
   return estimates.map((of, i) => {
     if (of === undefined) return "";
     const [value, low, high] = texts.slice(3 * i, 3 * i + 3);
@@ -205,22 +239,16 @@ function estimateCells(estimates: readonly (Estimate | undefined)[]): Piece[] {
 
 function changeCell(name: string, before: Estimate | undefined, after: Estimate | undefined): Piece {
   if (before === undefined || after === undefined) return "";
-  const change = ((after.value - before.value) / Math.abs(before.value)) * 100;
-  const better = MEASURES[name]?.better ?? "none";
-  const isApart =
-    before.low !== null &&
-    before.high !== null &&
-    after.low !== null &&
-    after.high !== null &&
-    (after.high < before.low || after.low > before.high);
-  const isBetter = after.value > before.value === (better === "higher");
-  const word = better === "none" || !isApart ? "" : isBetter ? "better" : "worse";
-  const text =
-    name === "psnr" || !Number.isFinite(change) ? "" : `${change > 0 ? "+" : ""}${change.toFixed(1)} %`;
+  const { sign } = measureOf(name);
+  const moved = after.value - before.value;
+  const hasIntervals = before.low !== null && after.low !== null;
+  const word =
+    sign === 0 || !hasIntervals || !isApart(before, after) ? "" : moved * sign > 0 ? "better" : "worse";
+  const text = changeText({ name, change: moved / Math.abs(before.value) });
   return html`${text} <span class="${word}">${word}</span>`;
 }
 
-function likelihoodTable({ likelihoods }: ModelEvaluation): Html | null {
+function likelihoodTable({ likelihoods }: SomeEvaluation): Html | null {
   if (likelihoods.length === 0) return null;
   const columns = ["nats a code", "perplexity", "top-1"];
   const cells = likelihoods.map(({ natsPerToken, perplexity, top1 }) => [natsPerToken, perplexity, top1]);
@@ -237,7 +265,7 @@ export interface Compared {
   /** Of the run; empty where there is one alone. */
   readonly label: string;
   readonly color: number;
-  readonly evaluation: ModelEvaluation;
+  readonly evaluation: SomeEvaluation;
 }
 
 /**
@@ -278,6 +306,9 @@ export function frontiersOf(compared: readonly Compared[]): Frontier[] {
   });
 }
 
+const rangeOf = ({ low, high }: Estimate): readonly [number, number] | null =>
+  low === null || high === null ? null : [low, high];
+
 function pointsOf(
   rows: readonly EvalRow[],
   wanted: { policy: string; network: string; prefix: number; measure: string },
@@ -286,10 +317,20 @@ function pointsOf(
   return rows.flatMap(({ policy, temperature, cfg, completions }) => {
     const measures = completions.find(({ prefix }) => prefix === wanted.prefix)?.measures;
     const own = measures?.networks[wanted.network];
-    const fd = own?.fd_train?.value;
-    const value = (wanted.measure === "l2" ? measures?.plain.l2 : own?.perceptual)?.value;
-    if (policy !== wanted.policy || typeof fd !== "number" || typeof value !== "number") return [];
-    return [{ label: hasScales ? `${temperature}, ${cfg}` : `${temperature}`, group: cfg, x: value, y: fd }];
+    const fd = own?.fd_train;
+    const value = wanted.measure === "l2" ? measures?.plain.l2 : own?.perceptual;
+    if (policy !== wanted.policy || fd === undefined || value === undefined) return [];
+    const [xRange, yRange] = [rangeOf(value), rangeOf(fd)];
+    return [
+      {
+        label: hasScales ? `${temperature}, ${cfg}` : `${temperature}`,
+        group: cfg,
+        x: value.value,
+        y: fd.value,
+        ...(xRange && { xRange }),
+        ...(yRange && { yRange }),
+      },
+    ];
   });
 }
 
@@ -301,6 +342,9 @@ export interface FrontierPoint {
   readonly group: number;
   readonly x: number;
   readonly y: number;
+  /** Intervals, where there are some. */
+  readonly xRange?: readonly [low: number, high: number];
+  readonly yRange?: readonly [low: number, high: number];
 }
 
 /** The points of a policy. */
@@ -338,11 +382,11 @@ export function undominated<P extends { readonly x: number; readonly y: number }
 export function frontierChart({ title, network, prefix, across, series }: Frontier): Html {
   const all = series.flatMap(({ points }) => points);
   const x = axisOf(
-    all.map((point) => point.x),
-    { margin: 0.12 },
+    all.flatMap((point) => [point.x, ...(point.xRange ?? [])]),
+    { margin: 0.12, count: 4 },
   );
   const y = axisOf(
-    all.map((point) => point.y),
+    all.flatMap((point) => [point.y, ...(point.yRange ?? [])]),
     { margin: 0.12 },
   );
   const drawn = series.map((one) => drawSeries(one, x, y));
@@ -361,6 +405,7 @@ export function frontierChart({ title, network, prefix, across, series }: Fronti
     ({ label, color }) => html`<li><i class="key mark ${colorOf(color)}"></i>${label}</li>`,
   );
   const hasBase = series.some(({ isBase }) => isBase);
+  const hasRanges = all.some(({ yRange, xRange }) => (yRange ?? xRange) !== undefined);
   const spoken = series.map(({ label, points }) => {
     const texts = points.map((point) => `${point.label}: ${numberText(point.x)}, ${numberText(point.y)}`);
     return `${label} ${texts.join("; ")}`;
@@ -368,9 +413,9 @@ export function frontierChart({ title, network, prefix, across, series }: Fronti
   return html`<figure class="chart square">
 <figcaption><h4>${title}</h4><ul class="legend">${keys}</ul></figcaption>
 ${frame(html`${drawn}`, x, y, { label: `${title}. ${spoken.join(". ")}`, below: `across: ${across}`, beside: "Fréchet distance", over: html`${over}` })}
-<p class="about">Completions after ${prefix} codes, a point a temperature (with a guidance scale where there are several); features of ${network}. Less is better in both.${
+<p class="about">Completions after ${prefix} codes, a point a temperature (with a guidance scale where there are several); features of ${network}. Lower is better in both.${hasRanges && " Bars: intervals."}${
     hasBase &&
-    " Shaded: what the policy before reaches, or worse. Good: points of the other below or to the left of that."
+    " Shaded: what the policy before reaches, or worse. Good: points of the other below or to the left of that, whose bars do not reach into it."
   }</p>
 </figure>`;
 }
@@ -391,8 +436,15 @@ function drawSeries({ points, color, isBase }: FrontierSeries, x: Axis, y: Axis)
         .join("L")}`,
   );
   const marks = points.map((point) => `M${at(point)}h0`).join("");
+  const bars = points
+    .flatMap((point) => [
+      ...(point.yRange ?? []).map((y) => ({ ...point, y })),
+      ...(point.xRange ?? []).map((x) => ({ ...point, x })),
+    ])
+    .map((end, i) => `${i % 2 === 0 ? "M" : "L"}${at(end)}`)
+    .join("");
   const edge = isBase ? staircase(points, x, y) : "";
-  return html`<g class="${colorOf(color)}">${
+  return html`<g class="${colorOf(color)}">${bars !== "" && html`<path class="interval" d="${bars}"/>`}${
     edge !== "" && html`<path class="band" d="${edge}L${WIDTH} 0Z"/><path class="line dashed" d="${edge}"/>`
   }${!isBase && html`<path class="line thin" d="${lines.join("")}"/>`}<path class="mark" d="${marks}"/></g>`;
 }

@@ -1,70 +1,12 @@
 /** What happened in a run that somebody who judges it should know: how it ended, what went wrong, what looks odd. */
+
+import { measureOf } from "../metrics/measures.js";
 import { duration } from "../run/console.js";
 import { notesOf } from "./config.js";
-import { aboutOf } from "./measures.js";
 import { type Html, html } from "./page.js";
 import { outcomesOf } from "./results.js";
-import { configAt, type Run } from "./run.js";
+import { configAt, endOf, type Run, stepsText } from "./run.js";
 import { meanOf, numberText, rowTexts, type Series } from "./scale.js";
-
-/** How a run ended. */
-export interface End {
-  readonly state: "done" | "under way" | "stopped";
-  readonly text: string;
-}
-
-/** Iterations that were asked for; null where neither the configuration nor a checkpoint tells. */
-export function totalOf(run: Run): number | null {
-  const iters = configAt(run.config, "train.iters");
-  return typeof iters === "number" ? iters : null;
-}
-
-export function endOf(run: Run): End {
-  const total = totalOf(run);
-  const { lastStep } = run;
-  if (run.isUnderWay) return { state: "under way", text: `under way${stepsText(run)}` };
-  if (total !== null && lastStep >= total) return { state: "done", text: "done" };
-  const at = (path: string): number => {
-    const value = configAt(run.config, path);
-    return typeof value === "number" ? value : Number.NaN;
-  };
-  const skipped = run.metrics.get("optim/skipped_total")?.values.at(-1) ?? 0;
-  const since = configAt(run.values, "progress.evaluationsSinceBest");
-  const saved = Number(/^step_(\d+)/.exec(run.checkpoints.at(-1) ?? "")?.[1] ?? Number.NaN);
-  if (typeof since === "number" && at("eval.patience") > 0 && since >= at("eval.patience"))
-    return {
-      state: "stopped",
-      text: `stopped: ${run.best?.metric ?? "the evaluation"} was no better any more`,
-    };
-  const divergence = run.metrics.get("kl/ref_running")?.values.at(-1) ?? Number.NaN;
-  if (divergence > at("kl.stop"))
-    return { state: "stopped", text: `stopped: the policy had gone further from its reference than kl.stop` };
-  if (skipped > at("limits.nonFinite") || inARow(run) > at("limits.nonFiniteInARow"))
-    return { state: "stopped", text: "diverged: losses or gradients were not finite" };
-  if (total === null && saved === lastStep) return { state: "done", text: "ended" };
-  if (saved === lastStep)
-    return { state: "stopped", text: "interrupted, with a checkpoint of its last step" };
-  return {
-    state: "stopped",
-    text: Number.isNaN(saved)
-      ? "broken off before its first checkpoint"
-      : `broken off; its last checkpoint is of step ${saved}`,
-  };
-}
-
-/** Updates left out one after the other at the end. */
-function inARow(run: Run): number {
-  const steps = run.metrics.get("optim/steps")?.values ?? [];
-  const skipped = run.metrics.get("optim/skipped_steps")?.values ?? [];
-  let count = 0;
-  for (let i = skipped.length - 1; i >= 0 && (steps[i] ?? 1) === 0; i--) count += skipped[i] as number;
-  return count;
-}
-
-export function stepsText(run: Run): string {
-  const total = totalOf(run);
-  return total === null ? `, step ${run.lastStep}` : `, step ${run.lastStep} of ${total}`;
-}
 
 /** Steps as a short text: `3, 5-9, ... (12 in all)`. */
 export function rangesText(steps: readonly number[]): string {
@@ -153,11 +95,12 @@ export const shortId = (id: string): string => id.slice(0, 10);
 function changesForTheWorse(run: Run): string[] {
   const worse: string[] = [];
   for (const { name, first, last, verdict } of outcomesOf(run)) {
-    const [before, after] = rowTexts([first, last], aboutOf(name).unit);
+    const [before, after] = rowTexts([first, last], measureOf(name).unit);
     const mayNotFall = name === "diversity" || name === "codebook_usage";
-    if (verdict === "worse") worse.push(`Held-out ${aboutOf(name).title} is worse: ${before}, then ${after}`);
+    if (verdict === "worse")
+      worse.push(`Held-out ${measureOf(name).title} is worse: ${before}, then ${after}`);
     else if (mayNotFall && last < first * 0.8)
-      worse.push(`Held-out ${aboutOf(name).title} fell: ${before}, then ${after}`);
+      worse.push(`Held-out ${measureOf(name).title} fell: ${before}, then ${after}`);
   }
   const entropy = run.metrics.get("policy/entropy")?.values ?? [];
   const [first, last] = [entropy[0] ?? Number.NaN, entropy.at(-1) ?? Number.NaN];

@@ -2,7 +2,7 @@
  * Which metrics of a run belong on one chart, and what it shows. Names come from the training loops; those that are
  * unknown here get charts by their prefix, so that nothing that was logged is left out.
  */
-import { aboutOf, STATISTICS } from "./measures.js";
+import { measureOf, STATISTICS } from "../metrics/measures.js";
 
 /** A line of a chart, by its metric. */
 export interface LineSpec {
@@ -354,8 +354,8 @@ function plainCharts(metrics: readonly string[], isEvaluated: boolean): ChartSpe
   return [...bases].map((base) => {
     const isSpread = metrics.includes(`${base}/mean`) && !metrics.includes(base);
     const metric = isSpread ? `${base}/mean` : base;
-    const { title, about, better, unit = "" } = aboutOf(base);
-    const good = better === "none" ? "" : better === "higher" ? " Good: rises." : " Good: falls.";
+    const { title, about, sign, unit = "" } = measureOf(base);
+    const good = sign === 0 ? "" : sign === 1 ? " Good: rises." : " Good: falls.";
     const hasBand = isSpread && !isEvaluated && metrics.includes(`${base}/std`);
     return {
       title,

@@ -2,9 +2,9 @@
  * What every report is made of, whatever it shows: templates that escape text, the style sheet, the page's own script.
  */
 
-/** Markup that may stand in a page as it is. */
-export interface Html {
-  readonly markup: string;
+/** Markup that may stand in a page as it is: made by {@link html} and {@link raw}, never by data that looks like it. */
+export class Html {
+  constructor(readonly markup: string) {}
 }
 
 /** What a template can hold; null, undefined and false leave nothing. */
@@ -14,18 +14,18 @@ export type Piece = Html | string | number | null | undefined | false | readonly
 export function html(parts: TemplateStringsArray, ...pieces: readonly Piece[]): Html {
   let markup = parts[0] as string;
   for (const [i, piece] of pieces.entries()) markup += markupOf(piece) + (parts[i + 1] as string);
-  return { markup };
+  return new Html(markup);
 }
 
 /** Markup of our own that is no text of anybody's, such as a style sheet. */
-export const raw = (markup: string): Html => ({ markup });
+export const raw = (markup: string): Html => new Html(markup);
 
 function markupOf(piece: Piece): string {
   if (piece === null || piece === undefined || piece === false) return "";
-  if (typeof piece === "string") return escapeText(piece);
-  if (typeof piece === "number") return String(piece);
-  if ("markup" in piece) return piece.markup;
-  return piece.map(markupOf).join("");
+  if (piece instanceof Html) return piece.markup;
+  if (Array.isArray(piece)) return piece.map(markupOf).join("");
+  // Data of another type than was expected, such as an object out of a file, is text as well.
+  return escapeText(String(piece));
 }
 
 const ESCAPES: Readonly<Record<string, string>> = {
@@ -44,7 +44,14 @@ export function escapeText(text: string): string {
 /** Data for the page's script, in an element that no parser takes for markup or code. */
 export function dataElement(data: unknown): Html {
   const text = JSON.stringify(data).replaceAll("<", "\\u003c");
-  return { markup: `<script type="application/json">${text}</script>` };
+  return raw(`<script type="application/json">${text}</script>`);
+}
+
+/** A word that unfolds what it means, by a tap, a click or the keyboard; the word alone where there is nothing to say. */
+export function hint(word: string, about: string): Html {
+  return about === ""
+    ? html`${word}`
+    : html`<details class="hint"><summary>${word}</summary><p>${about}</p></details>`;
 }
 
 /** A table whose first column names the rows. */

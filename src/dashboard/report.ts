@@ -1,20 +1,21 @@
 /**
  * `report.html`: a run, or several, as one page that needs nothing else, for somebody who was not there. What is on it
- * comes from the files `report_*.ts`, a section a file; this one puts them together and writes the result.
+ * comes from the files beside this one, a section a file; this one puts them together and writes the result.
  */
 import { createHash } from "node:crypto";
 import { join } from "node:path";
 import { duration } from "../run/console.js";
 import { replaceFile } from "../torch/files.js";
 import { expected } from "../torch/index.js";
-import { commandSection, configSection, summaryOf } from "./config.js";
+import { commandSection, configSection, summaryOf, valueText } from "./config.js";
 import { curves } from "./curves.js";
 import { evalSection, frontierChart, frontiersOf } from "./evaluations.js";
-import { endOf, eventSection, shortId, totalOf } from "./events.js";
+import { eventSection, shortId } from "./events.js";
 import { type Html, html, raw, SCRIPT, STYLE, table } from "./page.js";
-import { comparison, resultSection, runList } from "./results.js";
-import { configAt, type Run, readRun, type SomeEnvironment } from "./run.js";
-import { type Pictures, readPictures, sampleSection } from "./samples.js";
+import type { SomeEnvironment } from "./reading.js";
+import { comparison, judgedOn, resultSection, runList } from "./results.js";
+import { configAt, endOf, type Run, readRun, totalOf } from "./run.js";
+import { evalPictures, type Pictures, readEvalPictures, readPictures, sampleSection } from "./samples.js";
 import { numberText } from "./scale.js";
 
 /** Bytes that the pictures of a report may take, as they are in their files. */
@@ -24,7 +25,7 @@ const PICTURES = 900_000;
  * Write the report of a run, or of several beside each other.
  *
  * @param folders - of runs; one, or several to compare.
- * @param options.out - the file; `report.html` in the folder of the first run where left out.
+ * @param options.out - the file; where omitted `report.html` in the run's folder, `comparison.html` in the first of several.
  * @returns the file.
  * @throws RangeError for a folder that holds no run, or a place that cannot be written to.
  */
@@ -35,7 +36,9 @@ export async function writeReport(
   const list = typeof folders === "string" ? [folders] : folders;
   if (list.length === 0) throw expected("report", "at least one folder of a run", "none");
   const page = await reportHtml(list);
-  const out = options.out ?? join(list[0] as string, "report.html");
+  // A run's own page stays what it is when the run is compared.
+  const name = list.length === 1 ? "report.html" : "comparison.html";
+  const out = options.out ?? join(list[0] as string, name);
   replaceFile(out, page);
   return out;
 }
@@ -43,10 +46,35 @@ export async function writeReport(
 /** The page that {@link writeReport} writes. */
 export async function reportHtml(folders: readonly string[]): Promise<string> {
   const runs = withNames(folders.map(readRun));
-  const pictures = await Promise.all(runs.map((run) => readPictures(run, PICTURES / runs.length)));
-  const [run] = runs as [Run];
-  return runs.length === 1 ? pageOfOne(run, pictures[0] as Pictures) : pageOfSeveral(runs, pictures);
+  const shown = await Promise.all(
+    runs.map(
+      async (run): Promise<Shown> => ({
+        run,
+        samples: await readPictures(run, PICTURES / runs.length),
+        judged: new Map(
+          await Promise.all(
+            run.evaluations.map(
+              async (each) => [each.file, await readEvalPictures(run.folder, each)] as const,
+            ),
+          ),
+        ),
+      }),
+    ),
+  );
+  const [first] = shown as [Shown];
+  return shown.length === 1 ? pageOfOne(first) : pageOfSeveral(shown);
 }
+
+/** A run with its pictures. */
+interface Shown {
+  readonly run: Run;
+  readonly samples: Pictures;
+  /** Pages of its evaluations, by the names of their files. */
+  readonly judged: ReadonlyMap<string, Pictures>;
+}
+
+const judgedSection = ({ run, judged }: Shown): Html =>
+  evalSection(run.evaluations, (file) => evalPictures(judged.get(file) as Pictures));
 
 /** Names by which runs are told apart: their folders', with as much of the path before it as that needs. */
 function withNames(runs: readonly Run[]): Run[] {
@@ -67,33 +95,47 @@ interface Section {
   readonly body: Html;
 }
 
-function pageOfOne(run: Run, pictures: Pictures): string {
+function pageOfOne(shown: Shown): string {
+  const { run, samples } = shown;
   const end = endOf(run);
   const state = end.state === "under way" ? "way" : end.state;
   const head = html`<h1>${run.name}</h1><p class="what">${summaryOf(run)}</p>
 <p><span class="state ${state}">${end.text}</span></p>${factsOf(run)}`;
+  const during = resultSection(run);
   const sections: Section[] = [
     {
       title: "Result",
-      body: html`${evalSection(run.evaluations)}${run.evaluations.length > 0 && html`<h3>During the run</h3>`}${resultSection(run)}`,
+      body:
+        run.evaluations.length === 0
+          ? during
+          : html`${judgedSection(shown)}<h3>While it trained</h3>${during}`,
     },
     { title: "What happened", body: eventSection(run) },
-    { title: "Samples", body: sampleSection(pictures) },
+    { title: "Samples", body: folded("Pages of samples, step by step", sampleSection(samples)) },
     { title: "Curves", body: curves([run]) },
-    { title: "Configuration", body: html`<div class="text">${configSection(run)}</div>` },
-    { title: "Run it again", body: commandSection(run) },
-    { title: "Environment", body: html`<div class="text">${environmentSection(run)}</div>` },
+    {
+      title: "Configuration",
+      body: html`<div class="text">${folded("What differs from the defaults, and all keys", configSection(run))}</div>`,
+    },
+    { title: "Run it again", body: folded("Commands", commandSection(run)) },
+    {
+      title: "Environment",
+      body: html`<div class="text">${folded("Versions, machine, commit", environmentSection(run))}</div>`,
+    },
   ];
   return pageOf(run.name, head, sections);
 }
 
-function pageOfSeveral(runs: readonly Run[], pictures: readonly Pictures[]): string {
+const folded = (what: string, body: Html): Html => html`<details><summary>${what}</summary>${body}</details>`;
+
+function pageOfSeveral(shown: readonly Shown[]): string {
+  const runs = shown.map(({ run }) => run);
   const head = html`<h1>${runs.length} runs</h1>${runList(runs)}`;
-  const each = runs.map(
-    (run, i) => html`<details><summary><i class="dot c${i % 8}"></i>${run.name}</summary>
-${factsOf(run)}${evalSection(run.evaluations)}<h3>What happened</h3>${eventSection(run)}<h3>Samples</h3>${sampleSection(pictures[i] as Pictures)}
-<h3>Configuration</h3><div class="text">${configSection(run)}</div><h3>Run it again</h3>${commandSection(run)}
-<h3>Environment</h3><div class="text">${environmentSection(run)}</div></details>`,
+  const each = shown.map(
+    (one, i) => html`<details><summary><i class="dot c${i % 8}"></i>${one.run.name}</summary>
+${factsOf(one.run)}${judgedSection(one)}<h3>What happened</h3>${eventSection(one.run)}<h3>Samples</h3>${sampleSection(one.samples)}
+<h3>Configuration</h3><div class="text">${configSection(one.run)}</div><h3>Run it again</h3>${commandSection(one.run)}
+<h3>Environment</h3><div class="text">${environmentSection(one.run)}</div></details>`,
   );
   const sections: Section[] = [
     { title: "Comparison", body: html`${comparison(runs)}${frontiers(runs)}` },
@@ -105,19 +147,28 @@ ${factsOf(run)}${evalSection(run.evaluations)}<h3>What happened</h3>${eventSecti
 
 /** What the runs' evaluations found at several temperatures, on the same charts. */
 function frontiers(runs: readonly Run[]): Html | null {
-  const compared = runs.flatMap(({ name, evaluations: [first] }, color) =>
+  const all = runs.flatMap(({ name, evaluations: [first] }, color) =>
     first === undefined ? [] : [{ label: name, color, evaluation: first.evaluation }],
   );
+  // Numbers of other images do not belong on one chart; a notice above says which runs have such.
+  const compared = all.filter(({ evaluation }) => judgedOn(evaluation) === judgedOn(all[0]?.evaluation));
   const charts = frontiersOf(compared);
   if (charts.length === 0) return null;
   return html`<h3>Closeness against realism</h3><div class="charts two">${charts.map(frontierChart)}</div>`;
+}
+
+/** Different images that it was trained on, where an evaluation tells; null where none does. */
+function imagesOf({ evaluations }: Run): number | null {
+  const known = evaluations.map(({ evaluation }) => evaluation.data?.train.images);
+  return known.find((images) => images !== undefined) ?? null;
 }
 
 /** What was run, at a glance. */
 function factsOf(run: Run): Html {
   const at = (path: string): unknown => configAt(run.config, path);
   const total = totalOf(run);
-  const images = run.metrics.get("progress/images_seen")?.values.at(-1);
+  const images = imagesOf(run);
+  const seen = run.metrics.get("progress/images_seen")?.values.at(-1);
   const group = at("rollout.numGenerations");
   const environment: SomeEnvironment = run.starts[0]?.environment ?? {};
   const commit = environment.commit;
@@ -133,8 +184,9 @@ function factsOf(run: Run): Html {
     facts.push(["a step", `${at("rollout.images")} images × ${group}`, "samples of each"]);
   facts.push([
     "images",
-    images === undefined ? "n/a" : images.toLocaleString("en"),
-    `of ${at("data.size") ?? "?"} px, from ${at("data.source") ?? "a program"}`,
+    images === null ? "n/a" : images.toLocaleString("en"),
+    `of ${valueText(at("data.size") ?? "?")} px, from ${valueText(at("data.source") ?? "a program")}` +
+      (seen === undefined ? "" : `; ${seen.toLocaleString("en")} drawn with repetition`),
   ]);
   for (const { role, what, parameters, file } of run.models)
     facts.push([role, parameters === null ? what : `${what}, ${millions(parameters)}`, file]);

@@ -4,13 +4,13 @@
  */
 
 import { diffConfigs } from "../config/explain.js";
+import { measureOf } from "../metrics/measures.js";
 import { duration } from "../run/console.js";
 import { summaryOf, valueText } from "./config.js";
 import { ceilingOf, floorOf, sparkPath } from "./curves.js";
-import { endOf, totalOf } from "./events.js";
-import { aboutOf } from "./measures.js";
-import { type Html, html, table } from "./page.js";
-import type { Run } from "./run.js";
+import { type Html, hint, html, table } from "./page.js";
+import type { SomeEvaluation } from "./reading.js";
+import { configAt, endOf, type Run, totalOf } from "./run.js";
 import { meanOf, numberText, rowTexts, type Series } from "./scale.js";
 
 /** A held-out metric from the first evaluation to the last. */
@@ -63,18 +63,35 @@ export function outcomesOf(run: Run): Outcome[] {
  * or half a per cent where there is no spread.
  */
 export function verdictOf(name: string, first: number, last: number, spread: number): Outcome["verdict"] {
-  const { better } = aboutOf(name);
+  const { sign } = measureOf(name);
   const moved = last - first;
   const least = spread > 0 ? 0.1 * spread : 0.005 * Math.abs(first);
-  if (better === "none" || !(Math.abs(moved) >= least) || moved === 0) return "";
-  return moved > 0 === (better === "higher") ? "better" : "worse";
+  if (sign === 0 || !(Math.abs(moved) >= least) || moved === 0) return "";
+  return moved * sign > 0 ? "better" : "worse";
 }
 
 /** Percent with a sign; nothing where percents make no sense: of decibels, and of what is in percent itself. */
 export function changeText({ name, change }: Pick<Outcome, "name" | "change">): string {
-  if (name === "psnr" || aboutOf(name).unit === "%" || Number.isNaN(change)) return "";
+  if (name === "psnr" || measureOf(name).unit === "%" || Number.isNaN(change)) return "";
   return `${change > 0 ? "+" : ""}${Math.abs(change) < 10 ? (change * 100).toFixed(1) : Math.round(change * 100)} %`;
 }
+
+/** Terms of the reward whose networks were used by it, which is to be known where a number of theirs stands. */
+export function rewardedNetworks(run: Run): ReadonlySet<string> {
+  const terms = [
+    ["lpips", "lpips"],
+    ["perceptual", "perceptual"],
+    ["patch_gan", "patchGan"],
+  ].filter(([, key]) => {
+    const weight = configAt(run.config, `reward.${key}.weight`);
+    return typeof weight === "number" && weight !== 0;
+  });
+  return new Set(terms.map(([name]) => name as string));
+}
+
+/** The title of a metric, with a mark where the reward used its network. */
+const titleIn = (run: Run, name: string): string =>
+  `${measureOf(name).title}${rewardedNetworks(run).has(name) ? " [rewarded]" : ""}`;
 
 /** The section on the result. */
 export function resultSection(run: Run): Html {
@@ -86,17 +103,17 @@ export function resultSection(run: Run): Html {
   if (steps.length < 2)
     return html`<p>One evaluation on held-out images, at step ${from}; a second one would show a change.</p>${table(
       ["metric", `step ${from}`],
-      outcomes.map(({ name, last }) => [aboutOf(name).title, rowTexts([last], aboutOf(name).unit)[0]]),
+      outcomes.map(({ name, last }) => [titleIn(run, name), rowTexts([last], measureOf(name).unit)[0]]),
     )}`;
   const hasSpread = outcomes.some(({ spread }) => !Number.isNaN(spread));
   const hasBest = run.best !== null && run.best.step !== to && run.best.step !== from;
   const rows = outcomes.map((outcome) => {
     const { name, first, last, best, spread, verdict } = outcome;
-    const { title, about, unit } = aboutOf(name);
+    const { about, unit } = measureOf(name);
     const moved = last - first;
     const [start, end, middle, change] = rowTexts([first, last, best, moved], unit);
     return [
-      html`<abbr title="${about}">${title}</abbr>`,
+      hint(titleIn(run, name), about),
       start,
       ...(hasBest ? [middle] : []),
       end,
@@ -118,12 +135,12 @@ export function resultSection(run: Run): Html {
     "",
     "",
   ];
-  return html`${lead(run, outcomes)}<div class="tiles">${tilesOf(outcomes)}</div>${table(head, rows)}
+  return html`${lead(run, outcomes)}<div class="tiles">${tilesOf(run, outcomes)}</div><details><summary>All held-out metrics</summary>${table(head, rows)}
 <p class="about">Every evaluation is on the same images with the same random numbers. ${
     hasSpread
       ? "The spread is the standard deviation over the samples of the last one, not the uncertainty of the mean; a change below a tenth of it is called neither better nor worse."
       : "A change below half a per cent is called neither better nor worse."
-  }</p>`;
+  }</p></details>`;
 }
 
 /** The reward in a sentence, with its floor and its ceiling. */
@@ -159,14 +176,14 @@ const FIRST: readonly string[] = [
   "diversity",
 ];
 
-function tilesOf(outcomes: readonly Outcome[]): Html[] {
+function tilesOf(run: Run, outcomes: readonly Outcome[]): Html[] {
   const chosen = FIRST.flatMap((name) => outcomes.find((outcome) => outcome.name === name) ?? []);
   const rest = outcomes.filter((outcome) => !chosen.includes(outcome));
   return [...chosen, ...rest].slice(0, 4).map((outcome) => {
     const { name, series, first, last, verdict } = outcome;
     const change = changeText(outcome);
-    const [before, after] = rowTexts([first, last], aboutOf(name).unit);
-    return html`<div class="tile"><h4>${aboutOf(name).title}</h4><p class="big">${after}</p>
+    const [before, after] = rowTexts([first, last], measureOf(name).unit);
+    return html`<div class="tile"><h4>${titleIn(run, name)}</h4><p class="big">${after}</p>
 <p>from ${before}${change !== "" && html`, ${change}`} <b class="${verdict}">${verdict}</b></p>
 <svg class="spark" viewBox="0 0 1000 400" preserveAspectRatio="none" aria-hidden="true"><path class="line c0" d="${sparkPath(series.values)}"/></svg></div>`;
   });
@@ -207,6 +224,59 @@ export function meanAndSpread(values: readonly number[]): { mean: number; std: n
   return { mean, std, count: finite.length };
 }
 
+/** What an evaluation's numbers are of: its held-out images and how it drew; null where there is no evaluation. */
+export function judgedOn(evaluation: SomeEvaluation | undefined): string | null {
+  if (evaluation === undefined) return null;
+  const { data, settings } = evaluation;
+  const { prefixes, draws, seeds } = settings;
+  return JSON.stringify([data?.heldOut?.fingerprint, data?.heldOut?.read, prefixes, draws, seeds]);
+}
+
+/** Keys that say which held-out images a run is evaluated on. */
+const IMAGE_KEYS =
+  /^data\.(source|evalSource|evalPart|group|size|crop|label|image|classNames)$|^eval\.images$/;
+
+/** Keys that say what is drawn for them. */
+const DRAW_KEYS =
+  /^rollout\.(context|start)\b|^eval\.(numGenerations|temperature|topK|topP|guidance)\b|^tokenizer\.path$/;
+
+/** Keys that say what a reward is, or what judges beside it. */
+const REWARD_KEYS = /^reward\.|^eval\.perceptual$/;
+
+/** Why numbers of some runs do not compare with those of others. */
+export function comparabilityOf(runs: readonly Run[]): string[] {
+  const [first, ...others] = runs as [Run, ...Run[]];
+  const paths = [
+    ...new Set(others.flatMap((run) => diffConfigs(first.config, run.config).map(({ path }) => path))),
+  ];
+  const differing = (pattern: RegExp): string => paths.filter((path) => pattern.test(path)).join(", ");
+  const told = (what: string, keys: string): string[] => (keys === "" ? [] : [`${what} (${keys}).`]);
+  const judged = runs.flatMap(({ name, evaluations: [one] }) =>
+    one === undefined ? [] : [{ name, on: judgedOn(one.evaluation) }],
+  );
+  const other = judged.filter(({ on }) => on !== judged[0]?.on);
+  return [
+    ...told(
+      "The runs were evaluated on different images: their numbers do not compare",
+      differing(IMAGE_KEYS),
+    ),
+    ...told(
+      "The runs drew different things for the same images: their numbers do not compare",
+      differing(DRAW_KEYS),
+    ),
+    ...told(
+      "The runs have different rewards or judges: those numbers do not compare",
+      differing(REWARD_KEYS),
+    ),
+    ...(other.length === 0
+      ? []
+      : [
+          `rlar eval judged ${other.map(({ name }) => name).join(", ")} on other images or with other draws than ` +
+            `${judged[0]?.name}: they are not on its charts.`,
+        ]),
+  ];
+}
+
 /** The tables of the comparison. */
 export function comparison(runs: readonly Run[]): Html {
   const outcomes = new Map(runs.map((run) => [run, new Map(outcomesOf(run).map((of) => [of.name, of]))]));
@@ -220,7 +290,7 @@ export function comparison(runs: readonly Run[]): Html {
     const of = group.flatMap((run) => outcomes.get(run)?.get(name) ?? []);
     const last = meanAndSpread(of.map((outcome) => outcome.last));
     const moved = meanAndSpread(of.map((outcome) => outcome.last - outcome.first));
-    const { unit } = aboutOf(name);
+    const { unit } = measureOf(name);
     const [mean, change] = rowTexts([last.mean, moved.mean], unit);
     return html`<b>${mean}</b> ±${numberText(last.std, unit)}<br><span class="quiet">change ${change} ±${numberText(moved.std, unit)}</span>`;
   };
@@ -230,11 +300,15 @@ export function comparison(runs: readonly Run[]): Html {
     ...groups.map((group) => html`mean of ${group.map(({ name }) => name).join(", ")}`),
   ];
   const rows = names.map((name) => [
-    html`<abbr title="${aboutOf(name).about}">${aboutOf(name).title}</abbr>`,
+    hint(measureOf(name).title, measureOf(name).about),
     ...runs.map((run) => cell(run, name)),
     ...groups.map((group) => grouped(group, name)),
   ]);
+  const warnings = comparabilityOf(runs);
   return html`${
+    warnings.length > 0 &&
+    html`<ul class="notices">${warnings.map((text) => html`<li><b>warning</b> ${text}</li>`)}</ul>`
+  }${
     names.length === 0
       ? html`<p>None of the runs was evaluated on held-out images.</p>`
       : html`${table(head, rows)}<p class="about">Last evaluation, and below it the first with the change.${
@@ -246,7 +320,7 @@ export function comparison(runs: readonly Run[]): Html {
 
 function outcomeCell(outcome: Outcome): Html {
   const { name, first, last, verdict } = outcome;
-  const [before, after] = rowTexts([first, last], aboutOf(name).unit);
+  const [before, after] = rowTexts([first, last], measureOf(name).unit);
   const change = changeText(outcome);
   return html`<b>${after}</b><br><span class="quiet">from ${before}${change !== "" && `, ${change}`}</span> <span class="${verdict}">${verdict}</span>`;
 }

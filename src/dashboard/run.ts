@@ -7,15 +7,19 @@ import { basename, join, resolve } from "node:path";
 import { parse } from "yaml";
 import { describeWeights, type ModelDescription } from "../rl_ar_finetune/builder.js";
 import { type BestCheckpoint, listCheckpoints } from "../run/checkpoint.js";
-import type { Environment } from "../run/environment.js";
 import { isHeld } from "../run/folder.js";
 import { decodeData } from "../run/plain_data.js";
 import { expected, openWeights } from "../torch/index.js";
-import { type EvalFile, readEvaluations } from "./evaluations.js";
+import {
+  type EvalFile,
+  objectOf,
+  Parts,
+  plainTree,
+  readEnvironment,
+  readEvaluations,
+  type SomeEnvironment,
+} from "./reading.js";
 import type { Series } from "./scale.js";
-
-/** Any part of an `env.json`: an older one may lack some. */
-export type SomeEnvironment = { readonly [K in keyof Environment]?: Environment[K] };
 
 /** A start of the run: the first, or one that went on from a checkpoint. */
 export interface Start {
@@ -107,16 +111,16 @@ export function readRun(folder: string): Run {
     }
   };
   const { records, damaged } = attempt("metrics.jsonl", { records: [], damaged: 0 }, readRecords);
-  const starts = readStarts(folder, attempt);
+  const starts = readStarts(folder, attempt, unread);
   const checkpoints = listCheckpoints(join(folder, "checkpoints"));
   const newest = checkpoints.at(-1);
   const values =
     newest === undefined
       ? {}
       : attempt(`checkpoints/${newest}/values.json`, {}, (path) =>
-          objectOf(decodeData(readFileSync(path, "utf8"))),
+          objectOf(plainTree(decodeData(readFileSync(path, "utf8")))),
         );
-  const config = attempt("config.yaml", {}, (path) => objectOf(parse(readFileSync(path, "utf8"))));
+  const config = attempt("config.yaml", {}, (path) => objectOf(plainTree(parse(readFileSync(path, "utf8")))));
   const pages = attempt("samples.jsonl", [] as SamplePage[], (path) => readPages(folder, path));
   return {
     name: basename(resolve(folder)),
@@ -144,24 +148,19 @@ export function readRun(folder: string): Run {
   };
 }
 
-const objectOf = (value: unknown): Record<string, unknown> =>
-  typeof value === "object" && value !== null && !Array.isArray(value)
-    ? (value as Record<string, unknown>)
-    : {};
-
 interface LogRecord {
   readonly step: number;
   readonly [name: string]: unknown;
 }
 
-/** Lines of JSON objects with a step; others are counted. What stands behind the last line's end was cut short. */
+/** Lines of JSON objects with a step, a whole number from 0 on; others are counted. What stands behind the last line's end was cut short. */
 function readRecords(path: string): { records: LogRecord[]; damaged: number } {
   const lines = readFileSync(path, "utf8").split("\n");
   const cut = lines.pop() === "" ? 0 : 1;
   const records = lines.flatMap((line): LogRecord[] => {
     try {
       const record = objectOf(JSON.parse(line));
-      return typeof record.step === "number" ? [record as LogRecord] : [];
+      return Number.isSafeInteger(record.step) && (record.step as number) >= 0 ? [record as LogRecord] : [];
     } catch {
       return []; // counted below
     }
@@ -189,13 +188,18 @@ function seriesOf(records: readonly LogRecord[]): Map<string, Series> {
 
 type Attempt = <T>(name: string, otherwise: T, read: (path: string) => T) => T;
 
-function readStarts(folder: string, attempt: Attempt): Start[] {
+function readStarts(folder: string, attempt: Attempt, unread: string[]): Start[] {
   return readdirSync(folder)
     .flatMap((name) => {
       const [, step = "0"] = /^env(?:\.(\d+))?\.json$/.exec(name) ?? [];
       if (!/^env(\.\d+)?\.json$/.test(name)) return [];
-      const environment = attempt(name, {}, (path) => objectOf(JSON.parse(readFileSync(path, "utf8"))));
-      return [{ step: Number(step), environment: environment as SomeEnvironment }];
+      const parts = new Parts();
+      const environment = attempt(name, {}, (path) =>
+        readEnvironment(JSON.parse(readFileSync(path, "utf8")), parts),
+      );
+      const damage = parts.text(name);
+      if (damage !== null) unread.push(damage);
+      return [{ step: Number(step), environment }];
     })
     .sort((a, b) => a.step - b.step);
 }
@@ -286,4 +290,63 @@ function nameOf(found: ModelDescription | null): string {
   if (found.kind === "tokenizer") return found.tokenizer.name;
   if (found.kind === "classifier") return "classifier";
   return { gpt: "GPT", llamagen: "LlamaGen", ibq_ar: "IBQ's transformer" }[found.policy.family];
+}
+
+/** How a run ended. */
+export interface End {
+  readonly state: "done" | "under way" | "stopped";
+  readonly text: string;
+}
+
+/** Iterations that were asked for; null where neither the configuration nor a checkpoint tells. */
+export function totalOf(run: Run): number | null {
+  const iters = configAt(run.config, "train.iters");
+  return typeof iters === "number" ? iters : null;
+}
+
+export function endOf(run: Run): End {
+  const total = totalOf(run);
+  const { lastStep } = run;
+  if (run.isUnderWay) return { state: "under way", text: `under way${stepsText(run)}` };
+  if (total !== null && lastStep >= total) return { state: "done", text: "done" };
+  const at = (path: string): number => {
+    const value = configAt(run.config, path);
+    return typeof value === "number" ? value : Number.NaN;
+  };
+  const skipped = run.metrics.get("optim/skipped_total")?.values.at(-1) ?? 0;
+  const since = configAt(run.values, "progress.evaluationsSinceBest");
+  const saved = Number(/^step_(\d+)/.exec(run.checkpoints.at(-1) ?? "")?.[1] ?? Number.NaN);
+  if (typeof since === "number" && at("eval.patience") > 0 && since >= at("eval.patience"))
+    return {
+      state: "stopped",
+      text: `stopped: ${run.best?.metric ?? "the evaluation"} was no better any more`,
+    };
+  const divergence = run.metrics.get("kl/ref_running")?.values.at(-1) ?? Number.NaN;
+  if (divergence > at("kl.stop"))
+    return { state: "stopped", text: `stopped: the policy had gone further from its reference than kl.stop` };
+  if (skipped > at("limits.nonFinite") || inARow(run) > at("limits.nonFiniteInARow"))
+    return { state: "stopped", text: "diverged: losses or gradients were not finite" };
+  if (total === null && saved === lastStep) return { state: "done", text: "ended" };
+  if (saved === lastStep)
+    return { state: "stopped", text: "interrupted, with a checkpoint of its last step" };
+  return {
+    state: "stopped",
+    text: Number.isNaN(saved)
+      ? "broken off before its first checkpoint"
+      : `broken off; its last checkpoint is of step ${saved}`,
+  };
+}
+
+/** Updates left out one after the other at the end. */
+function inARow(run: Run): number {
+  const steps = run.metrics.get("optim/steps")?.values ?? [];
+  const skipped = run.metrics.get("optim/skipped_steps")?.values ?? [];
+  let count = 0;
+  for (let i = skipped.length - 1; i >= 0 && (steps[i] ?? 1) === 0; i--) count += skipped[i] as number;
+  return count;
+}
+
+export function stepsText(run: Run): string {
+  const total = totalOf(run);
+  return total === null ? `, step ${run.lastStep}` : `, step ${run.lastStep} of ${total}`;
 }

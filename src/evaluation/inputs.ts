@@ -2,8 +2,10 @@
  * What an evaluation works on: models and networks from files or from a program, and the images, split as in training.
  * Images are read once: held-out ones are kept with their codes, of training images only the features.
  */
+
+import { existsSync } from "node:fs";
 import { type DataConfig, resolveConfig } from "../config/resolve.js";
-import { type Batch, type ImageSource, onePass, type ReadOptions } from "../data/index.js";
+import { type Batch, type ImageSource, onePass, type ReadOptions, subset } from "../data/index.js";
 import type { LPIPS } from "../metrics/lpips.js";
 import { Module } from "../nn/index.js";
 import type { ArPolicy, Condition } from "../policies/index.js";
@@ -40,6 +42,8 @@ export interface FileFact {
   readonly role: string;
   readonly path: string;
   readonly sha256: string;
+  /** Of networks: whether the reward used this one; null where that is not known. */
+  readonly isRewarded?: boolean | null;
 }
 
 /** Models, networks and data sets, open. Those that a program passed are left as they are when this is disposed of. */
@@ -52,7 +56,10 @@ export interface EvalInputs extends Disposable {
   readonly files: readonly FileFact[];
   readonly data: DataConfig;
   readonly train: ImageSource;
+  /** What is held out, without the images that a checkpoint was chosen on. */
   readonly heldOut: ImageSource | null;
+  /** Held-out images that are not judged by, for a checkpoint was chosen on them. */
+  readonly setAside: number;
   /** T: codes of an image. */
   readonly codes: number;
 }
@@ -86,8 +93,11 @@ async function openParts(
 ): Promise<Omit<EvalInputs, typeof Symbol.dispose>> {
   const { device = "cpu", dtype = "float32" } = options;
   const files: FileFact[] = [];
+  const rewarded = rewardedHashes(options.rewardNetworks);
   const note = (role: string, path: string): string => {
-    files.push({ role, path, sha256: sha256Of(path) });
+    const sha256 = sha256Of(path);
+    const isNetwork = role === "features" || role === "lpips";
+    files.push({ role, path, sha256, ...(isNetwork && { isRewarded: rewarded?.has(sha256) ?? null }) });
     return path;
   };
 
@@ -96,7 +106,12 @@ async function openParts(
   }
   const { data } = resolveConfig({ values: { data: { ...options.data } }, isComplete: false }).config;
   if (data.source === null) throw expected("eval", "images: data.source", "none");
-  const { train, heldOut = null } = await openSources({ seed: 0, data, eval: { every: 1, images: 1 } });
+  const { train, heldOut: whole = null } = await openSources({
+    seed: 0,
+    data,
+    eval: { every: 1, images: 1 },
+  });
+  const heldOut = whole === null ? null : withoutChosen(whole, options.chosenOn ?? 0);
   if (train.kind !== "images") throw expected(data.source, "images to judge by", "code files");
 
   const given = options.tokenizer;
@@ -135,7 +150,34 @@ async function openParts(
   if (twice !== undefined) throw expected("eval", "networks of different names", `${twice} twice`);
   const lpips = options.lpips === undefined ? null : own(openLpips(note("lpips", options.lpips), { device }));
 
-  return { device, tokenizer, policies, judges, lpips, files, data, train, heldOut, codes };
+  const setAside = (whole?.length ?? 0) - (heldOut?.length ?? 0);
+  return { device, tokenizer, policies, judges, lpips, files, data, train, heldOut, setAside, codes };
+}
+
+/** Hashes of the files that a reward used; null where none is known. A file that is gone cannot be the judge's. */
+function rewardedHashes(paths: readonly string[] | undefined): Set<string> | null {
+  return paths === undefined ? null : new Set(paths.filter((path) => existsSync(path)).map(sha256Of));
+}
+
+/**
+ * Held-out images but for those that a training evaluated on, and so chose its best checkpoint on.
+ *
+ * @param count - how many it evaluated on, spread over the set as `someOf` spreads them.
+ */
+function withoutChosen(source: ImageSource, count: number): ImageSource {
+  if (count === 0) return source;
+  const some = Math.min(count, source.length);
+  const chosen = new Set(Array.from({ length: some }, (_, i) => Math.floor((i * source.length) / some)));
+  const rest = Array.from({ length: source.length }, (_, i) => i).filter((i) => !chosen.has(i));
+  if (rest.length === 0) {
+    throw expected(
+      "eval: --checkpoint best",
+      "held-out images that the best checkpoint was not chosen on",
+      `none: the run evaluated on all ${source.length}`,
+      "Judge the last checkpoint, or train with a smaller eval.images",
+    );
+  }
+  return subset(source, rest);
 }
 
 function openTokenizerOf(
@@ -202,6 +244,15 @@ export interface HeldOut extends Disposable {
   readonly classes: Tensor;
   /** What the images are to be, for policies that take it; of H rows. */
   readonly condition: Condition;
+  /** Names of images that could not be read. */
+  readonly unreadable: readonly string[];
+}
+
+/** Names of a source's images that are not among those that were read. */
+function unreadOf(source: ImageSource, read: readonly string[]): string[] {
+  const known = new Set(read);
+  const names = Array.from({ length: source.length }, (_, i) => source.idOf(i));
+  return names.filter((name) => !known.has(name));
 }
 
 /** How images are read: on the CPU, `batch` at a time. */
@@ -223,8 +274,10 @@ export async function readHeldOut(
   const { tokenizer, device } = inputs;
   const parts: { images: Tensor; codes: Tensor; classes: Tensor; features?: Tensor; isReal?: Tensor }[] = [];
   const chosen = someOf(source, options.limit);
+  const ids: string[] = [];
   for await (const batch of onePass(chosen, shapeOf(inputs, Math.min(options.batch, chosen.length)))) {
     using _ = batch;
+    ids.push(...batch.ids);
     parts.push(
       tidy(() => {
         const images = batch.images as Tensor;
@@ -245,7 +298,7 @@ export async function readHeldOut(
   disposeAll(parts.flatMap((part) => Object.values(part)));
   const tensors = [read.images, read.codes, read.classes, ...(Object.values(read.condition) as Tensor[])];
   for (const tensor of tensors) keep(tensor);
-  return { ...read, [Symbol.dispose]: () => disposeAll(tensors) };
+  return { ...read, unreadable: unreadOf(chosen, ids), [Symbol.dispose]: () => disposeAll(tensors) };
 }
 
 function disposeAll(tensors: readonly Tensor[]): void {
@@ -290,6 +343,8 @@ export interface Trained extends Disposable {
   readonly classes: Tensor;
   /** Reconstructions of the chosen. */
   readonly reconstructed: readonly Described[];
+  /** Names of images that could not be read. */
+  readonly unreadable: readonly string[];
 }
 
 /**
@@ -310,9 +365,11 @@ export async function readTrained(
   const chosen: number[] = [];
   const classes: number[] = [];
   const share = Math.min(1, options.some / source.length);
+  const names: string[] = [];
   let count = 0;
   for await (const batch of onePass(source, shapeOf(inputs, Math.min(options.batch, source.length)))) {
     using _ = batch;
+    names.push(...batch.ids);
     tidy(() => {
       const images = batch.images as Tensor;
       described.add(images.to({ device }));
@@ -343,6 +400,7 @@ export async function readTrained(
     count,
     chosen,
     classes: ids,
+    unreadable: unreadOf(source, names),
     ...all,
     [Symbol.dispose]: () => disposeAll([...tensors, ids]),
   };

@@ -49,6 +49,8 @@ import {
   type Estimates,
   type EvalRow,
   type EvalSettings,
+  type Judge,
+  type JudgedCheckpoint,
   type Likelihood,
   type Measures,
   type ModelEvalOptions,
@@ -74,6 +76,17 @@ import {
   type Verdict,
 } from "./verdict.js";
 
+/** Images of one side of the split. */
+export interface ImagesRead {
+  /** In all. */
+  readonly images: number;
+  /** Of them, those that were read. */
+  readonly read: number;
+  /** Names of those that could not be read. */
+  readonly unreadable: readonly string[];
+  readonly fingerprint: string;
+}
+
 /** Everything that was found: plain data, as it is written to the JSON file. */
 export interface ModelEvaluation {
   readonly settings: EvalSettings & {
@@ -81,14 +94,15 @@ export interface ModelEvaluation {
     readonly dtype: string;
   };
   readonly files: readonly FileFact[];
+  /** Which checkpoint of a run it is about; null where files were named. */
+  readonly judged: JudgedCheckpoint | null;
   readonly made: Pick<Environment, "versions" | "commit" | "threads">;
   readonly data: {
     readonly source: string | null;
     readonly size: number;
     readonly classNames: readonly string[];
-    /** Images in all, and how many of them were read. */
-    readonly train: { readonly images: number; readonly read: number; readonly fingerprint: string };
-    readonly heldOut: { readonly images: number; readonly read: number; readonly fingerprint: string } | null;
+    readonly train: ImagesRead;
+    readonly heldOut: ImagesRead | null;
     /** T. */
     readonly codes: number;
     readonly codebookSize: number;
@@ -97,6 +111,8 @@ export interface ModelEvaluation {
     readonly name: string;
     readonly featureSize: number;
     readonly numClasses: number;
+    /** Whether the reward used this network; null where that is not known. */
+    readonly isRewarded: boolean | null;
   }[];
   /** What free samples are to be measured by: as many training images, these as the tokenizer gives them back, the held-out ones. */
   readonly real: {
@@ -186,28 +202,36 @@ export async function evaluateModels(options: ModelEvalOptions): Promise<ModelEv
   const { versions, commit, threads } = environment();
   const evaluation: ModelEvaluation = {
     settings: { ...settings, device: inputs.device, dtype: options.dtype ?? "float32" },
+    judged: options.judged ?? null,
     files: inputs.files,
     made: { versions, commit, threads },
     data: {
       source: data.source,
       size: data.size,
       classNames: trainSource.classNames,
-      train: { images: trainSource.length, read: trained?.count ?? 0, fingerprint: trainSource.fingerprint },
+      train: {
+        images: trainSource.length,
+        read: trained?.count ?? 0,
+        unreadable: trained?.unreadable ?? [],
+        fingerprint: trainSource.fingerprint,
+      },
       heldOut:
         inputs.heldOut === null
           ? null
           : {
               images: inputs.heldOut.length,
               read: heldOut?.images.size(0) ?? 0,
+              unreadable: heldOut?.unreadable ?? [],
               fingerprint: inputs.heldOut.fingerprint,
             },
       codes: inputs.codes,
       codebookSize: inputs.tokenizer.codebookSize,
     },
-    networks: judges.map(({ network: { name, featureSize, numClasses } }) => ({
+    networks: judges.map(({ network: { name, featureSize, numClasses } }, k) => ({
       name,
       featureSize,
       numClasses,
+      isRewarded: isRewarded(options.features?.[k], inputs.files),
     })),
     real,
     reconstruction,
@@ -219,12 +243,30 @@ export async function evaluateModels(options: ModelEvalOptions): Promise<ModelEv
       ...(heldOut === null
         ? ["No image is held out, so nothing is reconstructed, completed or expected."]
         : []),
+      ...(inputs.setAside > 0
+        ? [`${inputs.setAside} held-out images are not judged by: the best checkpoint was chosen on them.`]
+        : []),
+      ...unreadableNotes("held-out", heldOut?.unreadable ?? []),
+      ...unreadableNotes("training", trained?.unreadable ?? []),
       ...references.flatMap(notesOfReference),
       ...comparability(context, trained),
     ],
   };
   if (options.json !== undefined) replaceFile(options.json, `${JSON.stringify(evaluation, null, 2)}\n`);
   return evaluation;
+}
+
+/** Whether the reward used a network that came from a file; null where that is not known. */
+function isRewarded(network: string | Judge | undefined, files: readonly FileFact[]): boolean | null {
+  if (typeof network !== "string") return null;
+  return files.find(({ role, path }) => role === "features" && path === network)?.isRewarded ?? null;
+}
+
+/** Images that could not be read, by name. */
+function unreadableNotes(which: string, names: readonly string[]): string[] {
+  if (names.length === 0) return [];
+  const rest = names.length > 10 ? `, ... (${names.length} in all)` : "";
+  return [`Unreadable ${which} images are omitted: ${names.slice(0, 10).join(", ")}${rest}.`];
 }
 
 function referencesOf(
@@ -371,7 +413,7 @@ function verdictsOf(
             const own = found?.networks[network.name];
             const value = measure === "l2" ? found?.plain.l2 : own?.perceptual;
             if (own?.fd_train === undefined || value === undefined) return [];
-            return [{ temperature, cfg, fd: own.fd_train.value, value: value.value }];
+            return [{ temperature, cfg, fd: own.fd_train, value: value.value }];
           });
         const gainOf = (point: FrontierPoint, rival: FrontierPoint): Estimate =>
           gainOfMeans(numbersOf(b, point), numbersOf(a, rival), intervals);
@@ -633,7 +675,7 @@ export function measureFollowing(
       }),
     );
     return {
-      measures: { images: codes.size(0), plain: meansOf(plain, intervals), networks },
+      measures: { images: images.size(0), plain: meansOf(plain, intervals), networks },
       plain,
       perceptual,
     };

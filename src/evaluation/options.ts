@@ -39,7 +39,7 @@ export interface ModelEvalOptions {
   readonly policy?: string | PolicyFile | ArPolicy;
   /** B: the one after, judged with the same seeds. */
   readonly against?: string | PolicyFile | ArPolicy;
-  /** Networks, or files of them. Those that no reward has used belong last: verdicts are given by each. */
+  /** Networks, or files of them: verdicts are given by each. */
   readonly features?: readonly (string | Judge)[];
   /** torchvision's VGG16, AlexNet or SqueezeNet 1.1, for LPIPS. */
   readonly lpips?: string;
@@ -74,6 +74,15 @@ export interface ModelEvalOptions {
   readonly device?: Device;
   /** Of the policies. */
   readonly dtype?: DType;
+  /**
+   * Files of the networks that the reward used. Numbers of these networks are marked: a policy that was paid by a network
+   * pleases it. Nothing where that is not known.
+   */
+  readonly rewardNetworks?: readonly string[];
+  /** What of a run is judged; it goes into the result as it is. */
+  readonly judged?: JudgedCheckpoint;
+  /** Held-out images that a checkpoint was chosen on: the first step of a spread, as training takes them. They are not judged by. */
+  readonly chosenOn?: number;
   /** A folder for pages of images. */
   readonly out?: string;
   /** A file for the free samples: uint8 `arr_0` `[N, H, W, 3]` and int64 `arr_1` `[N]`, as evaluators of others read. */
@@ -82,6 +91,17 @@ export interface ModelEvalOptions {
   readonly json?: string;
   /** Told what is being done, a line at a time. */
   readonly say?: (line: string) => void;
+}
+
+/** Which checkpoint of a run is judged. */
+export interface JudgedCheckpoint {
+  readonly run: string;
+  /** Its folder's name, or that of the run's whole model. */
+  readonly checkpoint: string;
+  /** `final`: a whole model, as the other trainers leave it. */
+  readonly which: "last" | "best" | "final";
+  /** A sentence for people. */
+  readonly text: string;
 }
 
 /** A number and how sure it is. */
@@ -94,7 +114,7 @@ export interface Estimate {
   readonly seeds?: readonly number[];
 }
 
-/** By the measure's name, which {@link MEASURES} explains. */
+/** By the measure's name, which `MEASURES` of src/metrics/measures.ts explains. */
 export type Estimates = Readonly<Record<string, Estimate>>;
 
 /** What was measured of a set of images. */
@@ -118,7 +138,14 @@ export interface EvalRow extends Point {
   /** "A" or "B". */
   readonly policy: string;
   readonly free: Measures | null;
-  readonly completions: readonly { readonly prefix: number; readonly measures: Measures }[];
+  readonly completions: readonly Completion[];
+}
+
+/** What was measured of completions. */
+export interface Completion {
+  /** Codes that were given. */
+  readonly prefix: number;
+  readonly measures: Measures;
 }
 
 /** How well a policy expects the true codes of held-out images. */
@@ -130,40 +157,6 @@ export interface Likelihood {
   /** Share of codes that are the most probable one. */
   readonly top1: Estimate;
 }
-
-/** What each measure is, its unit, and which way is better. */
-export const MEASURES: Readonly<Record<string, { about: string; better: "lower" | "higher" | "none" }>> = {
-  l1: { about: "mean absolute difference from the image, of [-1, 1]", better: "lower" },
-  l2: { about: "mean squared difference from the image, of [-1, 1]", better: "lower" },
-  psnr: { about: "peak signal-to-noise ratio, dB", better: "higher" },
-  ssim: { about: "structural similarity", better: "higher" },
-  ms_ssim: { about: "structural similarity over five scales, from 176 px on", better: "higher" },
-  lpips: { about: "LPIPS distance from the image", better: "lower" },
-  codes_used: { about: "share of the codebook", better: "none" },
-  perceptual: { about: "distance from the image in the network's feature maps", better: "lower" },
-  fd_train: { about: "Fréchet distance from the training images", better: "lower" },
-  fd_held_out: { about: "Fréchet distance from the held-out images", better: "lower" },
-  kd_train: {
-    about: "kernel distance from the training images: cubic kernel, of at most 10,000 images",
-    better: "lower",
-  },
-  kd_held_out: { about: "kernel distance from the held-out images, likewise", better: "lower" },
-  score: { about: "inception-style score", better: "higher" },
-  accuracy: { about: "share whose most probable class is the one asked for", better: "higher" },
-  precision: {
-    about: "share that lies where training images lie (k 3, of at most 10,000)",
-    better: "higher",
-  },
-  recall: { about: "share of training images that lie where these lie (k 3)", better: "higher" },
-  density: { about: "training neighbourhoods that hold one, on average, over k 5", better: "higher" },
-  coverage: { about: "share of training images with one in their neighbourhood (k 5)", better: "higher" },
-  diversity: { about: "mean distance of features within a class", better: "none" },
-  nearest: { about: "mean distance of features from the nearest training image", better: "none" },
-  nearest_ratio: {
-    about: "the same over that of held-out images: well below 1 where training images were learnt by heart",
-    better: "none",
-  },
-};
 
 /** {@link ModelEvalOptions} that are plain numbers and words, none left out. */
 export type EvalSettings = Required<
@@ -251,7 +244,10 @@ export function settingsOf(options: ModelEvalOptions, codes: number): EvalSettin
 }
 
 /** Options of an evaluation that a run knows. */
-export type RunEvalOptions = Pick<ModelEvalOptions, "start" | "features"> & {
+export type RunEvalOptions = Pick<
+  ModelEvalOptions,
+  "start" | "features" | "rewardNetworks" | "judged" | "chosenOn"
+> & {
   readonly data?: Readonly<Record<string, unknown>>;
   readonly tokenizer?: Exclude<ModelEvalOptions["tokenizer"], { encode: unknown }>;
   readonly policy?: PolicyFile;
@@ -282,11 +278,12 @@ export function optionsOfConfig(file: string): RunEvalOptions {
       `${file}: expected keys and values, got ${Array.isArray(values) ? "a list" : String(values)}.`,
     ]);
   }
-  const { data, tokenizer, ar, rollout } = values as Section;
+  const { data, tokenizer, ar, rollout, reward } = values as Section;
   const [images, frozen, policy] = [sectionOf(data), sectionOf(tokenizer), sectionOf(ar)];
   const heads = policy.nHead ?? policy.n_head;
   return {
     data: images,
+    ...(reward !== undefined && { rewardNetworks: networksOf(sectionOf(reward)) }),
     ...(sectionOf(rollout).start === "empty" && { start: "empty" }),
     ...(typeof frozen.path === "string" && {
       tokenizer: frozen as Exclude<RunEvalOptions["tokenizer"], string | undefined>,
@@ -301,20 +298,29 @@ export function optionsOfConfig(file: string): RunEvalOptions {
   };
 }
 
+/** Files of the networks that a reward uses: those of its terms with a weight. */
+function networksOf(reward: Section): string[] {
+  return ["lpips", "perceptual", "patchGan", "patch_gan"].flatMap((name) => {
+    const { path, weight } = sectionOf(reward[name]);
+    return typeof path === "string" && weight !== 0 ? [path] : [];
+  });
+}
+
 /**
  * Read a run's folder: its configuration, and what it made. A policy that was fine-tuned stands against the one that
- * it began with; its best checkpoint counts, the last where none is marked, and the average of its weights where there
- * is one.
+ * it began with. The average of its weights counts where there is one.
  *
- * @throws ConfigError when the folder holds no run, or one that has made nothing yet.
+ * @param which - the checkpoint. The best was chosen on held-out images, as many as `chosenOn` says: a verdict on the same
+ *   images would flatter it, so they are not judged by.
+ * @throws ConfigError when the folder holds no run, or one that has made nothing yet, or no best checkpoint.
  */
-export function optionsOfRun(folder: string): RunEvalOptions {
+export function optionsOfRun(folder: string, which: "last" | "best" = "last"): RunEvalOptions {
   const config = join(folder, "config.yaml");
   if (!existsSync(config)) {
     throw new ConfigError([`--run: expected the folder of a run, got ${folder}, which has no config.yaml.`]);
   }
   const known = optionsOfConfig(config);
-  const made = resultOf(folder);
+  const made = resultOf(folder, which);
   if (made === null) {
     throw new ConfigError([
       `--run: expected a run with a checkpoint, got ${folder}, which has none yet. --config ${config} takes its images alone.`,
@@ -322,22 +328,50 @@ export function optionsOfRun(folder: string): RunEvalOptions {
   }
   let kind: string | undefined;
   {
-    using file = openWeights(made);
+    using file = openWeights(made.path);
     kind = describeWeights(file)?.kind;
   }
-  if (kind === "tokenizer") return { ...known, tokenizer: made };
-  if (kind === "classifier") return { ...known, features: [made] };
-  const after: PolicyFile = { path: made };
-  return known.policy === undefined ? { ...known, policy: after } : { ...known, against: after };
+  const { path, judged } = made;
+  const all = { ...known, judged };
+  if (kind === "tokenizer") return { ...all, tokenizer: path };
+  if (kind === "classifier") return { ...all, features: [path] };
+  const after: PolicyFile = { path };
+  const chosen = judged.which === "best" ? { chosenOn: evaluatedImages(config) } : {};
+  return { ...all, ...chosen, ...(known.policy === undefined ? { policy: after } : { against: after }) };
 }
 
-/** The file of a run's result. */
-function resultOf(folder: string): string | null {
+/** Held-out images that a run evaluates on, by its configuration. */
+function evaluatedImages(config: string): number {
+  const { images } = sectionOf(sectionOf(parse(readFileSync(config, "utf8"))).eval);
+  return typeof images === "number" ? images : Number.MAX_SAFE_INTEGER;
+}
+
+/** The file of a run's result, and what it is in words; null where there is none yet. */
+function resultOf(folder: string, which: "last" | "best"): { path: string; judged: JudgedCheckpoint } | null {
   const whole = join(folder, "model.safetensors");
-  if (existsSync(whole)) return whole;
+  if (existsSync(whole)) {
+    const judged = { run: folder, checkpoint: "model.safetensors", which: "final" as const };
+    return { path: whole, judged: { ...judged, text: `${whole}, the run's result` } };
+  }
   const checkpoints = join(folder, "checkpoints");
-  const name = bestCheckpoint(checkpoints)?.name ?? listCheckpoints(checkpoints).at(-1);
+  const last = listCheckpoints(checkpoints).at(-1);
+  const best = bestCheckpoint(checkpoints);
+  if (which === "best" && best === null) {
+    throw new ConfigError([
+      `--checkpoint best: expected a run with a best checkpoint, got ${folder}, which has marked none. --checkpoint last judges its last.`,
+    ]);
+  }
+  const name = which === "best" ? best?.name : last;
   if (name === undefined) return null;
   const files = ["ema", "policy", "model"].map((part) => join(checkpoints, name, `${part}.safetensors`));
-  return files.find((file) => existsSync(file)) ?? null;
+  const path = files.find((file) => existsSync(file));
+  if (path === undefined) return null;
+  const other =
+    which === "last" && best !== null && best.name !== last
+      ? `; the best by ${best.metric} is ${best.name}, which --checkpoint best judges`
+      : "";
+  const average = path.endsWith("ema.safetensors") ? " (the average of its weights)" : "";
+  const how = which === "best" ? `the best by ${best?.metric}` : "the last";
+  const text = `checkpoint ${name}${average} of ${folder}, ${how}${other}`;
+  return { path, judged: { run: folder, checkpoint: name, which, text } };
 }

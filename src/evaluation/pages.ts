@@ -1,10 +1,11 @@
 /** What judging leaves behind besides numbers: pages of images, and samples for the evaluators of others. */
 import { closeSync, mkdirSync, openSync, rmSync } from "node:fs";
 import { basename, dirname, extname, join } from "node:path";
-import { gridOf, writePng } from "../data/index.js";
+import { writePng } from "../data/index.js";
+import { drawText, fitted, LETTER } from "../data/letters.js";
 import { type NpzArray, writeNpz } from "../data/npz.js";
 import { rangesOf } from "../rl_ar_finetune/scoring.js";
-import { cat, expected, fullLike, type Tensor, tensor, tidy, where } from "../torch/index.js";
+import { cat, expected, full, fullLike, type Tensor, tensor, tidy, where } from "../torch/index.js";
 import { forEachDecoded } from "./draws.js";
 import { type EvalInputs, type HeldOut, imagesOf } from "./inputs.js";
 import type { ModelEvalOptions, Point } from "./options.js";
@@ -59,39 +60,55 @@ export interface CompletionDraw extends Point {
 export const drawName = ({ label, temperature, cfg }: Point & { label: string }): string =>
   `${label}_t${temperature}_cfg${cfg}`;
 
-/** A page: rows of classes, at most. */
-const ROWS = 12;
+/** Free samples of a page: rows at most, each of a class, and samples in a row. */
+const ROWS = 24;
 const COLUMNS = 10;
+
+/** Images that are completed on a page, at most. */
+const COMPLETED = 24;
+
+/** Width that pages are enlarged to, about. */
+const WIDE = 1000;
 
 /** The samples of a draw that go on a page: some classes, spread over all, and some samples of each. Codes are new. */
 export function shownOf(draw: FreeDraw): FreeDraw {
-  const present = [...new Set(draw.classes)].sort((a, b) => a - b);
-  const shown =
-    present.length <= ROWS
-      ? present
-      : Array.from({ length: ROWS }, (_, i) => present[Math.floor((i * present.length) / ROWS)] as number);
-  const each = shown.length === 1 ? ROWS * COLUMNS : COLUMNS;
-  const places = shown.flatMap((c) => draw.classes.flatMap((of, i) => (of === c ? [i] : [])).slice(0, each));
+  const present = spread(
+    [...new Set(draw.classes)].sort((a, b) => a - b),
+    ROWS,
+  );
+  const each = present.length === 1 ? ROWS * COLUMNS : COLUMNS;
+  const places = present.flatMap((c) =>
+    draw.classes.flatMap((of, i) => (of === c ? [i] : [])).slice(0, each),
+  );
   const codes = tidy(() => draw.codes.indexSelect(0, tensor(places, { dtype: "int64" })));
   return { ...draw, codes, classes: places.map((place) => draw.classes[place] as number) };
+}
+
+/** Some of a list, evenly spread. */
+function spread<T>(list: readonly T[], most: number): T[] {
+  const count = Math.min(most, list.length);
+  return Array.from({ length: count }, (_, i) => list[Math.floor((i * list.length) / count)] as T);
 }
 
 /** Write what {@link shownOf} chose as a page, a row for each class. Gives the file's name. */
 export async function writeFreePage(folder: string, inputs: EvalInputs, draw: FreeDraw): Promise<string> {
   const shown = [...new Set(draw.classes)];
   const page = tidy(() => {
-    const rows = shown.map((c) => {
+    const rows = shown.flatMap((c): PageRow[] => {
       const places = draw.classes.flatMap((of, i) => (of === c ? [i] : []));
-      return decodeSome(inputs, draw.codes, places);
+      const images = decodeSome(inputs, draw.codes, places);
+      return shown.length === 1
+        ? images.split(COLUMNS).map((part) => ({ label: "", images: part }))
+        : [{ label: inputs.train.classNames[c] ?? `class ${c}`, images }];
     });
-    return gridOf(rows.length === 1 ? (rows[0] as Tensor).split(COLUMNS) : rows);
+    return labelledPage(rows, [], 1);
   });
   return await writePage(folder, `free_${drawName(draw)}.png`, page);
 }
 
 /**
- * Write completions as a page: a row an image, with the image, its reconstruction, what of it was given, and the
- * completions of each policy.
+ * Write completions as a page: of each image itself, its reconstruction, what of it was given, and the completions of each
+ * policy. Images are of all classes, as far as there is room.
  */
 export async function writeCompletionPage(
   folder: string,
@@ -100,32 +117,106 @@ export async function writeCompletionPage(
   draws: readonly CompletionDraw[],
 ): Promise<string> {
   const [first] = draws as readonly [CompletionDraw];
-  const count = heldOut.images.size(0);
-  const rows = Math.min(ROWS, count);
-  const places = Array.from({ length: rows }, (_, i) => Math.floor((i * count) / rows));
+  const places = overClasses(heldOut.classes.toList() as number[]);
+  const each = Math.min(first.draws, 3);
+  const completed = draws.flatMap(({ label }) => {
+    const name = draws.length === 1 ? "completed" : label === "A" ? "before" : "after";
+    return Array.from({ length: each }, (_, i) => (each === 1 ? name : `${name} ${i + 1}`));
+  });
   const page = tidy(() => {
     const isGiven = givenPixels(inputs, first.prefix);
-    return gridOf(
-      places.map((place) => {
-        const image = imagesOf(heldOut.images, place, 1, "cpu");
-        const reconstruction = decodeSome(inputs, heldOut.codes, [place]);
-        const given = where(isGiven, reconstruction, fullLike(reconstruction, 0));
-        const completed = draws.map(({ codes, draws: n }) =>
-          decodeSome(
-            inputs,
-            codes,
-            Array.from({ length: Math.min(n, 3) }, (_, i) => place * n + i),
-          ),
-        );
-        return cat([image, reconstruction, given, ...completed]);
-      }),
-    );
+    const ids = heldOut.classes.toList() as number[];
+    const rows = places.map((place): PageRow => {
+      const image = imagesOf(heldOut.images, place, 1, "cpu");
+      const reconstruction = decodeSome(inputs, heldOut.codes, [place]);
+      const given = where(isGiven, reconstruction, fullLike(reconstruction, 0));
+      const drawn = draws.map(({ codes, draws: n }) =>
+        decodeSome(
+          inputs,
+          codes,
+          Array.from({ length: each }, (_, i) => place * n + i),
+        ),
+      );
+      const c = ids[place] as number;
+      const label = inputs.train.classNames[c] ?? `class ${c}`;
+      return { label, images: cat([image, reconstruction, given, ...drawn]) };
+    });
+    const blocks = Math.max(1, Math.min(3, Math.floor(512 / ((3 + completed.length) * inputs.data.size))));
+    return labelledPage(rows, ["input", "reconstr.", "given", ...completed], blocks);
   });
   return await writePage(
     folder,
     `completion_${first.prefix}_t${first.temperature}_cfg${first.cfg}.png`,
     page,
   );
+}
+
+/**
+ * Images to show, by their places: of each class in turn, the first of all before the second of any, so that every
+ * class is there as far as there is room; in the order of the classes.
+ *
+ * @param classes - of the images, in their order.
+ */
+export function overClasses(classes: readonly number[], most: number = COMPLETED): number[] {
+  const byClass = new Map<number, number[]>();
+  for (const [place, c] of classes.entries()) byClass.set(c, [...(byClass.get(c) ?? []), place]);
+  const groups = spread(
+    [...byClass].sort(([a], [b]) => a - b).map(([, places]) => places),
+    most,
+  );
+  const each = Math.ceil(most / Math.max(1, groups.length));
+  const ranked = groups.flatMap((places, g) =>
+    spread(places, each).map((place, rank) => ({ place, rank, g })),
+  );
+  const chosen = ranked.sort((a, b) => a.rank - b.rank || a.g - b.g).slice(0, most);
+  return chosen.sort((a, b) => a.g - b.g || a.rank - b.rank).map(({ place }) => place);
+}
+
+/** A row of a page. */
+interface PageRow {
+  /** Above its images. */
+  readonly label: string;
+  /** float32 `[K, 3, s, s]` in [-1, 1]. */
+  readonly images: Tensor;
+}
+
+/**
+ * Lay out rows of images with their labels, several rows beside each other, enlarged by a whole factor to about
+ * {@link WIDE} pixels.
+ *
+ * @param columns - what the images of a row are, above the first; none for images of one kind.
+ * @param blocks - rows beside each other.
+ * @returns float32 `[1, 3, H, W]`.
+ */
+function labelledPage(rows: readonly PageRow[], columns: readonly string[], blocks: number): Tensor {
+  const [first] = rows as readonly [PageRow];
+  const size = first.images.size(2);
+  const perRow = Math.max(...rows.map(({ images }) => images.size(0)));
+  const beside = Math.min(blocks, rows.length);
+  const gap = 2;
+  const factor = Math.max(1, Math.round(WIDE / (beside * perRow * (size + gap))));
+  const cell = size * factor + gap;
+  const line = LETTER.height + 2;
+  const isLabelled = rows.some(({ label }) => label !== "");
+  const blockWidth = perRow * cell + 8;
+  const rowHeight = cell + (isLabelled ? line : 0);
+  const down = Math.ceil(rows.length / beside);
+  const top = columns.length > 0 ? line : 0;
+  const page = full([1, 3, top + down * rowHeight + gap, beside * blockWidth], 1);
+  for (const [i, { label, images }] of rows.entries()) {
+    const [x, y] = [Math.floor(i / down) * blockWidth + gap, top + (i % down) * rowHeight + gap];
+    if (i % down === 0)
+      for (const [k, name] of columns.entries()) drawText(page, fitted(name, cell), x + k * cell, 0);
+    if (isLabelled) drawText(page, fitted(label, perRow * cell), x, y);
+    const large = images.repeatInterleave(factor, 2).repeatInterleave(factor, 3);
+    for (let k = 0; k < images.size(0); k++) {
+      const place = page
+        .narrow(2, y + (isLabelled ? line : 0), size * factor)
+        .narrow(3, x + k * cell, size * factor);
+      place.copy_(large.narrow(0, k, 1));
+    }
+  }
+  return page;
 }
 
 async function writePage(folder: string, name: string, page: Tensor): Promise<string> {

@@ -5,26 +5,30 @@
  * of the other gives. Plain numbers in and out.
  */
 
+import { betterOf, MEASURES, measureOf } from "../metrics/measures.js";
 import type { ModelEvaluation } from "./judge_models.js";
-import { type Estimate, type EvalRow, MEASURES, type Measures, type Point } from "./options.js";
+import type { Estimate, EvalRow, Measures, Point } from "./options.js";
 
 /** A policy at a point, in the two measures of a frontier; less is better in both. */
 export interface FrontierPoint extends Point {
-  /** Fréchet distance. */
-  readonly fd: number;
+  /** Fréchet distance, with its interval where there is one. */
+  readonly fd: Estimate;
   readonly value: number;
 }
 
 /** A point of B and what A has against it. */
 export interface Standing {
   readonly point: FrontierPoint;
-  /** The best of A's points among those with a Fréchet distance no worse; where A has none, that of its least. */
+  /**
+   * The best of A's points among those whose Fréchet distance is lower or not told apart; where A has none, that of its
+   * least.
+   */
   readonly rival: FrontierPoint;
-  /** Percent by which the point's value lies under the rival's. */
+  /** Percent by which the point's value lies below the rival's. */
   readonly gain: Estimate;
   /**
    * `beyond`: the value is lower than the rival's. `even`: the same, but the gain's interval holds 0. `behind`: A has as
-   * low a value, or lower. `lower_fd`: no point of A has as low a Fréchet distance, and the value is not beyond either.
+   * low a value, or lower. `lower_fd`: A reaches no Fréchet distance as low, and the value is not beyond either.
    */
   readonly standing: "beyond" | "lower_fd" | "even" | "behind";
 }
@@ -40,30 +44,38 @@ export interface Verdict {
   readonly standings: readonly Standing[];
 }
 
+/** Whether the interval of an estimate, or its value where it has none, lies above that of another. */
+export function isAbove(a: Estimate, b: Estimate): boolean {
+  return (a.low ?? a.value) > (b.high ?? b.value);
+}
+
+/** Whether two estimates are told apart: their intervals, where they have some, do not overlap. */
+export const isApart = (a: Estimate, b: Estimate): boolean => isAbove(a, b) || isAbove(b, a);
+
 /**
- * Set each of B's points against the best of A's in `value` among those with an FD no worse, or, where B's FD is lower
- * than any, against the one of A's least FD.
+ * Set each of B's points against the best of A's in `value` among those whose FD is lower or not told apart, or, where
+ * B's FD is below all of A's, against the one of A's least FD.
  *
  * @param a - at least one point, or nothing is compared.
- * @param gainOf - percent by which a point of B lies under one of A, with the interval over the images.
+ * @param gainOf - percent by which a point of B lies below one of A, with the interval over the images.
  */
 export function standingsOf(
   a: readonly FrontierPoint[],
   b: readonly FrontierPoint[],
   gainOf: (of: FrontierPoint, rival: FrontierPoint) => Estimate,
 ): Standing[] {
-  const least = leastBy(a, ({ fd }) => fd);
+  const least = leastBy(a, ({ fd }) => fd.value);
   if (least === undefined) return [];
   return b.map((point): Standing => {
     const among = leastBy(
-      a.filter(({ fd }) => fd <= point.fd),
+      a.filter(({ fd }) => !isAbove(fd, point.fd)),
       ({ value }) => value,
     );
     const rival = among ?? least;
     const gain = gainOf(point, rival);
-    const isUnder = gain.value > 0;
-    const isSure = isUnder && !(gain.low !== null && gain.low <= 0);
-    const rest = among === undefined ? "lower_fd" : isUnder ? "even" : "behind";
+    const isBelow = gain.value > 0;
+    const isSure = isBelow && !(gain.low !== null && gain.low <= 0);
+    const rest = among === undefined ? "lower_fd" : isBelow ? "even" : "behind";
     return { point, rival, gain, standing: isSure ? "beyond" : rest };
   });
 }
@@ -76,6 +88,12 @@ export function leastBy<P>(points: readonly P[], of: (point: P) => number): P | 
   );
 }
 
+/** The standing that a verdict is summed up by: the greatest gain, of those beyond the frontier where there are some. */
+export function bestStanding({ standings }: Verdict): Standing | undefined {
+  const beyond = standings.filter(({ standing }) => standing === "beyond");
+  return leastBy(beyond.length > 0 ? beyond : standings, ({ gain }) => -gain.value);
+}
+
 /** The least Fréchet distance of free samples that each policy reaches, and at which point. */
 export interface FreeVerdict {
   readonly network: string;
@@ -83,60 +101,153 @@ export interface FreeVerdict {
   readonly b: Point & { readonly fd: Estimate };
 }
 
-/** Percent by which `value` lies under `rival`. */
+/** Percent by which `value` lies below `rival`. */
 export const percentUnder = (value: number, rival: number): number => (1 - value / rival) * 100;
 
-/** `T 0.8 cfg 1.5`. */
-export const pointText = ({ temperature, cfg }: Point): string => `T ${temperature} cfg ${cfg}`;
+/** `T 0.8`, or `T 0.8, cfg 1.5` with guidance. */
+export const pointText = ({ temperature, cfg }: Point): string =>
+  cfg === 1 ? `T ${temperature}` : `T ${temperature}, cfg ${cfg}`;
 
-const NAMES: Readonly<Record<string, string>> = { l2: "l2", perceptual: "perceptual distance" };
+/** How a network is named in texts: by its place in the list, and whether the reward used it. */
+export function networkMark(networks: readonly NetworkFact[], name: string): string {
+  const k = networks.findIndex((network) => network.name === name);
+  return k < 0 ? name : `[${k + 1}${networks[k]?.isRewarded === true ? ", rewarded" : ""}]`;
+}
 
-/** A verdict in words, a line a point and one that sums up. */
-export function verdictText({ network, measure, prefix, standings }: Verdict): string[] {
-  const name = NAMES[measure] ?? measure;
+type NetworkFact = Pick<ModelEvaluation["networks"][number], "name" | "isRewarded">;
+
+const intervalText = ({ low, high }: Estimate, text: (value: number) => string): string =>
+  low === null || high === null ? "" : ` [${text(low)}, ${text(high)}]`;
+
+/** `0.5200 [0.5000, 0.5400]`. */
+const estimateText = (estimate: Estimate): string =>
+  `${short(estimate.value)}${intervalText(estimate, short)}`;
+
+/** `5.9 % [1.0, 8.0] below`. */
+function gainText(gain: Estimate): string {
+  const side = gain.value >= 0 ? "below" : "above";
+  return `${Math.abs(gain.value).toFixed(1)} %${intervalText(gain, (of) => of.toFixed(1))} ${side}`;
+}
+
+/** What a frontier is, once, before verdicts that use the word. */
+export const FRONTIER_TEXT: string =
+  "A's frontier is what A reaches at any of its temperatures and guidance scales: at each Fréchet distance (FD), its " +
+  "least distance from the images. Lower is better in both. FDs whose intervals overlap are not told apart.";
+
+/** A verdict in words, a line that sums up and one a point. */
+export function verdictText(
+  verdict: Verdict,
+  networks: readonly NetworkFact[] = [],
+): [summary: string, ...points: string[]] {
+  const { network, measure, prefix, standings } = verdict;
+  const name = measureOf(measure).title;
   const lines = standings.map(({ point, rival, gain, standing }) => {
-    const own = `B ${pointText(point)}: FD ${short(point.fd)}, ${name} ${short(point.value)}`;
-    const { value, low, high } = gain;
-    const interval = low === null || high === null ? "" : ` [${low.toFixed(1)}, ${high.toFixed(1)}]`;
-    const side = value > 0 ? "under" : "over";
-    const which = rival.fd > point.fd ? "A's point of least FD, a worse one" : "A's best with FD no worse";
-    const of = `${which} (${pointText(rival)}: FD ${short(rival.fd)}, ${short(rival.value)})`;
-    const end = standing === "even" ? "; the interval holds 0" : "";
-    return `  ${own}, ${Math.abs(value).toFixed(1)} %${interval} ${side} ${of}${end}`;
+    const own = `B ${pointText(point)}: FD ${estimateText(point.fd)}, ${name} ${short(point.value)}`;
+    const which = isAbove(rival.fd, point.fd)
+      ? "A's point of least FD, which is higher"
+      : isApart(rival.fd, point.fd)
+        ? "A's best with a lower FD"
+        : "A's best with an FD not told apart";
+    const of = `${which} (${pointText(rival)}: FD ${estimateText(rival.fd)}, ${short(rival.value)})`;
+    const end = standing === "even" ? "; not told apart, the interval holds 0" : "";
+    return `  ${own}, ${gainText(gain)} ${of}${end}`;
   });
-  const count = (...kinds: Standing["standing"][]): number =>
-    standings.filter(({ standing }) => kinds.includes(standing)).length;
+  const count = (kind: Standing["standing"]): number =>
+    standings.filter(({ standing }) => standing === kind).length;
   const beyond = count("beyond");
-  const most = Math.max(
-    ...standings.filter(({ standing }) => standing === "beyond").map(({ gain }) => gain.value),
-  );
-  const others = [
-    count("lower_fd") > 0 ? `${count("lower_fd")} at a lower FD than any of A's` : "",
+  const rest = [
+    count("lower_fd") > 0 ? `${count("lower_fd")} with a lower FD than any of A's` : "",
     count("even") > 0 ? `${count("even")} not told apart from it` : "",
     count("behind") > 0 ? `${count("behind")} behind it` : "",
   ].filter((text) => text !== "");
-  const rest = others.length === 0 ? "" : `; ${others.join(", ")}`;
-  const points = standings.length === 1 ? "1 point" : `${standings.length} points`;
-  const sum =
-    beyond > 0
-      ? `B lies beyond A's frontier in ${name} at ${beyond} of ${points}, by up to ${most.toFixed(1)} %${rest}.`
-      : `B does not lie beyond A's frontier in ${name}, at 0 of ${points}${rest}.`;
-  return [`${sum} (completions after ${prefix} codes; FD of ${network})`, ...lines];
+  const settings = `${beyond} of ${standings.length} ${standings.length === 1 ? "setting" : "settings"}`;
+  const others = rest.length === 0 ? "" : ` (${rest.join(", ")})`;
+  const best = bestStanding(verdict);
+  const example =
+    best === undefined
+      ? ""
+      : ` At ${pointText(best.point)} B has ${name} ${short(best.point.value)}, ${gainText(best.gain)} A's ` +
+        `${short(best.rival.value)} at ${pointText(best.rival)}; FD ${short(best.point.fd.value)} and ` +
+        `${short(best.rival.fd.value)}${isApart(best.point.fd, best.rival.fd) ? "" : ", not told apart"}.`;
+  const sum = beyond > 0 ? "B lies beyond A's frontier" : "B does not lie beyond A's frontier";
+  const of = `completions after ${prefix} codes; network ${networkMark(networks, network)}`;
+  return [`${sum} in ${name} at ${settings}${others}.${example} (${of})`, ...lines];
 }
 
 /** The free samples' verdict in words. */
-export function freeVerdictText({ network, a, b }: FreeVerdict): string {
+export function freeVerdictText(
+  { network, a, b }: FreeVerdict,
+  networks: readonly NetworkFact[] = [],
+): string {
+  const numbers = `B's least FD is ${estimateText(b.fd)} at ${pointText(b)}, A's ${estimateText(a.fd)} at ${pointText(a)}`;
+  const hasIntervals = a.fd.low !== null && b.fd.low !== null;
   const percent = percentUnder(b.fd.value, a.fd.value);
-  const side = percent >= 0 ? "under" : "over";
-  const isApart =
-    a.fd.low !== null && a.fd.high !== null && b.fd.low !== null && b.fd.high !== null
-      ? b.fd.high < a.fd.low || b.fd.low > a.fd.high
-        ? "; their intervals are apart"
-        : "; their intervals overlap"
-      : "";
-  return (
-    `Free samples: B's least FD is ${short(b.fd.value)} (${pointText(b)}), ${Math.abs(percent).toFixed(1)} % ${side} ` +
-    `A's, ${short(a.fd.value)} (${pointText(a)})${isApart}. (FD of ${network})`
+  const end = !isApart(a.fd, b.fd)
+    ? "not told apart"
+    : `${Math.abs(percent).toFixed(1)} % ${percent >= 0 ? "lower" : "higher"}${hasIntervals ? "" : " (no intervals)"}`;
+  return `Free samples: ${numbers}: ${end}. (network ${networkMark(networks, network)})`;
+}
+
+/** Share of the base's own error above which a tokenizer is too poor: what is left cannot be won by the policy. */
+const POOR_CEILING = 2 / 3;
+
+/**
+ * What to know before the numbers are believed: a tokenizer that leaves little to win, networks that the reward used,
+ * and networks that are no independent judges.
+ */
+export function warningsOf(
+  evaluation: Pick<ModelEvaluation, "reconstruction" | "rows" | "networks">,
+): string[] {
+  const { networks } = evaluation;
+  const rewarded = networks.filter(({ isRewarded }) => isRewarded === true);
+  const isUnknown = networks.some(({ isRewarded }) => isRewarded === null);
+  const marks = rewarded.map(({ name }) => networkMark(networks, name)).join(", ");
+  return [
+    ...poorTokenizer(evaluation),
+    ...(rewarded.length > 0
+      ? [
+          `The reward used ${marks}: its numbers say how well the reward was met, not whether images are better. ` +
+            "Judge by a network that the reward has not seen.",
+        ]
+      : []),
+    ...(isUnknown && evaluation.rows.some(({ policy }) => policy === "B")
+      ? ["Whether the reward used these networks is not known; --run or --config says it."]
+      : []),
+  ];
+}
+
+function poorTokenizer({
+  reconstruction,
+  rows,
+  networks,
+}: Pick<ModelEvaluation, "reconstruction" | "rows" | "networks">): string[] {
+  const prefixes = [...new Set(rows.flatMap(({ completions }) => completions.map(({ prefix }) => prefix)))];
+  const base = rows.filter(({ policy }) => policy === "A");
+  const measured: [label: string, of: (measures: Measures) => Estimate | undefined][] = [
+    ["L2", ({ plain }) => plain.l2],
+    ...networks.map(({ name }): (typeof measured)[number] => [
+      `perceptual distance ${networkMark(networks, name)}`,
+      (measures) => measures.networks[name]?.perceptual,
+    ]),
+  ];
+  return prefixes.flatMap((prefix) =>
+    measured.flatMap(([label, of]) => {
+      const ceiling = reconstruction === null ? undefined : of(reconstruction);
+      const found = base.flatMap((row) => {
+        const own = row.completions.find((each) => each.prefix === prefix);
+        const value = own && of(own.measures)?.value;
+        return value === undefined ? [] : [{ ...row, value }];
+      });
+      const best = leastBy(found, ({ value }) => value);
+      if (ceiling === undefined || best === undefined || !(ceiling.value > POOR_CEILING * best.value))
+        return [];
+      const most = percentUnder(ceiling.value, best.value);
+      const left = most > 0 ? `can win at most ${most.toFixed(0)} %` : "can win nothing";
+      return [
+        `The tokenizer is poor: its own reconstructions have ${label} ${short(ceiling.value)}, A's completions after ` +
+          `${prefix} codes ${short(best.value)} (${pointText(best)}). Fine-tuning ${left}; train a better tokenizer first.`,
+      ];
+    }),
   );
 }
 
@@ -180,16 +291,18 @@ export function evaluationText(evaluation: ModelEvaluation): string {
     headText(evaluation),
     ...reconstructionText(evaluation),
     ...likelihoodText(evaluation),
-    ...networks.flatMap(({ name }, k) => freeText(evaluation, name, `[${k + 1}]`)),
+    ...networks.flatMap(({ name }) => freeText(evaluation, name, networkMark(networks, name))),
     ...completionText(evaluation),
     ...verdictTexts(evaluation),
+    ...listed("Warnings", warningsOf(evaluation)),
     ...listed("Notes", evaluation.notes),
   ].join("\n\n");
 }
 
-function headText({ data, files, networks, settings, made }: ModelEvaluation): string {
+function headText({ data, files, networks, settings, made, judged }: ModelEvaluation): string {
   const heldOut = data.heldOut === null ? "none" : `${data.heldOut.read} of ${data.heldOut.images}`;
   const lines: [string, string][] = [
+    ...(judged === null ? [] : [["judged", judged.text] as [string, string]]),
     ...files
       .filter(({ role }) => role !== "features")
       .map(({ role, path, sha256 }): [string, string] => [role, `${path} (sha256 ${sha256.slice(0, 12)})`]),
@@ -198,7 +311,7 @@ function headText({ data, files, networks, settings, made }: ModelEvaluation): s
       `${data.source}: ${data.train.images} to train on, held out ${heldOut}, ${data.classNames.length} classes`,
     ],
     ["codes", `${data.codes} an image of ${data.size} px, ${data.codebookSize} in the codebook`],
-    ...networks.map(({ name }, k): [string, string] => [`[${k + 1}]`, name]),
+    ...networks.map(({ name }): [string, string] => [networkMark(networks, name), name]),
     [
       "intervals",
       settings.seeds.length > 1
@@ -219,9 +332,10 @@ function headText({ data, files, networks, settings, made }: ModelEvaluation): s
 const commitText = ({ id, isDirty }: { id: string; isDirty: boolean }): string =>
   `${id.slice(0, 12)}${isDirty ? " and changes" : ""}`;
 
-function reconstructionText({ reconstruction, networks }: ModelEvaluation): string[] {
+function reconstructionText(evaluation: ModelEvaluation): string[] {
+  const { reconstruction } = evaluation;
   if (reconstruction === null) return [];
-  const columns = [...followingColumns(networks), plain("codes_used")];
+  const columns = [...followingColumns(evaluation), plain("codes_used")];
   const table = tableText(columns, [["", reconstruction]]);
   return [`Reconstruction of ${reconstruction.images} held-out images\n${table}`];
 }
@@ -236,7 +350,7 @@ function likelihoodText({ likelihoods }: ModelEvaluation): string[] {
   return [`True codes of ${likelihoods[0]?.images} held-out images\n${table}`];
 }
 
-const nameOf = ({ policy, temperature, cfg }: EvalRow): string => `${policy} T ${temperature} cfg ${cfg}`;
+const nameOf = (row: EvalRow): string => `${row.policy} ${pointText(row)}`;
 
 function freeText({ rows, real, settings }: ModelEvaluation, network: string, mark: string): string[] {
   const drawn = rows.flatMap((row): [string, Measures][] =>
@@ -257,33 +371,36 @@ function freeText({ rows, real, settings }: ModelEvaluation, network: string, ma
   ];
 }
 
-function completionText({ rows, reconstruction, networks, settings, data }: ModelEvaluation): string[] {
+function completionText(evaluation: ModelEvaluation): string[] {
+  const { rows, reconstruction, settings, data } = evaluation;
   return settings.prefixes.flatMap((prefix) => {
     const found = rows.flatMap((row): [string, Measures][] => {
       const own = row.completions.find((each) => each.prefix === prefix);
       return own === undefined ? [] : [[nameOf(row), own.measures]];
     });
     if (found.length === 0 || reconstruction === null) return [];
-    const table = tableText(followingColumns(networks), [
+    const table = tableText(followingColumns(evaluation), [
       ["reconstruction (ceiling)", reconstruction],
       ...found,
     ]);
     const draws = settings.draws === 1 ? "one draw" : `${settings.draws} draws`;
     return [
-      `Completions of held-out images, ${prefix} of ${data.codes} codes given, ${draws} an image\n${table}`,
+      `Completions of ${reconstruction.images} held-out images, ${prefix} of ${data.codes} codes given, ${draws} an image\n${table}`,
     ];
   });
 }
 
 /** Measures of images that follow others; the networks by their numbers. */
-function followingColumns(networks: ModelEvaluation["networks"]): Column[] {
-  const marked = networks.flatMap(({ name }, k) =>
+function followingColumns({ networks, files }: ModelEvaluation): Column[] {
+  const marked = networks.flatMap(({ name }) =>
     ["perceptual", "fd_train", "fd_held_out"].map((measure) => {
       const { heading, of } = byNetwork(name, measure);
-      return { heading: `${heading} [${k + 1}]`, of };
+      return { heading: `${heading} ${networkMark(networks, name)}`, of };
     }),
   );
-  return [...["l1", "l2", "psnr", "ssim", "ms_ssim", "lpips"].map(plain), ...marked];
+  const isPaid = files.some(({ role, isRewarded }) => role === "lpips" && isRewarded === true);
+  const lpips = { ...plain("lpips"), heading: isPaid ? "lpips [rewarded]" : "lpips" };
+  return [...["l1", "l2", "psnr", "ssim", "ms_ssim"].map(plain), lpips, ...marked];
 }
 
 function plain(name: string): Column {
@@ -294,18 +411,20 @@ function byNetwork(network: string, name: string): Column {
   return { heading: HEADINGS[name] ?? name, of: (measures) => measures.networks[network]?.[name] };
 }
 
-function verdictTexts({ verdicts }: ModelEvaluation): string[] {
+function verdictTexts({ verdicts, networks }: ModelEvaluation): string[] {
   if (verdicts.completion.length + verdicts.free.length === 0) return [];
   const texts = [
-    ...verdicts.completion.map((verdict) => verdictText(verdict).join("\n")),
-    ...verdicts.free.map(freeVerdictText),
+    ...verdicts.completion.map((verdict) => verdictText(verdict, networks).join("\n")),
+    ...verdicts.free.map((verdict) => freeVerdictText(verdict, networks)),
   ];
-  return [`Verdict: does B give what no temperature or scale of A gives?\n${texts.join("\n")}`];
+  return [
+    `Verdict: does B give what no temperature or scale of A gives?\n${FRONTIER_TEXT}\n${texts.join("\n")}`,
+  ];
 }
 
 /** What the measures mean, for `--explain`. */
 export function measuresText(): string {
-  return aligned(Object.entries(MEASURES).map(([name, { about, better }]) => [name, about, better]));
+  return aligned(Object.entries(MEASURES).map(([name, measure]) => [name, measure.about, betterOf(measure)]));
 }
 
 const listed = (title: string, lines: readonly string[]): string[] =>

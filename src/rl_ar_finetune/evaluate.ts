@@ -4,6 +4,7 @@
  */
 
 import type { TrainConfig } from "../config/resolve.js";
+import { signOf } from "../metrics/measures.js";
 import { type Spread, spreadOf } from "../run/metrics.js";
 import { noGrad, stream, type Tensor, tidy } from "../torch/index.js";
 import type { RunParts } from "./parts.js";
@@ -91,7 +92,8 @@ export function isHacked(first: Evaluation, now: Evaluation, names: ReadonlySet<
     evaluation.spreads[`eval/${name}`]?.mean ?? Number.NaN;
   if (!(mean(now, "reward") > mean(first, "reward"))) return false;
   const outside: Pick<Term, "name" | "sign">[] = WATCHED.filter((term) => !names.has(term.name));
-  if (first.spreads[`eval/${UNREWARDED}`] !== undefined) outside.push({ name: UNREWARDED, sign: -1 });
+  if (first.spreads[`eval/${UNREWARDED}`] !== undefined)
+    outside.push({ name: UNREWARDED, sign: signOf(UNREWARDED) });
   return (
     outside.length > 0 && outside.every(({ name, sign }) => sign * (mean(now, name) - mean(first, name)) < 0)
   );

@@ -17,6 +17,7 @@ import {
   ssimMap,
   type UnitFeatures,
 } from "../metrics/index.js";
+import { signOf } from "../metrics/measures.js";
 import {
   type AutocastState,
   autocast,
@@ -49,7 +50,7 @@ export interface Judged {
 export interface Term {
   readonly name: string;
   readonly weight: number;
-  /** -1 for a loss or a distance, 1 for a score: what `measure` gives times this is better the higher it is. */
+  /** -1 for a loss or a distance, 1 for a score, as `src/metrics/measures.ts` has it: value times sign is better the higher it is. */
   readonly sign: 1 | -1;
   /** Values in the metric's own units, float `[B * G]`. */
   readonly measure: (judged: Judged) => Tensor;
@@ -95,31 +96,30 @@ export function reconstructionTerm(type: ReconstructionType, options: TermOption
   const { weight = 1, chunk, amp } = options;
   if (!Number.isFinite(weight)) throw expected(`reward.${type}.weight`, "a finite number", weight);
   const parts = chunk === undefined ? {} : { chunk };
-  const loss = { name: type, weight, sign: -1 as const };
-  const score = { name: type, weight, sign: 1 as const };
+  const head = { name: type, weight, sign: signOf(type) };
   switch (type) {
     case "l1":
       return {
-        ...loss,
+        ...head,
         measure: (j) => l1(j.images, j.samples, parts),
         map: (j) => l1Map(j.images, j.samples, parts),
       };
     case "l2":
       return {
-        ...loss,
+        ...head,
         measure: (j) => l2(j.images, j.samples, parts),
         map: (j) => l2Map(j.images, j.samples, parts),
       };
     case "psnr":
-      return { ...score, measure: (j) => psnr(j.images, j.samples, parts) };
+      return { ...head, measure: (j) => psnr(j.images, j.samples, parts) };
     case "ssim":
       return {
-        ...score,
+        ...head,
         measure: (j) => ssim(j.images, j.samples, parts),
         map: (j) => ssimMap(j.images, j.samples, parts),
       };
     case "ms_ssim":
-      return { ...score, measure: (j) => msSsim(j.images, j.samples, parts) };
+      return { ...head, measure: (j) => msSsim(j.images, j.samples, parts) };
     case "lpips":
     case "perceptual": {
       const network = options[type];
@@ -131,7 +131,7 @@ export function reconstructionTerm(type: ReconstructionType, options: TermOption
         throw expected(`reward.${type}`, "the metric's network", "none", remedy);
       }
       return {
-        ...loss,
+        ...head,
         measure: (j) => inCast(amp, () => network.distance(referenceOf(network, j), j.samples, parts)),
         map: (j) => inCast(amp, () => network.distanceMap(referenceOf(network, j), j.samples, parts)),
         dispose: () => {
@@ -187,7 +187,7 @@ export function patchGanTerm(
   return {
     name: "patch_gan",
     weight,
-    sign: 1,
+    sign: signOf("patch_gan"),
     measure: (j) => inCast(amp, () => discriminator.score(j.samples, parts)),
     dispose: () => discriminator.dispose(),
   };
@@ -198,7 +198,7 @@ export function latentCosineTerm(weight = 1): Term {
   return {
     name: "latent_cosine",
     weight,
-    sign: -1,
+    sign: signOf("latent_cosine"),
     measure: ({ latents }) => {
       if (latents === undefined)
         throw expected("reward.latent_cosine", "latents of images and samples", "none");

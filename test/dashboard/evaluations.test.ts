@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { evalSection, frontiersOf, readEvaluations } from "../../src/dashboard/evaluations.js";
+import { evalSection, frontiersOf } from "../../src/dashboard/evaluations.js";
+import { readEvaluations } from "../../src/dashboard/reading.js";
 import { newFolder, writeRun } from "./run_files.js";
 
 const NET = "classifier <x>";

@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { endOf, eventSection, noticesOf, rangesText } from "../../src/dashboard/events.js";
-import { type Run, readRun } from "../../src/dashboard/run.js";
+import { eventSection, noticesOf, rangesText } from "../../src/dashboard/events.js";
+import { endOf, type Run, readRun } from "../../src/dashboard/run.js";
 import { newFolder, type RunFiles, writeRun } from "./run_files.js";
 
 type Context = Parameters<typeof newFolder>[0];

@@ -9,12 +9,13 @@ import {
   standingsOf,
   type Verdict,
   verdictText,
+  warningsOf,
 } from "../../src/evaluation/verdict.js";
 
 const at = (temperature: number, fd: number, value: number): FrontierPoint => ({
   temperature,
   cfg: 1,
-  fd,
+  fd: { value: fd, low: null, high: null },
   value,
 });
 
@@ -70,35 +71,96 @@ test("a point closer to the data than any of the other's stands against the clos
   assert.deepEqual(standingsOf(BASE, [], gain()), []);
 });
 
-test("the verdict says plainly where B is beyond A, and by how much", () => {
+test("where Fréchet intervals overlap, a rival counts although its own value is higher", () => {
+  const known = (fd: number, half: number) => ({ value: fd, low: fd - half, high: fd + half });
+  const a = [
+    { ...at(1, 0, 0.15), fd: known(1.7, 0.1) },
+    { ...at(0.6, 0, 0.14), fd: known(2.0, 0.2) },
+    { ...at(0.4, 0, 0.13), fd: known(2.6, 0.1) },
+  ];
+  const b = { ...at(0.8, 0, 0.135), fd: known(1.8, 0.1) };
+  // 2.0 ± 0.2 and 1.8 ± 0.1 overlap: the rival is 0.14, not 0.15. 2.6 is surely higher, so that 0.13 does not count.
+  const [standing] = standingsOf(a, [b], gain(1, 5));
+  assert.equal(standing?.rival, a[1]);
+  assert.equal(standing?.standing, "beyond");
+  const [tight] = standingsOf(
+    a.map((point) => ({ ...point, fd: known(point.fd.value, 0.01) })),
+    [{ ...b, fd: known(1.8, 0.01) }],
+    gain(1, 5),
+  );
+  assert.equal(tight?.rival.value, 0.15);
+  // Below all of A's values, but not told apart from the least: no lower FD is claimed.
+  const [low] = standingsOf(a, [{ ...b, value: 0.2, fd: known(1.65, 0.1) }], gain());
+  assert.equal(low?.standing, "behind");
+  const [lower] = standingsOf(a, [{ ...b, value: 0.2, fd: known(1.4, 0.1) }], gain());
+  assert.equal(lower?.standing, "lower_fd");
+});
+
+test("the verdict names where B is beyond A, at which temperature, and by how much", () => {
   const standings = standingsOf(BASE, [...TUNED, at(0.5, 0.5, 0.15), at(0.3, 0.9, 0.135)], gain(1, 8));
   const verdict: Verdict = { network: "second", measure: "l2", prefix: 32, standings };
-  assert.deepEqual(verdictText(verdict), [
-    "B lies beyond A's frontier in l2 at 2 of 4 points, by up to 5.9 %; 1 at a lower FD than any of A's, 1 behind it. (completions after 32 codes; FD of second)",
-    "  B T 1 cfg 1: FD 0.5200, l2 0.1373, 4.5 % [1.0, 8.0] under A's best with FD no worse (T 1 cfg 1: FD 0.5100, 0.1437)",
-    "  B T 0.8 cfg 1: FD 0.6400, l2 0.1315, 5.9 % [1.0, 8.0] under A's best with FD no worse (T 0.8 cfg 1: FD 0.6200, 0.1398)",
-    "  B T 0.5 cfg 1: FD 0.5000, l2 0.1500, 4.4 % [1.0, 8.0] over A's point of least FD, a worse one (T 1 cfg 1: FD 0.5100, 0.1437)",
-    "  B T 0.3 cfg 1: FD 0.9000, l2 0.1350, 1.0 % [1.0, 8.0] over A's best with FD no worse (T 0.6 cfg 1: FD 0.6900, 0.1337)",
-  ]);
+  const [summary, ...points] = verdictText(verdict);
+  assert.match(summary, /2 of 4 settings/);
+  assert.match(summary, /At T 0\.8 B has L2 0\.1315, 5\.9 % \[1\.0, 8\.0\] below A's 0\.1398 at T 0\.8/);
+  assert.match(summary, /1 with a lower FD.*1 behind/);
+  assert.match(summary, /32 codes; network second/);
+  assert.equal(points.length, 4);
+  assert.match(
+    points[0] as string,
+    /B T 1: FD 0\.5200, L2 0\.1373, 4\.5 % .*below .*T 1: FD 0\.5100, 0\.1437/,
+  );
+  assert.match(points[2] as string, /T 0\.5.* 4\.4 % .*above .*higher/);
   const none: Verdict = {
     network: "second",
     measure: "perceptual",
     prefix: 32,
     standings: standingsOf(BASE, [at(1, 0.7, 0.133)], gain(-1, 2)),
   };
-  assert.deepEqual(verdictText(none), [
-    "B does not lie beyond A's frontier in perceptual distance, at 0 of 1 point; 1 not told apart from it. (completions after 32 codes; FD of second)",
-    "  B T 1 cfg 1: FD 0.7000, perceptual distance 0.1330, 0.5 % [-1.0, 2.0] under A's best with FD no worse (T 0.6 cfg 1: FD 0.6900, 0.1337); the interval holds 0",
-  ]);
+  const [short, point] = verdictText(none);
+  assert.match(short, /does not lie beyond .*0 of 1 setting\b.*1 not told apart/);
+  assert.match(point as string, /T 0\.6.*interval holds 0/);
 });
 
-test("free samples are compared where each policy is closest to the data", () => {
+test("a network that the reward used is marked in every text", () => {
+  const networks = [
+    { name: "paid", isRewarded: true, featureSize: 2, numClasses: 2 },
+    { name: "other", isRewarded: false, featureSize: 2, numClasses: 2 },
+  ];
+  const standings = standingsOf(BASE, TUNED, gain());
+  const verdict = (network: string): Verdict => ({ network, measure: "l2", prefix: 1, standings });
+  assert.match(verdictText(verdict("paid"), networks)[0], /\[1, rewarded\]/);
+  assert.match(verdictText(verdict("other"), networks)[0], /network \[2\]/);
+  assert.match(warningsOf({ reconstruction: null, rows: [], networks }).join(), /\[1, rewarded\]/);
+  assert.deepEqual(warningsOf({ reconstruction: null, rows: [], networks: networks.slice(1) }), []);
+});
+
+test("a tokenizer whose own error is near the base's is called too poor, in numbers", () => {
+  const measures = (l2: number) => ({
+    images: 4,
+    plain: { l2: { value: l2, low: null, high: null } },
+    networks: {},
+  });
+  const rows = [0.15, 0.12].map((l2, i) => ({
+    policy: "A",
+    temperature: 1 - i / 2,
+    cfg: 1,
+    free: null,
+    completions: [{ prefix: 8, measures: measures(l2) }],
+  }));
+  const warnings = (ceiling: number) => warningsOf({ reconstruction: measures(ceiling), rows, networks: [] });
+  assert.deepEqual(warnings(0.03), []);
+  const [text] = warnings(0.09);
+  // 0.09 of the base's best, 0.12 at T 0.5, leaves a quarter.
+  assert.match(text as string, /0\.0900.*0\.1200 \(T 0\.5\).*at most 25 %/);
+  assert.match(warnings(0.2)[0] as string, /nothing/);
+});
+
+test("free samples are compared where each policy is closest to the data; overlapping intervals are not told apart", () => {
   const a = { temperature: 1, cfg: 1, fd: { value: 0.63, low: 0.58, high: 0.68 } };
   const b = { temperature: 0.9, cfg: 1.5, fd: { value: 0.567, low: 0.52, high: 0.6 } };
-  assert.equal(
-    freeVerdictText({ network: "first", a, b }),
-    "Free samples: B's least FD is 0.5670 (T 0.9 cfg 1.5), 10.0 % under A's, 0.6300 (T 1 cfg 1); their intervals overlap. (FD of first)",
-  );
+  const text = freeVerdictText({ network: "first", a, b });
+  assert.match(text, /0\.5670 \[0\.5200, 0\.6000\] at T 0\.9, cfg 1\.5.*0\.6300 .*at T 1: not told apart/);
+  assert.doesNotMatch(text, /%/);
   const apart = { ...b, fd: { value: 0.7, low: 0.69, high: 0.71 } };
-  assert.match(freeVerdictText({ network: "first", a, b: apart }), /11\.1 % over A's.+intervals are apart/);
+  assert.match(freeVerdictText({ network: "first", a, b: apart }), /11\.1 % higher/);
 });

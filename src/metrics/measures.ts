@@ -1,0 +1,217 @@
+/**
+ * The one table of measures: what each is called, what it says, its unit and which way is better. Rewards take their
+ * terms' signs from it, and evaluations, logs and reports their words "better" and "worse".
+ */
+
+import { expected } from "../torch/index.js";
+
+/** What is to be known of a measure. */
+export interface Measure {
+  /** For headings. */
+  readonly title: string;
+  /** One or two sentences. */
+  readonly about: string;
+  /** 1: higher is better, -1: lower is better, 0: neither. As a term's sign: value times sign is better the higher it is. */
+  readonly sign: 1 | -1 | 0;
+  /** `%`: a share of 1 that is shown as per cent. */
+  readonly unit?: "%";
+}
+
+/** By the measure's name, or by the whole name of a metric where its last part would say too little. */
+export const MEASURES: Readonly<Record<string, Measure>> = {
+  reward: {
+    title: "Reward",
+    about: "What a sample is worth: the weighted sum of the reward's terms.",
+    sign: 1,
+  },
+  l1: { title: "L1", about: "Mean absolute difference from the true image, in [-1, 1].", sign: -1 },
+  l2: { title: "L2", about: "Mean squared difference from the true image, in [-1, 1].", sign: -1 },
+  psnr: { title: "PSNR (dB)", about: "Peak signal-to-noise ratio to the true image, in dB.", sign: 1 },
+  ssim: { title: "SSIM", about: "Structural similarity to the true image; 1 is the same image.", sign: 1 },
+  ms_ssim: { title: "MS-SSIM", about: "Structural similarity over five scales, from 176 px on.", sign: 1 },
+  lpips: { title: "LPIPS", about: "LPIPS distance from the true image.", sign: -1 },
+  perceptual: {
+    title: "Perceptual distance",
+    about: "Distance from the true image in the feature maps of a network.",
+    sign: -1,
+  },
+  perceptual_held_out: {
+    title: "Perceptual distance, network without reward",
+    about: "Distance from the true image in the feature maps of a classifier that no reward has used.",
+    sign: -1,
+  },
+  latent_cosine: {
+    title: "Latent cosine distance",
+    about:
+      "1 - cosine of the angle between the tokenizer's latents of sample and image, before quantisation.",
+    sign: -1,
+  },
+  patch_gan: {
+    title: "PatchGAN",
+    about: "How real a discriminator takes patches to be: its mean logit.",
+    sign: 1,
+  },
+  codes_used: { title: "Codes used", about: "Share of the codebook that occurs.", sign: 0, unit: "%" },
+  fd_train: { title: "FD to training images", about: "Fréchet distance from the training images.", sign: -1 },
+  fd_held_out: {
+    title: "FD to held-out images",
+    about: "Fréchet distance from the held-out images.",
+    sign: -1,
+  },
+  kd_train: {
+    title: "KD to training images",
+    about: "Kernel distance (cubic kernel) from the training images, of at most 10,000 images.",
+    sign: -1,
+  },
+  kd_held_out: {
+    title: "KD to held-out images",
+    about: "Kernel distance (cubic kernel) from the held-out images, of at most 10,000 images.",
+    sign: -1,
+  },
+  score: {
+    title: "Score",
+    about: "Inception-style score: samples are of clear classes, and of many.",
+    sign: 1,
+  },
+  accuracy: {
+    title: "Accuracy",
+    about: "Share of images whose most probable class is the right one.",
+    sign: 1,
+    unit: "%",
+  },
+  balanced_accuracy: {
+    title: "Balanced accuracy",
+    about: "Share of images whose most probable class is the right one, mean over the classes.",
+    sign: 1,
+    unit: "%",
+  },
+  precision: {
+    title: "Precision",
+    about: "Share of samples among training images (3 nearest neighbours, of at most 10,000 images).",
+    sign: 1,
+    unit: "%",
+  },
+  recall: {
+    title: "Recall",
+    about: "Share of training images among samples (3 nearest neighbours).",
+    sign: 1,
+    unit: "%",
+  },
+  density: {
+    title: "Density",
+    about: "Training neighbourhoods that hold a sample, on average, divided by 5 nearest neighbours.",
+    sign: 1,
+  },
+  coverage: {
+    title: "Coverage",
+    about: "Share of training images with a sample in their neighbourhood (5 nearest neighbours).",
+    sign: 1,
+    unit: "%",
+  },
+  diversity: {
+    title: "Diversity",
+    about:
+      "How far samples of one image (during training) or of one class (rlar eval) lie apart. A fall means that the " +
+      "policy repeats itself.",
+    sign: 0,
+  },
+  nearest: {
+    title: "Nearest training image",
+    about: "Mean distance of features from the nearest training image.",
+    sign: 0,
+  },
+  nearest_ratio: {
+    title: "Nearest, relative",
+    about: "The same divided by that of held-out images. Well below 1, training images were memorised.",
+    sign: 0,
+  },
+  nats_per_token: {
+    title: "Nats per true code",
+    about:
+      "Negative log-likelihood of the true codes. A rise means that the policy forgets its pre-training.",
+    sign: -1,
+  },
+  perplexity: {
+    title: "Perplexity",
+    about: "The exponential of the mean negative log-likelihood.",
+    sign: -1,
+  },
+  top1: { title: "Top 1", about: "Share where the most probable guess is right.", sign: 1, unit: "%" },
+  top5: {
+    title: "Top 5",
+    about: "Share where one of the five most probable guesses is right.",
+    sign: 1,
+    unit: "%",
+  },
+  nats_first_half: {
+    title: "Nats, first half",
+    about: "Negative log-likelihood per true code of the first half of an image.",
+    sign: -1,
+  },
+  nats_second_half: {
+    title: "Nats, second half",
+    about: "Negative log-likelihood per true code of the second half of an image, given the first.",
+    sign: -1,
+  },
+  nats_null: {
+    title: "Nats without a class",
+    about: "Negative log-likelihood per true code where no class is given, as guidance needs it.",
+    sign: -1,
+  },
+  ce: { title: "Cross-entropy", about: "In nats.", sign: -1 },
+  loss: { title: "Loss", about: "What is minimised.", sign: -1 },
+  "loss/total": { title: "Total loss", about: "What is minimised: the sum of the other losses.", sign: 0 },
+  "loss/policy": {
+    title: "Policy loss",
+    about: "Near 0 by construction: its gradient matters, not its value.",
+    sign: 0,
+  },
+  "loss/aux_ce": {
+    title: "Cross-entropy of true codes",
+    about: "Times update.auxCe. It keeps the policy from forgetting.",
+    sign: -1,
+  },
+  "loss/kl": { title: "KL loss", about: "Times kl.coef. It pulls towards the reference policy.", sign: 0 },
+  "loss/entropy": { title: "Entropy loss", about: "Times update.entropyCoef, negative.", sign: 0 },
+  "loss/value": { title: "Value loss", about: "Of the value head, times ppo.valueCoef.", sign: -1 },
+  codebook_used: { title: "Codebook use", about: "Share of the codes that occur.", sign: 1, unit: "%" },
+  codebook_usage: {
+    title: "Codebook use",
+    about: "Share of the codes that occur. A fall means fewer kinds of patches.",
+    sign: 0,
+    unit: "%",
+  },
+  codebook_perplexity: {
+    title: "Effective codes",
+    about: "The exponential of the entropy of the codes: as many codes, used evenly, are as mixed.",
+    sign: 1,
+  },
+};
+
+/** What a spread adds to a metric's name. */
+export const STATISTICS: readonly string[] = ["mean", "std", "min", "max"];
+
+/** What is known of a measure or of a metric such as `eval/l2` or `reward/l2/mean`; its name alone for an unknown one. */
+export function measureOf(metric: string): Measure {
+  const parts = metric.split("/").filter((part) => !STATISTICS.includes(part));
+  const last = parts.at(-1) ?? metric;
+  for (const name of [parts.join("/"), last])
+    if (Object.hasOwn(MEASURES, name)) return MEASURES[name] as Measure;
+  return { title: last.replaceAll("_", " "), about: "", sign: 0 };
+}
+
+/**
+ * The sign of a reward's term.
+ *
+ * @throws RangeError for a measure without a direction, which cannot be rewarded.
+ */
+export function signOf(name: string): 1 | -1 {
+  const { sign } = measureOf(name);
+  if (sign === 0) throw expected("signOf", "a measure of which higher or lower is better", name);
+  return sign;
+}
+
+/** Which way is better, in a word. */
+export function betterOf({ sign }: Pick<Measure, "sign">): "higher" | "lower" | "none" {
+  return sign === 0 ? "none" : sign === 1 ? "higher" : "lower";
+}
