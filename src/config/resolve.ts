@@ -68,10 +68,9 @@ export interface ResolvedConfig<T extends object = TrainConfig> {
 /**
  * Read a configuration.
  *
- * Keys may be in camelCase or snake_case, and have the names in {@link CONFIG_ALIASES}. `null` unsets a value, a list
- * replaces the whole list before it.
+ * Keys may be in camelCase or snake_case, and have the names in `CONFIG_ALIASES`. `null` unsets a value, a list
+ * replaces the whole list before it. `kind` says which command is configured; `rlar train` by default.
  *
- * @param kind - which command it configures; `rlar train` where left out.
  * @throws ConfigError with every problem: unknown keys with the nearest name, values out of range, keys that do not
  *   fit together, syntax of the file with line and column.
  */
