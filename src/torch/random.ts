@@ -33,7 +33,7 @@ export class Generator extends GeneratorHandle {
     return new Tensor(native.generatorState(this.live));
   }
 
-  /** Continue from a {@link state}. */
+  /** Continue from a {@link Generator.state}. */
   setState(state: Tensor): void {
     native.setGeneratorState(this.live, state.live);
   }

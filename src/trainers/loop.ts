@@ -50,7 +50,7 @@ export interface FitTask extends Disposable {
   } | null>;
   /** For a checkpoint: weights, optimizer, average, the cursor into the images. The tensors stay the task's. */
   state(): FitState;
-  /** Back to a state of {@link state}, whose tensors are read and not kept. */
+  /** Back to a state of {@link FitTask.state}, whose tensors are read and not kept. */
   load(state: FitState): void;
   /** What is kept as the run's result: weights (averaged where there is an average) and the config that builds them again. */
   model(): { tensors: Readonly<StateDict>; config: PlainData };
