@@ -11,6 +11,7 @@ import {
   buildToklipTokenizer,
   GPT,
   LlamaGen,
+  type TrainConfigInput,
   type TrainOptions,
   type TrainResult,
   torch,
@@ -72,7 +73,7 @@ export async function runSeedExample(
   const tokenizer = buildToklipTokenizer(tokInit); // with weights: { ckptPath: "/path/to/toklip_vq.ckpt", device: "cuda" }
 
   // 2) Prepare cfg for training
-  const cfg = {
+  const cfg: TrainConfigInput = {
     vq_model: tokenizer.vq, // or the tokenizer itself, as `tokenizer`
     ar:
       ar === "gpt"

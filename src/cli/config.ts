@@ -1,12 +1,12 @@
 /** `rlar config`, and how the commands that train read their configuration from a command line. */
 import { existsSync } from "node:fs";
 
-import { classifierKind } from "../config/classifier_keys.js";
+import { classifierKind } from "../config/classifier.js";
 import { configJsonSchema, configYaml, explainConfig, explanationText } from "../config/explain.js";
-import { pretrainKind } from "../config/pretrain_keys.js";
+import { pretrainKind } from "../config/pretrain.js";
 import { ConfigError, type ConfigKind, type ResolvedConfig, resolveConfig } from "../config/resolve.js";
-import { tokenizerKind } from "../config/tokenizer_keys.js";
-import { trainKind } from "../config/train_kind.js";
+import { tokenizerKind } from "../config/tokenizer.js";
+import { trainKind } from "../config/train.js";
 
 /** A kind whose configurations are only shown. */
 type AnyKind = ConfigKind<object>;

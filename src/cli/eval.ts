@@ -1,5 +1,5 @@
 /** `rlar eval`: how good a tokenizer or a policy is, and whether one policy is better than another. */
-import { ConfigError, type DataConfig, type PartialDeep } from "../config/resolve.js";
+import { ConfigError, type DataConfig } from "../config/resolve.js";
 import { evaluateModels } from "../evaluation/judge_models.js";
 import { optionsOfConfig, optionsOfRun } from "../evaluation/options.js";
 import { evaluationText, measuresText } from "../evaluation/verdict.js";
@@ -65,7 +65,7 @@ export async function evaluate(options: EvalCommandOptions): Promise<void> {
       : config !== undefined
         ? optionsOfConfig(config)
         : {};
-  const data = { ...known.data, ...dataOf(options) } as PartialDeep<DataConfig>;
+  const data = { ...known.data, ...dataOf(options) } as Partial<DataConfig>;
   const tokenizer = options.tokenizer ?? known.tokenizer;
   const missing = [
     ...(tokenizer === undefined ? ["--tokenizer, the weights of the tokenizer"] : []),

@@ -1,10 +1,10 @@
 /** `rlar pretrain`, `rlar tokenizer` and `rlar classifier`: the commands that learn from examples. */
 import { existsSync } from "node:fs";
-import { classifierKind } from "../config/classifier_keys.js";
+import { classifierKind } from "../config/classifier.js";
 import { configYaml } from "../config/explain.js";
-import { pretrainKind } from "../config/pretrain_keys.js";
+import { pretrainKind } from "../config/pretrain.js";
 import type { ConfigKind } from "../config/resolve.js";
-import { tokenizerKind } from "../config/tokenizer_keys.js";
+import { tokenizerKind } from "../config/tokenizer.js";
 import { writeReport } from "../dashboard/report.js";
 import { openClassifierTask } from "../trainers/classifier.js";
 import { type FitConfig, type FitOpening, type FitTask, fitLoop } from "../trainers/loop.js";

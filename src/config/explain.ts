@@ -2,13 +2,13 @@
  * What a user sees of a configuration: explanations of keys, the resolved YAML, a JSON Schema for editors, and how two
  * configurations differ.
  */
+import { isAbsolute, relative, resolve } from "node:path";
 import { Document, isMap, isScalar, type Pair, type Scalar, type YAMLMap } from "yaml";
 import * as z from "zod";
-import { isPlain } from "./input.js";
+import { isPlainObject } from "../torch/arguments.js";
 import type { Key } from "./key.js";
-import type { ConfigKind, KeyTable } from "./kind.js";
-import { trainKind } from "./train_kind.js";
-import type { TrainConfig } from "./types.js";
+import type { ConfigKind, KeyTable, Resumed } from "./kind.js";
+import { type TrainConfig, trainKind } from "./train.js";
 
 /** What there is to know of one key. */
 export interface KeyExplanation {
@@ -18,41 +18,68 @@ export interface KeyExplanation {
   readonly expects: string;
   readonly default: unknown;
   readonly unit: string | null;
-  /** What it is. */
+  /** What it is: one sentence. */
   readonly help: string;
-  /** When to change it. */
+  /** When to change it: further sentences. */
   readonly when: string;
   /** Other names that set it. */
   readonly aliases: readonly string[];
   /** Whether only a program can pass a value. */
   readonly isLive: boolean;
+  /** What a change does to a run that is resumed, with the defaults of the other keys. */
+  readonly onResume: Resumed;
 }
 
 /**
  * Every key, in order; with a path, that key or the keys of that section.
  *
- * @returns an empty list for a path that is none.
+ * @returns an empty list for a path that does not exist.
  */
-export function explainConfig(path = "", kind: KeyTable = trainKind): KeyExplanation[] {
+export function explainConfig(
+  path = "",
+  kind: ConfigKind<object> = trainKind as ConfigKind<object>,
+): KeyExplanation[] {
   const isInside = (name: string): boolean => path === "" || name === path || name.startsWith(`${path}.`);
   return kind.keys.map((key) => explain(kind, key)).filter((explanation) => isInside(explanation.path));
 }
 
-function explain(kind: KeyTable, key: Key): KeyExplanation {
+function explain(kind: ConfigKind<object>, key: Key): KeyExplanation {
   const path = key.path.join(".");
   const aliases = Object.keys(kind.aliases).filter(
     (name) => kind.aliases[name]?.includes(path) && !kind.isSection(name),
   );
-  const { expects, help, when, unit = null } = key;
-  return { path, expects, default: key.default, unit, help, when, aliases, isLive: key.live !== undefined };
+  const { expects, help, when, unit = null, live } = key;
+  const onResume = kind.onResume(path, kind.schema.parse({}));
+  return {
+    path,
+    expects,
+    default: key.default,
+    unit,
+    help,
+    when,
+    aliases,
+    isLive: live !== undefined,
+    onResume,
+  };
 }
+
+/** What a change does to a resumed run, in words. */
+const RESUMED: Readonly<Record<Resumed, string>> = {
+  free: "may change when a run is resumed",
+  forced: "changes a resumed run with --force only",
+  fixed: "cannot change when a run is resumed",
+};
+
+/** Range, unit and who can set it. */
+const rangeOf = ({ expects, unit, isLive }: KeyExplanation): string =>
+  `${expects}${unit === null ? "" : `; ${unit}`}${isLive ? "; from a program only" : ""}`;
 
 /** Explanations as lines for a terminal. */
 export function explanationText(explanations: readonly KeyExplanation[]): string {
-  const blocks = explanations.map(({ path, expects, default: value, unit, help, when, aliases, isLive }) => {
-    const also = aliases.length > 0 ? `\n  also: ${aliases.join(", ")}` : "";
-    const range = `${expects}${unit === null ? "" : `; ${unit}`}${isLive ? "; from a program only" : ""}`;
-    return `${path} = ${flow(value)}\n  ${sentence(help)} ${when}\n  ${range}${also}`;
+  const blocks = explanations.map((key) => {
+    const also = key.aliases.length > 0 ? `\n  also: ${key.aliases.join(", ")}` : "";
+    const text = `${key.help} ${key.when}`.trim();
+    return `${key.path} = ${flow(key.default)}\n  ${text}\n  ${rangeOf(key)}\n  ${RESUMED[key.onResume]}${also}`;
   });
   return `${blocks.join("\n")}\n`;
 }
@@ -60,14 +87,14 @@ export function explanationText(explanations: readonly KeyExplanation[]): string
 /** Explanations as a table for the documentation. */
 export function explanationMarkdown(explanations: readonly KeyExplanation[]): string {
   const cell = (text: string): string => text.replaceAll("|", "\\|");
-  const rows = explanations.map(({ path, expects, default: value, unit, help, when }) => {
-    const range = unit === null ? expects : `${expects}; ${unit}`;
-    return `| \`${path}\` | \`${cell(flow(value))}\` | ${cell(range)} | ${cell(`${sentence(help)} ${when}`)} |`;
+  const rows = explanations.map((key) => {
+    const also =
+      key.aliases.length > 0 ? ` Also: ${key.aliases.map((name) => `\`${name}\``).join(", ")}.` : "";
+    const text = `${key.help} ${key.when}`.trim();
+    return `| \`${key.path}\` | \`${cell(flow(key.default))}\` | ${cell(rangeOf(key))} | ${cell(text)}${also} | ${key.onResume} |`;
   });
-  return `| key | default | range | what it is, and when to change it |\n| --- | --- | --- | --- |\n${rows.join("\n")}\n`;
+  return `| key | default | range | what it is, and when to change it | resume |\n| --- | --- | --- | --- | --- |\n${rows.join("\n")}\n`;
 }
-
-const sentence = (phrase: string): string => `${phrase.charAt(0).toUpperCase()}${phrase.slice(1)}.`;
 
 /** A value in YAML on one line. */
 function flow(value: unknown): string {
@@ -83,6 +110,9 @@ export function configJsonSchema(
   const schema = z.toJSONSchema(kind.schema, {
     io: "input",
     unrepresentable: "any",
+    override: ({ jsonSchema }) => {
+      delete jsonSchema.readOnly; // an editor may write them
+    },
   }) as unknown as JsonObject;
   const visit = (object: JsonObject, path: string): void => {
     delete object.default;
@@ -91,8 +121,7 @@ export function configJsonSchema(
       const key = kind.keyAt(at);
       if (key === undefined) visit(item, at);
       else if (key.live !== undefined) delete object.properties?.[name];
-      else
-        item.description = `${sentence(key.help)} ${key.when}${key.unit === undefined ? "" : ` Unit: ${key.unit}.`}`;
+      else if (key.unit !== undefined) item.description = `${item.description} Unit: ${key.unit}.`;
     }
   };
   visit(schema, "");
@@ -101,6 +130,7 @@ export function configJsonSchema(
 }
 
 interface JsonObject extends Record<string, unknown> {
+  description?: string;
   properties?: Record<string, JsonObject>;
 }
 
@@ -124,7 +154,7 @@ export function plainConfig(config: object, kind: KeyTable = trainKind): Record<
 
 function plain(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(plain);
-  if (isPlain(value))
+  if (isPlainObject(value))
     return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, plain(item)]));
   return typeof value === "function" || (typeof value === "object" && value !== null) ? nameOf(value) : value;
 }
@@ -135,18 +165,19 @@ const nameOf = (value: unknown): string =>
 /**
  * A configuration as YAML that reads back as the same. A program's own objects become comments.
  *
- * @param options.comments - whether each key says what it is; true where left out.
+ * @param options.comments - whether each key says what it is; true by default.
+ * @param options.folder - folder that the YAML will be written to: relative paths become relative to it.
  */
-export function configYaml(config: TrainConfig, options?: { comments?: boolean }): string;
+export function configYaml(config: TrainConfig, options?: { comments?: boolean; folder?: string }): string;
 export function configYaml<T extends object>(
   config: T,
-  options: { comments?: boolean; kind: ConfigKind<T> },
+  options: { comments?: boolean; folder?: string; kind: ConfigKind<T> },
 ): string;
 export function configYaml(
   config: object,
-  options: { comments?: boolean; kind?: ConfigKind<object> } = {},
+  options: { comments?: boolean; folder?: string; kind?: ConfigKind<object> } = {},
 ): string {
-  const { comments: isCommented = true, kind = trainKind as ConfigKind<object> } = options;
+  const { comments: isCommented = true, kind = trainKind as ConfigKind<object>, folder } = options;
   const document = new Document(plainConfig(config, kind));
   const visit = (map: YAMLMap, path: string): void => {
     for (const pair of map.items as Pair<Scalar<string>>[]) {
@@ -159,7 +190,10 @@ export function configYaml(
       }
       const given = isScalar(pair.value) ? pair.value.value : null;
       const range = `${key.expects}${key.unit === undefined ? "" : `; ${key.unit}`}`;
-      const comments = !isCommented ? [] : [` ${key.help} (${range})`];
+      const comments = isCommented ? [` ${key.help} Range: ${range}.`] : [];
+      if (key.isPath && folder !== undefined && typeof given === "string" && !isAbsolute(given)) {
+        (pair.value as unknown as Scalar).value = relative(folder, given) || ".";
+      }
       if (key.live !== undefined && given !== null) {
         comments.push(` the program passed ${String(given)}`);
         (pair.value as unknown as Scalar).value = null;
@@ -198,7 +232,7 @@ function flatten(
 ): Map<string, unknown> {
   for (const [name, item] of Object.entries(value)) {
     const at = path === "" ? name : `${path}.${name}`;
-    if (isPlain(item)) flatten(item, at, into);
+    if (isPlainObject(item)) flatten(item, at, into);
     else into.set(at, item);
   }
   return into;
@@ -225,5 +259,8 @@ export function changesThatMatter(
   after: object,
   kind: ConfigKind<object> = trainKind as ConfigKind<object>,
 ): ConfigChange[] {
-  return changes.filter(({ path }) => !kind.mayChange(path, after));
+  const isMoved = ({ path, before, after: now }: ConfigChange): boolean =>
+    !(kind.keyAt(path)?.isPath === true && typeof before === "string" && typeof now === "string") ||
+    resolve(before) !== resolve(now);
+  return changes.filter((change) => kind.onResume(change.path, after) !== "free" && isMoved(change));
 }

@@ -2,11 +2,14 @@
  * From what a user wrote to values under the names of the schema: YAML files, `key=value` of a command line, objects
  * of a program. Spellings and other names are resolved here and unknown keys found; ranges are checked in `resolve.ts`.
  */
-import { readFileSync } from "node:fs";
+import { readFileSync, statSync } from "node:fs";
+import { dirname, isAbsolute, join, relative } from "node:path";
 import { type Document, isAlias, isMap, isScalar, LineCounter, type Node, parseDocument } from "yaml";
 
+import { isPlainObject, nearestName } from "../torch/arguments.js";
 import type { Key } from "./key.js";
 import type { KeyTable } from "./kind.js";
+import { camelCase, configPath } from "./spelling.js";
 
 /** A value, and how to name its place in a message. */
 export interface Given {
@@ -18,6 +21,8 @@ export interface Given {
 /** What one source says, by the schema's paths, and what is wrong with it. */
 export interface Layer {
   readonly values: ReadonlyMap<string, Given>;
+  /** Values that every other source and every preset replaces. */
+  readonly defaults: ReadonlyMap<string, Given>;
   readonly problems: readonly string[];
 }
 
@@ -30,10 +35,10 @@ interface Written {
   readonly place: string;
 }
 
-/** `max_len` and `max-len` as `maxLen`. */
-export function camelCase(name: string): string {
-  return name.replace(/(?<=[A-Za-z0-9])[_-]+([A-Za-z0-9])/g, (_, letter: string) => letter.toUpperCase());
-}
+/** Limits of a configuration: beyond them it is a mistake or an attack. */
+const MAX_BYTES = 2 ** 20;
+const MAX_DEPTH = 16;
+const MAX_VALUES = 10_000;
 
 /** Values that a program passes; objects of its own are taken as they are. */
 export function layerOfValues(
@@ -42,16 +47,18 @@ export function layerOfValues(
   name = "config",
 ): Layer {
   const written: Written[] = [];
+  const problems: string[] = [];
   const visit = (value: unknown, path: readonly string[]): void => {
     if (value === undefined) return;
-    if (!isPlain(value) || isWhole(kind, path)) written.push({ path, value, place: `${name}.` });
+    if (!isPlainObject(value) || isWhole(kind, path)) written.push({ path, value, place: `${name}.` });
+    else if (path.length === MAX_DEPTH) problems.push(`${name}.${path.join(".")}: ${TOO_MUCH}`);
     else for (const [key, item] of Object.entries(value)) visit(item, [...path, key]);
   };
   visit(values, []);
-  return layerOf(kind, written, { mayBeLive: true });
+  return layerOf(kind, written, { mayBeLive: true, problems });
 }
 
-/** Values of a command line: `rollout.temperature=0.9`, each value in YAML's syntax. */
+/** Values of a command line: `rollout.temperature=0.9`, each value in YAML's syntax. A later one of a key wins. */
 export function layerOfOverrides(kind: KeyTable, overrides: readonly string[]): Layer {
   const place = "command line: ";
   const problems: string[] = [];
@@ -75,31 +82,56 @@ export function layerOfOverrides(kind: KeyTable, overrides: readonly string[]): 
     problems.push(...errors.map(({ reason }) => `${place}${path.join(".")}: ${reason}`));
     return found;
   });
-  const layer = layerOf(kind, written, {});
-  return { values: layer.values, problems: [...problems, ...layer.problems] };
+  return layerOf(kind, written, { lastWins: true, problems });
 }
 
-/** Values of a YAML (or JSON) file; places are lines and columns. */
+/** Values of a YAML (or JSON) file; places are lines and columns. Relative paths in it are relative to the file. */
 export function layerOfFile(kind: KeyTable, file: string): Layer {
-  let text: string;
+  const refused = (what: string, got: string): Layer => ({
+    values: new Map(),
+    defaults: new Map(),
+    problems: [`${file}: expected ${what}, got ${got}.`],
+  });
+  let bytes: Buffer;
   try {
-    text = readFileSync(file, "utf8");
+    const info = statSync(file);
+    if (!info.isFile()) return refused("a configuration file", info.isDirectory() ? "a folder" : "no file");
+    if (info.size > MAX_BYTES) return refused("a configuration of at most 1 MiB", `${info.size} bytes`);
+    bytes = readFileSync(file);
   } catch (error) {
-    const problem = `${file}: expected a configuration that can be read, got ${(error as Error).message}.`;
-    return { values: new Map(), problems: [problem] };
+    const { code } = error as NodeJS.ErrnoException;
+    const got =
+      code === "ENOENT" ? "no such file" : code === "EACCES" ? "no permission to read it" : `${code}`;
+    return refused("a configuration that can be read", got);
   }
-  return layerOfYaml(kind, text, file);
+  try {
+    const text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+    return layerOfYaml(kind, text, file, dirname(file));
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error;
+    return refused("text in UTF-8", "other bytes");
+  }
 }
 
-/** Values of YAML text; `name` stands for the file in messages. */
-export function layerOfYaml(kind: KeyTable, text: string, name: string): Layer {
+/** Values of YAML text; `name` stands for the file in messages, and relative paths are relative to `folder`. */
+export function layerOfYaml(kind: KeyTable, text: string, name: string, folder = "."): Layer {
   const { found, errors } = readYaml(kind, text, ([line, column]) => `${name}:${line}:${column}: `, []);
   const problems = errors.map(({ place, reason }) => `${place}${reason}`);
-  const layer = layerOf(kind, found, {});
-  return { values: layer.values, problems: [...problems, ...layer.problems] };
+  const layer = layerOf(kind, found, { problems });
+  const values = [...layer.values].map(([path, given]): [string, Given] => {
+    const { value } = given;
+    const isRelative = kind.keyAt(path)?.isPath === true && typeof value === "string" && !isAbsolute(value);
+    if (!isRelative || folder === ".") return [path, given];
+    // A file that is named by a relative path gives relative paths.
+    const inside = isAbsolute(folder) ? join(folder, value) : relative("", join(folder, value)) || ".";
+    return [path, { ...given, value: inside }];
+  });
+  return { ...layer, values: new Map(values) };
 }
 
 type Position = readonly [line: number, column: number];
+
+const TOO_MUCH = `expected at most ${MAX_VALUES} values in ${MAX_DEPTH} levels, got more.`;
 
 /** Assignments of YAML text below a path. */
 function readYaml(
@@ -108,16 +140,18 @@ function readYaml(
   placeOf: (at: Position) => string,
   below: readonly string[],
 ): { found: Written[]; errors: { place: string; reason: string }[] } {
-  const lines = new LineCounter();
-  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false, strict: true });
-  const at = (offset: number): string => {
-    const { line, col } = lines.linePos(offset);
-    return placeOf([line, col]);
-  };
+  const found: Written[] = [];
   const errors: { place: string; reason: string }[] = [];
+  const lines = new LineCounter();
   const refuse = (offset: number, reason: string): void => {
-    errors.push({ place: at(offset), reason });
+    const { line, col } = lines.linePos(offset);
+    errors.push({ place: placeOf([line, col]), reason });
   };
+  const document = parsed(text, lines);
+  if (document === null) {
+    refuse(0, TOO_MUCH);
+    return { found, errors };
+  }
   // What follows a mistake of syntax is read wrongly, so the first is all that helps.
   const isDuplicate = ({ code }: { code: string }): boolean => code === "DUPLICATE_KEY";
   const [mistake] = [...document.errors.filter((error) => !isDuplicate(error)), ...document.warnings];
@@ -127,9 +161,9 @@ function readYaml(
       refuse(pos[0], `expected each key once, got ${/[^\s:]*/.exec(text.slice(pos[0]))?.[0]} again.`);
     }
   }
-  const found: Written[] = [];
   if (errors.length > 0) return { found, errors };
   const visit = (given: Node | null, path: readonly string[], offset: number): void => {
+    if (errors.length > 0) return;
     const node = isAlias(given) ? (given.resolve(document) ?? null) : given;
     if (!isMap(node) || isWhole(kind, path)) {
       if (path.length === 0) {
@@ -137,7 +171,13 @@ function readYaml(
         if (got !== null) refuse(offset, `expected keys with values, got ${got}.`);
         return;
       }
-      found.push({ path, value: node?.toJS(document as Document) ?? null, place: at(offset) });
+      const value = plainOf(node, document);
+      if (value === undefined || found.length === MAX_VALUES) refuse(offset, TOO_MUCH);
+      else found.push({ path, value, place: placeAt(offset) });
+      return;
+    }
+    if (path.length === MAX_DEPTH) {
+      refuse(offset, TOO_MUCH);
       return;
     }
     for (const pair of node.items) {
@@ -145,18 +185,42 @@ function readYaml(
       visit(pair.value as Node | null, [...path, name], (pair.key as Node).range?.[0] ?? offset);
     }
   };
+  const placeAt = (offset: number): string => {
+    const { line, col } = lines.linePos(offset);
+    return placeOf([line, col]);
+  };
   visit(document.contents as Node | null, below, 0);
-  return { found, errors };
+  return { found: errors.length > 0 ? [] : found, errors };
+}
+
+/** Parsed YAML, or null for one that is nested too deeply for the parser. */
+function parsed(text: string, lineCounter: LineCounter): Document.Parsed | null {
+  try {
+    const document = parseDocument(text, { lineCounter, prettyErrors: false, strict: true });
+    return document.errors.some(({ message }) => message.includes("call stack")) ? null : document;
+  } catch (error) {
+    if (error instanceof RangeError) return null; // the stack is full
+    throw error;
+  }
+}
+
+/** The value of a node; undefined for one that holds itself, or grows without bounds by aliases. */
+function plainOf(node: Node | null, document: Document.Parsed): unknown {
+  try {
+    return node?.toJS(document as Document, { maxAliasCount: 100 }) ?? null;
+  } catch (error) {
+    if (error instanceof ReferenceError || error instanceof RangeError) return undefined;
+    throw error;
+  }
+}
+
+/** Whether lists and objects lie in each other more than {@link MAX_DEPTH} levels deep, as those that hold themselves. */
+function isDeep(value: unknown, depth = 0): boolean {
+  if (!Array.isArray(value) && !isPlainObject(value)) return false;
+  return depth === MAX_DEPTH || Object.values(value).some((item) => isDeep(item, depth + 1));
 }
 
 const kindOf = (node: Node): string => (isScalar(node) ? String(node.value) : "a list");
-
-/** A value as its literal tells: object literals have keys to look into, everything else is a value. */
-export function isPlain(value: unknown): value is Record<string, unknown> {
-  if (typeof value !== "object" || value === null) return false;
-  const prototype = Object.getPrototypeOf(value) as unknown;
-  return prototype === Object.prototype || prototype === null;
-}
 
 /** Whether what stands here is one value, even if it is written with keys. */
 function isWhole(kind: KeyTable, path: readonly string[]): boolean {
@@ -166,14 +230,39 @@ function isWhole(kind: KeyTable, path: readonly string[]): boolean {
   return key?.isRecord === true || key?.live !== undefined;
 }
 
+/** A name that every JavaScript object has, such as `toString`: no key, and not safe to assign. */
+function inheritedName(names: readonly string[], value: unknown): string | undefined {
+  const found = names.find((name) => name in Object.prototype || camelCase(name) in Object.prototype);
+  if (found !== undefined || !isPlainObject(value)) return found;
+  for (const [name, item] of Object.entries(value)) {
+    const inside = inheritedName([name], item);
+    if (inside !== undefined) return inside;
+  }
+  return undefined;
+}
+
 /** Assignments under the schema's names. */
-function layerOf(kind: KeyTable, written: readonly Written[], options: { mayBeLive?: boolean }): Layer {
+function layerOf(
+  kind: KeyTable,
+  written: readonly Written[],
+  options: { mayBeLive?: boolean; lastWins?: boolean; problems: readonly string[] },
+): Layer {
   const values = new Map<string, Given>();
-  const problems: string[] = [];
+  const defaults = new Map<string, Given>();
+  const problems = [...options.problems];
   const isWeak = new Set<string>();
   for (const { path, value, place } of written) {
     const name = path.map(camelCase).join(".");
     const where = `${place}${path.join(".")}`;
+    if (kind.keyAt(name)?.live === undefined && isDeep(value)) {
+      problems.push(`${where}: ${TOO_MUCH}`);
+      continue;
+    }
+    const inherited = inheritedName(path, kind.keyAt(name)?.live === undefined ? value : null);
+    if (inherited !== undefined) {
+      problems.push(`${where}: unknown key ${inherited}.`);
+      continue;
+    }
     if (kind.isSection(name) && (value === null || kind.aliases[name] === undefined)) {
       problems.push(`${where}: expected keys with values, got ${shown(value)}.`);
       continue;
@@ -183,7 +272,7 @@ function layerOf(kind: KeyTable, written: readonly Written[], options: { mayBeLi
       problems.push(`${where}: expected ${assigned.expected}, got ${shown(value)}.`);
       continue;
     }
-    for (const { path: target, value: meant, isWeak: isWeaker = false } of assigned) {
+    for (const { path: target, value: meant, rank } of assigned) {
       const key = kind.keyAt(target) ?? recordAt(kind, target);
       if (key === undefined) {
         problems.push(`${where}: unknown key. ${adviceOn(kind, name)}`);
@@ -195,19 +284,25 @@ function layerOf(kind: KeyTable, written: readonly Written[], options: { mayBeLi
         );
         continue;
       }
+      if (rank === "default") {
+        defaults.set(target, { value: meant, where });
+        continue;
+      }
       const before = values.get(target);
       const isSame = before !== undefined && JSON.stringify(before.value) === JSON.stringify(meant);
-      if (before !== undefined && !isSame && !isWeaker && !isWeak.has(target)) {
+      const isWeaker = rank === "weak";
+      if (before !== undefined && !isSame && !isWeaker && !isWeak.has(target) && options.lastWins !== true) {
         problems.push(`${where}: expected ${target} once, got it twice. It is given as ${before.where} too.`);
         continue;
       }
       if (before !== undefined && isWeaker && !isWeak.has(target)) continue;
       if (isWeaker) isWeak.add(target);
       else isWeak.delete(target);
+      values.delete(target); // so that the order is that of the last assignments
       values.set(target, { value: meant, where });
     }
   }
-  return { values, problems };
+  return { values, defaults, problems };
 }
 
 /** The key whose record a path goes into, such as `ar.extra` for `ar.extra.rope`. */
@@ -219,11 +314,20 @@ export function recordAt(kind: KeyTable, path: string): Key | undefined {
 export function shown(value: unknown): string {
   if (typeof value === "string") return value === "" ? "empty text" : value;
   if (typeof value === "function") return value.name === "" ? "a function" : `the function ${value.name}`;
-  if (typeof value === "object" && value !== null && !isPlain(value) && !Array.isArray(value)) {
+  if (typeof value === "object" && value !== null && !isPlainObject(value) && !Array.isArray(value)) {
     return `an object of class ${value.constructor?.name ?? "unknown"}`;
   }
-  const text = typeof value === "number" ? String(value) : (JSON.stringify(value) ?? String(value));
+  const text = typeof value === "number" ? String(value) : jsonOf(value);
   return text.length > 60 ? `${text.slice(0, 60)}...` : text;
+}
+
+/** JSON of a value, or what it is where it has none: a bigint, an object that holds itself. */
+function jsonOf(value: unknown): string {
+  try {
+    return JSON.stringify(value) ?? String(value);
+  } catch {
+    return typeof value === "object" ? "an object that holds itself" : String(value);
+  }
 }
 
 const namesOf = (kind: KeyTable): string[] => [
@@ -232,19 +336,20 @@ const namesOf = (kind: KeyTable): string[] => [
 ];
 
 /** What an unknown key may have been meant to be. */
-function adviceOn(kind: KeyTable, path: string): string {
+export function adviceOn(kind: KeyTable, text: string): string {
+  const path = configPath(text);
   const names = path.split(".");
   const above = names.map((_, i) => kind.keyAt(names.slice(0, i).join("."))).find((key) => key !== undefined);
   if (above !== undefined) return `${above.path.join(".")} takes ${above.expects}, and no keys.`;
   const depth = names.findIndex((_, i) => !kind.isSection(names.slice(0, i + 1).join(".")));
   const parent = names.slice(0, depth);
   const siblings = childrenOf(kind, parent);
-  const near = nearest(names[depth] as string, siblings);
+  const near = nearestName(names[depth] as string, siblings);
   if (near !== undefined) return `Did you mean "${[...parent, near, ...names.slice(depth + 1)].join(".")}"?`;
   const last = (names.at(-1) as string).toLowerCase();
   const elsewhere = namesOf(kind).find((name) => name.split(".").at(-1)?.toLowerCase() === last);
   if (depth === names.length - 1 && elsewhere !== undefined) return `Did you mean "${elsewhere}"?`;
-  if (parent.join() === "ar") return "An option of the policy's own class goes into ar.extra.";
+  if (parent.join() === "ar") return "Options of the policy's own class belong in ar.extra.";
   const of = depth === 0 ? "Keys are" : `Keys of ${parent.join(".")} are`;
   return `${of} ${siblings.join(", ")}.`;
 }
@@ -254,34 +359,4 @@ function childrenOf(kind: KeyTable, parent: readonly string[]): string[] {
   const start = parent.map((name) => `${name}.`).join("");
   const inside = namesOf(kind).filter((name) => name.startsWith(start));
   return [...new Set(inside.map((name) => name.slice(start.length).split(".")[0] as string))];
-}
-
-/** The name with the fewest edits, when they are few for its length. */
-function nearest(name: string, names: readonly string[]): string | undefined {
-  const most = Math.max(1, Math.floor(name.length / 3));
-  let best: string | undefined;
-  let least = most + 1;
-  for (const candidate of names) {
-    const edits = editDistance(name.toLowerCase(), candidate.toLowerCase());
-    if (edits < least) [best, least] = [candidate, edits];
-  }
-  return best;
-}
-
-/** Insertions, deletions, replacements and swaps of neighbours that turn one text into the other. */
-function editDistance(a: string, b: string): number {
-  const rows = Array.from({ length: a.length + 1 }, (_, i) => {
-    return Array.from({ length: b.length + 1 }, (_, j) => (i === 0 ? j : j === 0 ? i : 0));
-  });
-  const at = (i: number, j: number): number => (rows[i] as number[])[j] as number;
-  for (let i = 1; i <= a.length; i++) {
-    for (let j = 1; j <= b.length; j++) {
-      const isSame = a[i - 1] === b[j - 1];
-      let edits = Math.min(at(i - 1, j) + 1, at(i, j - 1) + 1, at(i - 1, j - 1) + (isSame ? 0 : 1));
-      const isSwap = i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1];
-      if (isSwap) edits = Math.min(edits, at(i - 2, j - 2) + 1);
-      (rows[i] as number[])[j] = edits;
-    }
-  }
-  return at(a.length, b.length);
 }

@@ -1,76 +1,92 @@
 /**
- * What a key of the configuration is made of: a zod type, a default, and what a user is told of it. The keys
- * themselves are in `model_keys.ts` and `update_keys.ts`.
+ * What a schema of a configuration is made of: keys with a default, sections of keys, and what is told of each. The
+ * description of a key says in its first sentence what the key is, and in the others when to change it.
  */
 import * as z from "zod";
 
-/** What a user is told of a key, beside its range and default. */
-export interface KeyInfo {
-  /** What it is: a phrase that goes on after the key's name. */
-  readonly help: string;
-  /** One sentence on when to change it. */
-  readonly when: string;
+/** What a key says beside its type, default and description. */
+interface KeyInfo {
   readonly unit?: string;
-  /** What a program passes here, for keys whose value is no text or number and so cannot stand in a file. */
+  /** What a program passes here, for a key whose value cannot stand in a file. */
   readonly live?: string;
+  /** Whether the value is a path. One in a file is relative to that file. */
+  readonly isPath?: boolean;
 }
 
 const INFO = z.registry<KeyInfo>();
-const SHAPES = new WeakMap<z.ZodType, Readonly<Record<string, z.ZodType>>>();
 
-/** A key: its type, its default, what it is, and when to change it. */
-export function key<T>(
-  type: z.ZodType<T>,
-  fallback: NoInfer<T>,
-  help: string,
-  when: string,
+/** A key with its default. Describe it with `.describe("What it is. When to change it.")`. */
+export function key<S extends z.ZodType>(
+  type: S,
+  fallback: z.util.NoUndefined<z.output<S>>,
   unit?: string,
-): z.ZodType<T> {
-  const info = { help, when, ...(unit !== undefined && { unit }) };
-  return z._default(type, fallback as never).register(INFO, info) as z.ZodType as z.ZodType<T>;
+): z.ZodDefault<S> {
+  const made = z._default(type, fallback as never);
+  INFO.add(made, unit === undefined ? {} : { unit });
+  return made;
 }
 
-/** A key that holds an object of the program's, null where there is none. */
+/** A key for the path of a file or folder, null where none is given. */
+export function pathKey(): z.ZodDefault<z.ZodNullable<z.ZodString>> {
+  return z.string().min(1).nullable().default(null).register(INFO, { isPath: true });
+}
+
+/** A key for an object that only a program can pass, null where none is given. */
 export function liveKey<T>(
   live: string,
   accepts: (value: unknown) => boolean,
-  help: string,
-  when: string,
-): z.ZodType<T | null> {
-  const type = z.custom<T>(accepts).nullable();
-  return z._default(type, null).register(INFO, { help, when, live }) as z.ZodType as z.ZodType<T | null>;
+): z.ZodDefault<z.ZodNullable<z.ZodCustom<T, T>>> {
+  return z.custom<T>(accepts).nullable().default(null).register(INFO, { live });
 }
 
-/** Keys under one name: exactly those of `T`. */
-export function section<T extends object>(
-  shape: { readonly [K in keyof T]-?: z.ZodType<T[K]> },
-): z.ZodType<T> {
-  const fields = shape as Readonly<Record<string, z.ZodType>>;
-  const type = z.strictObject(fields).prefault({});
-  SHAPES.set(type, fields);
-  return type as z.ZodType as z.ZodType<T>;
+/** Keys under one name. */
+export type Section<S extends z.ZodRawShape = z.ZodRawShape> = z.ZodPrefault<
+  z.ZodReadonly<z.ZodObject<S, z.core.$strict>>
+>;
+
+/** Keys under one name: no others are taken, and each has its default. What is parsed is frozen. */
+export function section<S extends z.ZodRawShape>(shape: S): Section<S> {
+  return z.prefault(z.strictObject(shape).readonly(), {} as never) as unknown as Section<S>;
 }
 
-/** A key with its place, range and default. */
+/** A key with its place, range, default and description. */
 export interface Key extends KeyInfo {
   /** Names from the top, such as `["rollout", "temperature"]`. */
   readonly path: readonly string[];
+  readonly type: z.ZodType;
   readonly default: unknown;
   /** Its range in words, such as `an integer of at least 1, or null`. */
   readonly expects: string;
-  /** Whether its value is a record of keys that are not checked here. */
+  /** Whether its value is a record with keys that are not checked here. */
   readonly isRecord: boolean;
+  /** What it is: one sentence. */
+  readonly help: string;
+  /** When to change it: further sentences. */
+  readonly when: string;
 }
 
 /** Every key of a section, in order. */
 export function keysOf(type: z.ZodType, path: readonly string[] = []): Key[] {
-  const shape = SHAPES.get(type);
-  if (shape !== undefined) return Object.entries(shape).flatMap(([name, of]) => keysOf(of, [...path, name]));
-  const info = INFO.get(type) as KeyInfo;
-  const json = z.toJSONSchema(type, { unrepresentable: "any" }) as Json;
-  const { additionalProperties, default: value = null } = json;
-  const expects = info.live === undefined ? rangeOf(json) : `${info.live}, or null`;
-  return [{ ...info, path, default: value, expects, isRecord: additionalProperties !== undefined }];
+  if (type instanceof z.ZodPrefault) {
+    const { shape } = (type as Section).unwrap().unwrap();
+    return Object.entries(shape).flatMap(([name, of]) => keysOf(of as z.ZodType, [...path, name]));
+  }
+  const info: KeyInfo = INFO.get(type) ?? {};
+  const inner = (type as z.ZodDefault<z.ZodType>).unwrap();
+  const json = z.toJSONSchema(inner, { unrepresentable: "any" }) as Json;
+  const [, help = "", when = ""] = /^(.*?[.])(?:\s+(.*))?$/s.exec(type.description ?? "") ?? [];
+  return [
+    {
+      ...info,
+      path,
+      type: inner,
+      default: (type as z.ZodDefault<z.ZodType>).parse(undefined),
+      expects: info.live === undefined ? rangeOf(json) : `${info.live}, or null`,
+      isRecord: json.additionalProperties !== undefined,
+      help,
+      when,
+    },
+  ];
 }
 
 /** The part of JSON Schema that keys make use of. */
@@ -86,7 +102,6 @@ interface Json {
   exclusiveMinimum?: number;
   exclusiveMaximum?: number;
   additionalProperties?: unknown;
-  default?: unknown;
 }
 
 function rangeOf(json: Json): string {
@@ -119,8 +134,9 @@ function rangeOf(json: Json): string {
   }
 }
 
-const oneOf = (names: string[]): string =>
-  names.length === 1 ? (names[0] as string) : `${names.slice(0, -1).join(", ")} or ${names.at(-1)}`;
+/** Names as `a, b or c`. */
+export const oneOf = (names: readonly string[]): string =>
+  names.length < 2 ? names.join() : `${names.slice(0, -1).join(", ")} or ${names.at(-1)}`;
 
 function boundsOf({ minimum, maximum, exclusiveMinimum, exclusiveMaximum }: Json): string {
   // The limits of exact integers stand in every integer's schema.

@@ -1,11 +1,10 @@
 /**
- * A kind of configuration: the keys of one command, their other names, presets, and what they ask of each other. Reading
- * one is done in `resolve.ts`, showing one in `explain.ts`; both take the kind as a parameter.
+ * A kind of configuration: the keys of one command, their other names, presets, and what they require of each other.
+ * Reading one is done in `resolve.ts`, showing one in `explain.ts`; both take the kind as a parameter.
  */
 import type * as z from "zod";
-
+import { shown } from "./input.js";
 import { type Key, keysOf } from "./key.js";
-import type { PartialDeep } from "./types.js";
 
 /** Which keys were given, and how to name them in a message. */
 export interface Origins {
@@ -14,44 +13,96 @@ export interface Origins {
   whereOf(path: string): string;
 }
 
+/** Something that is wrong between keys. */
+export interface Problem {
+  readonly message: string;
+  /** What was expected, as in the message. */
+  readonly what: string;
+  /** Values that would mend it, by path. One replaces the value of a preset, not one that the user gave. */
+  readonly fixes: Readonly<Record<string, unknown>>;
+}
+
+/** Collects what rules find in a configuration. */
+export class Findings implements Origins {
+  readonly problems: Problem[] = [];
+  readonly notes: string[] = [];
+  readonly isGiven: Origins["isGiven"];
+  readonly whereOf: Origins["whereOf"];
+
+  constructor({ isGiven, whereOf }: Origins) {
+    this.isGiven = isGiven;
+    this.whereOf = whereOf;
+  }
+
+  /** A value that does not fit other keys. The remedy has no full stop. */
+  readonly refuse = (
+    path: string,
+    what: string,
+    got: unknown,
+    remedy: string,
+    fixes: Readonly<Record<string, unknown>> = {},
+  ): void => {
+    const message = `${this.whereOf(path)}: expected ${what}, got ${shown(got)}. ${remedy}.`;
+    this.problems.push({ message, what, fixes });
+  };
+
+  /** A key that must be given, unless `isThere`. */
+  readonly require = (path: string, what: string, isThere: boolean): void => {
+    const message = `${this.whereOf(path)}: expected ${what}, got nothing.`;
+    if (!isThere) this.problems.push({ message, what, fixes: {} });
+  };
+
+  /** Say which of these keys were given although nothing reads them. */
+  readonly unread = (why: string, paths: readonly string[]): void => {
+    const given = paths.filter(this.isGiven);
+    if (given.length > 0) this.notes.push(`${given.join(", ")}: not used ${why}.`);
+  };
+}
+
 /** Values to start from, and where they come from. */
-export interface Preset<T> {
+export interface Preset {
   readonly about: string;
-  readonly values: PartialDeep<T>;
+  readonly values: object;
 }
 
 /** A value under its own key. */
 export interface Assigned {
   readonly path: string;
   readonly value: unknown;
-  /** Whether it gives way to the same key where that is given too. */
-  readonly isWeak?: boolean;
+  /** `weak` gives way to the same key in the same source, `default` to every source and preset. */
+  readonly rank?: "weak" | "default";
 }
 
 /** What an assignment stands for, or what was expected in place of its value. */
 export type Meaning = readonly Assigned[] | { readonly expected: string };
+
+/**
+ * What a changed key does to a run that is resumed: `free` may change, `forced` is refused without --force and takes
+ * effect with it, `fixed` is refused with --force as well, since the checkpoint decides it.
+ */
+export type Resumed = "free" | "forced" | "fixed";
 
 /** What a kind is made of. */
 export interface KindParts<T extends object> {
   /** The command that it configures, such as `train`. */
   readonly name: string;
   readonly schema: z.ZodType<T>;
-  readonly presets: Readonly<Record<string, Preset<T>>>;
+  readonly presets: Readonly<Record<string, Preset>>;
   /** Other names of keys, and the keys that they stand for. */
   readonly aliases?: Readonly<Record<string, readonly string[]>>;
-  /** Aliases whose value is another one under the key that they stand for. */
+  /** Aliases whose value means another value under the key that they stand for. */
   readonly meanings?: Readonly<Record<string, (value: unknown) => Meaning>>;
   /** Values in other spellings, by path. */
   readonly spellings?: Readonly<Record<string, Readonly<Record<string, unknown>>>>;
-  /** What is wrong between keys, as whole messages. */
-  problems(config: T, origins: Origins): string[];
-  /** What is missing before the command can begin. */
-  missing(config: T, origins: Origins): string[];
-  /** What is allowed and likely not meant, or worth knowing before a run starts. */
-  notes(config: T, origins: Origins): string[];
-  /** Whether a resumed run may have another value here and be the same, bit for bit. */
-  mayChange(path: string, after: T): boolean;
-  /** What a run's folder is named after where it has no name, beside the time. */
+  /** Refuse what does not fit together. */
+  problems(config: T, found: Findings): void;
+  /** Require what the command needs to begin. */
+  missing(config: T, found: Findings): void;
+  /** Note what is allowed but probably not meant. */
+  notes(config: T, found: Findings): void;
+  /** What a change of a key does to a resumed run with the configuration `after` it. */
+  onResume(path: string, after: T): Resumed;
+  /** What a run's folder is named after when it has no name, beside the time. */
   nameOf(config: T): string;
 }
 
@@ -60,12 +111,13 @@ export interface KeyTable {
   readonly name: string;
   /** Every key, in order. */
   readonly keys: readonly Key[];
+  /** Without a prototype, so that it holds no names but its own. */
   readonly aliases: Readonly<Record<string, readonly string[]>>;
   /** The key at a path such as `rollout.temperature`. */
   keyAt(path: string): Key | undefined;
   /** Whether a path such as `rollout.guidance` names keys and not a value. */
   isSection(path: string): boolean;
-  /** What an assignment to another name or in another spelling stands for, itself where it is none. */
+  /** What an assignment to another name or in another spelling stands for; itself where there is none. */
   meaningOf(path: string, value: unknown): Meaning;
 }
 
@@ -74,27 +126,30 @@ export interface ConfigKind<T extends object>
   extends KeyTable,
     Omit<KindParts<T>, "aliases" | "meanings" | "spellings"> {}
 
+/** A record that has no names but its own. */
+const own = <V>(record: Readonly<Record<string, V>> = {}): Readonly<Record<string, V>> =>
+  Object.assign(Object.create(null), record) as Record<string, V>;
+
 /** Make a kind from its parts. */
 export function configKind<T extends object>(parts: KindParts<T>): ConfigKind<T> {
-  const { aliases = {}, meanings = {}, spellings = {}, ...rest } = parts;
+  const [aliases, meanings, spellings] = [own(parts.aliases), own(parts.meanings), own(parts.spellings)];
   const keys = keysOf(parts.schema);
   const byPath = new Map(keys.map((key) => [key.path.join("."), key]));
   const sections = new Set(
     keys.flatMap(({ path }) => path.slice(0, -1).map((_, i) => path.slice(0, i + 1).join("."))),
   );
   return {
-    ...rest,
+    ...parts,
+    presets: own(parts.presets),
     keys,
     aliases,
     keyAt: (path) => byPath.get(path),
     isSection: (path) => sections.has(path),
-    meaningOf: (path, value) => {
-      if (Object.hasOwn(meanings, path)) return (meanings[path] as (value: unknown) => Meaning)(value);
-      const targets = Object.hasOwn(aliases, path) ? (aliases[path] as readonly string[]) : [path];
-      return targets.map((target) => {
-        const own = Object.hasOwn(spellings, target) ? (spellings[target] as Record<string, unknown>) : {};
-        return { path: target, value: Object.hasOwn(own, String(value)) ? own[String(value)] : value };
-      });
-    },
+    meaningOf: (path, value) =>
+      meanings[path]?.(value) ??
+      (aliases[path] ?? [path]).map((target) => {
+        const spelled = own(spellings[target]);
+        return { path: target, value: String(value) in spelled ? spelled[String(value)] : value };
+      }),
   };
 }

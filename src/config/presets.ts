@@ -1,15 +1,20 @@
 /**
  * Configurations to start from. Each is a few values over the defaults; `rlar config show preset=NAME` prints the whole.
  */
+import type * as z from "zod";
 import type { Preset } from "./kind.js";
-import type { TrainConfig } from "./types.js";
+import type { configSchema } from "./train.js";
 
 export type PresetName = "seed" | "vapi" | "completion";
 
-export const presets: Readonly<Record<PresetName, Preset<TrainConfig>>> = {
+interface TrainPreset extends Preset {
+  readonly values: NonNullable<z.input<typeof configSchema>>;
+}
+
+export const presets: Readonly<Record<PresetName, TrainPreset>> = {
   seed: {
     about:
-      "GRPO on free rollouts of minGPT with the squared error as reward, as this project was first described.",
+      "GRPO on free rollouts of minGPT with the squared error as reward, as in the original description of this project.",
     values: {
       ar: { type: "gpt", nLayer: 12, nHead: 12, nEmbd: 768 },
       blockSize: 1024,
@@ -26,8 +31,9 @@ export const presets: Readonly<Record<PresetName, Preset<TrainConfig>>> = {
   },
   vapi: {
     about:
-      "VA-pi (2025): teacher-forced contexts of which half of the codes are noise, 128 images x 8 a step. Its released " +
-      "class-conditional script has no noise: rollout.context.type=teacher_forced. Needs reward.lpips.path (VGG16).",
+      "VA-pi (2025): teacher-forced contexts in which half of the codes are replaced by noise, 128 images x 8 sequences " +
+      "per step. Its released class-conditional script has no noise: rollout.context.type=teacher_forced. Needs " +
+      "reward.lpips.path (VGG16).",
     values: {
       rollout: {
         context: { type: "noisy_teacher_forced", noise: 0.5 },
@@ -54,8 +60,9 @@ export const presets: Readonly<Record<PresetName, Preset<TrainConfig>>> = {
   },
   completion: {
     about:
-      "The policy completes an image of which it has the first half of the codes, each code paid for its own place and, " +
-      "fading, for later ones; drawn at the temperature it is to be used at. Small policies (2 M) bear optimizer.lr=4e-4.",
+      "The policy completes images from the first half of their codes. Each code is credited with the reward of its own " +
+      "place and, with a discount, of later ones; sampling is at temperature 0.8, at which the policy should be used. Small " +
+      "policies (2 M parameters) can take optimizer.lr=4e-4.",
     values: {
       rollout: { context: { type: "prefix" }, images: 32, numGenerations: 4, temperature: 0.8 },
       reward: { credit: "place", creditDecay: 0.8 },

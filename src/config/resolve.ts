@@ -5,7 +5,6 @@
 import type * as z from "zod";
 
 import {
-  camelCase,
   type Given,
   type Layer,
   layerOfFile,
@@ -14,14 +13,13 @@ import {
   layerOfYaml,
   shown,
 } from "./input.js";
-import type { ConfigKind, KeyTable, Origins } from "./kind.js";
-import { trainKind } from "./train_kind.js";
-import type { ConfigInput, TrainConfig } from "./types.js";
+import type { Key } from "./key.js";
+import { type ConfigKind, Findings, type KeyTable } from "./kind.js";
+import { type TrainConfig, type TrainConfigInput, trainKind } from "./train.js";
 
 export type { ConfigKind } from "./kind.js";
 export { type BatchNumbers, batchNumbers, sharesContext } from "./rules.js";
-export { CONFIG_ALIASES } from "./train_schema.js";
-export type * from "./types.js";
+export type * from "./train.js";
 
 /** A configuration that cannot be used; `rlar` ends with exit code 2 on it. */
 export class ConfigError extends RangeError {
@@ -41,18 +39,18 @@ export class ConfigError extends RangeError {
 }
 
 /** Where values come from; later ones win. */
-export interface ConfigSources<T extends object = TrainConfig> {
+export interface ConfigSources<I extends object = TrainConfigInput> {
   /** Overridden by a `preset` in the file, and that by one in `values` or `overrides`. */
   readonly preset?: string;
-  /** A YAML or JSON file. */
+  /** A YAML or JSON file. Relative paths in it are relative to the file. */
   readonly file?: string;
   /** The same as text, as a checkpoint or an editor has it. */
   readonly text?: string;
   /** From a program: objects such as a dataloader, a policy or a reward function may be among them. */
-  readonly values?: ConfigInput<T>;
-  /** From a command line: `rollout.temperature=0.9`, values in YAML's syntax. */
+  readonly values?: I;
+  /** From a command line: `rollout.temperature=0.9`, values in YAML's syntax. A later one of a key wins. */
   readonly overrides?: readonly string[];
-  /** Whether data, tokenizer and policy must be named; true where left out. */
+  /** Whether data, tokenizer and policy must be named; true by default. */
   readonly isComplete?: boolean;
 }
 
@@ -68,15 +66,17 @@ export interface ResolvedConfig<T extends object = TrainConfig> {
 /**
  * Read a configuration.
  *
- * Keys may be in camelCase or snake_case, and have the names in `CONFIG_ALIASES`. `null` unsets a value, a list
- * replaces the whole list before it. `kind` says which command is configured; `rlar train` by default.
+ * Keys may be in camelCase or snake_case, and have the other names that `rlar config explain` lists. `null` unsets a
+ * value, a list replaces the whole list before it. A value of a preset that does not fit what the user set is replaced,
+ * with a note.
  *
+ * @param kind - which command it configures; `rlar train` by default.
  * @throws ConfigError with every problem: unknown keys with the nearest name, values out of range, keys that do not
  *   fit together, syntax of the file with line and column.
  */
 export function resolveConfig(sources?: ConfigSources): ResolvedConfig;
 export function resolveConfig<T extends object>(
-  sources: ConfigSources<T>,
+  sources: ConfigSources<object>,
   kind: ConfigKind<T>,
 ): ResolvedConfig<T>;
 export function resolveConfig(
@@ -92,45 +92,83 @@ export function resolveConfig(
   const problems = given.flatMap((layer) => layer.problems);
   const named = given.map((layer) => layer.values.get("preset")).findLast((value) => value !== undefined);
   const preset: Given = named ?? { value: sources.preset ?? null, where: "preset" };
-  const layers = [...presetLayer(kind, preset, problems), ...given];
+  const presetValues = presetOf(kind, preset, problems);
+  const implied = new Map(given.flatMap(({ defaults }) => [...defaults]));
+  const layers = [implied, presetValues, ...given.map(({ values }) => values)];
 
-  const known = new Map<string, Given>();
-  for (const layer of layers) for (const [path, value] of layer.values) known.set(path, value);
+  const known = new Map<string, Given>(layers.flatMap((values) => [...values]));
   const whereOf = (path: string): string => {
     const inside = [...known.keys()].findLast((name) => name === path || name.startsWith(`${path}.`));
     const found = known.get(path) ?? (inside === undefined ? undefined : known.get(inside));
     return found?.where ?? path;
   };
-  const parsed = kind.schema.safeParse(
-    treeOf(kind, [...layers, { values: new Map([["preset", preset]]), problems: [] }]),
-  );
-  if (!parsed.success) problems.push(...rangeProblems(kind, parsed.error, known));
-  if (!parsed.success || problems.length > 0) throw new ConfigError([...new Set(problems)]);
-  const config = freeze(kind, parsed.data);
+  const isGiven = (path: string): boolean => given.some(({ values }) => values.has(path));
 
-  const isGiven = (path: string): boolean => given.some((layer) => layer.values.has(path));
-  const origins: Origins = { isGiven, whereOf };
-  const wrong = kind.problems(config, origins);
-  if (sources.isComplete !== false) wrong.push(...kind.missing(config, origins));
-  if (wrong.length > 0) throw new ConfigError(wrong);
-  return { kind, config, notes: kind.notes(config, origins) };
+  // Each round replaces one value of the preset that does not fit what the user set.
+  const replaced = new Map<string, Given>();
+  const notes: string[] = [];
+  while (true) {
+    const tree = treeOf(kind, [...layers, replaced, new Map([["preset", preset]])]);
+    const parsed = kind.schema.safeParse(tree);
+    if (!parsed.success) problems.push(...rangeProblems(kind, parsed.error, known));
+    if (!parsed.success || problems.length > 0) throw new ConfigError([...new Set(problems)]);
+    const config = parsed.data;
+    const found = new Findings({ isGiven, whereOf });
+    kind.problems(config, found);
+    if (sources.isComplete !== false) kind.missing(config, found);
+    if (found.problems.length === 0) {
+      notes.push(...impliedNotes(implied, known));
+      kind.notes(config, found);
+      return { kind, config, notes: [...notes, ...found.notes] };
+    }
+    // With a preset, all that the user did not set is the preset's.
+    const yields = (path: string): boolean => preset.value !== null && !isGiven(path) && !replaced.has(path);
+    const [fix] = found.problems.flatMap(({ fixes, what }) =>
+      Object.entries(fixes).flatMap(([path, value]) => (yields(path) ? [{ path, value, what }] : [])),
+    );
+    if (fix === undefined) throw new ConfigError(found.problems.map(({ message }) => message));
+    replaced.set(fix.path, { value: fix.value, where: fix.path });
+    const before = fix.path
+      .split(".")
+      .reduce((at, name) => (at as Record<string, unknown>)[name], config as unknown);
+    notes.push(
+      `${fix.path} is ${shown(fix.value)} in place of ${shown(before)} from preset ${preset.value}: expected ${fix.what}.`,
+    );
+  }
 }
 
-function presetLayer(kind: ConfigKind<object>, { value, where }: Given, problems: string[]): Layer[] {
-  if (value === null) return [];
+function presetOf(
+  kind: ConfigKind<object>,
+  { value, where }: Given,
+  problems: string[],
+): ReadonlyMap<string, Given> {
+  if (value === null) return new Map();
   const { presets } = kind;
-  if (typeof value === "string" && Object.hasOwn(presets, value)) {
-    return [layerOfValues(kind, presets[value]?.values as Record<string, unknown>, `preset ${value}`)];
+  const found = typeof value === "string" ? presets[value] : undefined;
+  if (found !== undefined) {
+    return layerOfValues(kind, found.values as Record<string, unknown>, `preset ${value}`).values;
   }
   const names = Object.keys(presets).join(", ");
   problems.push(`${where}: expected ${names === "" ? "" : `${names} or `}null, got ${shown(value)}.`);
-  return [];
+  return new Map();
+}
+
+/** Which values a key of the original description brought along. */
+function impliedNotes(implied: ReadonlyMap<string, Given>, known: ReadonlyMap<string, Given>): string[] {
+  const kept = [...implied].filter(([path, value]) => known.get(path) === value);
+  const [first] = kept;
+  if (first === undefined) return [];
+  const list = kept.map(([path, { value }]) => `${path} ${shown(value)}`).join(", ");
+  return [
+    `${first[1].where} is a key of the original description, so what that does not have is off: ${list}. ` +
+      "Set these keys, or set algorithm in its place to get this program's defaults.",
+  ];
 }
 
 /** Nested values of all layers, the later over the earlier. */
-function treeOf(kind: KeyTable, layers: readonly Layer[]): Record<string, unknown> {
+function treeOf(kind: KeyTable, layers: readonly ReadonlyMap<string, Given>[]): Record<string, unknown> {
   const tree: Record<string, unknown> = {};
-  for (const { values } of layers) {
+  for (const values of layers) {
     const wholeFirst = [...values].sort(
       ([a], [b]) => Number(kind.keyAt(b)?.isRecord ?? false) - Number(kind.keyAt(a)?.isRecord ?? false),
     );
@@ -160,24 +198,26 @@ function rangeProblems(kind: KeyTable, error: z.core.$ZodError, known: ReadonlyM
     const key = path === undefined ? undefined : kind.keyAt(path);
     const given = path === undefined ? undefined : known.get(path);
     if (key === undefined || given === undefined) return [];
-    return [`${given.where}: expected ${key.expects}${unitOf(key.unit)}, got ${shown(given.value)}.`];
+    const unit = key.unit === undefined ? "" : ` (${key.unit})`;
+    return [`${given.where}: expected ${key.expects}${unit}, got ${gotOf(key, given.value)}`];
   });
 }
 
-const unitOf = (unit: string | undefined): string => (unit === undefined ? "" : ` (${unit})`);
-
-/** Freeze what the schema made: sections and lists, not what a program passed. */
-function freeze<T extends object>(kind: KeyTable, value: T, path = ""): T {
-  for (const [name, item] of Object.entries(value) as [string, unknown][]) {
-    const at = path === "" ? name : `${path}.${name}`;
-    if (kind.isSection(at)) freeze(kind, item as object, at);
-    else if (kind.keyAt(at)?.live === undefined && typeof item === "object" && item !== null)
-      Object.freeze(item);
+/** A refused value, and what to do where it is text that should be a number, or the other way round. */
+function gotOf({ type }: Key, value: unknown): string {
+  const takes = (other: unknown): boolean => type.safeParse(other).success;
+  const isNumeric = (text: string): boolean => text.trim() !== "" && Number.isFinite(Number(text));
+  if (typeof value === "string") {
+    const plain = value.replaceAll("_", "");
+    const other = { true: true, false: false, null: null }[value];
+    if (other !== undefined && takes(other)) return `the text "${value}". Remove the quotes.`;
+    if (isNumeric(plain) && !takes("text")) {
+      const remedy = plain === value ? "Remove the quotes." : `Write ${plain}.`;
+      return `the text "${value}"${takes(Number(plain)) ? `. ${remedy}` : "."}`;
+    }
   }
-  return Object.freeze(value);
-}
-
-/** A path as a user may write it, in the schema's spelling. */
-export function configPath(text: string): string {
-  return text.split(".").map(camelCase).join(".");
+  if (typeof value !== "object" && takes(String(value)) && value !== undefined) {
+    return `${shown(value)}. Write it in quotes: "${value}".`;
+  }
+  return `${shown(value)}.`;
 }

@@ -1,25 +1,24 @@
 /**
- * What keys of the configuration ask of each other, and what is allowed but likely to disappoint. Ranges of single
- * keys are in the schema.
+ * What keys of the configuration of `rlar train` require of each other, and what is allowed but likely to disappoint.
+ * Ranges of single keys are in the schema.
  */
-import { shown } from "./input.js";
-import type { Origins } from "./kind.js";
-import { configKeys } from "./train_schema.js";
-import type { TrainConfig } from "./types.js";
+import { nearestName } from "../torch/arguments.js";
+import type { Findings } from "./kind.js";
+import type { ArSection, DataConfig, TrainConfig } from "./train.js";
 
 /** How a rollout is cut for the update. */
 export interface BatchNumbers {
   /** N = B * G. */
   readonly sequences: number;
-  /** Forward rows an image: 1 where its sequences share a context, else G. */
+  /** Forward rows per image: 1 where its sequences share a context, otherwise G. */
   readonly rowsAnImage: number;
   readonly rows: number;
-  /** Images an optimizer step. */
+  /** Images per optimizer step. */
   readonly miniBatch: number;
   readonly miniBatches: number;
-  /** Optimizer steps a rollout. */
+  /** Optimizer steps per rollout. */
   readonly steps: number;
-  /** Rows a forward pass. */
+  /** Rows per forward pass. */
   readonly microBatch: number;
   readonly microBatchesAStep: number;
 }
@@ -29,30 +28,42 @@ export function sharesContext(config: TrainConfig): boolean {
   return /teacher_forced$/.test(config.rollout.context.type);
 }
 
-/** Times a rollout is gone through. */
-function epochsOf(config: TrainConfig): number {
-  return config.algorithm === "ste" ? 1 : config[config.algorithm].epochs;
-}
-
 /** The numbers that follow from rollout, mini-batch, micro-batch and epochs. */
 export function batchNumbers(config: TrainConfig): BatchNumbers {
   const { images, numGenerations } = config.rollout;
+  const { algorithm } = config;
   const rowsAnImage = sharesContext(config) ? 1 : numGenerations;
   const miniBatch = config.update.miniBatch ?? images;
   const miniBatches = images / miniBatch;
   const rowsAStep = miniBatch * rowsAnImage;
-  const microBatch = config.update.microBatch ?? rowsAStep;
+  const microBatch = Math.min(config.update.microBatch ?? rowsAStep, rowsAStep);
   return {
     sequences: images * numGenerations,
     rowsAnImage,
     rows: images * rowsAnImage,
     miniBatch,
     miniBatches,
-    steps: miniBatches * epochsOf(config),
+    steps: miniBatches * (algorithm === "ste" ? 1 : config[algorithm].epochs),
     microBatch,
     microBatchesAStep: Math.ceil(rowsAStep / microBatch),
   };
 }
+
+/** Names of the reward's terms in metrics, whether more of each is better, and what they are. */
+const TERMS: Readonly<
+  Record<string, { metric: string; isMore: boolean; compares?: true; mapped?: true; least?: number }>
+> = {
+  l1: { metric: "l1", isMore: false, compares: true, mapped: true },
+  l2: { metric: "l2", isMore: false, compares: true, mapped: true },
+  psnr: { metric: "psnr", isMore: true, compares: true },
+  ssim: { metric: "ssim", isMore: true, compares: true, mapped: true, least: 11 },
+  msSsim: { metric: "ms_ssim", isMore: true, compares: true, least: 176 },
+  lpips: { metric: "lpips", isMore: false, compares: true, mapped: true },
+  perceptual: { metric: "perceptual", isMore: false, compares: true, mapped: true, least: 8 },
+  latentCosine: { metric: "latent_cosine", isMore: false, compares: true },
+  patchGan: { metric: "patch_gan", isMore: true },
+  custom: { metric: "custom", isMore: true },
+};
 
 /** Terms of the reward that count. */
 export function activeTerms(config: TrainConfig): string[] {
@@ -62,276 +73,340 @@ export function activeTerms(config: TrainConfig): string[] {
   });
 }
 
-/** Terms that compare a sample with its image: what the cross-entropy has to balance. */
-const COMPARING = new Set(["l1", "l2", "psnr", "ssim", "msSsim", "lpips", "perceptual", "latentCosine"]);
+/**
+ * The metrics that an evaluation with this configuration makes and `eval.best` can name, and which of each is better:
+ * null where neither is.
+ */
+export function evalMetrics(config: TrainConfig): ReadonlyMap<string, "max" | "min" | null> {
+  const { eval: evaluation } = config;
+  const better = new Map<string, "max" | "min" | null>([["reward", "max"]]);
+  for (const name of [...activeTerms(config), "l1", "l2", "psnr", "ssim"]) {
+    const { metric, isMore } = TERMS[name] as (typeof TERMS)[string];
+    better.set(metric, isMore ? "max" : "min");
+  }
+  if (evaluation.perceptual !== null) better.set("perceptual_held_out", "min");
+  if (evaluation.numGenerations > 1) better.set("diversity", "max");
+  better.set("nats_per_token", "min");
+  const metrics = [...better].flatMap(([name, mode]) =>
+    (["mean", "min", "max", "std", "count"] as const).map(
+      (of) => [`eval/${name}/${of}`, of === "std" || of === "count" ? null : mode] as const,
+    ),
+  );
+  return new Map([...metrics, ["eval/codebook_usage", "max"]]);
+}
 
-/** Terms that have a value at each pixel. */
-const MAPPED = new Set(["l1", "l2", "ssim", "lpips", "perceptual"]);
+/** Refuse a metric for `eval.best` that no evaluation makes, and the wrong direction for one. */
+export function checkBest(
+  { best, mode, every }: { best: string; mode: "max" | "min"; every: number },
+  metrics: ReadonlyMap<string, "max" | "min" | null>,
+  found: Findings,
+): void {
+  if (every === 0) return;
+  const better = metrics.get(best);
+  const names = [...metrics.keys()];
+  if (better === undefined) {
+    const near =
+      names.find((name) => name === `eval/${best}`) ?? names.find((name) => name === `${best}/mean`);
+    const likely = near ?? nearestName(best, names);
+    const main = names.filter((name) => !/\/(min|max|std|count)$/.test(name)).join(", ");
+    const remedy = likely === undefined ? `It makes ${main}` : `Did you mean "${likely}"? It makes ${main}`;
+    found.refuse("eval.best", "a metric that this evaluation makes", best, remedy);
+  } else if (better !== null && better !== mode) {
+    const which = better === "min" ? "less" : "more";
+    const fixes = { "eval.mode": better };
+    found.refuse(
+      "eval.mode",
+      `${better} for ${best}, of which ${which} is better`,
+      mode,
+      `Set eval.mode=${better}`,
+      fixes,
+    );
+  }
+}
 
-/** Smallest images of terms that have one. */
-const SMALLEST: Readonly<Record<string, number>> = { ssim: 11, msSsim: 176, perceptual: 8 };
+/** Refuse what keys of `data` do not allow. */
+export function checkData({ group, classNames }: DataConfig, found: Findings): void {
+  if (group !== null && !isPattern(group)) {
+    const remedy = "An example is ^[^/]+/(.*) for the name without its first folder";
+    found.refuse("data.group", "a regular expression", group, remedy);
+  }
+  const twice = classNames?.find((name, i) => classNames.indexOf(name) !== i);
+  if (twice !== undefined) {
+    found.refuse("data.classNames", "each name once", `${twice} twice`, "Each class has one id");
+  }
+}
 
-/** What is wrong between keys, as whole messages. */
-export function problemsOf(config: TrainConfig, origins: Origins): string[] {
-  const problems: string[] = [];
-  const refuse = (path: string, what: string, got: unknown, remedy: string): void => {
-    problems.push(`${origins.whereOf(path)}: expected ${what}, got ${shown(got)}. ${remedy}.`);
-  };
+/** Refuse what a policy that is loaded, not made, cannot follow, and note what nothing reads. */
+export function checkPolicy(ar: ArSection, found: Findings): void {
+  const loaded = ar.policy !== null ? "ar.policy" : ar.path !== null ? "ar.path" : null;
+  if (ar.extra.usePretrainedCodebook === true && (loaded !== null || ar.type === "llamagen")) {
+    const got = loaded === null ? "it with ar.type llamagen" : `it with ${loaded}, whose weights are loaded`;
+    const remedy = "Remove usePretrainedCodebook: only a new policy of ar.type gpt starts from the codebook";
+    found.refuse("ar.extra.usePretrainedCodebook", "a new policy of ar.type gpt", got, remedy);
+  }
+  if (loaded === null) return;
+  const sizes = [
+    "ar.type",
+    "ar.cls",
+    "ar.nLayer",
+    "ar.nEmbd",
+    ...Object.keys(ar.extra).map((name) => `ar.extra.${name}`),
+  ];
+  const file = ["ar.path", "ar.wrapper", "ar.nHead"];
+  found.unread(`with ${loaded}`, loaded === "ar.path" ? sizes : [...sizes, ...file]);
+}
+
+/** Require images to train and to evaluate on. */
+export function requireImages(
+  config: { data: DataConfig; eval: { every: number }; dataloader?: unknown },
+  found: Findings,
+): void {
+  const { data, dataloader = null, eval: evaluation } = config;
+  found.require("data.source", "images to train on", data.source !== null || dataloader !== null);
+  const hasEval = evaluation.every === 0 || data.evalSource !== null || data.evalPart > 0;
+  found.require(
+    "data.evalSource",
+    "images to evaluate on (or data.evalPart above 0, or eval.every: 0)",
+    hasEval,
+  );
+}
+
+/** Refuse what does not fit together. */
+export function problemsOf(config: TrainConfig, found: Findings): void {
   const { rollout, update, reward, kl, grpo, algorithm, blockSize, data } = config;
   const { images, numGenerations, context } = rollout;
   const numbers = batchNumbers(config);
+  const { refuse } = found;
 
   if (update.miniBatch !== null && images % update.miniBatch !== 0) {
     const remedy = `Set one of ${divisorsOf(images)}, or another rollout.images`;
-    refuse("update.miniBatch", `a divisor of rollout.images ${images}`, update.miniBatch, remedy);
-  } else if (update.microBatch !== null) {
-    const rows = numbers.miniBatch * numbers.rowsAnImage;
-    if (rows % update.microBatch !== 0) {
-      const factors =
-        numbers.rowsAnImage === 1 ? "" : ` (${numbers.miniBatch} images x ${numGenerations} sequences)`;
-      const remedy = `Set one of ${divisorsOf(rows)}, or null`;
-      refuse(
-        "update.microBatch",
-        `a divisor of a mini-batch's ${rows} rows${factors}`,
-        update.microBatch,
-        remedy,
-      );
-    }
+    refuse("update.miniBatch", `a divisor of rollout.images ${images}`, update.miniBatch, remedy, {
+      "update.miniBatch": null,
+    });
   }
   if ((algorithm === "grpo" || algorithm === "rloo") && numGenerations < 2) {
     const remedy =
-      "One sequence alone has nothing to be compared with: raise it, or set algorithm reinforce or ppo";
-    refuse("rollout.numGenerations", `at least 2 for ${algorithm}`, numGenerations, remedy);
+      "One sequence has nothing to be compared with: raise it, or set algorithm to reinforce or ppo";
+    refuse("rollout.numGenerations", `at least 2 for ${algorithm}`, numGenerations, remedy, {
+      "rollout.numGenerations": 2,
+    });
   }
   if (algorithm === "reinforce" && numbers.sequences < 2) {
-    refuse("rollout.images", "at least 2 sequences a rollout for reinforce", numbers.sequences, "Raise it");
+    refuse("rollout.images", "at least 2 sequences per rollout for reinforce", numbers.sequences, "Raise it");
   }
   if (algorithm === "grpo" && grpo.objective === "cispo" && grpo.level === "sequence") {
-    refuse(
-      "grpo.level",
-      "token with grpo.objective cispo",
-      grpo.level,
-      "CISPO weighs each token by its own ratio",
-    );
+    const remedy = "CISPO weights each token by its own ratio";
+    refuse("grpo.level", "token with grpo.objective cispo", grpo.level, remedy, { "grpo.level": "token" });
   }
   if (rollout.keepGraph) {
-    const remedy = "Set rollout.keepGraph: false";
+    const off = { "rollout.keepGraph": false };
+    const remedy = "Set rollout.keepGraph=false";
     if (!sharesContext(config)) {
-      refuse(
-        "rollout.keepGraph",
-        "a teacher-forced context with it",
-        context.type,
-        `${remedy}: codes drawn one by one have no graph`,
-      );
+      const why = `${remedy}: codes that are sampled one by one have no graph`;
+      refuse("rollout.keepGraph", "a teacher-forced context with it", context.type, why, off);
     }
     if (numbers.steps > 1) {
-      refuse(
-        "rollout.keepGraph",
-        "one optimizer step a rollout with it",
-        numbers.steps,
-        `${remedy}: a graph serves one step`,
-      );
+      const why = `${remedy}: a graph serves one step`;
+      refuse("rollout.keepGraph", "one optimizer step per rollout with it", numbers.steps, why, off);
     }
     if (update.microBatch !== null) {
-      refuse(
-        "update.microBatch",
-        "null with rollout.keepGraph",
-        update.microBatch,
-        `${remedy}, or leave the micro-batch out`,
-      );
+      const why = `${remedy}, or remove update.microBatch`;
+      refuse("update.microBatch", "null with rollout.keepGraph", update.microBatch, why, {
+        "update.microBatch": null,
+      });
     }
   }
   if (kl.placement === "reward" && kl.estimator === "k3_own") {
-    refuse(
-      "kl.estimator",
-      "k1, k2, k3 or exact in the reward",
-      kl.estimator,
-      "A reward has no gradient to choose",
-    );
+    const remedy = "A KL term in the reward has no gradient";
+    refuse("kl.estimator", "k1, k2, k3 or exact in the reward", kl.estimator, remedy);
   }
   const placement = kl.placement ?? (algorithm === "ppo" ? "reward" : "loss");
   if (placement === "loss" && kl.estimator === "k1") {
     const remedy =
-      "The gradient of k1 is 0 on average, so it adds noise and no pull: set kl.placement: reward, or estimator k2, k3 or exact";
+      "The gradient of k1 is 0 on average, so it only adds noise: set kl.placement=reward, or estimator k2, k3 or exact";
     refuse("kl.estimator", "k2, k3, k3_own or exact in the loss", kl.estimator, remedy);
   }
   if (kl.target !== null && kl.coef === 0 && algorithm !== "ste") {
-    refuse("kl.coef", "a coefficient above 0 with kl.target, to start from", 0, "Set kl.coef=0.01");
+    refuse("kl.coef", "a coefficient above 0 with kl.target, to start from", 0, "Set kl.coef=0.01", {
+      "kl.coef": 0.01,
+    });
   }
   if (blockSize !== null) {
-    if (rollout.maxLen !== null && rollout.maxLen > blockSize) {
+    const { maxLen } = rollout;
+    if (maxLen !== null && maxLen > blockSize) {
+      const fixes = { "rollout.maxLen": blockSize, blockSize: maxLen };
       refuse(
         "rollout.maxLen",
         `at most blockSize ${blockSize}`,
-        rollout.maxLen,
+        maxLen,
         "Lower it or raise blockSize",
+        fixes,
       );
     }
-    if (
-      context.type === "prefix" &&
-      context.length !== null &&
-      context.length >= (rollout.maxLen ?? blockSize)
-    ) {
-      const most = (rollout.maxLen ?? blockSize) - 1;
-      refuse(
-        "rollout.context.length",
-        `at most ${most}, one code fewer than a sequence has`,
-        context.length,
-        "Lower it",
-      );
+    const codes = maxLen ?? blockSize;
+    if (context.type === "prefix" && context.length !== null && context.length >= codes) {
+      const what = `at most ${codes - 1}, one code fewer than a sequence has`;
+      refuse("rollout.context.length", what, context.length, "Lower it", { "rollout.context.length": null });
     }
   }
   const { interval } = rollout.guidance;
   if (interval !== null && interval[0] >= interval[1]) {
-    refuse("rollout.guidance.interval", "two places, the first before the second", interval, "Swap them");
+    refuse("rollout.guidance.interval", "two positions, the first before the second", interval, "Swap them");
   }
-  if (data.group !== null && !isPattern(data.group)) {
-    refuse(
-      "data.group",
-      "a regular expression",
-      data.group,
-      "Such as ^[^/]+/(.*) for the name without its first folder",
-    );
-  }
-  const terms = activeTerms(config);
-  if (terms.length === 0) {
-    refuse("reward", "at least one term with a weight", "none", "Set reward.l2.weight=1");
-  }
-  for (const name of ["lpips", "perceptual", "patchGan"] as const) {
-    if (reward[name].weight !== 0 && reward[name].path === null) {
-      const remedy = `Give the file, or set reward.${name}.weight=0`;
-      refuse(
-        `reward.${name}.path`,
-        `the network's weights with reward.${name}.weight ${reward[name].weight}`,
-        null,
-        remedy,
-      );
-    }
-  }
+  checkData(data, found);
+  checkPolicy(config.ar, found);
+  checkBest(config.eval, evalMetrics(config), found);
+  checkReward(config, found);
+  if (algorithm === "ste") checkSte(config, found);
   const { perceptual } = reward;
   if (perceptual.weight !== 0 && perceptual.path !== null && perceptual.path === config.eval.perceptual) {
     const remedy =
-      "A network that is rewarded cannot watch over itself: train it with another seed, or leave this out";
+      "A network that is rewarded cannot judge itself: train one with another seed, or remove eval.perceptual";
     refuse("eval.perceptual", "another file than reward.perceptual.path", config.eval.perceptual, remedy);
   }
+}
+
+function checkReward(config: TrainConfig, found: Findings): void {
+  const { reward, algorithm, grpo, data } = config;
+  const terms = activeTerms(config);
+  const { refuse } = found;
+  if (terms.length === 0) {
+    refuse("reward", "at least one term with a weight", "none", "Set reward.l2.weight=1", {
+      "reward.l2.weight": 1,
+    });
+  }
+  for (const name of ["lpips", "perceptual", "patchGan"] as const) {
+    if (reward[name].weight === 0 || reward[name].path !== null) continue;
+    const what = `the network's weights with reward.${name}.weight ${reward[name].weight}`;
+    refuse(`reward.${name}.path`, what, null, `Give the file, or set reward.${name}.weight=0`);
+  }
   if (reward.credit === "place") {
-    const whole = terms.filter((name) => !MAPPED.has(name));
+    const byPlace = { "reward.credit": "sequence" };
+    const whole = terms.filter((name) => TERMS[name]?.mapped !== true);
     if (whole.length > 0) {
-      const remedy = `Leave ${whole.join(" and ")} out, or set reward.credit: sequence`;
-      refuse("reward.credit", "sequence with terms that have one value a sample", "place", remedy);
+      const remedy = `Set the weight of ${whole.join(" and ")} to 0, or reward.credit=sequence`;
+      refuse("reward.credit", "sequence with terms that have one value per sample", "place", remedy, byPlace);
     }
     if (algorithm === "grpo" && grpo.level === "sequence") {
-      const remedy = "One ratio a sequence has no use for a reward a code: set one of them otherwise";
-      refuse("grpo.level", "token with reward.credit place", "sequence", remedy);
+      const remedy = "One ratio per sequence cannot use a reward per code: change one of the two";
+      refuse("grpo.level", "token with reward.credit place", "sequence", remedy, {
+        "grpo.level": "token",
+        ...byPlace,
+      });
     }
   }
-  if (algorithm === "ste") problems.push(...steProblems(config, terms, origins));
   for (const name of terms) {
-    const least = SMALLEST[name] ?? 0;
-    if (data.size < least)
-      refuse("data.size", `at least ${least} for reward.${name}`, data.size, `Leave ${name} out`);
+    const { least = 0 } = TERMS[name] ?? {};
+    if (data.size >= least) continue;
+    const remedy = `Set reward.${name}.weight=0`;
+    refuse("data.size", `at least ${least} for reward.${name}`, data.size, remedy, {
+      [`reward.${name}.weight`]: 0,
+    });
   }
-  return problems;
 }
 
-/** What the straight-through baseline cannot serve: it draws codes from plain distributions, in given contexts. */
-function steProblems(config: TrainConfig, terms: readonly string[], origins: Origins): string[] {
+/** What the straight-through baseline cannot serve: it samples from unfiltered distributions, in given contexts. */
+function checkSte(config: TrainConfig, found: Findings): void {
   const { rollout, reward, kl } = config;
-  const wanted: readonly (readonly [path: string, what: string, got: unknown, isRight: boolean])[] = [
-    ["rollout.context.type", "a teacher-forced context", rollout.context.type, sharesContext(config)],
-    ["rollout.temperature", "1", rollout.temperature, rollout.temperature === 1],
-    ["rollout.topK", "0", rollout.topK, rollout.topK === 0],
-    ["rollout.topP", "1", rollout.topP, rollout.topP === 1],
-    ["rollout.guidance.scale", "1", rollout.guidance.scale, rollout.guidance.scale === 1],
-    ["rollout.keepGraph", "false", rollout.keepGraph, !rollout.keepGraph],
-    ["reward.normalize", "none", reward.normalize, reward.normalize === "none"],
-    ["reward.credit", "sequence", reward.credit, reward.credit === "sequence"],
-    ["reward.latentCosine.weight", "0", reward.latentCosine.weight, !terms.includes("latentCosine")],
-    ["kl.coef", "0", kl.coef, kl.coef === 0],
-    ["kl.target", "null", kl.target, kl.target === null],
-    ["kl.stop", "null", kl.stop, kl.stop === null],
+  const isGiven = sharesContext(config);
+  const wanted: readonly (readonly [path: string, value: unknown, got: unknown, what?: string])[] = [
+    [
+      "rollout.context.type",
+      isGiven ? rollout.context.type : "teacher_forced",
+      rollout.context.type,
+      "a teacher-forced context",
+    ],
+    ["rollout.temperature", 1, rollout.temperature],
+    ["rollout.topK", 0, rollout.topK],
+    ["rollout.topP", 1, rollout.topP],
+    ["rollout.guidance.scale", 1, rollout.guidance.scale],
+    ["rollout.keepGraph", false, rollout.keepGraph],
+    ["reward.normalize", "none", reward.normalize],
+    ["reward.credit", "sequence", reward.credit],
+    ["reward.latentCosine.weight", 0, reward.latentCosine.weight],
+    ["kl.coef", 0, kl.coef],
+    ["kl.target", null, kl.target],
+    ["kl.stop", null, kl.stop],
   ];
-  return wanted.flatMap(([path, what, got, isRight]) =>
-    isRight
-      ? []
-      : [
-          `${origins.whereOf(path)}: expected ${what} for ste, got ${shown(got)}. Set it, or take another algorithm.`,
-        ],
+  for (const [path, value, got, what = value] of wanted) {
+    if (got === value) continue;
+    found.refuse(path, `${what} for ste`, got, "Set it, or another algorithm", { [path]: value });
+  }
+}
+
+/** Require what training needs to begin. */
+export function missingParts(config: TrainConfig, found: Findings): void {
+  const { tokenizer, ar } = config;
+  requireImages(config, found);
+  found.require(
+    "tokenizer.path",
+    "a file with a tokenizer",
+    tokenizer.path !== null || tokenizer.model !== null,
   );
-}
-
-/** What is missing before training can begin. */
-export function missingParts(config: TrainConfig, origins: Origins): string[] {
-  const problems: string[] = [];
-  const want = (path: string, what: string, isThere: boolean): void => {
-    if (!isThere) problems.push(`${origins.whereOf(path)}: expected ${what}, got nothing.`);
-  };
-  const { data, dataloader, tokenizer, ar, eval: evaluation } = config;
-  want("data.source", "images to train on", data.source !== null || dataloader !== null);
-  want("tokenizer.path", "a file with a tokenizer", tokenizer.path !== null || tokenizer.model !== null);
   const hasPolicy = ar.path !== null || ar.policy !== null || ar.cls !== null || ar.type !== null;
-  want("ar.path", "a file with a policy, or ar.type for a new one", hasPolicy);
-  const hasEval = evaluation.every === 0 || data.evalSource !== null || data.evalPart > 0;
-  want("data.evalSource", "images to evaluate on (or data.evalPart above 0, or eval.every: 0)", hasEval);
-  return problems;
+  found.require("ar.path", "a file with a policy, or ar.type for a new one", hasPolicy);
 }
 
-/** What is allowed and likely not meant, or worth knowing before a run starts. */
-export function notesOf(config: TrainConfig, origins: Origins): string[] {
-  const notes: string[] = [];
-  const { rollout, update, algorithm, kl } = config;
+/** Keys of `data` that a program's dataloader stands in for, and those that only images to evaluate on still use. */
+const OF_SOURCE = ["source", "evalPart", "flip", "balance", "group"];
+const OF_READING = ["label", "image", "classNames", "featureTokens", "maxUnreadable", "workers"];
+
+/** Note what is allowed but probably not meant, or worth knowing before a run starts. */
+export function notesOf(config: TrainConfig, found: Findings): void {
+  const { rollout, update, algorithm, kl, data } = config;
+  const { notes, unread } = found;
   const terms = activeTerms(config);
-  const isComparing = terms.every((name) => COMPARING.has(name));
+  const isComparing = terms.every((name) => TERMS[name]?.compares === true);
   if (update.auxCe === 0 && isComparing && sharesContext(config)) {
     notes.push(
-      `update.auxCe is 0 with a reward of ${terms.join(" and ")} in ${rollout.context.type} contexts: such a reward alone wrecks ` +
-        "a generator, since it pays for blur and nothing keeps the codes likely (VA-pi's FID goes from 14 to 39, with " +
+      `update.auxCe is 0 with a reward of ${terms.join(" and ")} in ${rollout.context.type} contexts: such a reward alone ` +
+        "ruins a generator, since it favors blur and nothing keeps the codes likely (VA-pi's FID rises from 14 to 39, with " +
         "LPIPS too). Set update.auxCe=0.1.",
     );
   }
   if (rollout.context.type === "free" && isComparing) {
     notes.push(
       "rollout.context is free: a policy that starts from a class alone cannot know which image it is compared with, so the " +
-        "reward draws it towards the class's average. rollout.context=prefix tells it.",
+        "reward pulls it towards the average of the class. Set rollout.context=prefix to give it a part of the image.",
     );
   }
   const { steps } = batchNumbers(config);
   if (steps === 1 && (algorithm === "grpo" || algorithm === "ppo")) {
     notes.push(
-      "One optimizer step a rollout: the ratio is 1, nothing is clipped, and loss/policy stays near 0. " +
+      "One optimizer step per rollout: the ratio is 1, nothing is clipped, and loss/policy stays near 0. " +
         "Watch reward/mean and optim/grad_norm.",
     );
   }
   if (steps > 1 && (algorithm === "reinforce" || algorithm === "rloo")) {
     notes.push(
-      `${steps} optimizer steps a rollout: ${algorithm} corrects for none but the first. Set algorithm=grpo, which clips the ` +
-        "ratio, or one epoch and update.miniBatch=null.",
+      `${steps} optimizer steps per rollout: ${algorithm} is on-policy in the first only. Set algorithm=grpo, which clips ` +
+        "the ratio, or one epoch and update.miniBatch=null.",
     );
   }
-  if (config.dataloader !== null && config.data.evalSource === null && config.eval.every > 0) {
-    notes.push(
-      "No images can be set apart from a dataloader, so nothing is evaluated. Give data.evalSource for that.",
+  if (config.dataloader !== null) {
+    const evaluates = data.evalSource !== null && config.eval.every > 0;
+    unread(
+      "with a dataloader",
+      [...OF_SOURCE, ...(evaluates ? [] : OF_READING)].map((name) => `data.${name}`),
     );
+    if (!evaluates && config.eval.every > 0) {
+      notes.push(
+        "No images can be held out from a dataloader, so nothing is evaluated. Set data.evalSource for that.",
+      );
+    }
   }
   if (rollout.topK > 0 || rollout.topP < 1) {
     notes.push(
-      "rollout.topK and rollout.topP cut codes from what is learnt about: the policy keeps their old probabilities.",
+      "rollout.topK and rollout.topP remove codes from training: the policy keeps their old probabilities.",
     );
   }
-  if (
-    rollout.context.noise >= 0.3 &&
-    rollout.context.type === "noisy_teacher_forced" &&
-    rollout.context.ramp === 0
-  ) {
+  const { type, noise, ramp } = rollout.context;
+  if (noise >= 0.3 && type === "noisy_teacher_forced" && ramp === 0) {
     notes.push(
-      `rollout.context.noise ${rollout.context.noise} from the first iteration ruins a policy that was pre-trained without ` +
-        "noise. Set rollout.context.ramp, or less noise, unless this one was.",
+      `rollout.context.noise ${noise} from the first iteration ruins a policy that was pre-trained without noise. ` +
+        "Set rollout.context.ramp, or less noise, unless it was pre-trained with noise.",
     );
   }
-  const unread = (why: string, paths: readonly string[]): void => {
-    const given = paths.filter((path) => origins.isGiven(path));
-    if (given.length > 0) notes.push(`${given.join(", ")}: not read ${why}.`);
-  };
   if (kl.coef === 0) {
     unread("while kl.coef is 0", ["kl.estimator", "kl.placement", ...(kl.stop === null ? ["kl.path"] : [])]);
   }
@@ -340,25 +415,27 @@ export function notesOf(config: TrainConfig, origins: Origins): string[] {
   if (config.reward.credit === "sequence") unread("while reward.credit is sequence", ["reward.creditDecay"]);
   else if (algorithm === "ppo") unread("by ppo, which has ppo.lambda", ["reward.creditDecay"]);
   if (algorithm === "ste") unread("while algorithm is ste", ["update.tokenDropout", "update.maxLen"]);
-  for (const other of ["reinforce", "rloo", "grpo", "ppo", "ste"]) {
+  if (config.eval.every === 0) unread("while eval.every is 0", ["eval.best", "eval.mode", "eval.patience"]);
+  for (const other of ["reinforce", "rloo", "grpo", "ppo", "ste"] as const) {
     if (other === algorithm) continue;
-    const idle = configKeys
-      .map((key) => key.path.join("."))
-      .filter((path) => path.startsWith(`${other}.`) && origins.isGiven(path));
-    if (idle.length > 0) notes.push(`${idle.join(", ")}: not read while algorithm is ${algorithm}.`);
+    unread(
+      `while algorithm is ${algorithm}`,
+      Object.keys(config[other]).map((name) => `${other}.${name}`),
+    );
   }
-  const { type } = rollout.context;
-  const idle = [
-    ...(type === "prefix" ? [] : ["rollout.context.length"]),
-    ...(type === "noisy_teacher_forced" ? [] : ["rollout.context.noise"]),
-    ...(type === "prefix" || type === "noisy_teacher_forced" ? [] : ["rollout.context.ramp"]),
-  ].filter((path) => origins.isGiven(path));
-  if (idle.length > 0) notes.push(`${idle.join(", ")}: not read in ${type} contexts.`);
-  return notes;
+  const inContext = [
+    ...(type === "prefix" ? [] : ["length"]),
+    ...(type === "noisy_teacher_forced" ? [] : ["noise"]),
+    ...(type === "prefix" || type === "noisy_teacher_forced" ? [] : ["ramp"]),
+  ];
+  unread(
+    `in ${type} contexts`,
+    inContext.map((name) => `rollout.context.${name}`),
+  );
 }
 
 /** Whether a text can be used as a regular expression. */
-export function isPattern(text: string): boolean {
+function isPattern(text: string): boolean {
   try {
     return new RegExp(text) instanceof RegExp;
   } catch {

@@ -2,12 +2,12 @@
  * What a run was configured to be: which command it belongs to, what differs from the defaults, and the command lines
  * that repeat it or go on with it.
  */
-import { classifierKind } from "../config/classifier_keys.js";
+import { classifierKind } from "../config/classifier.js";
 import { diffConfigs } from "../config/explain.js";
-import { pretrainKind } from "../config/pretrain_keys.js";
-import type { ConfigKind } from "../config/resolve.js";
-import { tokenizerKind } from "../config/tokenizer_keys.js";
-import { trainKind } from "../config/train_kind.js";
+import { type ConfigKind, Findings } from "../config/kind.js";
+import { pretrainKind } from "../config/pretrain.js";
+import { tokenizerKind } from "../config/tokenizer.js";
+import { trainKind } from "../config/train.js";
 import { type Html, html, table } from "./page.js";
 import { configAt, type Run } from "./run.js";
 
@@ -67,7 +67,9 @@ export function notesOf(run: Run): readonly string[] {
   const parsed = kind?.schema.safeParse(run.config);
   if (kind === null || !parsed?.success) return [];
   const given = new Set(changedKeys(run)?.map(({ path }) => path));
-  return kind.notes(parsed.data, { isGiven: (path) => given.has(path), whereOf: (path) => path });
+  const found = new Findings({ isGiven: (path) => given.has(path), whereOf: (path) => path });
+  kind.notes(parsed.data, found);
+  return found.notes;
 }
 
 /** A value of the configuration as it would be written. */

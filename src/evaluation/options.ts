@@ -6,7 +6,7 @@
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { parse } from "yaml";
-import { ConfigError, type DataConfig, type PartialDeep, type TokenizerSection } from "../config/resolve.js";
+import { ConfigError, type DataConfig, type TokenizerSection } from "../config/resolve.js";
 import type { FeatureNetwork } from "../metrics/features.js";
 import type { ArPolicy } from "../policies/index.js";
 import { describeWeights } from "../rl_ar_finetune/builder.js";
@@ -44,7 +44,7 @@ export interface ModelEvalOptions {
   /** torchvision's VGG16, AlexNet or SqueezeNet 1.1, for LPIPS. */
   readonly lpips?: string;
   /** The images, by the keys of a training's `data`: `source` at least. */
-  readonly data: PartialDeep<DataConfig>;
+  readonly data: Partial<DataConfig>;
   /** What sequences start from: the image's class or text features, or nothing. `condition` where left out. */
   readonly start?: "condition" | "empty";
   /** Free samples a point; 2,000 where left out, 0 for none. */

@@ -2,7 +2,7 @@
  * Sizes and costs of a run's models, computed from the headers of their files or from their options. No weight is
  * read. What a step does with the models is in `work.ts`.
  */
-import type { ArSection, LoraSection, TokenizerSection, TrainConfig } from "../config/types.js";
+import type { ArSection, LoraSection, TokenizerSection, TrainConfig } from "../config/resolve.js";
 import { init } from "../nn/index.js";
 import { targetedPaths } from "../policies/index.js";
 import {

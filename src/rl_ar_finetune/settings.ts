@@ -3,8 +3,8 @@
  * iteration, and each algorithm's update. Options of the images are in `run/images.ts`.
  */
 
+import type { AlgorithmSection, OptimizerSection, TrainConfig } from "../config/resolve.js";
 import { sharesContext } from "../config/rules.js";
-import type { AlgorithmSection, OptimizerSection, TrainConfig } from "../config/types.js";
 import { schedules } from "../nn/index.js";
 import type { ArPolicy } from "../policies/index.js";
 import type { SpreadOptions } from "./advantages.js";

@@ -28,7 +28,7 @@ import {
   plainConfig,
 } from "../config/explain.js";
 import { ConfigError, type ConfigKind, type TrainConfig } from "../config/resolve.js";
-import { trainKind } from "../config/train_kind.js";
+import { trainKind } from "../config/train.js";
 import type { StateDict } from "../nn/index.js";
 import { makeFolder, replaceFile, writing } from "../torch/files.js";
 import { expected, expectedType, loadSafetensors, saveSafetensors, type Tensor } from "../torch/index.js";

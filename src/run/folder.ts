@@ -8,7 +8,7 @@ import { isLocked, tryLock } from "#lock";
 
 import { configYaml } from "../config/explain.js";
 import { ConfigError, type ConfigKind, type RunConfig, type TrainConfig } from "../config/resolve.js";
-import { trainKind } from "../config/train_kind.js";
+import { trainKind } from "../config/train.js";
 import { makeFolder, replaceFile, writing } from "../torch/files.js";
 import { listCheckpoints } from "./checkpoint.js";
 
@@ -93,7 +93,7 @@ export function writeConfig<T extends object = TrainConfig>(
   config: T,
   kind: ConfigKind<T> = trainKind as unknown as ConfigKind<T>,
 ): void {
-  const text = configYaml(config, { kind });
+  const text = configYaml(config, { kind, folder });
   replaceFile(join(folder, "config.yaml"), text);
 }
 

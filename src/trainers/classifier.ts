@@ -3,8 +3,8 @@
  * statistics of `rlar eval`. The network is in `metrics/classifier.ts`, the loop in `loop.ts`.
  */
 
-import type { ClassifierTrainConfig } from "../config/classifier_keys.js";
-import { updatesOf } from "../config/fit_keys.js";
+import type { ClassifierTrainConfig } from "../config/classifier.js";
+import { updatesOf } from "../config/fit.js";
 import { augment, type Batch, type Batches, type Cursor, gridOf } from "../data/index.js";
 import type { FeatureClassifier } from "../metrics/index.js";
 import { buildClassifier } from "../rl_ar_finetune/builder.js";

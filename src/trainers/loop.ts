@@ -5,7 +5,7 @@
 import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { plainConfig } from "../config/explain.js";
-import type { FitConfig } from "../config/fit_keys.js";
+import type { FitConfig } from "../config/fit.js";
 import { ConfigError, type ResolvedConfig } from "../config/resolve.js";
 import type { Cursor } from "../data/index.js";
 import type { StateDict } from "../nn/index.js";
@@ -22,7 +22,7 @@ import { DivergedError, type TrainOptions } from "../run/options.js";
 import type { PlainData } from "../run/plain_data.js";
 import { DTYPES, noGrad, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
 
-export type { FitConfig } from "../config/fit_keys.js";
+export type { FitConfig } from "../config/fit.js";
 
 /** What is trained, and how: all that differs between the trainers. */
 export interface FitTask extends Disposable {

@@ -3,7 +3,7 @@
  * checkpoint. Losses are the tasks' affair.
  */
 
-import type { EmaSection, OptimizerSection } from "../config/types.js";
+import type { EmaSection, OptimizerSection } from "../config/resolve.js";
 import { AdamW, clipGradNorm, Ema, type Module, type Parameter, type StateDict } from "../nn/index.js";
 import { lrSchedule } from "../rl_ar_finetune/settings.js";
 import type { PlainData } from "../run/plain_data.js";

@@ -1,15 +1,15 @@
 /**
  * Pre-training of a policy: cross-entropy of the codes that a frozen tokenizer gives of images, classes dropped for
- * guidance. The loop around it is `loop.ts`; the keys are in `config/pretrain_keys.ts`.
+ * guidance. The loop around it is `loop.ts`; the keys are in `config/pretrain.ts`.
  *
  * After Sun et al. 2024, "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation" (LlamaGen): AdamW
  * with decay of matrices alone, classes dropped with probability 0.1. Deviations: the learning rate has a schedule
  * unless told otherwise; contexts may be noisy, by a share that differs from sequence to sequence.
  */
 
-import { updatesOf } from "../config/fit_keys.js";
-import { type PretrainConfig, pretrainKind } from "../config/pretrain_keys.js";
-import { type ConfigInput, type ResolvedConfig, resolveConfig } from "../config/resolve.js";
+import { updatesOf } from "../config/fit.js";
+import { type PretrainConfig, type PretrainConfigInput, pretrainKind } from "../config/pretrain.js";
+import { type ResolvedConfig, resolveConfig } from "../config/resolve.js";
 import { type Batch, type Batches, BatchReader, gridOf, type ImageSource, onePass } from "../data/index.js";
 import type { ArPolicy, Condition } from "../policies/index.js";
 import { castOf, deviceOf, policyOf, tokenizerOf } from "../rl_ar_finetune/parts.js";
@@ -63,13 +63,13 @@ import { FitNetwork } from "./network.js";
  * @throws ConfigError for a configuration that cannot be used, RangeError for data or models that cannot, DivergedError.
  */
 export async function pretrainPolicy(
-  cfg: ConfigInput<PretrainConfig> | ResolvedConfig<PretrainConfig>,
+  cfg: PretrainConfigInput | ResolvedConfig<PretrainConfig>,
   options: TrainOptions = {},
 ): Promise<FitResult> {
   const isResolved = "config" in cfg && "notes" in cfg;
   const resolved = isResolved
     ? (cfg as ResolvedConfig<PretrainConfig>)
-    : resolveConfig({ values: cfg as ConfigInput<PretrainConfig> }, pretrainKind);
+    : resolveConfig({ values: cfg as PretrainConfigInput }, pretrainKind);
   return await fitLoop(resolved, (opening) => openPretrainTask(resolved.config, opening), options);
 }
 

@@ -1,16 +1,20 @@
 /**
  * Training a tokenizer: encoder, codebook and decoder together, against pixels, a perceptual network and a discriminator.
  * The losses are in `tokenizer_losses.ts` and the model's codebook, the loop in `loop.ts`, the keys in
- * `config/tokenizer_keys.ts`.
+ * `config/tokenizer.ts`.
  *
  * After LlamaGen (Sun et al. 2024) and IBQ (Shi et al. 2024). Deviations, beside those of the losses: the learning rate
  * has a schedule unless told otherwise; images are centre crops, mirrored where asked for, and no random crops; the
  * discriminator learns from the very logits that the decoder was paid by, as in LlamaGen, while IBQ's learns first.
  */
 
-import { updatesOf } from "../config/fit_keys.js";
-import { type ConfigInput, type ResolvedConfig, resolveConfig } from "../config/resolve.js";
-import { type TokenizerTrainConfig, tokenizerKind } from "../config/tokenizer_keys.js";
+import { updatesOf } from "../config/fit.js";
+import { type ResolvedConfig, resolveConfig } from "../config/resolve.js";
+import {
+  type TokenizerTrainConfig,
+  type TokenizerTrainConfigInput,
+  tokenizerKind,
+} from "../config/tokenizer.js";
 import { type Batches, type Cursor, gridOf } from "../data/index.js";
 import type { LPIPS, NLayerDiscriminator, PerceptualDistance } from "../metrics/index.js";
 import {
@@ -84,13 +88,13 @@ interface Distance {
  * @throws ConfigError for a configuration that cannot be used, RangeError for data or models that cannot, DivergedError.
  */
 export async function trainTokenizer(
-  cfg: ConfigInput<TokenizerTrainConfig> | ResolvedConfig<TokenizerTrainConfig>,
+  cfg: TokenizerTrainConfigInput | ResolvedConfig<TokenizerTrainConfig>,
   options: TrainOptions = {},
 ): Promise<FitResult> {
   const isResolved = "config" in cfg && "notes" in cfg;
   const resolved = isResolved
     ? (cfg as ResolvedConfig<TokenizerTrainConfig>)
-    : resolveConfig({ values: cfg as ConfigInput<TokenizerTrainConfig> }, tokenizerKind);
+    : resolveConfig({ values: cfg as TokenizerTrainConfigInput }, tokenizerKind);
   return await fitLoop(resolved, () => openTokenizerTask(resolved.config), options);
 }
 

@@ -5,7 +5,7 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { plainConfig } from "../../src/config/explain.js";
-import { pretrainKind } from "../../src/config/pretrain_keys.js";
+import { pretrainKind } from "../../src/config/pretrain.js";
 import { resolveConfig } from "../../src/config/resolve.js";
 import { tinyFolder } from "../support/train_run.js";
 

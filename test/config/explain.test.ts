@@ -1,6 +1,10 @@
 /** What a user is shown of a configuration. */
 import assert from "node:assert/strict";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join, relative } from "node:path";
 import { test } from "node:test";
+import { classifierKind } from "../../src/config/classifier.js";
 import {
   changesText,
   changesThatMatter,
@@ -10,38 +14,43 @@ import {
   explainConfig,
   explanationMarkdown,
   explanationText,
+  type KeyExplanation,
   plainConfig,
 } from "../../src/config/explain.js";
+import type { ConfigKind } from "../../src/config/kind.js";
+import { pretrainKind } from "../../src/config/pretrain.js";
 import { resolveConfig, type TrainConfig } from "../../src/config/resolve.js";
+import { tokenizerKind } from "../../src/config/tokenizer.js";
+import { trainKind } from "../../src/config/train.js";
+import type { Tensor } from "../../src/torch/index.js";
 
 const set = (...overrides: string[]): TrainConfig => resolveConfig({ overrides, isComplete: false }).config;
 
-test("every key has a default, a range, what it is and when to change it", () => {
-  const all = explainConfig();
-  assert.ok(all.length > 140);
-  assert.equal(new Set(all.map(({ path }) => path)).size, all.length);
-  for (const { path, help, when, expects } of all) {
-    assert.match(help, /^[^A-Z].*[^.]$|^(LPIPS|B|G)\b.*[^.]$/, `${path}: ${help}`);
-    assert.match(when, /^[A-Za-z0-9].*\.$/, `${path}: ${when}`);
-    assert.ok(expects.length > 0, path);
+const kinds = [trainKind, pretrainKind, tokenizerKind, classifierKind] as unknown as ConfigKind<object>[];
+
+test("every key of every command has a default, a range, what it is and when to change it", () => {
+  for (const kind of kinds) {
+    const all = explainConfig("", kind);
+    assert.ok(all.length > 50);
+    assert.equal(new Set(all.map(({ path }) => path)).size, all.length);
+    for (const { path, help, when, expects } of all) {
+      assert.match(help, /^[A-Z].+[.]$/, path);
+      assert.match(when, /^[A-Za-z0-9].+[.]$/, path);
+      assert.ok(expects.length > 0, path);
+    }
   }
 });
 
 test("an explanation", () => {
-  assert.deepEqual(explainConfig("rollout.temperature"), [
-    {
-      path: "rollout.temperature",
-      expects: "a number above 0",
-      default: 1,
-      unit: null,
-      help: "logits are divided by it, in sampling and scoring alike",
-      when: "Leave it at 1 unless the policy will always be sampled at another.",
-      aliases: [],
-      isLive: false,
-    },
-  ]);
+  const [temperature] = explainConfig("rollout.temperature");
+  assert.deepEqual(
+    [temperature?.path, temperature?.default, temperature?.unit, temperature?.aliases, temperature?.isLive],
+    ["rollout.temperature", 1, null, [], false],
+  );
+  assert.match(temperature?.expects ?? "", /^a number of at least 0\.0001/);
+  assert.equal(explainConfig("rollout.images")[0]?.unit, "images");
   assert.deepEqual(explainConfig("rollout.numGenerations")[0]?.aliases, ["grpo.numGenerations"]);
-  assert.deepEqual(explainConfig("ar.cls")[0]?.isLive, true);
+  assert.equal(explainConfig("ar.cls")[0]?.isLive, true);
   assert.deepEqual(
     explainConfig("ema").map(({ path }) => path),
     ["ema.decay", "ema.warmup"],
@@ -49,25 +58,52 @@ test("an explanation", () => {
   assert.deepEqual(explainConfig("rollout.temp"), []);
 });
 
+test("an explanation says what a change does to a resumed run", () => {
+  const onResume = (path: string): string | undefined => explainConfig(path)[0]?.onResume;
+  const cases: Record<string, string[]> = {
+    free: ["run.dir", "data.workers", "log.every", "save.keep", "eval.patience", "limits.nonFinite"],
+    forced: [
+      "optimizer.lr",
+      "optimizer.betas",
+      "seed",
+      "train.iters",
+      "rollout.temperature",
+      "kl.coef",
+      "ema.decay",
+    ],
+    fixed: ["ar.nLayer", "ar.path", "ar.lora.rank", "ar.extra", "blockSize"],
+  };
+  for (const [expected, paths] of Object.entries(cases))
+    for (const path of paths) assert.equal(onResume(path), expected, path);
+  assert.equal(
+    explainConfig("model.chMult", tokenizerKind as unknown as ConfigKind<object>)[0]?.onResume,
+    "fixed",
+  );
+});
+
 test("explanations as text and as a table", () => {
   const keys = explainConfig("grpo.clipLow");
-  assert.equal(
-    explanationText([...keys, ...explainConfig("tokenizer.model")]),
-    "grpo.clipLow = 0.2\n" +
-      "  The ratio may fall to 1 - this. Lower it when the policy moves too far in one rollout; without effect at one step a " +
-      "rollout.\n" +
-      "  a number in (0, 1]\n" +
-      "  also: grpo.clipRange\n" +
-      "tokenizer.model = null\n" +
-      "  A loaded tokenizer, in place of path. Pass one from a program.\n" +
-      "  a tokenizer with encode and decodeCode, or null; from a program only\n" +
-      "  also: vqModel\n",
+  const text = explanationText([...keys, ...explainConfig("tokenizer.model")]);
+  assert.match(
+    text,
+    /^grpo\.clipLow = 0\.2\n {2}[A-Z].*\.\n {2}a number in \(0, 1\]\n {2}.*--force.*\n {2}also: grpo\.clipRange\n/,
   );
-  assert.equal(
-    explanationMarkdown(explainConfig("grpo.advantageClip")),
-    "| key | default | range | what it is, and when to change it |\n| --- | --- | --- | --- |\n" +
-      "| `grpo.advantageClip` | `5` | a number above 0, or null | Largest \\|advantage\\|; null is no limit. Lower it when a " +
-      "few samples dominate the gradient. |\n",
+  assert.match(
+    text,
+    /\ntokenizer\.model = null\n.*\n.*encode and decodeCode, or null; from a program only\n.*\n {2}also: vqModel/,
+  );
+  const [head, rule, row] = explanationMarkdown(explainConfig("grpo.advantageClip")).split("\n") as [
+    string,
+    string,
+    string,
+  ];
+  const columns = head.split("|").length;
+  assert.match(rule, /^(\| --- )+\|$/);
+  assert.equal(row.replaceAll("\\|", "").split("|").length, columns);
+  assert.match(row, /^\| `grpo\.advantageClip` \| `5` \| a number above 0, or null \| /);
+  assert.match(
+    explanationMarkdown([{ ...(keys[0] as KeyExplanation), help: "Of |x|." }]),
+    / Of \\\|x\\\|\. /,
   );
 });
 
@@ -88,9 +124,27 @@ test("a configuration as YAML reads back as the same, with and without comments"
   }
   const text = configYaml(config);
   assert.match(text, /^preset: vapi$/m);
-  assert.match(text, /\n {2}# side of the square images \(an integer of at least 1; px\)\n {2}size: 256\n/);
+  assert.match(text, /\n {2}# [A-Z].*\. .*an integer of at least 1; px\.\n {2}size: 256\n/);
   assert.match(text, /\n {4}interval: \[ 0, 9 \]\n/);
   assert.doesNotMatch(configYaml(config, { comments: false }), /#(?! odd)/);
+});
+
+test("YAML for a folder reads back as the same from there, wherever its paths lead", (t) => {
+  const folder = mkdtempSync(join(tmpdir(), "rlar-yaml-"));
+  t.after(() => rmSync(folder, { recursive: true }));
+  const run = relative(process.cwd(), folder);
+  const config = set(
+    `run.dir=${run}`,
+    "data.source=images/*.tar",
+    "ar.path=/abs/ar.pt",
+    `eval.perceptual=${run}/c.pt`,
+    "reward.lpips.path=../vgg.pth",
+    "data.label=cls",
+  );
+  const file = join(run, "config.yaml");
+  writeFileSync(file, configYaml(config, { folder: run }));
+  assert.match(readFileSync(file, "utf8"), /perceptual: c\.pt\n/);
+  assert.deepEqual(plainConfig(resolveConfig({ file, isComplete: false }).config), plainConfig(config));
 });
 
 test("a program's objects become comments and names", () => {
@@ -98,7 +152,7 @@ test("a program's objects become comments and names", () => {
     *[Symbol.iterator]() {}
   }
   const { config } = resolveConfig({
-    values: { dataloader: new Loader(), reward: { custom: { fn: (x: never) => x } } },
+    values: { dataloader: new Loader(), reward: { custom: { fn: (x: Tensor) => x } } },
     isComplete: false,
   });
   assert.equal(plainConfig(config).dataloader, "<Loader>");
@@ -116,13 +170,10 @@ test("the JSON Schema names every key that a file may have", () => {
   assert.equal(schema.additionalProperties, false);
   const { rollout, seed, dataloader } = schema.properties;
   assert.equal(dataloader, undefined);
-  assert.deepEqual(seed, {
-    default: 0,
-    type: "integer",
-    minimum: 0,
-    maximum: Number.MAX_SAFE_INTEGER,
-    description: "Decides every random number of the run. Run several before believing a small difference.",
-  });
+  const { description, ...range } = seed as { description: string };
+  assert.deepEqual(range, { default: 0, type: "integer", minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
+  assert.match(description, /^[A-Z].*\. .*\.$/);
+  assert.doesNotMatch(JSON.stringify(schema), /readOnly/);
   const { images } = (rollout?.properties ?? {}) as Record<string, { default: number; description: string }>;
   assert.equal(images?.default, 16);
   assert.match(images?.description as string, / Unit: images\.$/);
@@ -171,6 +222,7 @@ test("what may change when a run is resumed", () => {
     "update.microBatch",
     "train.threads",
   ]);
+  assert.deepEqual(serious(["tokenizer.path=a/../x"], [`tokenizer.path=${join(process.cwd(), "x")}`]), []);
   assert.deepEqual(serious(["train.iters=2000"]), ["train.iters"]); // the cosine would be another one
   const constant = ["optimizer.schedule=constant", "optimizer.warmup=0"];
   assert.deepEqual(serious(["train.iters=2000", ...constant], constant), []);

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { type PresetName, presets } from "../../src/config/presets.js";
-import { batchNumbers, resolveConfig } from "../../src/config/resolve.js";
+import { batchNumbers, resolveConfig, type TrainConfigInput } from "../../src/config/resolve.js";
 
 const PARTS = ["data.source=images", "tokenizer.path=vq.pt", "ar.path=ar.pt"];
 
@@ -16,7 +16,7 @@ test("each resolves, given its files", () => {
 });
 
 test("seed is the configuration of the original description", () => {
-  const cfg = {
+  const cfg: TrainConfigInput = {
     ar: { type: "gpt", n_layer: 12, n_head: 12, n_embd: 768, lr: 2e-4 },
     block_size: 1024,
     rollout: { max_len: 1024, temperature: 1.0 },

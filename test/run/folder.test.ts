@@ -12,7 +12,7 @@ import { type IfExists, openRunFolder, writeConfig } from "../../src/run/folder.
 const root = mkdtempSync(join(tmpdir(), "rlar-run-"));
 after(() => rmSync(root, { recursive: true }));
 
-const configOf = (dir: string | null, ifExists: string, ...more: string[]): TrainConfig =>
+const configOf = (dir: string | null, ifExists: IfExists | "ask", ...more: string[]): TrainConfig =>
   resolveConfig({ values: { run: { dir, ifExists } }, overrides: more, isComplete: false }).config;
 
 /** The lock has a socket beside it, by which other containers see that its owner lives. */
@@ -30,7 +30,7 @@ function usedFolder(name: string): string {
 }
 
 test("a new folder, whatever the policy", async () => {
-  for (const policy of ["ask", "resume", "new", "overwrite", "fail"]) {
+  for (const policy of ["ask", "resume", "new", "overwrite", "fail"] as const) {
     const folder = join(root, `fresh/${policy}`);
     using run = await openRunFolder(configOf(folder, policy));
     assert.deepEqual([run.path, run.isResumed], [folder, false]);
@@ -120,7 +120,7 @@ test("a new folder beside one that another process has just begun", async () => 
 test("a run folder that is a file, or lies in one, says so", async () => {
   const file = join(root, "a_file");
   writeFileSync(file, "");
-  for (const policy of ["ask", "resume", "new", "overwrite", "fail"]) {
+  for (const policy of ["ask", "resume", "new", "overwrite", "fail"] as const) {
     await assert.rejects(openRunFolder(configOf(file, policy)), {
       name: "ConfigError",
       message: /^run\.dir: expected a folder, got .*a_file, which is a file\. /,

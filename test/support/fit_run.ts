@@ -5,9 +5,9 @@
  */
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { type FitConfig, fitKind } from "../../src/config/fit_keys.js";
+import { type FitConfig, type FitDefaults, fitKind, fitSchema } from "../../src/config/fit.js";
 import type { ConfigKind } from "../../src/config/kind.js";
-import { type PretrainConfig, pretrainKind } from "../../src/config/pretrain_keys.js";
+import { type PretrainConfig, pretrainKind } from "../../src/config/pretrain.js";
 import { type ResolvedConfig, resolveConfig } from "../../src/config/resolve.js";
 import { Linear } from "../../src/nn/index.js";
 import {
@@ -55,19 +55,21 @@ export function tinyPretraining(folder: string, changes: Values = {}): ResolvedC
 }
 
 /** The keys that all trainers share, and none besides. */
+const toyDefaults: FitDefaults = {
+  epochs: 1,
+  batch: 8,
+  lr: 0.05,
+  betas: [0.9, 0.99],
+  weightDecay: 0.01,
+  ema: 0.5,
+  best: "eval/loss",
+  mode: "min",
+};
+
 export const toyKind: ConfigKind<FitConfig> = fitKind<FitConfig>({
   name: "toy",
-  defaults: {
-    epochs: 1,
-    batch: 8,
-    lr: 0.05,
-    betas: [0.9, 0.99],
-    weightDecay: 0.01,
-    ema: 0.5,
-    best: "eval/loss",
-    mode: "min",
-  },
-  own: {},
+  schema: fitSchema({}, toyDefaults),
+  metrics: () => ({ "eval/loss": "min", "eval/score": "max" }),
 });
 
 /** A configuration of {@link toyKind} for a run in a folder. */

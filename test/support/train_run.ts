@@ -68,7 +68,7 @@ export function tinyTokenizer(): VQModel {
 }
 
 /** The configuration of a run in a folder of {@link tinyFolder}, with changes. */
-export function tinyRun(folder: string, changes: TrainConfigInput = {}): TrainConfigInput {
+export function tinyRun(folder: string, changes: object = {}): TrainConfigInput {
   const values: Values = {
     run: { dir: join(folder, "run"), ifExists: "fail" },
     data: { source: join(folder, "images"), size: 16, evalPart: partOf(changes) },
@@ -87,8 +87,8 @@ export function tinyRun(folder: string, changes: TrainConfigInput = {}): TrainCo
 }
 
 /** So few images are all trained on, where nothing is evaluated. */
-function partOf({ eval: evaluation }: TrainConfigInput): number {
-  return ((evaluation as { every?: number } | undefined)?.every ?? 0) > 0 ? 0.2 : 0;
+function partOf({ eval: evaluation }: { eval?: { every?: number } }): number {
+  return (evaluation?.every ?? 0) > 0 ? 0.2 : 0;
 }
 
 function merged(values: Values, changes: Values): Values {
@@ -111,8 +111,8 @@ export class Shown {
 }
 
 /** Make a run without a word on the screen. */
-export function quietRun(config: TrainConfigInput, options: TrainOptions = {}): Promise<TrainResult> {
-  return trainRlLoop(config, { screen: new Shown(), ...options });
+export function quietRun(config: object, options: TrainOptions = {}): Promise<TrainResult> {
+  return trainRlLoop(config as TrainConfigInput, { screen: new Shown(), ...options });
 }
 
 /** The lines of a run's metrics. `isPlain` leaves out what depends on the machine: times, memory. */

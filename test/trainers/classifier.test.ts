@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { before, test } from "node:test";
-import { classifierKind } from "../../src/config/classifier_keys.js";
+import { classifierKind } from "../../src/config/classifier.js";
 import { resolveConfig } from "../../src/config/resolve.js";
 import { writePng } from "../../src/data/index.js";
 import { openClassifier } from "../../src/rl_ar_finetune/builder.js";

@@ -1,7 +1,7 @@
 /** A network in training: its updates, its average, its state. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import type { OptimizerSection } from "../../src/config/types.js";
+import type { OptimizerSection } from "../../src/config/resolve.js";
 import { AdamW, clipGradNorm, Dropout, Ema, Linear, Module, schedules } from "../../src/nn/index.js";
 import { manualSeed, noGrad, type Tensor, tensor, tidy } from "../../src/torch/index.js";
 import { FitNetwork } from "../../src/trainers/network.js";

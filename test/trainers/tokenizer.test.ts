@@ -6,7 +6,7 @@ import { before, test } from "node:test";
 
 import sharp from "sharp";
 import { ConfigError, resolveConfig } from "../../src/config/resolve.js";
-import { tokenizerKind } from "../../src/config/tokenizer_keys.js";
+import { tokenizerKind } from "../../src/config/tokenizer.js";
 import {
   buildClassifier,
   buildDiscriminator,

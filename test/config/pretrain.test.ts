@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { explainConfig } from "../../src/config/explain.js";
-import { type PretrainConfig, pretrainKind } from "../../src/config/pretrain_keys.js";
+import { type PretrainConfig, pretrainKind } from "../../src/config/pretrain.js";
 import { ConfigError, type ResolvedConfig, resolveConfig } from "../../src/config/resolve.js";
 import { fitLoop } from "../../src/trainers/loop.js";
 import { openPretrainTask } from "../../src/trainers/policy.js";
@@ -26,38 +26,44 @@ function problemsOf(...overrides: string[]): readonly string[] {
   return [];
 }
 
-test("every key has a default, a range, what it is and when to change it", () => {
-  for (const { path, help, when, expects } of explainConfig("", pretrainKind)) {
-    assert.match(help, /^[^A-Z].*[^.]$/, `${path}: ${help}`);
-    assert.match(when, /^[A-Za-z0-9].*\.$/, `${path}: ${when}`);
-    assert.ok(expects.length > 0, path);
-  }
+test("what is missing, what does not fit, and what is worth knowing", () => {
+  const [source, tokenizer, policy, ...others] = problemsOf() as [string, string, string];
+  assert.match(source, /^data\.source: expected .*got nothing/);
+  assert.match(tokenizer, /^tokenizer\.path: expected .*got nothing/);
+  assert.match(policy, /^ar\.type: expected .*ar\.path.*got nothing/);
+  assert.deepEqual(others, []);
+  const complete = ["data.source=x", "tokenizer.path=t", "ar.path=p"];
+  const corner = problemsOf(...complete, "pretrain.cornerScale=1.1", "pretrain.cache=false").join("\n");
+  assert.match(
+    corner,
+    /^command line: pretrain\.cornerScale: expected null.*got 1\.1\. .*pretrain\.cache=true/,
+  );
+  assert.match(
+    problemsOf(...complete, "ar.usePretrainedCodebook=true").join("\n"),
+    /ar\.usePretrainedCodebook: .*ar\.path/,
+  );
+  assert.deepEqual(problemsOf(...complete, "train.batch=6", "pretrain.microBatch=4"), []);
+  assert.deepEqual(set().notes, []);
+  assert.match(set("pretrain.classDropout=0").notes.join(), /^pretrain\.classDropout is 0.*0\.1/);
+  const preset = set("preset=llamagen", "pretrain.cache=false");
+  assert.equal(preset.config.pretrain.cornerScale, null);
+  assert.match(preset.notes.join(), /pretrain\.cornerScale is null/);
 });
 
-test("what is missing, what does not fit, and what is worth knowing", () => {
-  assert.deepEqual(problemsOf(), [
-    "data.source: expected images to train on, got nothing.",
-    "tokenizer.path: expected a file with a tokenizer, got nothing.",
-    "ar.type: expected gpt or llamagen, or ar.path for a policy to go on with, got nothing.",
-  ]);
-  const complete = ["data.source=x", "tokenizer.path=t", "ar.path=p"];
-  assert.deepEqual(
-    problemsOf(
-      ...complete,
-      "pretrain.cornerScale=1.1",
-      "pretrain.cache=false",
-      "train.batch=6",
-      "pretrain.microBatch=4",
-    ),
-    [
-      "command line: pretrain.cornerScale: expected null without pretrain.cache, got 1.1. Switch the cache on.",
-      "command line: pretrain.microBatch: expected a divisor of train.batch 6, got 4. Set one of 1, 2, 3, 6.",
-    ],
-  );
-  assert.deepEqual(set().notes, []);
-  assert.deepEqual(set("pretrain.classDropout=0").notes, [
-    "pretrain.classDropout is 0: the null class is never seen, so samples of this policy cannot be guided. Set 0.1 for that.",
-  ]);
+test("the metrics that eval.best can name are those of an evaluation", async (t) => {
+  const folder = await tinyFolder(t, 16);
+  for (const classDropout of [0, 0.1]) {
+    const { config } = tinyPretraining(folder, { eval: { every: 2, images: 3 }, pretrain: { classDropout } });
+    using task = await openPretrainTask(config);
+    for (const best of Object.keys(await task.evaluate())) {
+      const mode = best === "eval/accuracy" ? "max" : "min";
+      assert.equal(
+        tinyPretraining(folder, { eval: { every: 2, best, mode }, pretrain: { classDropout } }).config.eval
+          .best,
+        best,
+      );
+    }
+  }
 });
 
 test("the policy's other names work here too", () => {

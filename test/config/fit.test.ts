@@ -1,23 +1,13 @@
 /** What the supervised trainers' configurations share. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { changesThatMatter, diffConfigs, explainConfig, plainConfig } from "../../src/config/explain.js";
-import { type FitConfig, updatesOf } from "../../src/config/fit_keys.js";
+import { changesThatMatter, diffConfigs, plainConfig } from "../../src/config/explain.js";
+import { type FitConfig, updatesOf } from "../../src/config/fit.js";
 import { ConfigError, resolveConfig } from "../../src/config/resolve.js";
 import { toyKind } from "../support/fit_run.js";
 
 const set = (...overrides: string[]): FitConfig =>
   resolveConfig({ overrides: ["data.source=images", ...overrides] }, toyKind).config;
-
-test("every key has a default, a range, what it is and when to change it", () => {
-  const all = explainConfig("", toyKind);
-  assert.equal(new Set(all.map(({ path }) => path)).size, all.length);
-  for (const { path, help, when, expects } of all) {
-    assert.match(help, /^[^A-Z].*[^.]$/, `${path}: ${help}`);
-    assert.match(when, /^[A-Za-z0-9].*\.$/, `${path}: ${when}`);
-    assert.ok(expects.length > 0, path);
-  }
-});
 
 test("the trainer's own defaults stand in the shared sections", () => {
   const { optimizer, ema, train, eval: evaluation } = set();
@@ -45,14 +35,21 @@ test("what is missing or does not fit is said", () => {
     }
     return [];
   };
-  assert.deepEqual(problemsOf(), ["data.source: expected images to train on, got nothing."]);
-  assert.deepEqual(problemsOf("data.source=x", "data.evalPart=0"), [
-    "data.evalSource: expected images to evaluate on (or data.evalPart above 0, or eval.every: 0), got nothing.",
-  ]);
+  assert.match(problemsOf().join("\n"), /^data\.source: expected .*, got nothing\.$/);
+  assert.match(problemsOf("data.source=x", "data.evalPart=0").join("\n"), /^data\.evalSource: .*eval\.every/);
   assert.deepEqual(problemsOf("data.source=x", "data.evalPart=0", "eval.every=0"), []);
-  assert.deepEqual(problemsOf("data.source=x", "data.group='('"), [
-    "command line: data.group: expected a regular expression, got (. Such as ^[^/]+/(.*) for the name without its first folder.",
-  ]);
+  assert.match(
+    problemsOf("data.source=x", "data.group='('").join("\n"),
+    /data\.group: expected a regular expression, got \(/,
+  );
+  assert.match(
+    problemsOf("data.source=x", "eval.best=loss").join("\n"),
+    /eval\.best: .*got loss\. .*"eval\/loss"/,
+  );
+  assert.match(
+    problemsOf("data.source=x", "eval.mode=max").join("\n"),
+    /eval\.mode: expected min .*eval\.mode=min/,
+  );
 });
 
 test("a resumed run may change what computes nothing", () => {
@@ -69,12 +66,10 @@ test("a resumed run may change what computes nothing", () => {
     "data.workers=3",
   ];
   assert.deepEqual(matter(set(), set(...free)), []);
-  assert.deepEqual(matter(set(), set("seed=1", "train.batch=4", "eval.best=x", "train.epochs=9")), [
-    "seed",
-    "eval.best",
-    "train.epochs",
-    "train.batch",
-  ]);
+  assert.deepEqual(
+    matter(set(), set("seed=1", "train.batch=4", "eval.best=eval/score", "eval.mode=max", "train.epochs=9")),
+    ["seed", "eval.best", "eval.mode", "train.epochs", "train.batch"],
+  );
   const constant = ["optimizer.schedule=constant", "optimizer.warmup=0"];
   assert.deepEqual(matter(set(...constant), set(...constant, "train.epochs=9", "train.iters=3")), []);
 });

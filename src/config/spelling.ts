@@ -1,0 +1,52 @@
+/** The ways in which a key may be written: in camelCase, snake_case or kebab-case, and under its other names. */
+import type * as z from "zod";
+import type { Section } from "./key.js";
+
+/** `max_len` and `max-len` as `maxLen`. */
+export function camelCase(name: string): string {
+  return name.replace(/(?<=[A-Za-z0-9])[_-]+([A-Za-z0-9])/g, (_, letter: string) => letter.toUpperCase());
+}
+
+/** A path as a user may write it, in the spelling of the schema. */
+export function configPath(text: string): string {
+  return text.split(".").map(camelCase).join(".");
+}
+
+/** `maxLen` as `max_len`. */
+export type SnakeCase<S extends string> = S extends `${infer First}${infer Rest}`
+  ? `${First extends Lowercase<First> ? First : `_${Lowercase<First>}`}${SnakeCase<Rest>}`
+  : S;
+
+/** Type of the value at a path such as `optimizer.lr`. */
+type ValueAt<S, Path extends string> =
+  S extends Section<infer Shape>
+    ? Path extends `${infer Name}.${infer Rest}`
+      ? Name extends keyof Shape
+        ? ValueAt<Shape[Name], Rest>
+        : never
+      : Path extends keyof Shape
+        ? z.input<Shape[Path]>
+        : never
+    : unknown;
+
+/** Types of the values of other names: each that of the first key that it stands for. */
+export type AliasValues<S, Aliases extends Readonly<Record<string, readonly string[]>>> = {
+  readonly [Name in keyof Aliases]: ValueAt<S, Aliases[Name][0] & string>;
+};
+
+/** Other names directly below a path that ends in a dot, or at the top for `""`. */
+type NamesBelow<Names, Path extends string> = Names extends `${Path}${infer Name}`
+  ? Name extends `${string}.${string}`
+    ? never
+    : Name
+  : never;
+
+/** Any part of what a schema takes, keys in camelCase or snake_case, with the values of other names. */
+export type ConfigInput<S, Names = Record<never, never>, Path extends string = ""> =
+  S extends Section<infer Shape>
+    ? {
+        readonly [K in (keyof Shape & string) | NamesBelow<keyof Names, Path> as K | SnakeCase<K>]?:
+          | (K extends keyof Shape ? ConfigInput<Shape[K], Names, `${Path}${K}.`> : never)
+          | (`${Path}${K}` extends keyof Names ? Names[`${Path}${K}`] : never);
+      }
+    : z.input<S>;
