@@ -24,27 +24,38 @@ interface Still {
   readonly values: readonly number[];
 }
 
-/** All curves, under headings; metrics with one value all along are a table at the end. */
+/**
+ * All curves, under headings: the first chart open, the others to unfold. Metrics with one value all along, but for
+ * rounding, are a table at the end.
+ */
 export function curves(runs: readonly Run[]): Html {
   const still: Still[] = [];
-  const groups = chartGroups(new Set(runs.flatMap((run) => [...run.metrics.keys()]))).map((group) => {
-    const charts = group.charts.flatMap((spec) => chartOf(spec, runs, still));
-    const stacks = runs.flatMap((run) => phasesOf(group, run, runs.length));
-    return charts.length + stacks.length === 0
-      ? null
-      : html`<h3>${group.title}</h3><div class="charts">${charts}${stacks}</div>`;
+  const groups = chartGroups(new Set(runs.flatMap((run) => [...run.metrics.keys()]))).flatMap((group) => {
+    const charts = [
+      ...group.charts.flatMap((spec) => chartOf(spec, runs, still)),
+      ...runs.flatMap((run) => phasesOf(group, run, runs.length)),
+    ];
+    return charts.length === 0 ? [] : [{ title: group.title, charts }];
   });
+  const [first] = groups;
   const rows = still.map(({ metric, values }) => [
     html`<code>${metric}</code>`,
     ...values.map((value) => numberText(value)),
   ]);
   const rest =
     rows.length > 0 &&
-    html`<details><summary>${rows.length} metrics that stayed the same, or have one value</summary>
+    html`<details><summary>${rows.length} metrics that stayed the same but for rounding, or have one value</summary>
 ${table(["metric", ...runs.map(({ name }) => name)], rows)}</details>`;
-  if (groups.every((group) => group === null) && rows.length === 0)
-    return html`<p>No iteration has been logged.</p>`;
-  return html`${smoothingNote(runs)}${groups}${rest}`;
+  if (first === undefined)
+    return rows.length === 0 ? html`<p>No iteration has been logged.</p>` : html`${rest}`;
+  const folded = groups.map(({ title, charts }, i) => {
+    const shown = i === 0 ? charts.slice(1) : charts;
+    return (
+      shown.length > 0 &&
+      html`<details><summary>${title}: ${shown.length} ${shown.length === 1 ? "chart" : "charts"}</summary><div class="charts">${shown}</div></details>`
+    );
+  });
+  return html`${smoothingNote(runs)}<div class="charts">${first.charts[0]}</div>${folded}${rest}`;
 }
 
 /** How many iterations are behind a point of a line, which is the same on all charts of a run. */
@@ -60,24 +71,48 @@ function smoothingNote(runs: readonly Run[]): Html | null {
   const [first = ""] = texts;
   if (first === "") return null;
   const text = runs.length === 1 ? `${first.charAt(0).toUpperCase()}${first.slice(1)}` : texts.join("; ");
-  return html`<p>${text}; held-out values, with a mark each, are as they were measured. Legends have the last values of the lines. Hover over a chart, or focus it and use the arrow keys, to read values.</p>`;
+  return html`<p>${text}; held-out values, with a mark each, are as they were measured. Legends have the last values of the lines. To read values, point at a chart or touch it, or focus it and use the arrow keys.</p>`;
 }
 
+/** Relative size of a change that float32 sums make by their rounding alone. */
+const ROUNDING = 2e-6;
+
+/** Metrics that are 0 but for rounding until something moves, and the size of that rounding. */
+const NOISE: readonly (readonly [RegExp, number])[] = [
+  // Squares of differences of log-probabilities.
+  [/^kl\/(ref_k2|ref_k3|ref_running|approx)$/, 1e-9],
+  [/^kl\/|^sampling\/|^policy\/ratio|^loss\/policy$|^advantage\/mean$/, 2e-5],
+];
+
 /** Whether a chart of it would be a flat line: the same but for rounding, or a single value. */
-function isStill({ values }: Series): boolean {
+export function isStill(metric: string, { values }: Series): boolean {
   const numbers = values.filter(Number.isFinite);
-  const [low, high] = [
-    numbers.reduce((a, b) => Math.min(a, b), Infinity),
-    numbers.reduce((a, b) => Math.max(a, b), -Infinity),
-  ];
-  return numbers.length < 2 || high - low <= 1e-9 * Math.max(1, Math.abs(high));
+  let [low, high] = [Infinity, -Infinity];
+  for (const value of numbers) [low, high] = [Math.min(low, value), Math.max(high, value)];
+  const noise = NOISE.find(([pattern]) => pattern.test(metric))?.[1] ?? 0;
+  const least = Math.max(noise, ROUNDING * Math.max(Math.abs(low), Math.abs(high)));
+  return numbers.length < 2 || high - low <= least;
+}
+
+/** Terms whose networks a reward may have used, and where the configuration has their weights. */
+const NETWORK_TERMS: ReadonlyMap<string, string> = new Map([
+  ["lpips", "reward.lpips.weight"],
+  ["perceptual", "reward.perceptual.weight"],
+  ["patch_gan", "reward.patchGan.weight"],
+]);
+
+/** Whether the reward used the network that a metric such as `eval/perceptual/mean` is of. */
+export function isRewarded(run: Run, metric: string): boolean {
+  const name = metric.split("/").find((part) => NETWORK_TERMS.has(part));
+  const weight = name === undefined ? 0 : configAt(run.config, NETWORK_TERMS.get(name) as string);
+  return typeof weight === "number" && weight !== 0;
 }
 
 /** A chart of those lines that move; the others are noted as still. */
 function chartOf(spec: ChartSpec, runs: readonly Run[], still: Still[]): Html[] {
   const moving = spec.lines.filter(({ metric }) => {
     const series = runs.map((run) => run.metrics.get(metric));
-    const moves = series.some((of) => of !== undefined && !isStill(of));
+    const moves = series.some((of) => of !== undefined && !isStill(metric, of));
     if (!moves && !still.some((other) => other.metric === metric))
       still.push({ metric, values: series.map((of) => of?.values.findLast(Number.isFinite) ?? Number.NaN) });
     return moves;
@@ -97,7 +132,9 @@ function chartOf(spec: ChartSpec, runs: readonly Run[], still: Still[]): Html[] 
       ];
     }),
   );
-  const { title, about, unit = "", mayBeLog = false, hasZero = false, isWide = false } = spec;
+  const { about, unit = "", mayBeLog = false, hasZero = false, isWide = false } = spec;
+  const isPaid = runs.some((run) => drawn.some(({ metric }) => isRewarded(run, metric)));
+  const title = isPaid ? `${spec.title} [rewarded]` : spec.title;
   const references = isOne ? referencesOf(spec, runs[0] as Run) : [];
   const lastStep = Math.max(...runs.map((run) => run.lastStep));
   const points = Math.round(POINTS / Math.max(1, runs.length / 3));

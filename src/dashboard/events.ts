@@ -3,7 +3,10 @@
 import { measureOf } from "../metrics/measures.js";
 import { duration } from "../run/console.js";
 import { notesOf } from "./config.js";
+import { ceilingOf, floorOf } from "./curves.js";
+import { shortList } from "./evaluations.js";
 import { type Html, html } from "./page.js";
+import { objectOf } from "./reading.js";
 import { outcomesOf } from "./results.js";
 import { configAt, endOf, type Run, stepsText } from "./run.js";
 import { meanOf, numberText, rowTexts, type Series } from "./scale.js";
@@ -57,7 +60,8 @@ export function noticesOf(run: Run): Notice[] {
   const noNumbers = new Map<string, string[]>();
   for (const [name, series] of metrics) {
     const total = series.values.at(-1) as number;
-    if (/unreadable/.test(name) && total > 0) bad(`Images that could not be read: ${total} (${name}).`);
+    if (/unreadable/.test(name) && total > 0)
+      bad(`Images that could not be read: ${total} (${name})${unreadableNames(run)}.`);
     const where = rangesText(stepsWhere(series, Number.isNaN));
     if (where !== "") noNumbers.set(where, [...(noNumbers.get(where) ?? []), name]);
   }
@@ -69,6 +73,7 @@ export function noticesOf(run: Run): Notice[] {
     );
   for (const reason of run.unread) bad(`Not read: ${reason}`);
   for (const text of changesForTheWorse(run)) look(text);
+  for (const text of poorTokenizer(run)) look(text);
   const gap = Math.max(0, ...(metrics.get("sampling/logp_diff_max")?.values ?? []).filter(Number.isFinite));
   const limit = configAt(run.config, "limits.ratioGap");
   if (typeof limit === "number" && gap > limit)
@@ -90,6 +95,30 @@ export function noticesOf(run: Run): Notice[] {
 }
 
 export const shortId = (id: string): string => id.slice(0, 10);
+
+/** What the newest checkpoint says of images that could not be read: what is wrong with each, which names it. */
+function unreadableNames({ values }: Run): string {
+  const found = configAt(values, "progress.passedOver");
+  const texts = Object.values(objectOf(found)).filter((text) => typeof text === "string");
+  return texts.length === 0 ? "" : `: ${shortList(texts)}`;
+}
+
+/** Share of the base's distance from a perfect reward that a tokenizer's reconstructions may have. */
+const POOR_CEILING = 2 / 3;
+
+/** A tokenizer whose own reconstructions are worth hardly more than the policy's samples before training. */
+function poorTokenizer(run: Run): string[] {
+  const [floor, ceiling] = [floorOf(run), ceilingOf(run)];
+  // Rewards that are negated distances have their best at 0.
+  if (floor === undefined || ceiling === undefined || !(floor < 0) || !(ceiling < POOR_CEILING * floor))
+    return [];
+  const most = (1 - ceiling / floor) * 100;
+  const [own, base] = rowTexts([ceiling, floor]);
+  return [
+    `The tokenizer is poor: its own reconstructions have a reward of ${own} and the policy before training ${base}, of ` +
+      `at best 0. Fine-tuning can win at most ${most > 0 ? most.toFixed(0) : 0} % of what is missing; train a better tokenizer first.`,
+  ];
+}
 
 /** Held-out metrics that are worse at the end than at the start, and an entropy that fell apart. */
 function changesForTheWorse(run: Run): string[] {

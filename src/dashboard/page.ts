@@ -106,7 +106,8 @@ p{margin:0 0 10px;max-width:78ch}
 a{color:var(--c0)}
 code,pre{font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 pre{margin:0;padding:8px 12px;background:var(--page);border:1px solid var(--rule);border-radius:6px;white-space:pre-wrap}
-abbr{text-decoration:none;border-bottom:1px dotted var(--soft);cursor:help}
+.hint{display:inline;margin:0}.hint summary{display:inline;padding:0;font-size:inherit;list-style:none;border-bottom:1px dotted var(--soft);cursor:help}.hint summary::-webkit-details-marker{display:none}
+.hint p{font-weight:400;font-size:13px;color:var(--soft);margin:2px 0;max-width:34ch;white-space:normal}
 .what{font-size:17px;color:var(--soft);margin-bottom:14px}
 .state{display:inline-block;padding:1px 10px;border-radius:99px;border:1px solid currentColor;font-weight:600;font-size:13px;margin-right:8px}
 .state.done{color:var(--good)}.state.stopped{color:var(--bad)}.state.way{color:var(--look)}
@@ -163,6 +164,7 @@ path{fill:none;vector-effect:non-scaling-stroke}
 .reference{stroke:var(--c);stroke-width:1.6;stroke-dasharray:1.6 4}
 .dots{stroke:var(--c);stroke-width:3;stroke-linecap:round;opacity:.42}
 .mark{stroke:var(--c);stroke-width:6.5;stroke-linecap:round}
+.interval{stroke:var(--c);stroke-width:1.4;opacity:.5}
 .band{fill:var(--c);opacity:.14}.bar{fill:var(--c);vector-effect:none}
 .tip{position:absolute;z-index:2;top:0;pointer-events:none;background:var(--card);color:var(--ink);border:1px solid var(--rule);border-radius:6px;box-shadow:0 2px 10px #0003;padding:5px 9px;font-size:12px;white-space:nowrap}
 .tip p{margin:0}.tip b{font-weight:600}
@@ -179,7 +181,7 @@ main h4{margin:18px 0 6px}.chart h4,.tile h4{margin:0}
 .slide input{width:min(360px,60vw);vertical-align:middle}
 .page+.page{margin-top:12px}.page figcaption{font-weight:600;font-size:14px;margin-bottom:8px}
 .page img{display:block;width:100%;height:auto;image-rendering:pixelated;background:#fff}
-.columns{display:flex;gap:3px;margin-bottom:3px}.columns i{height:5px;background:var(--c);flex-basis:0;border-radius:2px}
+.columns{display:flex;gap:3px;margin-bottom:3px}.columns span{flex-basis:0;min-width:0;border-bottom:4px solid var(--c);font-size:12px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 .notices{list-style:none;padding:0;margin:0 0 14px}
 .notices li{padding:7px 12px;border-left:4px solid var(--look);background:var(--card);margin-bottom:6px;border-radius:0 6px 6px 0;overflow-wrap:anywhere}
 .notices li.bad{border-color:var(--bad)}.notices b{color:var(--look)}.notices .bad b{color:var(--bad)}

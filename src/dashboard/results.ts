@@ -7,10 +7,10 @@ import { diffConfigs } from "../config/explain.js";
 import { measureOf } from "../metrics/measures.js";
 import { duration } from "../run/console.js";
 import { summaryOf, valueText } from "./config.js";
-import { ceilingOf, floorOf, sparkPath } from "./curves.js";
+import { ceilingOf, floorOf, isRewarded, sparkPath } from "./curves.js";
 import { type Html, hint, html, table } from "./page.js";
 import type { SomeEvaluation } from "./reading.js";
-import { configAt, endOf, type Run, totalOf } from "./run.js";
+import { endOf, type Run, totalOf } from "./run.js";
 import { meanOf, numberText, rowTexts, type Series } from "./scale.js";
 
 /** A held-out metric from the first evaluation to the last. */
@@ -76,22 +76,9 @@ export function changeText({ name, change }: Pick<Outcome, "name" | "change">): 
   return `${change > 0 ? "+" : ""}${Math.abs(change) < 10 ? (change * 100).toFixed(1) : Math.round(change * 100)} %`;
 }
 
-/** Terms of the reward whose networks were used by it, which is to be known where a number of theirs stands. */
-export function rewardedNetworks(run: Run): ReadonlySet<string> {
-  const terms = [
-    ["lpips", "lpips"],
-    ["perceptual", "perceptual"],
-    ["patch_gan", "patchGan"],
-  ].filter(([, key]) => {
-    const weight = configAt(run.config, `reward.${key}.weight`);
-    return typeof weight === "number" && weight !== 0;
-  });
-  return new Set(terms.map(([name]) => name as string));
-}
-
 /** The title of a metric, with a mark where the reward used its network. */
 const titleIn = (run: Run, name: string): string =>
-  `${measureOf(name).title}${rewardedNetworks(run).has(name) ? " [rewarded]" : ""}`;
+  `${measureOf(name).title}${isRewarded(run, name) ? " [rewarded]" : ""}`;
 
 /** The section on the result. */
 export function resultSection(run: Run): Html {

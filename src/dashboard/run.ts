@@ -120,7 +120,9 @@ export function readRun(folder: string): Run {
       : attempt(`checkpoints/${newest}/values.json`, {}, (path) =>
           objectOf(plainTree(decodeData(readFileSync(path, "utf8")))),
         );
-  const config = attempt("config.yaml", {}, (path) => objectOf(plainTree(parse(readFileSync(path, "utf8")))));
+  const config = attempt("config.yaml", {}, (path) =>
+    objectOf(plainTree(parse(readFileSync(path, "utf8"), { logLevel: "error" }))),
+  );
   const pages = attempt("samples.jsonl", [] as SamplePage[], (path) => readPages(folder, path));
   return {
     name: basename(resolve(folder)),

@@ -74,6 +74,10 @@ export function axisOf(values: Iterable<number>, options: AxisOptions = {}): Axi
     high = Math.max(high, value);
   }
   if (low > high) [low, high] = [0, 1];
+  // Beyond these the length of the axis is no number.
+  const most = Number.MAX_VALUE / 16;
+  [low, high] = [Math.max(low, -most), Math.min(high, most)];
+  if (low > high) [low, high] = [high, low];
   if (mayBeLog && low > 0 && high / low > 50) return logAxis(low, high, margin, count);
   if (hasZero) [low, high] = [Math.min(low, 0), Math.max(high, 0)];
   if (low === high) {

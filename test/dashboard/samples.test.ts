@@ -32,9 +32,10 @@ test("small pages are embedded pixel by pixel, with what their columns are", asy
   assert.match(markup, /<img src="data:image\/webp;base64,[\w+/=]+" width="14" height="8"/);
   assert.match(
     markup,
-    /flex-grow:1"><\/i><i class="solid c1" style="flex-grow:1"><\/i><i class="solid c2" style="flex-grow:2"/,
+    /flex-grow:1">input<\/span><span class="c1" style="flex-grow:1">reconstruction<\/span><span class="c2" style="flex-grow:2"/,
   );
-  assert.match(markup, /2 samples<\/li>/);
+  // 14 pixels wide, enlarged by the greatest whole factor that stays within 1,000.
+  assert.match(markup, /max-width:994px.*alt="[^"]*2 samples"/);
   assert.match(markup, /<code>&lt;a&gt;\.png<\/code><\/th><td>-0\.5<\/td><td>n\/a<\/td>/);
   assert.match(markup, /classes, in turn: cat &amp; dog/);
 });
@@ -51,5 +52,5 @@ test("large pages are scaled down, and there are no more than there is room for"
   const size = all.shown[0]?.bytes.length as number;
   const some = await readPictures(readRun(folder), size * 3.5);
   assert.deepEqual([some.shown[0]?.page.step, some.shown.at(-1)?.page.step, some.shown.length], [1, 6, 3]);
-  assert.match(sampleSection(some).markup, /3 of 6 pages are left out/);
+  assert.match(sampleSection(some).markup, /3 of 6 pages are omitted/);
 });
