@@ -16,6 +16,7 @@ export { type TokenizerTrainConfig, tokenizerKind } from "./config/tokenizer.js"
 export {
   type Batch,
   BatchReader,
+  type Cursor,
   fromIterable,
   type ImageSource,
   type Loader,
@@ -61,6 +62,7 @@ export {
   type LlamaGenOptions,
   Lora,
   type LoraOptions,
+  UncachedPolicy,
 } from "./policies/index.js";
 export {
   type ArConfig,
@@ -99,6 +101,7 @@ export {
   type Sampling,
   sampleCodesWithLogprobs,
 } from "./rl_ar_finetune/sampling.js";
+export { type Drawn, type ScoreOptions, type Scores, scoreCodes } from "./rl_ar_finetune/scoring.js";
 export { type SteBatch, type SteOptions, steUpdate } from "./rl_ar_finetune/ste.js";
 export {
   DivergedError,

@@ -18,3 +18,4 @@ export {
 } from "./load.js";
 export { addLora, LORA_TARGETS, Lora, type LoraOptions, targetedPaths, WithoutAdapters } from "./lora.js";
 export type { ArPolicy, Condition, DecodeCache } from "./policy.js";
+export { UncachedPolicy } from "./uncached_policy.js";
