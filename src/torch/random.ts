@@ -14,11 +14,15 @@ const collected = new FinalizationRegistry<number>((handle) => native.releaseGen
 
 /** A source of random numbers on one device, a long-lived owner: `using generator = new Generator(7)`. */
 export class Generator extends GeneratorHandle {
+  /** Operators take it for tensors of this device alone. */
+  readonly device: Device;
+
   /** @param seed - an integer of up to 64 bits; LibTorch's CPU generator uses the lower 32. */
   constructor(seed: number | bigint, device: Device = "cpu") {
     const bits = seedBits("Generator", seed);
     requireDevice(device, "Generator");
     super(native.newGenerator(device));
+    this.device = device;
     collected.register(this, this.handle, this);
     seedHandle(this.handle, bits);
   }
