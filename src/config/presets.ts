@@ -43,7 +43,7 @@ export const presets: Readonly<Record<PresetName, TrainPreset>> = {
       },
       reward: { l2: { weight: 1 }, lpips: { weight: 1 } },
       algorithm: "grpo",
-      grpo: { clipLow: 0.2, clipHigh: 0.2, advantageClip: 5, epsilon: 0, absoluteEpsilon: 1e-8 },
+      grpo: { clipLow: 0.2, clipHigh: 0.2, advantageClip: 5, epsilon: 1e-8 },
       update: { auxCe: 0.1, microBatch: 8 },
       kl: { coef: 0 },
       optimizer: {

@@ -414,7 +414,7 @@ export function notesOf(config: TrainConfig, found: Findings): void {
   if (config.ar.lora.rank === null) unread("without ar.lora.rank", ["ar.lora.alpha", "ar.lora.targets"]);
   if (config.reward.credit === "sequence") unread("while reward.credit is sequence", ["reward.creditDecay"]);
   else if (algorithm === "ppo") unread("by ppo, which has ppo.lambda", ["reward.creditDecay"]);
-  if (algorithm === "ste") unread("while algorithm is ste", ["update.tokenDropout", "update.maxLen"]);
+  if (algorithm === "ste") unread("while algorithm is ste", ["update.tokenDropout"]);
   if (config.eval.every === 0) unread("while eval.every is 0", ["eval.best", "eval.mode", "eval.patience"]);
   for (const other of ["reinforce", "rloo", "grpo", "ppo", "ste"] as const) {
     if (other === algorithm) continue;

@@ -169,15 +169,15 @@ const reward = section({
 /** Keys that every policy-gradient algorithm has, with its defaults. */
 const algorithmKeys = (defaults: {
   epochs: number;
-  aggregation: "grpo" | "bnpo" | "dapo" | "dr_grpo" | "sum";
+  aggregation: "mean" | "sum";
   advantageClip: number | null;
   targetKl: number | null;
 }) => ({
   epochs: key(count, defaults.epochs, "epochs").describe(
     "Number of passes over each rollout. Raise it when rollouts cost far more than updates, and watch clip_ratio and kl/approx.",
   ),
-  aggregation: key(z.enum(["grpo", "bnpo", "dapo", "dr_grpo", "sum"]), defaults.aggregation).describe(
-    "How token losses are averaged: mean of each sequence's mean (grpo), mean over tokens (bnpo, dapo), sum over a fixed length (dr_grpo), or sum per sequence. Rarely changed: with sequences of equal length all but sum are the same.",
+  aggregation: key(z.enum(["mean", "sum"]), defaults.aggregation).describe(
+    "How token losses are averaged: mean over tokens, or mean over sequences of the sum over their tokens. Rarely changed: all sequences have one length, so grpo, bnpo, dapo and dr_grpo (which are accepted) are all this mean.",
   ),
   advantageClip: key(positive.nullable(), defaults.advantageClip).describe(
     "Maximum absolute advantage; null does not clip. Lower it when a few samples dominate the gradient.",
@@ -192,11 +192,8 @@ const minStd = key(atLeast0, 1e-6).describe(
 );
 
 const spread = {
-  epsilon: key(atLeast0, 1e-8).describe(
-    "Added to the standard deviation of rewards, relative to the largest |reward|. Rarely changed: larger values shrink the advantages of small but real differences.",
-  ),
-  absoluteEpsilon: key(atLeast0, 0).describe(
-    "Added to the standard deviation of rewards, in units of the reward: 1e-4 in TRL, 1e-8 in VA-pi. Set it to reproduce another trainer.",
+  epsilon: key(atLeast0.nullable(), null).describe(
+    "Added to the standard deviation of rewards, in units of the reward; null is 1e-8 of the largest |reward|. Set it to reproduce another trainer: 1e-4 in TRL, 1e-6 in verl, 1e-8 in VA-pi.",
   ),
   minStd,
 };
@@ -245,7 +242,7 @@ export const configSchema = section({
     minStd,
   }),
   grpo: section({
-    ...algorithmKeys({ epochs: 1, aggregation: "grpo", advantageClip: 5, targetKl: null }),
+    ...algorithmKeys({ epochs: 1, aggregation: "mean", advantageClip: 5, targetKl: null }),
     ...clips(0.2, 0.28),
     level: key(z.enum(["token", "sequence"]), "token").describe(
       "Whether there is one importance ratio per token, or one per sequence (GSPO). With sequence set clips of about 3e-4.",
@@ -260,7 +257,7 @@ export const configSchema = section({
     ...spread,
   }),
   ppo: section({
-    ...algorithmKeys({ epochs: 4, aggregation: "dapo", advantageClip: null, targetKl: 0.02 }),
+    ...algorithmKeys({ epochs: 4, aggregation: "mean", advantageClip: null, targetKl: 0.02 }),
     ...clips(0.2, 0.2),
     gamma: key(unit, 1).describe("Discount factor per token. Leave it at 1: sequences are finite."),
     lambda: key(unit, 0.95).describe(
@@ -302,9 +299,6 @@ export const configSchema = section({
     ),
     tokenDropout: key(below1, 0).describe(
       "Probability that a token is dropped from the policy loss. Rarely changed.",
-    ),
-    maxLen: size("codes").describe(
-      "Length that aggregation dr_grpo divides by; null is the number of sampled codes. Set it for a prefix whose length changes.",
     ),
   }),
   kl: section({
@@ -418,9 +412,14 @@ const REWARD_TERMS = keysOf(configSchema).flatMap(({ path: [top, name, last] }) 
   top === "reward" && last === "weight" && name !== "custom" ? [name as RewardTerm] : [],
 );
 
+/** Names of papers for the mean over tokens, which they all are while sequences have one length. */
+const MEANS = { grpo: "mean", bnpo: "mean", dapo: "mean", dr_grpo: "mean" };
+
 /** Values in other spellings, by path. */
 export const SPELLINGS = {
   "ar.type": { llammagen: "llamagen" },
+  "grpo.aggregation": MEANS,
+  "ppo.aggregation": MEANS,
   "reward.normalize": { true: "batch", false: "none" },
   "precision.policy": { bf16: "bfloat16", fp32: "float32" },
   "precision.rewards": { bf16: "bfloat16", fp32: "float32" },

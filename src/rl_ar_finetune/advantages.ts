@@ -3,17 +3,17 @@
  *
  * Statistics are taken in two passes in float64: the rewards of a group may differ by 1e-4 of their size, where
  * `E[x^2] - E[x]^2` in float32 is noise. Deviations from the papers:
- * - a group whose standard deviation is no more than `minStd` of its largest |reward| is constant: its advantages are
+ * - a group whose standard deviation is at most `minStd` of its largest |reward| is constant: its advantages are
  *   exactly 0 and it is counted, where the papers divide rounding errors by a small constant;
- * - the constant added to the standard deviation is relative to the rewards (1e-8 of them), so that it never shrinks
- *   the advantages of a small but clean spread; `absoluteEpsilon` is the papers' own;
- * - where every code has a return of its own, which the papers do not have, the group's mean is taken place by place
- *   (what is hard to draw at a place is the same for all of a group) and its standard deviation over all places, so
- *   that places where much is at stake keep more weight than others.
+ * - what is added to the standard deviation is 1e-8 of the largest |reward|, so that it never shrinks the advantages of
+ *   a small but clean spread; `epsilon` is the papers' constant in its place;
+ * - where every token has a return of its own, which the papers do not have, the group's mean is taken place by place
+ *   (all sequences of a group find the same places hard) and its standard deviation over all places, so that places
+ *   with larger differences keep more weight.
  */
 import { expected, onesLike, stack, type Tensor, tidy, where, zerosLike } from "../torch/index.js";
 
-/** Advantages, and which groups had nothing to tell. */
+/** Advantages, and the groups in which there is nothing to compare. */
 export interface Advantages {
   /** float64, in the shape of the rewards; no gradient. */
   readonly advantages: Tensor;
@@ -23,18 +23,22 @@ export interface Advantages {
 
 /** When rewards count as equal, and what is added to a standard deviation. */
 export interface SpreadOptions {
-  /** Relative to the largest |reward| of the group (of all, for a scale over all); 1e-8 where left out. */
+  /**
+   * Added to the standard deviation, in units of the reward: 1e-4 in TRL, 1e-6 in verl, 1e-8 in VA-pi. Default 1e-8 of
+   * the largest |reward| of the group (of all rewards, for a scale over all).
+   */
   readonly epsilon?: number;
-  /** In units of the reward: 1e-4 in TRL, 1e-6 in verl, 1e-8 in VA-pi; 0 where left out. */
-  readonly absoluteEpsilon?: number;
-  /** Relative to the largest |reward|: a standard deviation up to this is none; 1e-6 where left out. */
+  /** Relative to the largest |reward|: a standard deviation of at most this is none; default 1e-6. */
   readonly minStd?: number;
 }
 
+/** Added to a standard deviation, relative to the largest |reward|, where no epsilon is given. */
+const RELATIVE_EPSILON = 1e-8;
+
 /**
- * What is still to come at each place: `sum over s >= t of decay^(s - t) r_s`.
+ * Discounted returns, `R_t = sum over s >= t of decay^(s - t) r_s`.
  *
- * 0 leaves each place its own reward, 1 gives it all later ones too.
+ * With decay 0 each token keeps its own reward, with 1 it is credited with all later ones too.
  *
  * @param rewards - float `[..., T]`.
  * @returns float64 `[..., T]`.
@@ -47,7 +51,7 @@ export function returnsToGo(rewards: Tensor, decay: number): Tensor {
 /**
  * Rewards whitened over the whole batch: `(r - mean) / std`, the seed's REINFORCE advantage.
  *
- * @param rewards - float `[B, G]` or `[N]`; `[B, G, T]` for a return a code.
+ * @param rewards - float `[B, G]` or `[N]`; `[B, G, T]` for a return a token.
  * @returns `isConstant` has one element: whether all rewards are the same.
  */
 export function standardizedAdvantages(rewards: Tensor, options: SpreadOptions = {}): Advantages {
@@ -61,19 +65,19 @@ export function standardizedAdvantages(rewards: Tensor, options: SpreadOptions =
 }
 
 /**
- * Rewards against the mean of their group, `r - mean_g`, over the standard deviation of the group (GRPO), of all
- * rewards, or over nothing (Dr. GRPO).
+ * Rewards minus the mean of their group, divided by the standard deviation (n - 1) of the group (GRPO, the default), of
+ * all rewards, or by nothing (Dr. GRPO).
  *
- * With `"group"` no advantage exceeds `(G - 1) / sqrt(G)`, or with returns by place that times `sqrt(T)`.
+ * With `"group"` no advantage exceeds `(G - 1) / sqrt(G)`; with returns a token that times `sqrt(T)`.
  *
- * @param rewards - float `[B, G]`, or `[B, G, T]` for a return a code; G >= 2.
+ * @param rewards - float `[B, G]`, or `[B, G, T]` for a return a token; G >= 2.
  * @see Shao et al. 2024, "DeepSeekMath", sec. 4.1.2; Liu et al. 2025, "Understanding R1-Zero-Like Training", sec. 3.2.
  */
 export function groupAdvantages(
   rewards: Tensor,
   options: SpreadOptions & { scale?: "group" | "batch" | "none" } = {},
 ): Advantages {
-  const { scale = "group", epsilon = 1e-8, absoluteEpsilon = 0, minStd = 1e-6 } = options;
+  const { scale = "group", epsilon, minStd = 1e-6 } = options;
   return tidy(() => {
     requireSeveral("groupAdvantages", rewards);
     const { centered, isConstant, std, size } = center(rewards, minStd);
@@ -81,18 +85,18 @@ export function groupAdvantages(
     if (scale === "none")
       return { advantages: where(isConstant, zero, centered), isConstant: isConstant.flatten() };
     const all = scale === "group" ? { std, size } : center(rewards.flatten(0, 1).unsqueeze(0), minStd);
-    const least = all.size.mul(epsilon).add(absoluteEpsilon);
+    const divisor = all.std.add(epsilon ?? all.size.mul(RELATIVE_EPSILON));
     return {
-      advantages: where(isConstant, zero, centered.div(all.std.add(least))),
+      advantages: where(isConstant, zero, centered.div(divisor)),
       isConstant: isConstant.flatten(),
     };
   });
 }
 
 /**
- * Rewards against the mean of the others of their group: `G / (G - 1) * (r - mean_g)`.
+ * Rewards minus the mean of the other rewards of their group, which is `G / (G - 1) * (r - mean_g)`.
  *
- * @param rewards - float `[B, G]`, or `[B, G, T]` for a return a code; G >= 2.
+ * @param rewards - float `[B, G]`, or `[B, G, T]` for a return a token; G >= 2.
  * @see Ahmadian et al. 2024, "Back to Basics: Revisiting REINFORCE Style Optimization", arXiv 2402.14740.
  */
 export function rlooAdvantages(rewards: Tensor, options: Pick<SpreadOptions, "minStd"> = {}): Advantages {
@@ -105,18 +109,18 @@ export function rlooAdvantages(rewards: Tensor, options: Pick<SpreadOptions, "mi
   });
 }
 
-/** What is known of groups; all but `centered` are `[B, 1]` or `[B, 1, 1]`. */
+/** Statistics of groups; all but `centered` are `[B, 1]` or `[B, 1, 1]`. */
 interface Centered {
-  /** Less the group's mean, at each place. */
+  /** Rewards minus the group's mean, at each place. */
   readonly centered: Tensor;
-  /** n - 1, over the group and all its places. */
+  /** With n - 1, over the group and all its places. */
   readonly std: Tensor;
   /** Largest |reward|. */
   readonly size: Tensor;
   readonly isConstant: Tensor;
 }
 
-/** Two passes: the mean, then what is left. NaN stays NaN, so that an update sees it. */
+/** Two passes: the mean, then the deviations. NaN stays NaN, so that an update skips its step. */
 function center(rewards: Tensor, minStd: number): Centered {
   const r = rewards.detach().double();
   const [, g, t = 1] = r.shape as [number, number, number?];
@@ -138,18 +142,18 @@ function requireSeveral(name: string, rewards: Tensor): void {
       name,
       "at least 2 rewards to compare",
       rewards,
-      "One reward alone says nothing: raise numGenerations",
+      "A single reward cannot be compared: raise numGenerations",
     );
   }
 }
 
-/** How far {@link gae} looks ahead. */
+/** Options of {@link gae}. */
 export interface GaeOptions {
-  /** Discount of rewards a token, 1 where left out. */
+  /** Discount of rewards a token, in [0, 1]; default 1. */
   readonly gamma?: number;
-  /** 1: returns minus values; 0: one step; 0.95 where left out. */
+  /** 1: returns minus values; 0: the one-step error; in between a mix. Default 0.95. */
   readonly lambda?: number;
-  /** bool, broadcast to `[..., T]`: tokens that count; the others are stepped over. */
+  /** bool, broadcast to `[..., T]`: tokens that count; the others are skipped. Default all. */
   readonly mask?: Tensor;
 }
 
@@ -157,8 +161,8 @@ export interface GaeOptions {
  * Generalised advantage estimates: `delta_t = r_t + gamma V_{t+1} - V_t`, `A_t = delta_t + gamma lambda A_{t+1}`.
  * Sequences end: the value after the last token is 0.
  *
- * @param rewards - float `[..., T]`, a token.
- * @param values - float `[..., T]`: V before each token.
+ * @param rewards - float `[..., T]`: of each token.
+ * @param values - float `[..., T]`: V before each token is drawn.
  * @returns float64 `[..., T]`: advantages, and returns `A + V`; 0 and V where a token does not count.
  * @see Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage Estimation", eq. 16.
  */
@@ -191,9 +195,9 @@ export function gae(
 }
 
 /**
- * Values less their mean, over their standard deviation (n - 1), both over the tokens that count.
+ * Values minus their mean, divided by their standard deviation (n - 1), both over the tokens that count.
  *
- * Where there is no spread the values are only centred.
+ * Values that are all the same are only centred.
  */
 export function whiten(values: Tensor, mask?: Tensor): Tensor {
   return tidy(() => {

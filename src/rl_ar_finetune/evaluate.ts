@@ -1,8 +1,8 @@
 /**
- * Judging a policy during a run on images that it is not trained on: the reward, metrics that are no part of it, and how
- * likely the true codes are. Always the same images and the same draws, so that two evaluations differ by the policy alone.
+ * Evaluation of the policy during a run, on held-out images: the reward, metrics that are not in the reward, and the
+ * likelihood of the true codes. The images and the random numbers are the same every time, so that two evaluations
+ * differ by the policy alone.
  */
-
 import type { TrainConfig } from "../config/resolve.js";
 import { signOf } from "../metrics/measures.js";
 import { type Spread, spreadOf } from "../run/metrics.js";
@@ -13,13 +13,13 @@ import { scoreCodes } from "./scoring.js";
 import { contextAt, evalSamplingOf } from "./settings.js";
 import { conditionOf, decodeFor, encodeFor, rolloutFor } from "./step.js";
 
-/** What an evaluation found. */
+/** Results of an evaluation. */
 export interface Evaluation {
   readonly spreads: Readonly<Record<string, Spread>>;
   readonly metrics: Readonly<Record<string, number>>;
 }
 
-/** Metrics that are watched whether or not they are rewarded. */
+/** Metrics that every evaluation measures, rewarded or not. */
 const WATCHED: readonly Term[] = [
   reconstructionTerm("l1"),
   reconstructionTerm("l2"),
@@ -28,10 +28,11 @@ const WATCHED: readonly Term[] = [
 ];
 
 /**
- * Evaluate the policy as it is now.
+ * Evaluate the policy, with the EMA of its weights where the run keeps one.
  *
- * @returns `eval/reward` and every metric with its spread over all samples, in natural units; `eval/nats_per_token` of the true
- *   codes; the share of the codebook that samples use; how far an image's samples lie apart.
+ * @returns spreads over all samples of `eval/reward` and of every metric in its own units, of `eval/nats_per_token` (of
+ *   the true codes) and `eval/diversity` (standard deviation a pixel between the samples of an image); and
+ *   `eval/codebook_usage`, the part of the codebook that the samples use.
  */
 export async function evaluate(config: TrainConfig, parts: RunParts): Promise<Evaluation> {
   const values = new Map<string, number[]>();
@@ -42,7 +43,7 @@ export async function evaluate(config: TrainConfig, parts: RunParts): Promise<Ev
   const rewarded = new Set(parts.terms.map((term) => term.name));
   const watched = WATCHED.filter((term) => !rewarded.has(term.name));
   if (parts.unrewarded !== null) watched.push(parts.unrewarded);
-  // The average of the weights is what a user will sample from, where there is one.
+  // Users sample from the EMA of the weights where there is one.
   const withAverage = (fn: () => void): void =>
     parts.ema === null ? tidy(fn) : parts.ema.withAverage(() => tidy(fn));
   let index = 0;
@@ -83,9 +84,9 @@ export async function evaluate(config: TrainConfig, parts: RunParts): Promise<Ev
 }
 
 /**
- * Whether the reward is being gamed: it rose since the first evaluation while every watched metric outside it fell.
+ * Whether the reward is being hacked: it rose since the first evaluation while every metric outside it got worse.
  *
- * @param names - rewarded terms.
+ * @param names - the terms of the reward.
  */
 export function isHacked(first: Evaluation, now: Evaluation, names: ReadonlySet<string>): boolean {
   const mean = (evaluation: Evaluation, name: string): number =>

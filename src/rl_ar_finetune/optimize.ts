@@ -1,16 +1,16 @@
 /**
- * Policy updates: REINFORCE, RLOO, GRPO and its kin, PPO. Each turns rewards into advantages and says what is descended;
- * `update.ts` does the rest. Rewards, learning rates, and what to do about a step that was skipped are the loop's affair.
+ * Policy updates: REINFORCE, RLOO, GRPO and its variants, PPO with its value head. Each turns rewards into advantages and
+ * says which loss is minimised; `update.ts` does the rest. `docs/algorithms.md` has every formula with its source.
  *
  * Deviations from the papers, beside those of `advantages.ts` and `losses.ts`:
- * - old log-probabilities are the sampler's, so a ratio also corrects for whatever differs between sampling and scoring;
- *   before the first step that difference is measured, and refused when it is large;
+ * - old log-probabilities are the sampler's, so that a ratio also corrects for differences between sampling and scoring;
+ *   the difference is measured before the first step, and a large one is an error;
  * - means are over the window of an optimizer step, never over a micro-batch;
- * - groups of one reward have advantage 0 and still count in those means;
+ * - groups whose rewards are all the same have advantage 0 and still count in those means;
  * - rewards may come with each token, where the papers have one a sequence: a token is then credited with its own
- *   and, decayed, with later ones, never with earlier ones;
- * - a divergence in the loss is not reweighted for codes that an older policy drew;
- * - PPO's value head does not train the trunk unless asked to, and advantages are whitened over the rollout;
+ *   reward and, discounted, with later ones;
+ * - KL in the loss is not reweighted for codes that an older policy drew;
+ * - PPO's value loss does not train the trunk unless asked to, and advantages are whitened over the rollout;
  * - dropout is off throughout.
  */
 import { Linear, Module } from "../nn/index.js";
@@ -37,17 +37,20 @@ import {
   whiten,
 } from "./advantages.js";
 import { type ClipOptions, cispoLoss, explainedVariance, pgLoss, reinforceLoss } from "./losses.js";
-import { withoutDropout } from "./sampling.js";
+import { requireChoice, requireNumber, withoutDropout } from "./sampling.js";
 import { rangesOf, someRows, statesOf } from "./scoring.js";
 import {
-  askReference,
   asRows,
   type KlOptions,
   type Optimizer,
   type Prepared,
   prepare,
-  type ReferenceView,
+  type ReferenceScores,
+  readUpdate,
   runUpdate,
+  scoreReference,
+  UPDATE_NAMES,
+  type UpdateArguments,
   type UpdateBatch,
   type UpdateOptions,
   type UpdateResult,
@@ -55,96 +58,160 @@ import {
 import type { Objective } from "./window.js";
 
 export type { KlOptions, Optimizer, UpdateBatch, UpdateOptions, UpdateResult } from "./update.js";
-export { type BatchPlan, planBatches } from "./update.js";
+export { type BatchPlan, planBatches, type UpdateArguments } from "./update.js";
+
+/** Options of {@link reinforceUpdate}. */
+export type ReinforceOptions = UpdateOptions & SpreadOptions;
+
+/** Options of {@link rlooUpdate}. */
+export type RlooOptions = UpdateOptions & Pick<SpreadOptions, "minStd">;
+
+const SPREAD_NAMES = { epsilon: true, minStd: true } as const;
 
 /**
  * REINFORCE: advantages are the rewards whitened over the batch, the loss is
  * `-mean over sequences of sum_t A logp_t - entropyCoef * entropy`.
  *
- * Log-probabilities are computed anew, with gradients; those of the batch only tell how far off that is. Nothing corrects
- * for steps in between: for more than one step a rollout take `grpoUpdate`.
+ * Log-probabilities are computed anew, with gradients; those of the batch are only compared with them. Nothing corrects
+ * for earlier steps on the same rollout: for more than one step a rollout use `grpoUpdate`.
  *
- * @param batch - tokens int64 `[N, T]`, logprobs float `[N, T]`, rewards float `[N]` or `[N, T]`, or a rollout
- *   `[B, G, ...]`.
- * @returns steps taken and skipped, and metrics; the optimizer's gradients are dropped.
- * @throws Error when the batch's log-probabilities are not those of the policy: see `maxRatioGap`.
+ * @param given - a batch and {@link ReinforceOptions}: tokens int64 `[N, T]`, logprobs float `[N, T]`, rewards float
+ *   `[N]` or `[N, T]`, or a rollout `[B, G, ...]`. Or tokens, logprobs, rewards, mask, entropyCoef, maxGradNorm in this
+ *   order, as in Python.
+ * @returns steps taken and skipped, and metrics; the parameters' gradients are set to none.
+ * @throws Error when the batch's log-probabilities are not those of the policy: see `maxRatioGap`. RangeError or
+ *   TypeError for an argument that is unknown, missing or out of range.
+ * @see Williams 1992, "Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning".
  */
 export function reinforceUpdate(
   policy: ArPolicy,
   optimizer: Optimizer,
-  batch: UpdateBatch,
-  options: UpdateOptions & SpreadOptions = {},
+  ...given: UpdateArguments<ReinforceOptions>
 ): UpdateResult {
+  const where = "reinforceUpdate";
+  const { batch, options } = readUpdate<ReinforceOptions>(where, given, { ...UPDATE_NAMES, ...SPREAD_NAMES });
+  checkSpread(where, options);
   const advantagesOf = (rewards: Tensor): Advantages => standardizedAdvantages(rewards, options);
   const defaults = { aggregation: "sum" as const, ...options };
-  return policyUpdate("reinforceUpdate", policy, optimizer, batch, defaults, advantagesOf, plainObjective);
+  return policyUpdate(where, policy, optimizer, batch, defaults, advantagesOf, plainObjective);
 }
 
 /**
  * REINFORCE with the mean of the group's other rewards as the baseline.
  *
- * @param batch - a rollout with rewards `[B, G]` or `[B, G, T]`, G >= 2.
+ * @param given - a rollout with rewards `[B, G]` or `[B, G, T]`, G >= 2, and {@link RlooOptions}; or as for
+ *   {@link reinforceUpdate}.
  * @see Ahmadian et al. 2024, "Back to Basics: Revisiting REINFORCE Style Optimization", arXiv 2402.14740.
  */
 export function rlooUpdate(
   policy: ArPolicy,
   optimizer: Optimizer,
-  batch: UpdateBatch,
-  options: UpdateOptions & Pick<SpreadOptions, "minStd"> = {},
+  ...given: UpdateArguments<RlooOptions>
 ): UpdateResult {
+  const where = "rlooUpdate";
+  const { batch, options } = readUpdate<RlooOptions>(where, given, { ...UPDATE_NAMES, minStd: true });
+  checkSpread(where, options);
   const advantagesOf = (rewards: Tensor): Advantages => rlooAdvantages(rewards, options);
   const defaults = { aggregation: "sum" as const, ...options };
-  return policyUpdate("rlooUpdate", policy, optimizer, batch, defaults, advantagesOf, plainObjective);
+  return policyUpdate(where, policy, optimizer, batch, defaults, advantagesOf, plainObjective);
 }
 
 const plainObjective = { policyLoss: reinforceLoss, clip: [Infinity, Infinity] } as const;
 
-/** Options of {@link grpoUpdate} beside those of every update. */
+/** Options of {@link grpoUpdate}. */
 export interface GrpoOptions extends UpdateOptions, SpreadOptions, Omit<ClipOptions, "mask"> {
-  /** What a group's centred rewards are divided by: `"none"` is Dr. GRPO's, with `aggregation: "dr_grpo"`. */
+  /** What a group's centred rewards are divided by; default `"group"`, `"none"` is Dr. GRPO. */
   readonly scale?: "group" | "batch" | "none";
-  /** `"cispo"` keeps every token's gradient and caps its weight at `ratioCap`; no clip then. */
+  /** Default `"clip"`; `"cispo"` keeps every token's gradient and caps its weight at `ratioCap` in place of the clip. */
   readonly objective?: "clip" | "cispo";
-  /** 5 where left out. */
+  /** Largest weight of a token with `"cispo"`; default 5. */
   readonly ratioCap?: number;
 }
 
+const CLIP_NAMES = { clipLow: true, clipHigh: true, dualClip: true } as const;
+
 /**
- * GRPO: advantages are rewards against their group's, the loss is the clipped surrogate.
+ * GRPO: advantages are rewards relative to their group's, the loss is the clipped surrogate.
  *
- * Defaults: clip 0.2 below and 0.28 above, |advantage| at most 5, one epoch. At one step a rollout nothing is clipped
- * and the loss is about 0: its gradient is what counts. Dr. GRPO, DAPO, BNPO, GSPO (`level: "sequence"`) and CISPO are
- * options.
+ * Defaults: clip 0.2 below and 0.28 above, |advantage| at most 5, one epoch. With one step a rollout nothing is clipped
+ * and the loss is about 0; its gradient is not. Dr. GRPO (`scale: "none"`), GSPO (`level: "sequence"`) and CISPO
+ * (`objective: "cispo"`) are options; the two sides of the clip are DAPO's.
  *
- * @param batch - a rollout with rewards `[B, G]` or `[B, G, T]`, G >= 2.
+ * @param given - a rollout with rewards `[B, G]` or `[B, G, T]`, G >= 2, and {@link GrpoOptions}; or as for
+ *   {@link reinforceUpdate}.
  * @see Shao et al. 2024, "DeepSeekMath", eq. 3, arXiv 2402.03300.
  */
 export function grpoUpdate(
   policy: ArPolicy,
   optimizer: Optimizer,
-  batch: UpdateBatch,
-  options: GrpoOptions = {},
+  ...given: UpdateArguments<GrpoOptions>
 ): UpdateResult {
-  const { clipLow = 0.2, clipHigh = 0.28, dualClip, level = "token", objective = "clip", ratioCap } = options;
-  const advantagesOf = (rewards: Tensor): Advantages => groupAdvantages(rewards, options);
-  const clip = { clipLow, clipHigh, level, ...(dualClip !== undefined && { dualClip }) };
+  const where = "grpoUpdate";
+  const { batch, options } = readUpdate<GrpoOptions>(where, given, {
+    ...UPDATE_NAMES,
+    ...SPREAD_NAMES,
+    ...CLIP_NAMES,
+    level: true,
+    scale: true,
+    objective: true,
+    ratioCap: true,
+  });
+  checkSpread(where, options);
+  checkClip(where, options);
+  const {
+    clipLow = 0.2,
+    clipHigh = 0.28,
+    dualClip,
+    level = "token",
+    objective = "clip",
+    ratioCap = 5,
+  } = options;
+  requireChoice(`${where}.level`, level, ["token", "sequence"]);
+  requireChoice(`${where}.scale`, options.scale, ["group", "batch", "none"]);
+  requireChoice(`${where}.objective`, objective, ["clip", "cispo"]);
+  requireNumber(`${where}.ratioCap`, ratioCap, 0);
+  const isCispo = objective === "cispo";
+  if (isCispo && level === "sequence") {
+    throw expected(
+      `${where}.level`,
+      "token with objective cispo",
+      level,
+      "CISPO weighs each token by its own ratio",
+    );
+  }
   for (const signal of [batch.advantages, batch.rewards]) {
     if (level === "token" || signal?.shape.join() !== batch.tokens.shape.join()) continue;
-    throw expected("grpoUpdate", "one number a sequence with level sequence", signal);
+    throw expected(where, "one number a sequence with level sequence", signal);
   }
-  const isCispo = objective === "cispo";
+  const advantagesOf = (rewards: Tensor): Advantages => groupAdvantages(rewards, options);
+  const clip = { clipLow, clipHigh, level, ...(dualClip !== undefined && { dualClip }) };
   const loss = {
-    policyLoss: (logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) =>
+    policyLoss: (logprobs: Tensor, oldLogprobs: Tensor, advantages: Tensor, mask: Tensor) =>
       isCispo
-        ? cispoLoss(logprobs, old, advantages, ratioCap)
-        : pgLoss(logprobs, old, advantages, { ...clip, mask }),
-    clip: isCispo ? ([Infinity, (ratioCap ?? 5) - 1] as const) : ([clipLow, clipHigh] as const),
+        ? cispoLoss(logprobs, oldLogprobs, advantages, ratioCap)
+        : pgLoss(logprobs, oldLogprobs, advantages, { ...clip, mask }),
+    clip: isCispo ? ([Infinity, ratioCap - 1] as const) : ([clipLow, clipHigh] as const),
   };
-  const defaults = { aggregation: "grpo" as const, advantageClip: 5, ...options };
-  return policyUpdate("grpoUpdate", policy, optimizer, batch, defaults, advantagesOf, loss);
+  const defaults = { advantageClip: 5, ...options };
+  return policyUpdate(where, policy, optimizer, batch, defaults, advantagesOf, loss);
 }
 
-/** REINFORCE, RLOO and GRPO: no value head. */
+function checkSpread(where: string, { epsilon, minStd }: SpreadOptions): void {
+  if (epsilon !== undefined) requireNumber(`${where}.epsilon`, epsilon, 0);
+  if (minStd !== undefined) requireNumber(`${where}.minStd`, minStd, 0);
+}
+
+function checkClip(
+  where: string,
+  { clipLow, clipHigh, dualClip }: Omit<ClipOptions, "mask" | "level">,
+): void {
+  if (clipLow !== undefined) requireNumber(`${where}.clipLow`, clipLow, 0);
+  if (clipHigh !== undefined) requireNumber(`${where}.clipHigh`, clipHigh, 0);
+  if (dualClip !== undefined && !(dualClip > 1))
+    throw expected(`${where}.dualClip`, "a number above 1", dualClip);
+}
+
+/** REINFORCE, RLOO and GRPO, which have no value head. */
 function policyUpdate(
   where: string,
   policy: ArPolicy,
@@ -158,13 +225,10 @@ function policyUpdate(
   return tidy(() =>
     withoutDropout(kl ? [policy, kl.reference] : [policy], () => {
       const prepared = prepare(where, batch, options);
-      const view = kl && askReference(policy, prepared, kl);
-      const { advantages, isConstant } = signalOf(where, batch, prepared, view, advantagesOf, options);
+      const reference = kl && scoreReference(policy, prepared, kl);
       const signal = {
-        advantages,
-        constantGroups: isConstant?.sum().item() ?? 0,
-        groups: isConstant?.numel ?? 1,
-        view,
+        ...advantagesOfBatch(where, batch, prepared, reference, advantagesOf, options),
+        reference,
       };
       const objective = { ...loss, ...objectiveOf(options, kl), value: null };
       return runUpdate(where, policy, optimizer, prepared, signal, objective, options);
@@ -172,43 +236,41 @@ function policyUpdate(
   );
 }
 
-function signalOf(
+/** Advantages `[R, K, 1]` or `[R, K, T]` from a batch's rewards, after the KL penalty; or the batch's own. */
+function advantagesOfBatch(
   where: string,
   batch: UpdateBatch,
   prepared: Prepared,
-  view: ReferenceView | null,
+  reference: ReferenceScores | null,
   advantagesOf: (rewards: Tensor) => Advantages,
   options: UpdateOptions,
 ): { advantages: Tensor; isConstant: Tensor | null } {
   const { passes, mask } = prepared;
   if ((batch.rewards === undefined) === (batch.advantages === undefined)) {
-    throw expectedType(
-      where,
-      "either rewards or advantages",
-      batch.rewards === undefined ? "neither" : "both",
-    );
+    const got = batch.rewards === undefined ? "neither" : "both";
+    throw expectedType(where, "either rewards or advantages", got);
   }
   if (batch.rewards === undefined) {
-    if (view?.penalty) throw expectedType(where, "rewards with the divergence in the reward", "advantages");
+    if (reference?.penalty) throw expectedType(where, "rewards with kl.placement reward", "advantages");
     const advantages = batch.advantages as Tensor;
     checkPerSequence(where, "advantages", advantages, batch.tokens);
     return { advantages: asRows(advantages.detach().double(), passes), isConstant: null };
   }
   checkPerSequence(where, "rewards", batch.rewards, batch.tokens);
   const rewards = batch.rewards.double();
-  const penalty = view?.penalty?.mul(mask); // [R, K, T]
+  const penalty = reference?.penalty?.mul(mask); // [R, K, T]
   if (!isByPlace(batch)) {
     const sums = penalty?.sum(2).reshape(...rewards.shape);
     const { advantages, isConstant } = advantagesOf(sums ? rewards.sub(sums) : rewards);
     return { advantages: asRows(advantages, passes), isConstant };
   }
   if (batch.mask !== undefined) {
-    // The mean over a group would be one of different numbers of sequences at different places.
+    // The group's mean at a place would be over different numbers of sequences.
     throw expectedType(where, "no mask with rewards a token", "one", "Set the rewards of such tokens to 0");
   }
   const [b, g, t] = batch.tokens.ndim === 3 ? batch.tokens.dims(3) : batch.tokens.unsqueeze(1).dims(3);
-  const owed = asRows(rewards, passes);
-  const returns = returnsToGo(penalty ? owed.sub(penalty) : owed, options.creditDecay ?? 1);
+  const rewardRows = asRows(rewards, passes);
+  const returns = returnsToGo(penalty ? rewardRows.sub(penalty) : rewardRows, options.creditDecay ?? 1);
   const { advantages, isConstant } = advantagesOf(returns.reshape(b, g, t));
   return { advantages: asRows(advantages, passes), isConstant };
 }
@@ -224,16 +286,15 @@ function checkPerSequence(where: string, name: string, given: Tensor, tokens: Te
   throw expected(where, `${name} [${perSequence.join(", ")}] or in the shape of the tokens`, given);
 }
 
-/** The parts of an objective that every update shares. */
+/** The parts of the objective that every update shares. */
 function objectiveOf(
   options: UpdateOptions,
   kl: Required<KlOptions> | null,
 ): Omit<Objective, "policyLoss" | "clip" | "value"> {
-  const { aggregation = "grpo", maxLen, entropyCoef = 0, auxCe = 0 } = options;
+  const { aggregation = "mean", entropyCoef = 0, auxCe = 0 } = options;
   const inLoss = kl !== null && kl.placement === "loss" && kl.coef !== 0;
   return {
     aggregation,
-    ...(maxLen !== undefined && { maxLen }),
     entropyCoef,
     auxCe,
     kl: inLoss ? { coef: kl.coef, reference: kl.reference, kind: kl.estimator } : null,
@@ -242,15 +303,16 @@ function objectiveOf(
 
 function klWithDefaults(kl: KlOptions | undefined, usual: "loss" | "reward"): Required<KlOptions> | null {
   if (kl === undefined) return null;
-  if (kl.coef === 0) return { ...kl, placement: "loss", estimator: "k3" }; // only measured
+  if (kl.coef === 0) return { ...kl, placement: "loss", estimator: "k3" }; // measured alone
   const { placement = usual, estimator = placement === "loss" ? "k3" : "k1" } = kl;
   return { ...kl, placement, estimator };
 }
 
 /**
- * `V = weight . hidden + bias`, both 0 at first: a new head must not disturb the first advantages.
+ * PPO's value head: one number a position, `V = weight . hidden + bias`, from the states that the policy's own head
+ * reads. Weight and bias are 0 at first, so that the first advantages are the rewards alone.
  *
- * Give its parameters to the optimizer beside the policy's; a fresh head usually wants a larger learning rate.
+ * Give its parameters to the optimizer beside the policy's; a new head usually needs a larger learning rate.
  */
 export class ValueHead extends Module {
   readonly out: Linear;
@@ -270,80 +332,110 @@ export class ValueHead extends Module {
   }
 }
 
-/** Options of {@link ppoUpdate} beside those of every update. */
+/** Options of {@link ppoUpdate}. */
 export interface PpoOptions
   extends UpdateOptions,
     Omit<GaeOptions, "mask">,
     Omit<ClipOptions, "mask" | "level"> {
-  /** Its parameters belong into the optimizer, beside the policy's. */
+  /** Its parameters belong in the optimizer, beside the policy's. */
   readonly valueHead: ValueHead;
-  /** 0.1 where left out. */
+  /** Weight of the value loss; default 0.1. */
   readonly valueCoef?: number;
-  /** How far a value may move from the old one, 0.2 where left out; null for no clip. */
+  /** How far a value may move from the old one; default 0.2, null for no clip. */
   readonly valueClip?: number | null;
-  /** Whether the value's gradient stops at the trunk, which is where it would harm the policy; true where left out. */
+  /** Whether the value loss leaves the trunk alone, whose features the policy needs; default true. */
   readonly detachTrunk?: boolean;
-  /** Whether advantages get mean 0 and standard deviation 1 over the rollout; true where left out. */
+  /** Whether advantages get mean 0 and standard deviation 1 over the rollout; default true. */
   readonly whiten?: boolean;
 }
 
 /**
- * PPO: generalised advantages from a value head, the clipped surrogate, several epochs.
+ * PPO: generalised advantage estimates from a value head, the clipped surrogate, several epochs.
  *
- * A sequence's reward comes with its last token, unless rewards come with each; a divergence from a reference is taken from each token's reward
- * unless placed in the loss. Where a group shares its context one value a position serves all its sequences.
- * Defaults: 4 epochs, clip 0.2, gamma 1, lambda 0.95, target KL 0.02 (the update ends above 1.5 times that, before
- * the step).
+ * A sequence's reward comes with its last token, unless rewards come with each token. KL to a reference is subtracted
+ * from each token's reward unless placed in the loss. Where a group shares its context, one value a position serves all
+ * its sequences. Defaults: 4 epochs, clip 0.2, gamma 1, lambda 0.95, target KL 0.02 (the update ends above 1.5 times
+ * that, before the step).
  *
- * @param batch - a rollout with rewards `[B, G]` or `[B, G, T]`; G may be 1.
+ * @param given - a rollout with rewards `[B, G]` or `[B, G, T]`, G >= 1, and {@link PpoOptions}; or as for
+ *   {@link reinforceUpdate}, with `valueHead` among the options.
  * @see Schulman et al. 2017, "Proximal Policy Optimization Algorithms", arXiv 1707.06347.
  */
 export function ppoUpdate(
   policy: ArPolicy,
   optimizer: Optimizer,
-  batch: UpdateBatch,
-  options: PpoOptions,
+  ...given: UpdateArguments<PpoOptions>
 ): UpdateResult {
   const where = "ppoUpdate";
+  const { batch, options } = readUpdate<PpoOptions>(where, given, {
+    ...UPDATE_NAMES,
+    ...CLIP_NAMES,
+    gamma: true,
+    lambda: true,
+    valueHead: true,
+    valueCoef: true,
+    valueClip: "nullable",
+    detachTrunk: true,
+    whiten: true,
+  });
+  checkClip(where, options);
   const {
     valueHead,
     valueCoef = 0.1,
     valueClip = 0.2,
     detachTrunk = true,
     clipLow = 0.2,
-    clipHigh,
     dualClip,
   } = options;
-  const defaults = { epochs: 4, targetKl: 0.02, aggregation: "dapo" as const, ...options };
+  const { clipHigh = clipLow, gamma = 1, lambda = 0.95 } = options;
+  if (!(valueHead instanceof ValueHead)) {
+    throw expectedType(
+      `${where}.valueHead`,
+      "a ValueHead",
+      valueHead,
+      "Make one with new ValueHead(policy.hiddenSize)",
+    );
+  }
+  requireNumber(`${where}.valueCoef`, valueCoef, 0);
+  if (valueClip !== null) requireNumber(`${where}.valueClip`, valueClip, 0);
+  requireNumber(`${where}.gamma`, gamma, 0, 1);
+  requireNumber(`${where}.lambda`, lambda, 0, 1);
+  const defaults = { epochs: 4, targetKl: 0.02, ...options };
   const kl = klWithDefaults(options.kl, "reward");
-  const clip = { clipLow, clipHigh: clipHigh ?? clipLow, ...(dualClip !== undefined && { dualClip }) };
+  const clip = { clipLow, clipHigh, ...(dualClip !== undefined && { dualClip }) };
   return tidy(() =>
     withoutDropout(kl ? [policy, kl.reference] : [policy], () => {
-      const { rewards, advantages: given, tokens } = batch;
-      if (rewards === undefined || given !== undefined)
-        throw expectedType(where, "rewards and no advantages", "others");
+      const { rewards, tokens } = batch;
+      if (rewards === undefined || batch.advantages !== undefined) {
+        const got = rewards === undefined ? "no rewards" : "advantages";
+        throw expectedType(where, "rewards, and no advantages", got, "PPO makes its own from the value head");
+      }
       checkPerSequence(where, "rewards", rewards, tokens);
       const prepared = prepare(where, batch, defaults);
       const { mask } = prepared;
-      const view = kl && askReference(policy, prepared, kl);
+      const reference = kl && scoreReference(policy, prepared, kl);
       const oldValues = valuesOf(policy, valueHead, prepared); // [R, T]
-      const owed = asRows(rewards.double(), prepared.passes); // [R, K, 1] or [R, K, T]
-      const score = owed.mul(isByPlace(batch) ? mask : lastCounted(mask)); // [R, K, T]
-      const perToken = view?.penalty ? score.sub(view.penalty.mul(mask)) : score;
+      const rewardRows = asRows(rewards.double(), prepared.passes); // [R, K, 1] or [R, K, T]
+      const score = rewardRows.mul(isByPlace(batch) ? mask : lastCounted(mask)); // [R, K, T]
+      const perToken = reference?.penalty ? score.sub(reference.penalty.mul(mask)) : score;
       const values = oldValues.unsqueeze(1).expand(...mask.shape);
-      const { advantages, returns } = gae(perToken, values, { ...options, mask });
+      const { advantages, returns } = gae(perToken, values, { gamma, lambda, mask });
       const signal = {
         advantages: (options.whiten ?? true) ? whiten(advantages, mask) : advantages,
-        constantGroups: 0,
-        groups: 1,
-        view,
+        isConstant: null,
+        reference,
         oldValues,
         returns,
+        scalars: {
+          "value/explained_variance": explainedVariance(returns, values, mask),
+          "value/mean": oldValues.mean(),
+          "value/std": oldValues.std(null, { correction: 0 }),
+        },
       };
       const objective: Objective = {
         ...objectiveOf(defaults, kl),
-        policyLoss: (logprobs, old, a) => pgLoss(logprobs, old, a, clip),
-        clip: [clip.clipLow, clip.clipHigh],
+        policyLoss: (logprobs, oldLogprobs, a) => pgLoss(logprobs, oldLogprobs, a, clip),
+        clip: [clipLow, clipHigh],
         value: {
           head: valueHead,
           coef: valueCoef,
@@ -351,19 +443,12 @@ export function ppoUpdate(
           detachTrunk,
         },
       };
-      const result = runUpdate(where, policy, optimizer, prepared, signal, objective, defaults);
-      const metrics = {
-        ...result.metrics,
-        "value/explained_variance": explainedVariance(returns, values, mask),
-        "value/mean": oldValues.mean().item(),
-        "value/std": oldValues.std(null, { correction: 0 }).item(),
-      };
-      return { ...result, metrics };
+      return runUpdate(where, policy, optimizer, prepared, signal, objective, defaults);
     }),
   );
 }
 
-/** Values before the update, float64 `[R, T]`, without a graph. */
+/** Values before the update, float64 `[R, T]`, no gradient. */
 function valuesOf(policy: ArPolicy, head: ValueHead, prepared: Prepared): Tensor {
   const { passes, microBatch, states } = prepared;
   return noGrad(() => {

@@ -1,6 +1,6 @@
 /**
- * What a sample is worth: metrics of one decoded batch, turned so that higher is better, weighted and added. Metrics
- * are those of `src/metrics`; advantages are made of the totals elsewhere.
+ * Rewards: metrics of one decoded batch, with a sign that makes higher better, weighted and added. The metrics are those
+ * of `src/metrics`; `advantages.ts` makes advantages of the totals.
  */
 import {
   type LPIPS,
@@ -21,22 +21,25 @@ import { signOf } from "../metrics/measures.js";
 import {
   type AutocastState,
   autocast,
+  type Device,
   expected,
+  expectedType,
   functional as F,
   keep,
   noGrad,
+  readOptions,
   stack,
-  type Tensor,
+  Tensor,
   tidy,
 } from "../torch/index.js";
 
 /** Rewards that compare a decoded image with its input. */
 export type ReconstructionType = "l1" | "l2" | "psnr" | "ssim" | "ms_ssim" | "lpips" | "perceptual";
 
-/** How rewards are put on one scale before they are used: as they are, or mean 0 and standard deviation 1. */
+/** The scale of each term before it is weighted: its own, or mean 0 and standard deviation 1 over batch or group. */
 export type Normalization = "none" | "batch" | "group";
 
-/** A batch to be judged: everything is computed from this one decode. */
+/** A batch to be judged: all terms are computed from this one decode. */
 export interface Judged {
   /** float32 `[B, 3, H, W]` in [-1, 1]. */
   readonly images: Tensor;
@@ -50,31 +53,31 @@ export interface Judged {
 export interface Term {
   readonly name: string;
   readonly weight: number;
-  /** -1 for a loss or a distance, 1 for a score, as `src/metrics/measures.ts` has it: value times sign is better the higher it is. */
+  /** -1 for a loss or a distance, 1 for a score, from `src/metrics/measures.ts`: higher values times this are better. */
   readonly sign: 1 | -1;
-  /** Values in the metric's own units, float `[B * G]`. */
+  /** One value a sample in the metric's own units, float `[B * G]`. */
   readonly measure: (judged: Judged) => Tensor;
-  /** The same at each pixel, float `[B * G, H, W]`, for terms that have it. */
+  /** The metric at each pixel, float `[B * G, H, W]`, for terms that have it. */
   readonly map?: (judged: Judged) => Tensor;
-  /** Frees its network and what it holds of the last images, for whoever opened the network for this term alone. */
+  /** Frees its network and the features of the last images, for callers that opened the network for this term. */
   readonly dispose?: () => void;
 }
 
-/** What a batch was found to be worth. */
+/** The rewards of a batch. */
 export interface Rewards {
   /** float64 `[B, G]`: weighted sum of the terms, higher is better. */
   readonly total: Tensor;
-  /** The same sum of the terms as they are measured; `total` itself without normalisation. */
+  /** The weighted sum without normalisation; `total` itself where there is none. */
   readonly plain: Tensor;
   /** float64 `[B, G]` by name, in the metrics' own units, unweighted. */
   readonly terms: Readonly<Record<string, Tensor>>;
 }
 
-/** Settings of {@link reconstructionTerm}. */
+/** Options of {@link reconstructionTerm}. */
 export interface TermOptions {
-  /** 1 where left out. */
+  /** Default 1. */
   readonly weight?: number;
-  /** Samples that a metric compares at a time. */
+  /** Samples that a metric compares at a time; default is the metric's own. */
   readonly chunk?: number;
   /** The network of `"lpips"`. */
   readonly lpips?: LPIPS;
@@ -156,7 +159,7 @@ function inCast<T>(amp: AutocastState | undefined, fn: () => T): T {
   return amp === undefined ? fn() : autocast(amp, fn);
 }
 
-/** Features of the last images that were judged: the ceiling and the samples of a batch share them. */
+/** Features of the last images by network, which the samples of a batch and its ceiling share. */
 const references = new WeakMap<LPIPS | PerceptualDistance, { images: Tensor; reference: UnitFeatures }>();
 
 function referenceOf(network: LPIPS | PerceptualDistance, { images }: Judged): UnitFeatures {
@@ -172,7 +175,7 @@ function referenceOf(network: LPIPS | PerceptualDistance, { images }: Judged): U
 /** Name of {@link unrewardedTerm}. */
 export const UNREWARDED = "perceptual_held_out";
 
-/** The distance in the features of a classifier that no reward uses, to be watched beside them. */
+/** The distance in the features of a classifier that no reward uses, as a check on the rewards. */
 export function unrewardedTerm(perceptual: PerceptualDistance): Term {
   return { ...reconstructionTerm("perceptual", { perceptual }), name: UNREWARDED };
 }
@@ -193,7 +196,7 @@ export function patchGanTerm(
   };
 }
 
-/** 1 - cosine between the latents of samples and images; the batch must bring them. */
+/** 1 - cosine between the latents of samples and images, which the batch must have. */
 export function latentCosineTerm(weight = 1): Term {
   return {
     name: "latent_cosine",
@@ -208,9 +211,10 @@ export function latentCosineTerm(weight = 1): Term {
 }
 
 /**
- * A reward of the user's: higher is better.
+ * The user's own reward: higher is better.
  *
- * @param reward - from images `[B, 3, H, W]` and samples `[B * G, 3, H, W]` to scores `[B * G]`, as in {@link Judged}.
+ * @param reward - from images `[B, 3, H, W]` and samples `[B * G, 3, H, W]` to a Tensor of scores `[B * G]`, as in
+ *   {@link Judged}.
  */
 export function customTerm(
   name: string,
@@ -221,11 +225,40 @@ export function customTerm(
 }
 
 /**
+ * One value a sample of a term.
+ *
+ * @returns float `[B * G]`, on the device of the samples.
+ * @throws TypeError when the term gives no Tensor, RangeError when it gives another shape than `[B * G]`.
+ */
+export function termValue(term: Term, judged: Judged): Tensor {
+  return checkedValue(`reward.${term.name}`, term.measure(judged), [judged.samples.size(0)], judged);
+}
+
+function checkedValue(where: string, value: unknown, shape: readonly number[], { samples }: Judged): Tensor {
+  const wanted = `a Tensor of ${shape.length === 1 ? "one value a sample" : "one value a pixel"}, [${shape.join(", ")}]`;
+  if (!(value instanceof Tensor)) {
+    const remedy =
+      "Return torch.tensor([...]) or the result of tensor operations, not a promise, a number or an array";
+    throw expectedType(where, wanted, value instanceof Promise ? "a promise" : value, remedy);
+  }
+  if (value.shape.join() !== shape.join()) {
+    throw expected(
+      where,
+      wanted,
+      value,
+      "Average over all dimensions but the first, for example mean([1, 2, 3])",
+    );
+  }
+  return value.device === samples.device ? value : value.to({ device: samples.device as Device });
+}
+
+/**
  * Judge a batch by several terms.
  *
  * @param options.normalize - put each term on one scale before it is weighted: `"batch"` over all samples, `"group"`
  *   over the samples of an image. Terms of different units can then be mixed by weight alone.
- * @throws RangeError when there is no term, when two have one name, or when a term gives another shape than `[B * G]`.
+ * @throws RangeError when there is no term, when two have one name, or when a term gives another shape than `[B * G]`;
+ *   TypeError when it gives no Tensor. Values that are not finite are kept: an update skips its step.
  */
 export function judge(
   terms: readonly Term[],
@@ -244,9 +277,7 @@ export function judge(
     tidy(() => {
       const values: Record<string, Tensor> = {};
       for (const term of terms) {
-        const measured = tidy(() => term.measure(judged));
-        if (measured.shape.join() !== `${n}`)
-          throw expected(`reward.${term.name}`, `one value a sample, [${n}]`, measured);
+        const measured = tidy(() => termValue(term, judged));
         values[term.name] = measured.double().reshape(b, n / b);
       }
       const sumOf = (scale: Normalization): Tensor =>
@@ -259,7 +290,7 @@ export function judge(
   );
 }
 
-/** Mean 0 and standard deviation 1 (n - 1), over all values or over each row; values of no spread become 0. */
+/** Mean 0 and standard deviation 1 (n - 1), over all values or over each row; equal values become 0. */
 function scaled(values: Tensor, normalize: Normalization): Tensor {
   if (normalize === "none") return values;
   const all = values.shape.map((_, dim) => dim);
@@ -275,15 +306,15 @@ function scaled(values: Tensor, normalize: Normalization): Tensor {
   return centered.div(std.maximum(least)).mul(std.gt(least));
 }
 
-/** What each place of a batch was found to be worth. */
+/** The rewards of a batch at each place of the grid of codes. */
 export interface PlaceRewards extends Omit<Rewards, "total"> {
   /** float64 `[B, G, T]`, T = rows * columns, in raster order: weighted sum of the terms, higher is better. */
   readonly places: Tensor;
 }
 
 /**
- * Rewards by place: the terms' maps, weighted, and averaged over the pixels of each code, so that a code can be
- * credited for what it shows.
+ * Rewards by place: the terms' maps, weighted, and averaged over the pixels of each code, so that each code can be
+ * credited with its own part of the image.
  *
  * The mean over the codes of an image is the reward that {@link judge} gives with the same terms, up to
  * the interpolation of lpips and perceptual; `terms` and `plain` are such means.
@@ -306,10 +337,11 @@ export function judgeByPlace(
       const maps = terms.map((term) => {
         if (term.map === undefined) {
           const remedy =
-            "l1, l2, ssim, lpips and perceptual have maps; leave the others out, or reward whole samples";
+            "l1, l2, ssim, lpips and perceptual have maps; set the others' weight to 0, or use reward.credit sequence";
           throw expected(`reward.${term.name}`, "a value at each pixel", "one a sample", remedy);
         }
-        const map = tidy(() => (term.map as (j: Judged) => Tensor)(judged)); // [B * G, H, W]
+        const shape = [n, ...judged.samples.shape.slice(2)];
+        const map = tidy(() => checkedValue(`reward.${term.name}`, term.map?.(judged), shape, judged));
         const pooled = F.interpolate(map.unsqueeze(1).double(), { size: grid, mode: "area" });
         return pooled.reshape(b, n / b, grid[0] * grid[1]); // [B, G, T]
       });
@@ -328,21 +360,56 @@ export function judgeByPlace(
   );
 }
 
+/** Options of {@link reconstructionReward}. */
+export interface ReconstructionOptions extends TermOptions {
+  /** Default `"l2"`, which is the mean over pixels and channels, not the sum. */
+  readonly type?: ReconstructionType;
+  /** Whether to standardise over the batch, to mean 0 and standard deviation 1; default true. */
+  readonly normalize?: boolean;
+}
+
 /**
  * Rewards of decoded images: the negative of a loss or distance, or a score, so that higher is better.
  *
  * @param inputImages - float32 `[B, 3, H, W]` in [-1, 1].
  * @param decodedImages - float32 `[B * G, 3, H, W]`; sample n belongs to image floor(n / G).
- * @param options.type - `"l2"` where left out; mean over pixels and colours, not the sum.
- * @param options.normalize - true (where left out) standardises over the batch: mean 0, standard deviation 1.
+ * @param given - {@link ReconstructionOptions}; or type, normalize in this order, as in Python.
  * @returns float64 `[B * G]`.
+ * @throws RangeError for an option or type that is unknown, or images whose sizes or numbers do not fit.
  */
 export function reconstructionReward(
   inputImages: Tensor,
   decodedImages: Tensor,
-  options: TermOptions & { type?: ReconstructionType; normalize?: boolean } = {},
+  ...given:
+    | [options?: ReconstructionOptions]
+    | [type?: ReconstructionType | null, normalize?: boolean | null, options?: ReconstructionOptions]
 ): Tensor {
-  const { type = "l2", normalize = true, ...rest } = options;
+  const where = "reconstructionReward";
+  const {
+    type = "l2",
+    normalize = true,
+    ...rest
+  } = readOptions<ReconstructionOptions>(where, given, {
+    names: {
+      type: true,
+      normalize: true,
+      weight: true,
+      chunk: true,
+      lpips: true,
+      perceptual: true,
+      amp: true,
+    },
+    order: ["type", "normalize"],
+  });
+  for (const [name, images] of Object.entries({ inputImages, decodedImages })) {
+    if (!(images instanceof Tensor) || images.ndim !== 4)
+      throw expectedType(`${where}.${name}`, "a Tensor [B, 3, H, W]", images);
+  }
+  if (typeof normalize !== "boolean") throw expectedType(`${where}.normalize`, "true or false", normalize);
+  const [b, n] = [inputImages.size(0), decodedImages.size(0)];
+  if (b === 0 || n % b !== 0) {
+    throw expected(`${where}.decodedImages`, `a multiple of the ${b} input images`, decodedImages);
+  }
   const judged = { images: inputImages, samples: decodedImages };
   return tidy(() => {
     const { total } = judge([reconstructionTerm(type, rest)], judged, {

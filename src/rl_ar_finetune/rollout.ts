@@ -1,23 +1,23 @@
 /**
- * Rollouts: G sequences for each of B images, under one of four contexts that decide what the policy reads before
- * each code. Rewards are the loop's affair, updates those of `optimize.ts`.
+ * Rollouts: G sequences for each of B images, in one of four contexts that decide what the policy reads before each
+ * code. Rewards are in `rewards.ts`, updates in `optimize.ts`.
  *
- * The teacher-forced contexts are VA-pi's: at each position G codes are drawn on their own from one distribution, so
- * that B rows of one forward pass serve B * G sequences. Deviation: a noisy code is drawn from all V, and top-k, top-p
- * and guidance, where set, are those of the update too.
+ * The teacher-forced contexts are VA-pi's: at each position G codes are drawn independently from one distribution, so
+ * that B rows of one forward pass serve B * G sequences. Deviations: a noisy code is uniform over all V, and the update
+ * scores with the same top-k, top-p and guidance as the rollout.
  */
 import { packLinears } from "../nn/index.js";
 import type { ArPolicy } from "../policies/policy.js";
 import {
   cat,
-  type Device,
   type DType,
   enableGrad,
   expected,
+  expectedType,
   type Generator,
   noGrad,
-  rand,
-  type Tensor,
+  readOptions,
+  Tensor,
   tidy,
   where,
 } from "../torch/index.js";
@@ -25,12 +25,15 @@ import {
   draw,
   isFiltered,
   mapStart,
+  readSampling,
+  requireChoice,
   requireFinite,
   type Sampling,
   type Start,
   type StartParts,
   sampleCodesWithLogprobs,
   startParts,
+  uniforms,
   withoutDropout,
 } from "./sampling.js";
 import {
@@ -46,8 +49,9 @@ import {
 } from "./scoring.js";
 
 /**
- * What a policy reads before each code it draws: its own codes; the first `length` true codes and then its own; the
- * true codes; or the true codes, of which each was replaced by a uniform one with probability `noise`.
+ * What a policy reads before each code that it draws: its own codes (`free`); the first `length` true codes and then its
+ * own (`prefix`); the true codes (`teacher_forced`); or the true codes, each of them replaced by a uniform random code
+ * with probability `noise` (`noisy_teacher_forced`).
  */
 export type RolloutContext =
   | { readonly type: "free" }
@@ -55,60 +59,62 @@ export type RolloutContext =
   | { readonly type: "teacher_forced" }
   | { readonly type: "noisy_teacher_forced"; readonly noise: number };
 
-/** How {@link sampleRollout} draws. */
+/** Options of {@link sampleRollout}. */
 export interface RolloutOptions {
-  readonly context: RolloutContext;
-  /** G: sequences an image. */
-  readonly numGenerations: number;
+  /** Default `{ type: "free" }`. */
+  readonly context?: RolloutContext;
+  /** G: sequences an image; default 1. */
+  readonly numGenerations?: number;
   /** int64 `[B, T]`: the images' own codes, which every context but `free` reads. */
   readonly trueCodes?: Tensor;
-  /** Codes of a whole sequence, given ones counted; that of `trueCodes`, or the policy's block size, where left out. */
+  /** Codes of a whole sequence, given ones included; default as in `trueCodes`, else the policy's block size. */
   readonly length?: number;
   readonly sampling?: Sampling;
-  /** A CPU generator; the default one where left out. */
+  /** On the CPU; default LibTorch's default generator. */
   readonly generator?: Generator;
-  /** Images at a time; all of them where left out. The codes drawn are the same. */
+  /** Images at a time; default all. The drawn codes are the same. */
   readonly microBatch?: number;
-  /** Keep the trunk's graph in `states` for an update of one step. Teacher-forced contexts only. */
+  /** Keep the trunk's graph in `states` for an update of one step; default false. Teacher-forced contexts only. */
   readonly keepGraph?: boolean;
   /**
-   * Type in which linear layers run on packed weights while codes are drawn one by one on a CPU, where
-   * {@link paysToPack} says so; they run as they are where left out. Log-probabilities then differ from scored ones by
-   * the rounding of another order of sums.
+   * Dtype of packed weights for linear layers, used while codes are drawn one by one on a CPU where {@link paysToPack}
+   * says so; default no packing. Log-probabilities then differ from scored ones by the rounding of another order of sums.
    */
   readonly packAs?: DType;
 }
 
-/** What was drawn, and all that an update needs to score it again. */
+/** Drawn sequences, and all that an update needs to score them again. */
 export interface Rollout extends Drawn {
   /** int64 `[B, G, T]`: the codes that were drawn. */
   readonly tokens: Tensor;
-  /** float32 `[B, G, T]`, nats: of the distributions drawn from. */
+  /** float32 `[B, G, T]`, nats: under the distributions drawn from. */
   readonly logprobs: Tensor;
   /** float32 `[B, G, T]`, nats: of the same distributions. */
   readonly entropy: Tensor;
-  /** int64 `[B, G, S + T]`: whole sequences, given codes and drawn ones, which the tokenizer decodes. */
+  /** int64 `[B, G, S + T]`: whole sequences for the tokenizer to decode, given codes before the drawn tokens. */
   readonly codes: Tensor;
   readonly start: Start;
   readonly context: Tensor | null;
   readonly support: Tensor | null;
   readonly sampling: Sampling;
-  /** The trunk's states with their graph, when it was kept. */
+  /** The trunk's states with their graph; null without `keepGraph`. */
   readonly states: States | null;
 }
 
 /**
  * Draw G sequences for each image.
  *
- * No gradient (but see `keepGraph`); dropout is off. One seed gives the same codes whatever `microBatch` is.
+ * No gradient (but see `keepGraph`); dropout is off. A seed gives the same codes for any `microBatch`.
  *
  * @param start - where the B images' sequences start: usually their classes, `{ classes }`; codes only with `free`.
- * @throws RangeError when a context's number cannot be served, true codes are missing, or start codes are too many.
+ * @param given - {@link RolloutOptions}.
+ * @throws RangeError for an option that is unknown or out of range, when true codes are missing, or for too many start
+ *   codes. Error when logits are not finite.
  */
-export function sampleRollout(policy: ArPolicy, start: Start, options: RolloutOptions): Rollout {
+export function sampleRollout(policy: ArPolicy, start: Start, ...given: [options?: RolloutOptions]): Rollout {
   const where = "sampleRollout";
-  const { context, trueCodes, keepGraph = false } = options;
-  checkContext(where, context);
+  const options = readRolloutOptions(where, given);
+  const { context = { type: "free" }, trueCodes, keepGraph = false } = options;
   return tidy(() => {
     const parts = startParts(where, start, trueCodes);
     const [b, s] = parts.given.dims(2);
@@ -123,7 +129,7 @@ export function sampleRollout(policy: ArPolicy, start: Start, options: RolloutOp
     if (context.type === "free") return ownContext(policy, parts, options);
     if (trueCodes === undefined) throw expected(where, `trueCodes for the context ${context.type}`, "none");
     if (s > 0) {
-      const remedy = "Leave start codes out: this context takes its codes from trueCodes";
+      const remedy = "Omit the start codes: this context takes its codes from trueCodes";
       throw expected(where, `a start without codes for the context ${context.type}`, parts.given, remedy);
     }
     if (context.type === "prefix") {
@@ -132,27 +138,68 @@ export function sampleRollout(policy: ArPolicy, start: Start, options: RolloutOp
       return ownContext(policy, { ...parts, given: trueCodes.narrow(1, 0, context.length) }, options);
     }
     const noise = context.type === "noisy_teacher_forced" ? context.noise : 0;
-    return sharedContext(
-      policy,
-      parts,
-      noisyContext(trueCodes, noise, policy.vocabSize, options.generator),
-      options,
-    );
+    const read = noisyContext(trueCodes, noise, policy.vocabSize, options.generator);
+    return sharedContext(policy, parts, read, options);
   });
 }
 
-function checkContext(name: string, context: RolloutContext): void {
-  if (context.type === "prefix" && !(Number.isInteger(context.length) && context.length >= 0)) {
-    throw expected(`${name}.context.length`, "an integer of at least 0", context.length);
+function readRolloutOptions(where: string, given: readonly unknown[]): RolloutOptions {
+  const options = readOptions<RolloutOptions>(where, given, {
+    names: {
+      context: true,
+      numGenerations: true,
+      trueCodes: true,
+      length: true,
+      sampling: true,
+      generator: true,
+      microBatch: true,
+      keepGraph: true,
+      packAs: true,
+    },
+  });
+  const { numGenerations, length, microBatch, context, sampling, trueCodes } = options;
+  for (const [name, value] of Object.entries({ numGenerations, length, microBatch })) {
+    if (value !== undefined && !(Number.isInteger(value) && value >= 1))
+      throw expected(`${where}.${name}`, "an integer of at least 1", value);
   }
-  if (context.type === "noisy_teacher_forced" && !(context.noise >= 0 && context.noise <= 1)) {
-    throw expected(`${name}.context.noise`, "a probability in [0, 1]", context.noise);
+  if (trueCodes !== undefined && !(trueCodes instanceof Tensor))
+    throw expectedType(`${where}.trueCodes`, "a Tensor int64 [B, T]", trueCodes);
+  return {
+    ...options,
+    ...(context !== undefined && { context: readContext(`${where}.context`, context) }),
+    ...(sampling !== undefined && { sampling: readSampling(`${where}.sampling`, sampling) }),
+  };
+}
+
+/** What each context has besides its type. */
+const CONTEXT_NAMES = {
+  free: {},
+  prefix: { length: true },
+  teacher_forced: {},
+  noisy_teacher_forced: { noise: true },
+} as const;
+
+/** A context, of which its type may stand alone: `"free"` for `{ type: "free" }`. */
+function readContext(where: string, given: unknown): RolloutContext {
+  const { type, ...rest } = readOptions<{ type: string; length: number; noise: number }>(where, [given], {
+    names: { type: true, length: true, noise: true },
+    order: ["type"],
+  });
+  requireChoice(`${where}.type`, type, Object.keys(CONTEXT_NAMES));
+  readOptions<object>(where, [rest], { names: CONTEXT_NAMES[type as RolloutContext["type"]] });
+  const { length, noise } = rest;
+  if (type === "prefix" && !(Number.isInteger(length) && length >= 0)) {
+    throw expected(`${where}.length`, "an integer of at least 0", length);
   }
+  if (type === "noisy_teacher_forced" && !(noise >= 0 && noise <= 1)) {
+    throw expected(`${where}.noise`, "a probability in [0, 1]", noise);
+  }
+  return { type, ...rest } as RolloutContext;
 }
 
 /**
- * What the policy reads when it draws codes 1 ... T - 1: the true codes, of which each was replaced by a uniform one
- * with probability `noise`. Make it once a rollout and use it in the update too.
+ * What the policy reads before codes 1 ... T - 1: the true codes, each replaced by a uniform random code with
+ * probability `noise`. The update must read the same context: make it once a rollout.
  *
  * @param trueCodes - int64 `[B, T]`.
  * @returns int64 `[B, T - 1]`.
@@ -167,18 +214,17 @@ export function noisyContext(
     const [b, t] = trueCodes.dims(2);
     const before = trueCodes.narrow(1, 0, t - 1);
     if (noise === 0) return before;
-    const u = rand([b, t - 1, 2], { dtype: "float64", ...(generator && { generator }) });
-    const onDevice = u.to({ device: trueCodes.device as Device });
-    const uniformCode = onDevice.select(2, 1).mul(vocabSize).long();
-    return where(onDevice.select(2, 0).lt(noise), uniformCode, before);
+    const u = uniforms("noisyContext", [b, t - 1, 2], generator, trueCodes);
+    const uniformCode = u.select(2, 1).mul(vocabSize).long();
+    return where(u.select(2, 0).lt(noise), uniformCode, before);
   });
 }
 
 /**
- * Whether laying out weights anew, which takes a copy of them, is earned back by the steps that follow.
+ * Whether packing weights, which takes a copy of them, saves more time than it costs.
  *
- * Measured on a processor with AVX-512 (`npm run bench -- rollout`): the layout costs what it saves in 7 to 20 steps
- * from a width of 192 on, narrower layers gain nothing, and neither do fewer than 4 rows on one thread.
+ * Measured on a processor with AVX-512 (`npm run bench -- rollout`): packing costs what it saves in 7 to 20 steps from a
+ * width of 192 on; narrower layers gain nothing, and neither do fewer than 4 rows on one thread.
  *
  * @param rows - sequences that are drawn at a time.
  * @param steps - codes of each.
@@ -187,9 +233,9 @@ export function paysToPack(policy: ArPolicy, rows: number, steps: number): boole
   return policy.hiddenSize >= 192 && rows >= 4 && steps >= 32;
 }
 
-/** Codes that read one another: free-running, from given codes or none. */
+/** Each sequence reads its own codes, after given codes or none. */
 function ownContext(policy: ArPolicy, start: StartParts, options: RolloutOptions): Rollout {
-  const { numGenerations: g, sampling = {}, generator, trueCodes } = options;
+  const { numGenerations: g = 1, sampling = {}, generator, trueCodes } = options;
   const length = options.length ?? trueCodes?.size(1) ?? policy.blockSize;
   const [b, s] = start.given.dims(2);
   const size = options.microBatch ?? b;
@@ -219,22 +265,21 @@ function ownContext(policy: ArPolicy, start: StartParts, options: RolloutOptions
   };
 }
 
-/** G draws a position from one distribution, given a context that the draws do not enter. */
+/** G draws a position from one distribution, in a context that does not depend on the draws. */
 function sharedContext(
   policy: ArPolicy,
   parts: StartParts,
   context: Tensor,
   options: RolloutOptions,
 ): Rollout {
-  const { numGenerations: g, sampling = {}, generator, keepGraph = false } = options;
+  const { numGenerations: g = 1, sampling = {}, generator, keepGraph = false } = options;
   const [b, before] = context.dims(2);
   const t = before + 1;
   const size = keepGraph ? b : (options.microBatch ?? b);
   const start: Start = [parts.given, parts.condition];
-  const device = context.device as Device;
-  const uniforms = rand([b, g, t], { dtype: "float64", ...(generator && { generator }) }).to({ device });
-  // The codes of these passes are not known yet: only their number and shape are read before the draw.
-  const passes = passesOf("sampleRollout", { tokens: uniforms, start, context, sampling });
+  // Uniforms stand in for the codes until these are drawn: statesOf reads their shape alone.
+  const u = uniforms("sampleRollout", [b, g, t], generator, context);
+  const passes = passesOf("sampleRollout", { tokens: u, start, context, sampling });
   let kept: States | null = null;
   const drawn = withoutDropout([policy], () =>
     rangesOf(b, size).map(([from, count]) => {
@@ -249,11 +294,11 @@ function sharedContext(
           const hidden = flat(states.hidden).split(chunk);
           const nullHidden = states.nullHidden && flat(states.nullHidden).split(chunk);
           const scale = flat(scalesOf(policy, rows, states.hidden)).split(chunk);
-          const u = flat(rows.tokens.transpose(1, 2)).split(chunk); // [c, G]
+          const drawBy = flat(rows.tokens.transpose(1, 2)).split(chunk); // [c, G]
           const steps = hidden.map((piece, i) => {
             const guided = nullHidden && { nullHidden: nullHidden[i] as Tensor, scale: scale[i] as Tensor };
             const { logp } = distributionAt(policy, sampling, { hidden: piece, ...guided });
-            return draw(logp, sampling.greedy ? null : (u[i] as Tensor), isFiltered(sampling));
+            return draw(logp, sampling.greedy ? null : (drawBy[i] as Tensor), isFiltered(sampling));
           });
           const grouped = (of: Tensor[]): Tensor =>
             cat(of)

@@ -1,7 +1,8 @@
 /**
  * Drawing codes from a policy step by step, and the one distribution that both the sampler here and the scorer
- * (`scoring.ts`) use, so that what is sampled and what is scored cannot drift apart. Contexts other than free-running
- * are in `rollout.ts`.
+ * (`scoring.ts`) use, so that codes are scored under the distribution that they were drawn from. Top-k, top-p,
+ * temperature and guidance are applied in {@link distribution} and nowhere else. Contexts other than free-running are
+ * in `rollout.ts`.
  *
  * Guidance is that of Ho and Salimans 2022, "Classifier-Free Diffusion Guidance"; top-p that of Holtzman et al. 2020,
  * "The Curious Case of Neural Text Degeneration". Deviation: codes that tie with the last one kept are kept too, so
@@ -18,9 +19,11 @@ import {
   expected,
   expectedType,
   type Generator,
+  isPlainObject,
   noGrad,
   type Operand,
   rand,
+  readOptions,
   stack,
   Tensor,
   tensor,
@@ -32,26 +35,30 @@ export { guidanceScale };
 
 /** How logits become the distribution that codes are drawn from: guidance, temperature, top-k, top-p, in this order. */
 export interface Sampling {
-  /** Logits are divided by it; 1 where left out. */
+  /** Logits are divided by it; at least 1e-6, default 1. */
   readonly temperature?: number;
-  /** Keep the k most probable codes; 0, or left out, keeps all. */
+  /** Keep the k most probable codes; default 0, which keeps all. */
   readonly topK?: number;
-  /** Keep the most probable codes up to the first one that takes their sum above p; 1, or left out, keeps all. */
+  /** Keep the most probable codes up to the first one that takes their sum above p, in (0, 1]; default 1, all. */
   readonly topP?: number;
+  /** Classifier-free guidance; none by default. */
   readonly guidance?: Guidance;
-  /** Take the most probable code. Its log-probability is still that of the distribution: nothing to train on. */
+  /** Take the most probable code; its log-probability is that of the distribution above, so it cannot be trained on. */
   readonly greedy?: boolean;
 }
 
-/** Whether codes are cut from the distribution, so that a support has to be recorded. */
+/** Whether top-k or top-p removes codes, so that what could be drawn has to be recorded. */
 export function isFiltered(sampling: Sampling): boolean {
   return (sampling.topK ?? 0) > 0 || (sampling.topP ?? 1) < 1;
 }
 
-/** Whether codes are drawn from the policy's own softmax, with nothing done to it. */
+/** Whether codes are drawn from the softmax of the policy's logits as they are. */
 export function isPlain(sampling: Sampling): boolean {
   return (sampling.temperature ?? 1) === 1 && !isFiltered(sampling) && sampling.guidance === undefined;
 }
+
+/** Below this, logits divided by the temperature could overflow. */
+const LEAST_TEMPERATURE = 1e-6;
 
 /**
  * Check the numbers of a {@link Sampling}.
@@ -60,13 +67,9 @@ export function isPlain(sampling: Sampling): boolean {
  */
 export function checkSampling(where: string, sampling: Sampling): void {
   const { temperature = 1, topK = 0, topP = 1, guidance } = sampling;
-  if (!(temperature > 0 && temperature < Infinity)) {
-    throw expected(
-      `${where}.temperature`,
-      "a positive number",
-      temperature,
-      "Use greedy: true for the limit at 0",
-    );
+  if (!(temperature >= LEAST_TEMPERATURE && temperature < Infinity)) {
+    const remedy = "Use greedy: true for the limit at 0, which takes the most probable code";
+    throw expected(`${where}.temperature`, `a number of at least ${LEAST_TEMPERATURE}`, temperature, remedy);
   }
   if (!Number.isInteger(topK) || topK < 0) throw expected(`${where}.topK`, "an integer of at least 0", topK);
   if (!(topP > 0 && topP <= 1)) throw expected(`${where}.topP`, "a number in (0, 1]", topP);
@@ -76,11 +79,79 @@ export function checkSampling(where: string, sampling: Sampling): void {
   if (!(power > 0)) throw expected(`${where}.guidance.power`, "a positive number", power);
 }
 
-/** What {@link distribution} needs besides logits where there is guidance or a recorded support. */
+const SAMPLING_NAMES = { temperature: true, topK: true, topP: true, guidance: true, greedy: true } as const;
+
+/**
+ * A {@link Sampling} as a caller gave it: names in either spelling, none unknown, numbers in range.
+ *
+ * @throws RangeError on the first that is not.
+ */
+export function readSampling(where: string, given: Sampling | null | undefined): Sampling {
+  const sampling = readOptions<Sampling>(where, [given], { names: SAMPLING_NAMES });
+  return withGuidance(where, sampling);
+}
+
+/** The same with its guidance read and its numbers checked. */
+function withGuidance<T extends Sampling>(where: string, sampling: T): T {
+  const { guidance } = sampling;
+  const read =
+    guidance === undefined
+      ? sampling
+      : {
+          ...sampling,
+          guidance: readOptions<Guidance>(`${where}.guidance`, [guidance], {
+            names: { scale: true, schedule: true, power: true, interval: true },
+            order: ["scale"],
+          }),
+        };
+  checkSampling(where, read);
+  return read;
+}
+
+/** @throws RangeError unless the value is a number in [least, most]. */
+export function requireNumber(where: string, value: unknown, least: number, most: number = Infinity): void {
+  if (typeof value === "number" && value >= least && value <= most) return;
+  const range = most < Infinity ? `a number in [${least}, ${most}]` : `a number of at least ${least}`;
+  throw expected(where, least === -Infinity ? "a number" : range, value);
+}
+
+/** @throws RangeError unless the value is one of the choices, or undefined. */
+export function requireChoice(where: string, value: unknown, choices: readonly string[]): void {
+  if (value === undefined || choices.includes(value as string)) return;
+  throw expected(where, `${choices.slice(0, -1).join(", ")} or ${choices.at(-1)}`, value);
+}
+
+/**
+ * Uniform numbers in [0, 1), float64, on the device of `like`. They are drawn on the CPU, so that a seed gives the same
+ * numbers for every device.
+ *
+ * @throws RangeError for a generator of another device.
+ */
+export function uniforms(
+  where: string,
+  shape: readonly number[],
+  generator: Generator | undefined,
+  like: Tensor,
+): Tensor {
+  checkGenerator(where, generator);
+  return tidy(() => {
+    const drawn = rand(shape, { dtype: "float64", ...(generator && { generator }) });
+    return drawn.to({ device: like.device as Device });
+  });
+}
+
+/** @throws RangeError for a generator that is not on the CPU. */
+export function checkGenerator(where: string, generator: Generator | undefined): void {
+  if (generator === undefined || generator.device === "cpu") return;
+  const remedy = "Make it with new Generator(seed): it serves policies on every device, with the same draws";
+  throw expected(`${where}.generator`, "a generator on the CPU", `one on ${generator.device}`, remedy);
+}
+
+/** What {@link distribution} needs besides logits with guidance or with a recorded support. */
 export interface DistributionOptions {
   /** Logits under the null condition, in the shape of the logits. */
   nullLogits?: Tensor;
-  /** s, a number or broadcast over the logits; with `nullLogits`. */
+  /** Guidance scale, a number or broadcast over the logits; with `nullLogits`. */
   scale?: Operand;
   /** uint8 `[..., ceil(V / 8)]` of {@link packSupport}: the codes that may be drawn, in place of top-k and top-p. */
   support?: Tensor;
@@ -89,10 +160,10 @@ export interface DistributionOptions {
 /**
  * Log-probabilities of the distribution that codes are drawn from.
  *
- * Differentiable in the logits; which codes a filter cuts counts as fixed.
+ * Differentiable in the logits; the set of codes that a filter keeps is a constant.
  *
  * @param logits - float `[..., V]`.
- * @returns float32 (float64 for float64 logits) `[..., V]`, nats; -Infinity for codes that were cut.
+ * @returns float32 (float64 for float64 logits) `[..., V]`, nats; -Infinity for codes that a filter removed.
  */
 export function distribution(
   logits: Tensor,
@@ -129,7 +200,7 @@ function isCut(logits: Tensor, { topK = 0, topP = 1 }: Sampling): Tensor {
   const best = isAll ? logits.sort(-1, { descending: true }).values : logits.topk(topK).values; // falling
   if (topP === 1) return logits.lt(best.slice(-1, -1));
   const p = best.softmax(-1);
-  const before = p.cumsum(-1).sub(p); // 0 for the first: one code is always kept
+  const before = p.cumsum(-1).sub(p); // 0 for the first code, so that it is always kept
   return logits.lt(where(before.le(topP), best, Infinity).amin(-1, true));
 }
 
@@ -161,8 +232,9 @@ function bitsOn(like: Tensor): Tensor {
 /**
  * Draw K codes a row by inverting the cumulative distribution.
  *
- * Probabilities become whole 2^-40ths, whose sums are exact on every device: a code that was cut is never drawn, and
- * the same uniforms give the same codes whatever else is in the batch. Codes below 1e-12 are never drawn.
+ * Probabilities become integer multiples of 2^-40, whose sums are exact on every device: a code that was removed is
+ * never drawn, and the same uniforms give the same codes whatever else is in the batch. Codes below 1e-12 are never
+ * drawn.
  *
  * @param probabilities - float `[R, V]`.
  * @param uniforms - float64 `[R, K]` in [0, 1).
@@ -175,13 +247,16 @@ export function drawCodes(probabilities: Tensor, uniforms: Tensor): Tensor {
       .mul(2 ** 40)
       .long()
       .cumsum(-1); // [R, V]
-    const marks = uniforms.mul(sums.narrow(-1, v - 1, 1)).long(); // [R, K], below the last sum
+    const marks = uniforms
+      .mul(sums.narrow(-1, v - 1, 1))
+      .long()
+      .contiguous(); // [R, K], below the last sum
     const codes = callTensor<Tensor>("aten::searchsorted.Tensor", [sums, marks, false, true]);
-    return codes.clamp(0, v - 1); // only rows of NaN reach beyond; their NaN log-probability tells
+    return codes.clamp(0, v - 1); // only rows of NaN reach beyond; requireFinite finds them
   });
 }
 
-/** Entropy of each row in nats: log-probabilities `[..., V]` to `[...]`. No gradient at codes that were cut. */
+/** Entropy of each row in nats: log-probabilities `[..., V]` to `[...]`. Codes at -Infinity add nothing. */
 export function entropyOf(logprobs: Tensor): Tensor {
   return tidy(() =>
     logprobs
@@ -193,8 +268,8 @@ export function entropyOf(logprobs: Tensor): Tensor {
 }
 
 /**
- * Run `fn` with dropout off in these models, and put every module's flag back afterwards, also when `fn` throws.
- * Rollouts, updates and reference passes all run so: with dropout, ratios and divergences measure noise.
+ * Run `fn` with dropout off in these models, and restore every module's mode afterwards, also when `fn` throws.
+ * Rollouts, updates and reference passes all run so: with dropout, ratios and KL would measure its noise.
  */
 export function withoutDropout<T>(policies: readonly ArPolicy[], fn: () => T): T {
   const before = policies.flatMap((policy) =>
@@ -209,12 +284,12 @@ export function withoutDropout<T>(policies: readonly ArPolicy[], fn: () => T): T
 }
 
 /**
- * Where sequences start: codes int64 `[B, S]`, a condition of B images, or the pair of both, in which a tensor stands
- * for classes int64 `[B]`. Given codes are read and never scored.
+ * Where sequences start: codes int64 `[B, S]`, a condition of B images, or the pair of both, in which a tensor is
+ * taken as classes int64 `[B]`. Given codes are read and never scored.
  */
 export type Start = Tensor | Condition | readonly [tokens: Tensor, condition: Tensor | Condition];
 
-/** A {@link Start} in one form. */
+/** A {@link Start} as codes and a condition. */
 export interface StartParts {
   /** int64 `[B, S]`, S >= 0. */
   readonly given: Tensor;
@@ -222,24 +297,18 @@ export interface StartParts {
 }
 
 /**
- * A start in one form.
+ * A {@link Start} in one form.
  *
- * @param like - says how many rows there are, and on which device, when the start is `{}`.
+ * @param like - has the number of rows and the device where the start is `{}`.
  * @throws TypeError when neither codes nor a condition say how many sequences there are. RangeError when codes and
  *   condition have different numbers of rows.
  */
 export function startParts(where: string, start: Start, like?: Tensor): StartParts {
-  const [tokens, second] = splitStart(start);
-  const condition: Condition = second instanceof Tensor ? { classes: second } : second;
+  const [tokens, condition] = splitStart(where, start);
   const tensors = Object.entries(condition).filter(([, value]) => value !== undefined) as [string, Tensor][];
   const first = tokens ?? tensors[0]?.[1] ?? like;
   if (first === undefined) {
-    throw expectedType(
-      where,
-      "start codes or a condition",
-      "neither",
-      "Pass int64 codes [B, S], S = 0 for none, or { classes }",
-    );
+    throw expectedType(where, "start codes or a condition", "neither", START);
   }
   const batch = first.size(0);
   for (const [name, value] of tensors) {
@@ -253,11 +322,27 @@ export function startParts(where: string, start: Start, like?: Tensor): StartPar
   return { given: tokens, condition };
 }
 
-function splitStart(start: Start): readonly [Tensor | undefined, Tensor | Condition] {
+function splitStart(where: string, start: Start): readonly [Tensor | undefined, Condition] {
   if (start instanceof Tensor) return [start, {}];
-  if (Array.isArray(start)) return start as readonly [Tensor, Tensor | Condition];
-  return [undefined, start as Condition];
+  const [tokens, second] = Array.isArray(start)
+    ? (start as readonly [Tensor | undefined, Tensor | Condition | undefined])
+    : [undefined, start as Condition];
+  if (tokens !== undefined && !(tokens instanceof Tensor)) {
+    throw expectedType(where, "start codes int64 [B, S] before the condition", tokens, START);
+  }
+  if (second instanceof Tensor) return [tokens, { classes: second }];
+  if (second !== undefined && !isPlainObject(second)) {
+    throw expectedType(where, "start codes, a condition, or a pair of both", second, START);
+  }
+  const names = { classes: true, features: true, isReal: true, isDropped: true } as const;
+  const condition = readOptions<Condition>(`${where}.start`, [second], { names });
+  for (const [name, value] of Object.entries(condition)) {
+    if (!(value instanceof Tensor)) throw expectedType(`${where}.start.${name}`, "a Tensor", value, START);
+  }
+  return [tokens, condition];
 }
+
+const START = "Pass int64 codes [B, S], S = 0 for none, { classes: int64 [B] }, or [codes, classes]";
 
 /** The start with `fn` applied to each of its tensors, all of which have a row an image. */
 export function mapStart(start: StartParts, fn: (rows: Tensor) => Tensor): StartParts {
@@ -270,11 +355,11 @@ export function mapCondition(condition: Condition, fn: (rows: Tensor) => Tensor)
   return Object.fromEntries(fields.map(([name, value]) => [name, fn(value)]));
 }
 
-/** What {@link sampleCodesWithLogprobs} takes besides policy, start and length. */
+/** Options of {@link sampleCodesWithLogprobs}. */
 export interface SampleOptions extends Sampling {
-  /** G: sequences a start, which share its prefill; 1 where left out. */
+  /** G: sequences a start, which share its prefill; default 1. */
   readonly numGenerations?: number;
-  /** A CPU generator; the default one where left out. One number a code is drawn from it, row after row. */
+  /** On the CPU; default LibTorch's default generator. One number a code is drawn from it, row after row. */
   readonly generator?: Generator;
 }
 
@@ -286,7 +371,7 @@ export interface Sampled {
   readonly logprobs: Tensor;
   /** float32 `[N, T]`, nats: of the same distributions. */
   readonly entropy: Tensor;
-  /** uint8 `[N, T, ceil(V / 8)]`: the codes that could be drawn; null where nothing was cut. */
+  /** uint8 `[N, T, ceil(V / 8)]` of {@link packSupport}: the codes that could be drawn; null without top-k and top-p. */
   readonly support: Tensor | null;
 }
 
@@ -295,22 +380,32 @@ export interface Sampled {
  *
  * Log-probabilities are of the distribution drawn from (after guidance, temperature, top-k, top-p), so they serve as
  * the old log-probabilities of PPO and GRPO. No gradient; dropout is off. A seed gives the same codes on every device
- * up to the rounding of logits, and a row's codes do not depend on the rows after it: sampling in parts with one
- * generator is sampling at once.
+ * up to the rounding of logits. A row's codes do not depend on the rows after it: sampling a batch in parts with one
+ * generator gives the codes of the whole batch.
  *
  * @param start - where sequences start; given codes are not scored and not returned.
  * @param maxLen - T: codes to draw.
- * @throws RangeError when given codes and `maxLen` exceed `policy.blockSize`. Error when logits are not finite.
+ * @param given - {@link SampleOptions}; or temperature, topK, topP in this order, as in Python.
+ * @throws RangeError when given codes and `maxLen` exceed `policy.blockSize`, or for an option that is unknown or out
+ *   of range. Error when logits are not finite.
  */
 export function sampleCodesWithLogprobs(
   policy: ArPolicy,
   start: Start,
   maxLen: number,
-  options: SampleOptions = {},
+  ...given:
+    | [options?: SampleOptions]
+    | [temperature?: number | null, topK?: number | null, topP?: number | null, options?: SampleOptions]
 ): Sampled {
   const name = "sampleCodesWithLogprobs";
+  const options = withGuidance(
+    name,
+    readOptions<SampleOptions>(name, given, {
+      names: { ...SAMPLING_NAMES, numGenerations: true, generator: true },
+      order: ["temperature", "topK", "topP"],
+    }),
+  );
   const { numGenerations = 1, generator, guidance, greedy = false } = options;
-  checkSampling(name, options);
   if (!Number.isInteger(maxLen) || maxLen < 1)
     throw expected(name, "maxLen, an integer of at least 1", maxLen);
   if (!Number.isInteger(numGenerations) || numGenerations < 1) {
@@ -319,8 +414,8 @@ export function sampleCodesWithLogprobs(
   return withoutDropout([policy], () =>
     noGrad(() =>
       tidy(() => {
-        const { given, condition } = startParts(name, start);
-        const [b, s] = given.dims(2);
+        const { given: first, condition } = startParts(name, start);
+        const [b, s] = first.dims(2);
         const length = s + maxLen;
         if (length > policy.blockSize) {
           const got = `${s} + ${maxLen}`;
@@ -329,15 +424,12 @@ export function sampleCodesWithLogprobs(
         }
         const n = b * numGenerations;
         const isGuided = guidance !== undefined;
-        const device = given.device as Device;
-        const uniforms = rand([n, maxLen], { dtype: "float64", ...(generator && { generator }) }).to({
-          device,
-        });
+        const u = uniforms(name, [n, maxLen], generator, first); // [N, T]
         const steps: Step[] = [];
         using run = openRun(policy, isGuided ? 2 * b : b, numGenerations, length);
         let logits = isGuided
-          ? run.prefill(cat([given, given]), concatConditions(condition, policy.nullCondition(condition)))
-          : run.prefill(given, condition);
+          ? run.prefill(cat([first, first]), concatConditions(condition, policy.nullCondition(condition)))
+          : run.prefill(first, condition);
         for (let t = 0; t < maxLen; t++) {
           const isLast = t === maxLen - 1;
           const { next, ...step } = tidy(() => {
@@ -347,12 +439,12 @@ export function sampleCodesWithLogprobs(
                   scale: guidanceScale(guidance, s + t, policy.blockSize),
                 })
               : distribution(logits, options); // [N, V]
-            const drawn = draw(logp, greedy ? null : uniforms.narrow(1, t, 1), isFiltered(options));
+            const drawn = draw(logp, greedy ? null : u.narrow(1, t, 1), isFiltered(options));
             const token = drawn.tokens.squeeze(1); // [N]
             return { ...drawn, next: isLast ? null : run.decode(isGuided ? cat([token, token]) : token) };
           });
           steps.push(step);
-          logits.dispose(); // [N, V] each: must not pile up until the scope closes
+          logits.dispose(); // [N, V] each: the scope would keep all T of them
           logits = next ?? logits;
         }
         const sampled = joinSteps(steps);
@@ -372,7 +464,7 @@ interface Step {
 }
 
 /**
- * Draw from log-probabilities `[R, V]`, K codes a row, or the most probable code where there are no uniforms `[R, K]`.
+ * Draw from log-probabilities `[R, V]`, K codes a row by uniforms `[R, K]`, or the most probable code without uniforms.
  *
  * @returns tokens int64 `[R, K]`, logprobs `[R, K]`, entropy `[R]`, support uint8 `[R, ceil(V / 8)]` when wanted.
  */
@@ -383,7 +475,7 @@ export function draw(logp: Tensor, uniforms: Tensor | null, wantsSupport: boolea
     return {
       tokens,
       logprobs: logp.gather(-1, tokens),
-      entropy: callTensor<Tensor>("aten::special_entr", [p]).sum(-1), // -p log p, 0 where p is
+      entropy: callTensor<Tensor>("aten::special_entr", [p]).sum(-1), // -p log p, and 0 where p is 0
       support: wantsSupport ? packSupport(logp) : null,
     };
   });
@@ -408,16 +500,38 @@ function joinSteps(steps: readonly Step[]): Sampled {
   };
 }
 
-/** One wait for the device, after all codes are drawn. */
+/**
+ * Check drawn log-probabilities. Waits for the device once, after all codes are drawn.
+ *
+ * @throws Error when one is NaN or infinite.
+ */
 export function requireFinite(name: string, logprobs: Tensor): void {
-  if (tidy(() => logprobs.isfinite().all().item()) === 1) return;
+  if (tidy(() => readNumbers({ isFinite: logprobs.isfinite().all() }, 1)).isFinite === 1) return;
   throw new Error(
     `${name}: expected finite logits from the policy, got NaN or Infinity. ` +
       "Check the weights: a diverged update or a half-loaded checkpoint gives such logits.",
   );
 }
 
-/** A cache for B starts that becomes one for G sequences each after the prefill. */
+/**
+ * The values of scalars, by name. Waits for the device once.
+ *
+ * @param placeholder - stands for each value on the meta device, whose tensors have none, so that a whole step can be
+ *   run there for its shapes and devices.
+ */
+export function readNumbers(
+  scalars: Readonly<Record<string, Tensor>>,
+  placeholder = 0,
+): Record<string, number> {
+  const names = Object.keys(scalars);
+  if (names.length === 0) return {};
+  const all = tidy(() => stack(names.map((name) => (scalars[name] as Tensor).double())));
+  const values = all.device === "meta" ? names.map(() => placeholder) : all.toArray();
+  all.dispose();
+  return Object.fromEntries(names.map((name, i) => [name, Number(values[i])]));
+}
+
+/** A cache for B starts, which becomes one for B * G sequences after the prefill. */
 function openRun(policy: ArPolicy, rows: number, times: number, maxLen: number): Run {
   let cache: DecodeCache = policy.openCache(rows, { maxLen });
   return {

@@ -1,7 +1,7 @@
 /**
- * Log-probabilities of codes that are already there, through the sampler's own `distribution`: teacher-forced, with
- * gradients, and in chunks of positions that the backward computes again, so that no `[N, T, V]` array ever exists.
- * Losses are in `losses.ts`.
+ * Log-probabilities of given codes, through the sampler's own `distribution`: teacher-forced, with gradients, and in
+ * chunks of positions that the backward computes again, so that no `[N, T, V]` array ever exists. Losses are in
+ * `losses.ts`.
  *
  * Sequences of a group that read the same context share one forward and one backward: position t has one row of logits
  * for all G of them, and gathering G codes from it gives exactly the gradient of G passes.
@@ -22,12 +22,12 @@ import {
 } from "../torch/index.js";
 import { exactKl, straightThroughGumbel } from "./losses.js";
 import {
-  checkSampling,
   distribution,
   entropyOf,
   guidanceScale,
   isPlain,
   mapStart,
+  readSampling,
   type Sampling,
   type Start,
   type StartParts,
@@ -35,32 +35,32 @@ import {
   withoutDropout,
 } from "./sampling.js";
 
-/** Codes and how they came about. A `Rollout` is one. */
+/** Codes that were drawn, and all that their distributions depend on. A `Rollout` is one. */
 export interface Drawn {
   /** int64 `[B, G, T]`, or `[N, T]` for sequences without groups: what is scored. */
   readonly tokens: Tensor;
-  /** Where the B (or N) sequences start; left out for a policy that needs neither codes nor a condition. */
+  /** Where the B (or N) sequences start; may be omitted for a policy that needs neither codes nor a condition. */
   readonly start?: Start;
   /** int64 `[B, T - 1]`: what all of a group read before codes 1 ... T - 1; null where each sequence read itself. */
   readonly context?: Tensor | null;
-  /** uint8, what could be drawn: `[B, G, T, ceil(V / 8)]`, or `[B, T, ...]` with a context, `[N, T, ...]` without G. */
+  /** uint8, what top-k and top-p kept: `[B, G, T, ceil(V / 8)]`, `[B, T, ...]` with a context, `[N, T, ...]` without G. */
   readonly support?: Tensor | null;
   readonly sampling?: Sampling;
 }
 
-/** What a head reads at T positions of R rows: float `[R, T, D]`, and the same under the null condition. */
+/** What the head reads at T positions of R rows: float `[R, T, D]`, and the same under the null condition. */
 export interface States {
   readonly hidden: Tensor;
   readonly nullHidden: Tensor | null;
 }
 
-/** {@link Drawn} as rows of a forward pass: R contexts, under each of which K codes a position were drawn. */
+/** {@link Drawn} as R rows of a forward pass, each with K drawn codes a position. */
 export interface Passes {
   readonly rows: number;
-  /** Rows that a start serves: G where sequences read themselves, else 1. */
+  /** Rows an image: G where sequences read their own codes, else 1. */
   readonly repeats: number;
   readonly start: StartParts;
-  /** int64 `[R, T - 1]`. */
+  /** int64 `[R, T - 1]`: what is read before codes 1 ... T - 1. */
   readonly inputs: Tensor;
   /** int64 `[R, K, T]`. */
   readonly tokens: Tensor;
@@ -70,13 +70,13 @@ export interface Passes {
 }
 
 /**
- * See codes as rows of a forward pass: B rows where a group shares its context, else B * G.
+ * Lay codes out as rows of a forward pass: B rows where a group shares its context, else B * G.
  *
  * @throws RangeError when shapes disagree.
  */
 export function passesOf(where: string, drawn: Drawn): Passes {
-  const { context = null, support = null, sampling = {} } = drawn;
-  checkSampling(`${where}.sampling`, sampling);
+  const { context = null, support = null } = drawn;
+  const sampling = readSampling(`${where}.sampling`, drawn.sampling);
   const tokens = drawn.tokens.ndim === 2 ? drawn.tokens.unsqueeze(1) : drawn.tokens; // [B, G, T]
   if (tokens.ndim !== 3) throw expected(where, "tokens int64 [B, G, T] or [N, T]", tokens);
   const [b, g, t] = tokens.dims(3);
@@ -93,7 +93,7 @@ export function passesOf(where: string, drawn: Drawn): Passes {
   return { rows: b * g, repeats: g, start, inputs, tokens: own, support: flat, sampling };
 }
 
-/** Rows `from` ... `from + count - 1` of passes; starts are repeated only now, so that features stay B rows. */
+/** Rows `from` ... `from + count - 1`. Starts are repeated here and not before, so that features stay B rows. */
 export function someRows(passes: Passes, from: number, count: number): Passes {
   const { repeats, start, inputs, tokens, support } = passes;
   const narrow = (rows: Tensor): Tensor => rows.narrow(0, from, count);
@@ -125,25 +125,27 @@ export function statesOf(policy: ArPolicy, passes: Passes): States {
 
 /** What to compute besides log-probabilities, and how. */
 export interface ScoreOptions {
-  /** Entropy of each position's distribution. */
+  /** Whether to compute the entropy of each position's distribution; default false. */
   readonly wantsEntropy?: boolean;
-  /** int64 `[B, T]`: true codes, whose plain log-probability (no temperature, filter or guidance) is wanted too. */
+  /** int64 `[B, T]`: true codes to score as well, without temperature, filters and guidance. */
   readonly trueCodes?: Tensor;
-  /** A model whose divergence KL(policy || reference) at each position is wanted, over all codes. */
+  /** A model to compute KL(policy || reference) from at each position, over all codes. */
   readonly reference?: ArPolicy;
-  /** Rows of a forward pass at a time, without gradients only; all of them where left out. */
+  /** Rows of a forward pass at a time; default all. Saves memory inside `noGrad` only. */
   readonly microBatch?: number;
-  /** Positions at a time whose `[V]` logits exist; about 4 million logits where left out. */
+  /** Positions whose `[V]` logits exist at a time; default about 4 million logits. */
   readonly chunk?: number;
 }
 
-/** Nats, float32 (float64 for a float64 policy). */
+/** Nats, float32 (float64 for a float64 policy). R = B with a context, else B * G. */
 export interface Scores {
   /** In the shape of the tokens. */
   readonly logprobs: Tensor;
-  /** `[R, T]`, R = B with a context, else B * G; null where not asked for. So are the others. */
+  /** `[R, T]`; null unless asked for. */
   readonly entropy: Tensor | null;
+  /** `[R, T]`: log-probabilities of the true codes; null unless asked for. */
   readonly truth: Tensor | null;
+  /** `[R, T]`: exact KL to the reference; null unless asked for. */
   readonly kl: Tensor | null;
 }
 
@@ -151,8 +153,8 @@ export interface Scores {
  * Log-probabilities of codes under a policy, as `sampleCodesWithLogprobs` would give them, with gradients to all its
  * parameters unless inside `noGrad`. Dropout is off.
  *
- * A recorded support stands for top-k and top-p: it stays the same while the policy moves, so that ratios to the old
- * policy stay defined. Without one the filters are computed anew, and a code that they cut has -Infinity.
+ * A recorded support is used in place of top-k and top-p: it stays the same while the policy changes, so that ratios to
+ * the old policy stay defined. Without one the filters are computed anew, and a code that they remove has -Infinity.
  *
  * @throws RangeError when shapes disagree.
  */
@@ -188,7 +190,7 @@ function truthOf(options: ScoreOptions, from: number, count: number): ScoreOptio
 /**
  * Score rows of {@link Passes}.
  *
- * @param states - what the trunk gave for these rows, or null to run it now.
+ * @param states - the trunk's output for these rows, or null to run it now.
  * @param options - `trueCodes` has a row a pass here, `[R, T]`.
  * @returns logprobs `[R, K, T]`, the others `[R, T]`.
  */
@@ -244,7 +246,7 @@ export function scoreRows(
   });
 }
 
-/** What gives the distribution at some positions, one a row: `[c, D]`, `[c, D]`, `[c, 1]`, uint8 `[c, ceil(V / 8)]`. */
+/** What the distribution at c positions depends on: `[c, D]`, `[c, D]`, `[c, 1]`, uint8 `[c, ceil(V / 8)]`. */
 export interface PositionStates {
   hidden: Tensor;
   nullHidden?: Tensor;
@@ -253,7 +255,7 @@ export interface PositionStates {
   support?: Tensor;
 }
 
-/** Log-probabilities `[c, V]` of the distribution at some positions, and the policy's plain logits. */
+/** Log-probabilities `[c, V]` of the distribution at c positions, and the policy's own logits. */
 export function distributionAt(
   policy: ArPolicy,
   sampling: Sampling,
@@ -273,7 +275,7 @@ interface Chunk extends PositionStates {
   otherNullHidden?: Tensor;
 }
 
-/** Columns `[c, K + extras]`: log-probabilities of K codes, then entropy, truth and divergence where wanted. */
+/** Columns `[c, K + extras]`: log-probabilities of K codes, then entropy, truth and KL where asked for. */
 function scoreChunk(policy: ArPolicy, sampling: Sampling, chunk: Chunk, options: ScoreOptions): Tensor {
   return tidy(() => {
     const { tokens, truth, otherHidden, otherNullHidden, ...here } = chunk;
@@ -296,11 +298,10 @@ function scoreChunk(policy: ArPolicy, sampling: Sampling, chunk: Chunk, options:
 }
 
 /**
- * Vectors of codes that are drawn with a gradient, for the straight-through baseline: the codebook's rows go forward,
- * the gradient is that of the soft draw (see `straightThroughGumbel`). In chunks like the scores; the same seed draws the
- * same codes.
+ * Codebook vectors of drawn codes, with the gradient of the soft draw (see `straightThroughGumbel`). In chunks like the
+ * scores; the same seed draws the same codes.
  *
- * @param codebook - float `[V, C]`: rows as the frozen decoder reads them (normalised, where it normalises them).
+ * @param codebook - float `[V, C]`: rows as the frozen decoder reads them (divided by their length where it does so).
  * @returns float `[R, T, C]`.
  */
 export function straightThroughVectors(
@@ -318,10 +319,10 @@ export function straightThroughVectors(
       .map((piece, i) => {
         const drawn = (hidden: Tensor): Tensor => {
           const logits = policy.logits(hidden).to({ dtype: codebook.dtype });
-          // Made anew in the backward, which must draw the same noise.
+          // The backward runs this again, and must draw the same noise.
           using generator = stream(seed, "straight-through", i, logits.device as Device);
           const hot = straightThroughGumbel(logits, { ...gumbel, generator });
-          // In a narrow dtype the rows would be rounded, and the decoder would read others than those of codes.
+          // In a narrow dtype the rows would be rounded, and the decoder would read others than for codes.
           const device = logits.device.startsWith("cuda") ? "cuda" : "cpu";
           return autocast({ device, dtype: null }, () => hot.matmul(codebook));
         };
@@ -331,12 +332,12 @@ export function straightThroughVectors(
   });
 }
 
-/** Positions whose logits may exist at a time. */
+/** Positions whose logits may exist at a time: about 4 million logits. */
 export function chunkOf(policy: ArPolicy): number {
   return Math.max(1, Math.floor(2 ** 22 / policy.vocabSize));
 }
 
-/** Guidance scale at each position of rows, which the policy counts to its block size: `[R, T]`. */
+/** Guidance scale at each position, `[R, T]`; schedules run over the policy's whole block. */
 export function scalesOf(policy: ArPolicy, passes: Passes, like: Tensor): Tensor {
   const { guidance } = passes.sampling;
   const [r, , t] = passes.tokens.dims(3);

@@ -1,20 +1,18 @@
 /**
- * From the configuration to the options of the parts that do the work: sampling, contexts and the learning rate at an
- * iteration, and each algorithm's update. Options of the images are in `run/images.ts`.
+ * From the configuration to the options of the parts: sampling, context and learning rate at an iteration, and each
+ * algorithm's update. Options of the images are in `run/images.ts`.
  */
-
-import type { AlgorithmSection, OptimizerSection, TrainConfig } from "../config/resolve.js";
+import type { OptimizerSection, TrainConfig } from "../config/resolve.js";
 import { sharesContext } from "../config/rules.js";
 import { schedules } from "../nn/index.js";
 import type { ArPolicy } from "../policies/index.js";
-import type { SpreadOptions } from "./advantages.js";
-import type { GrpoOptions, PpoOptions, UpdateOptions } from "./optimize.js";
+import type { GrpoOptions, PpoOptions, ReinforceOptions, RlooOptions, UpdateOptions } from "./optimize.js";
 import type { RolloutContext } from "./rollout.js";
 import type { Sampling } from "./sampling.js";
 import type { SteOptions } from "./ste.js";
 
-/** How codes are drawn and scored in training. */
-export function samplingOf(config: TrainConfig): Sampling {
+/** Sampling of the training rollouts, with which the update scores too. */
+export function rolloutSamplingOf(config: TrainConfig): Sampling {
   const { temperature, topK, topP, guidance } = config.rollout;
   const { interval, ...constant } = guidance;
   const isGuided = guidance.scale !== 1;
@@ -26,10 +24,10 @@ export function samplingOf(config: TrainConfig): Sampling {
   };
 }
 
-/** How codes are drawn in evaluation: as in training, but for what `eval` says. */
+/** Sampling of the evaluation: as in training, except for the keys that `eval` sets. */
 export function evalSamplingOf(config: TrainConfig): Sampling {
   const { temperature, topK, topP } = config.eval;
-  const training = samplingOf(config);
+  const training = rolloutSamplingOf(config);
   return {
     ...training,
     ...(temperature !== null && { temperature }),
@@ -41,7 +39,8 @@ export function evalSamplingOf(config: TrainConfig): Sampling {
 /**
  * The context of an iteration.
  *
- * @param step - counted from 0; with `rollout.context.ramp` r the context is at full strength from r on.
+ * @param step - from 0; with `rollout.context.ramp` r the prefix shrinks, or the noise grows, to its full value at
+ *   step r.
  * @param codes - T: codes of a whole sequence.
  */
 export function contextAt(config: TrainConfig, step: number, codes: number): RolloutContext {
@@ -59,12 +58,12 @@ export function contextAt(config: TrainConfig, step: number, codes: number): Rol
   }
 }
 
-/** The learning rate's factor at each iteration, counted from 0. */
+/** The learning rate's factor at each iteration, from 0. */
 export function lrScheduleOf(config: TrainConfig): schedules.Schedule {
   return lrSchedule(config.optimizer, config.train.iters);
 }
 
-/** The learning rate's factor at each of `total` updates, counted from 0. */
+/** The learning rate's factor at each of `total` updates, from 0. */
 export function lrSchedule(optimizer: OptimizerSection, total: number): schedules.Schedule {
   const { schedule, warmup: part, finalLr: final } = optimizer;
   const warmup = Math.min(Math.round(part * total), total - 1);
@@ -77,10 +76,10 @@ export function keepsGraph(config: TrainConfig): boolean {
   return config.rollout.keepGraph && sharesContext(config);
 }
 
-/** The algorithm, with the options of its update but for those that a step brings: generator, lrFactor, value head. */
+/** The algorithm, with the options of its update but for those of a single step: generator, lrFactor, value head. */
 export type AlgorithmOptions =
-  | { readonly algorithm: "reinforce"; readonly options: UpdateOptions & SpreadOptions }
-  | { readonly algorithm: "rloo"; readonly options: UpdateOptions & Pick<SpreadOptions, "minStd"> }
+  | { readonly algorithm: "reinforce"; readonly options: ReinforceOptions }
+  | { readonly algorithm: "rloo"; readonly options: RlooOptions }
   | { readonly algorithm: "grpo"; readonly options: GrpoOptions }
   | { readonly algorithm: "ppo"; readonly options: Omit<PpoOptions, "valueHead"> }
   | { readonly algorithm: "ste"; readonly options: Omit<SteOptions, "tokenizer" | "terms" | "seed"> };
@@ -88,8 +87,8 @@ export type AlgorithmOptions =
 /**
  * The options of an update.
  *
- * @param reference - the frozen policy, where the divergence from it counts or is watched.
- * @param klCoef - weight of that divergence, where it is no longer that of the configuration.
+ * @param reference - the frozen policy, where KL to it is minimised or measured.
+ * @param klCoef - weight of that KL, which `kl.target` may have changed since the run began.
  */
 export function algorithmOptions(
   config: TrainConfig,
@@ -100,64 +99,50 @@ export function algorithmOptions(
   const shared = sharedOptions(config, reference, klCoef);
   switch (algorithm) {
     case "reinforce":
-      return { algorithm, options: { ...shared, ...config.reinforce, ...limitsOf(config.reinforce) } };
+      return { algorithm, options: { ...shared, ...given(config.reinforce) } };
     case "rloo":
-      return { algorithm, options: { ...shared, ...config.rloo, ...limitsOf(config.rloo) } };
-    case "grpo": {
-      const { dualClip, ...grpo } = config.grpo;
-      return {
-        algorithm,
-        options: { ...shared, ...grpo, ...limitsOf(grpo), ...(dualClip !== null && { dualClip }) },
-      };
-    }
+      return { algorithm, options: { ...shared, ...given(config.rloo) } };
+    case "grpo":
+      return { algorithm, options: { ...shared, ...given(config.grpo) } };
     case "ppo": {
-      const { dualClip, valueLr: _, ...ppo } = config.ppo;
-      return {
-        algorithm,
-        options: { ...shared, ...ppo, ...limitsOf(ppo), ...(dualClip !== null && { dualClip }) },
-      };
+      const { valueLr: _, valueClip, ...ppo } = config.ppo;
+      return { algorithm, options: { ...shared, ...given(ppo), valueClip } };
     }
     case "ste": {
       const { miniBatch, microBatch, auxCe, entropyCoef } = config.update;
-      return {
-        algorithm,
-        options: {
-          tau: config.ste.tau,
-          numGenerations: config.rollout.numGenerations,
-          auxCe,
-          entropyCoef,
-          maxGradNorm: config.optimizer.maxGradNorm ?? Infinity,
-          ...(miniBatch !== null && { miniBatch }),
-          ...(microBatch !== null && { microBatch }),
-        },
+      const { maxGradNorm } = config.optimizer;
+      const { numGenerations } = config.rollout;
+      const options = {
+        numGenerations,
+        auxCe,
+        entropyCoef,
+        ...given({ miniBatch, microBatch, maxGradNorm }),
       };
+      return { algorithm, options: { ...config.ste, ...options } };
     }
   }
 }
 
-/** Left out, these would be the update's own defaults; null is no limit. */
-function limitsOf({ advantageClip, targetKl }: AlgorithmSection): {
-  advantageClip: number;
-  targetKl: number;
-} {
-  return { advantageClip: advantageClip ?? Infinity, targetKl: targetKl ?? Infinity };
+/** A section without its nulls, and with no limit where null says so. */
+function given<T extends object>(section: T): { [K in keyof T]: Exclude<T[K], null> } {
+  const entries = Object.entries(section).flatMap(([name, value]) => {
+    if (value !== null) return [[name, value]];
+    return NO_LIMIT.has(name) ? [[name, Infinity]] : [];
+  });
+  return Object.fromEntries(entries);
 }
 
+/** Options whose omission is a limit of the update's own, and whose null is none. */
+const NO_LIMIT = new Set(["advantageClip", "targetKl"]);
+
 function sharedOptions(config: TrainConfig, reference: ArPolicy | null, klCoef: number): UpdateOptions {
-  const { miniBatch, microBatch, maxLen, auxCe, entropyCoef, tokenDropout } = config.update;
   const { estimator, placement } = config.kl;
   const { credit, creditDecay } = config.reward;
-  const pull = reference === null ? null : { coef: klCoef, reference };
+  const { maxGradNorm } = config.optimizer;
   return {
-    auxCe,
-    entropyCoef,
-    tokenDropout,
-    maxGradNorm: config.optimizer.maxGradNorm ?? Infinity,
+    ...given({ ...config.update, maxGradNorm }),
     maxRatioGap: config.limits.ratioGap,
     ...(credit === "place" && { creditDecay }),
-    ...(miniBatch !== null && { miniBatch }),
-    ...(microBatch !== null && { microBatch }),
-    ...(maxLen !== null && { maxLen }),
-    ...(pull && { kl: { ...pull, ...(estimator && { estimator }), ...(placement && { placement }) } }),
+    ...(reference !== null && { kl: { coef: klCoef, reference, ...given({ estimator, placement }) } }),
   };
 }

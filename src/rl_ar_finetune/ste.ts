@@ -1,16 +1,16 @@
 /**
  * The differentiable baseline: codes drawn with straight-through Gumbel noise, their codebook rows through the frozen
- * decoder, and the reward's gradient back through all of it into the policy. No advantages, no ratio. Draws and their
- * gradient are in `scoring.ts`, rewards in `rewards.ts`.
+ * decoder, and the gradient of the reward back through all of it into the policy. No advantages and no ratio. The draws
+ * and their gradient are in `scoring.ts`, rewards in `rewards.ts`.
  *
  * After the STE baseline of VA-pi (2025), with Jang et al. 2017, "Categorical Reparameterization with Gumbel-Softmax".
  * Deviations from the published script:
- * - the decoder reads the rows that it reads for codes, divided by their length where the lookup is the cosine; there
- *   they go in as they lie in the table, which are other images;
- * - what is descended is minus the reward, with all its terms, plus the cross-entropy, on by default, and a bonus for
- *   entropy; there the squared error and LPIPS, with LPIPS and the cross-entropy off;
+ * - the decoder reads the same rows as for codes, divided by their length where the lookup is by cosine; the script
+ *   feeds the table's rows as they are, which decode to other images;
+ * - the loss is minus the reward, with all its terms, plus the cross-entropy, on by default, and an entropy bonus; the
+ *   script has the squared error and LPIPS, with LPIPS and the cross-entropy off;
  * - an image may be drawn several times for one forward pass of the policy; there once;
- * - one step a rollout of `rollout.images`, learning rate by schedule; there every batch of the set, at a constant rate.
+ * - one step a rollout of `rollout.images` with a learning rate schedule; there every batch of the set at a constant rate.
  */
 import { clipGradNorm } from "../nn/index.js";
 import type { ArPolicy } from "../policies/policy.js";
@@ -22,11 +22,12 @@ import {
   deriveSeed,
   expected,
   noGrad,
-  stack,
+  type OptionNames,
+  readOptions,
   type Tensor,
   tidy,
 } from "../torch/index.js";
-import type { Term } from "./rewards.js";
+import { type Term, termValue } from "./rewards.js";
 import { type Start, withoutDropout } from "./sampling.js";
 import {
   type Passes,
@@ -38,26 +39,29 @@ import {
   straightThroughVectors,
 } from "./scoring.js";
 import {
+  checkOptions,
   imageOrder,
   type Optimizer,
   pickPasses,
   planBatches,
+  Totals,
   type UpdateOptions,
   type UpdateResult,
 } from "./update.js";
+import { readSums } from "./window.js";
 
-/** Images, and the contexts in which their codes are drawn again. */
+/** Images, and the contexts in which their codes are drawn. */
 export interface SteBatch {
   /** float32 `[B, 3, H, W]` in [-1, 1]. */
   readonly images: Tensor;
   readonly start: Start;
   /** int64 `[B, T]`: the images' codes. */
   readonly trueCodes: Tensor;
-  /** int64 `[B, T - 1]`: what is read before codes 1 ... T - 1, as in a rollout of a teacher-forced context. */
+  /** int64 `[B, T - 1]`: what is read before codes 1 ... T - 1, as in a teacher-forced rollout. */
   readonly context: Tensor;
 }
 
-/** How {@link steUpdate} draws and steps. */
+/** Options of {@link steUpdate}. */
 export interface SteOptions
   extends Pick<
     UpdateOptions,
@@ -71,45 +75,71 @@ export interface SteOptions
     | "lrFactor"
   > {
   readonly tokenizer: FrozenTokenizer;
-  /** The reward, whose terms must have a gradient to the samples. */
+  /** The terms of the reward; each must be differentiable in the samples. */
   readonly terms: readonly Term[];
-  /** Draws an image; 1 where left out. */
+  /** Draws an image; default 1. */
   readonly numGenerations?: number;
-  /** Temperature of the soft draw; 1 where left out. */
+  /** Temperature of the soft draw; default 1. */
   readonly tau?: number;
-  /** Decides the draws, together with an image's place in the batch. */
+  /** The draws depend on it and on an image's place in the batch alone. */
   readonly seed: number | bigint;
 }
 
 /** The parts of a tokenizer that a gradient goes through. */
 type Decoder = Pick<TokenizerModel, "quantize" | "decode">;
 
-/** Rows of a step, and the share of each in its loss. */
+/** The rows of one optimizer step. */
 interface Window {
   readonly passes: Passes;
   readonly images: Tensor;
-  /** Of each row: its place in the batch. */
+  /** The place of each row in the batch. */
   readonly places: readonly number[];
 }
 
+const STE_NAMES: OptionNames<SteOptions> = {
+  tokenizer: true,
+  terms: true,
+  numGenerations: true,
+  tau: true,
+  seed: true,
+  miniBatch: true,
+  microBatch: true,
+  auxCe: true,
+  entropyCoef: true,
+  maxGradNorm: true,
+  trained: true,
+  generator: true,
+  lrFactor: true,
+};
+
 /**
- * One step for each mini-batch along the gradient of the reward through the decoder.
+ * One optimizer step for each mini-batch along the gradient of the reward through the decoder.
  *
- * Draws follow from the seed and an image's place alone, so that `microBatch` changes memory only. Dropout is off.
+ * The draws depend on the seed and an image's place alone, so that `microBatch` changes memory only. Dropout is off.
  *
  * @returns `loss/{total,reward,aux_ce,entropy}`, `reward/straight_through` (the mean over the draws), `policy/entropy`
- *   where it counts, and `optim/...` as other updates have them; a step whose loss or gradient is not finite is left out.
- * @throws RangeError for a tokenizer of the user's own, whose codebook is not known here, and for a term of the reward
- *   without a gradient to the samples.
+ *   with an entropy bonus, and `optim/...` as other updates have them. A step whose loss or gradient is not finite is
+ *   skipped.
+ * @throws RangeError or TypeError for an argument that is unknown, missing or out of range, for a tokenizer that is not
+ *   of the package, whose codebook is unknown here, and for a term of the reward that is not differentiable.
  */
 export function steUpdate(
   policy: ArPolicy,
   optimizer: Optimizer,
-  batch: SteBatch,
-  options: SteOptions,
+  given: SteBatch,
+  ...more: [options: SteOptions]
 ): UpdateResult {
   const where = "steUpdate";
-  const { microBatch, maxGradNorm = Infinity, generator, lrFactor } = options;
+  const batch = readOptions<SteBatch>(`${where}.batch`, [given], {
+    names: { images: true, start: true, trueCodes: true, context: true },
+  });
+  const options = readOptions<SteOptions>(where, more, { names: STE_NAMES });
+  checkOptions(where, options);
+  const { microBatch, maxGradNorm = Infinity, generator, lrFactor, numGenerations = 1, tau = 1 } = options;
+  if (!Number.isInteger(numGenerations) || numGenerations < 1)
+    throw expected(`${where}.numGenerations`, "an integer of at least 1", numGenerations);
+  if (!(tau > 0)) throw expected(`${where}.tau`, "a number above 0", tau);
+  if (options.seed === undefined) throw expected(`${where}.seed`, "an integer", "none");
   const decoder = decoderOf(options.tokenizer);
   const trained = options.trained ?? policy.parameters();
   return tidy(() =>
@@ -120,7 +150,7 @@ export function steUpdate(
       if (passes.rows !== b) throw expected(where, `images of ${passes.rows} rows, as trueCodes has`, images);
       const plan = planBatches({ ...options, images: b, rowsAnImage: 1 }, where);
       const full: Window = { passes, images, places: Array.from({ length: b }, (_, i) => i) };
-      const done = new Sums();
+      const totals = new Totals();
       for (const indices of imageOrder(b, plan.miniBatches, generator)) {
         const [sums, norm] = tidy(() => {
           const window = indices === null ? full : someImages(full, indices);
@@ -131,30 +161,36 @@ export function steUpdate(
           return [readSums(parts), clipGradNorm(trained, maxGradNorm)] as const;
         });
         if (!Number.isFinite(sums["loss/total"]) || !Number.isFinite(norm)) {
-          done.skipped++;
+          totals.skipped++;
         } else {
-          done.add(sums, norm, norm > maxGradNorm);
+          totals.add(sums, norm, norm > maxGradNorm);
           optimizer.step(lrFactor === undefined ? {} : { lrFactor });
+          totals.steps++;
         }
         optimizer.zeroGrad();
       }
-      const { steps, skipped } = done;
+      const { steps, skipped, sums } = totals;
       return {
         steps,
         skippedSteps: skipped,
         stoppedEarly: false,
         constantGroups: 0,
-        metrics: done.metrics(),
+        metrics: {
+          ...totals.metrics(),
+          ...(sums.reward !== undefined && { "reward/straight_through": sums.reward / steps }),
+          ...(sums.entropy !== undefined && { "policy/entropy": sums.entropy / steps }),
+        },
       };
     }),
   );
 }
 
-function decoderOf({ vq }: FrozenTokenizer): Decoder {
-  const { quantize, decode } = vq as Partial<TokenizerModel>;
-  if (quantize !== undefined && decode !== undefined) return vq as TokenizerModel;
-  const remedy = "Take another algorithm: the others need no gradient of the decoder";
-  throw expected("steUpdate.tokenizer", "an IBQ or VQ tokenizer", vq, remedy);
+function decoderOf(tokenizer: FrozenTokenizer | undefined): Decoder {
+  const model = tokenizer?.vq;
+  const { quantize, decode } = (model ?? {}) as Partial<TokenizerModel>;
+  if (quantize !== undefined && decode !== undefined) return model as TokenizerModel;
+  const remedy = "Use another algorithm: the others need no gradient of the decoder";
+  throw expected("steUpdate.tokenizer", "an IBQ or VQ tokenizer", model ?? "none", remedy);
 }
 
 /** The rows of some images. */
@@ -182,7 +218,7 @@ function rowsGradient(
   const states = statesOf(policy, passes);
   const images = window.images.narrow(0, from, count);
   const table = noGrad(() => decoder.quantize.table()); // [V, C]
-  // Split once: the gradient of each narrow() would be as large as all rows.
+  // Split once: each narrow() would have a gradient of the size of all rows.
   const rows = states.hidden.split(1); // [1, T, D] each
   const vectors = rows.flatMap((hidden, i) => {
     const row = { hidden, nullHidden: null };
@@ -196,13 +232,13 @@ function rowsGradient(
     const grid = [images.size(2) / tokenizer.downsample, images.size(3) / tokenizer.downsample];
     const quantized = cat(vectors).transpose(1, 2).unflatten(2, grid).contiguous(); // [r * G, C, h, w]
     const judged = { images, samples: decoder.decode(quantized) };
-    const values = terms.map(({ name, measure, weight, sign }) => {
-      const value = measure(judged);
+    const values = terms.map((term) => {
+      const value = termValue(term, judged);
       if (!value.requiresGrad) {
-        const remedy = "Leave it out, or take another algorithm";
-        throw expected(`reward.${name}`, "a gradient to the samples, for ste", "none", remedy);
+        const remedy = "Set its weight to 0, or use another algorithm";
+        throw expected(`reward.${term.name}`, "a gradient to the samples, for ste", "none", remedy);
       }
-      return value.mean().mul(weight * sign);
+      return value.mean().mul(term.weight * term.sign);
     });
     return values.reduce((sum, value) => sum.add(value));
   });
@@ -222,46 +258,7 @@ function rowsGradient(
   return { ...sums, ...Object.fromEntries(named) };
 }
 
-/** Run `fn` outside autocast: rewards and the decoder are float32, whatever the policy is computed in. */
+/** Run `fn` outside autocast: rewards and the decoder are float32 whatever the policy is computed in. */
 function plainly<T>(like: Tensor, fn: () => T): T {
   return autocast({ device: like.device.startsWith("cuda") ? "cuda" : "cpu", dtype: null }, fn);
-}
-
-function readSums(parts: readonly Record<string, Tensor>[]): Record<string, number> {
-  const names = Object.keys(parts[0] as Record<string, Tensor>);
-  const totals = names.map((name) => stack(parts.map((part) => (part[name] as Tensor).double())).sum());
-  const numbers = stack(totals).toArray(); // waits for the device
-  return Object.fromEntries(names.map((name, i) => [name, Number(numbers[i])]));
-}
-
-/** Means over the steps that were finite. */
-class Sums {
-  steps = 0;
-  skipped = 0;
-  #clipped = 0;
-  #norm = 0;
-  #maxNorm = 0;
-  readonly #sums: Record<string, number> = {};
-
-  add(sums: Readonly<Record<string, number>>, norm: number, isClipped: boolean): void {
-    for (const [name, value] of Object.entries(sums)) this.#sums[name] = (this.#sums[name] ?? 0) + value;
-    this.#norm += norm;
-    this.#maxNorm = Math.max(this.#maxNorm, norm);
-    if (isClipped) this.#clipped++;
-    this.steps++;
-  }
-
-  metrics(): Record<string, number> {
-    const counts = { "optim/steps": this.steps, "optim/skipped_steps": this.skipped };
-    if (this.steps === 0) return counts;
-    const names: Record<string, string> = { reward: "reward/straight_through", entropy: "policy/entropy" };
-    const means = Object.entries(this.#sums).map(([name, sum]) => [names[name] ?? name, sum / this.steps]);
-    return {
-      ...counts,
-      ...Object.fromEntries(means),
-      "optim/grad_norm": this.#norm / this.steps,
-      "optim/grad_norm_max": this.#maxNorm,
-      "optim/grad_norm_clipped_frac": this.#clipped / this.steps,
-    };
-  }
 }

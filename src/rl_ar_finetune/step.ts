@@ -25,7 +25,7 @@ import type { RunParts } from "./parts.js";
 import { type Judged, judge, judgeByPlace, type Term } from "./rewards.js";
 import { type Rollout, type RolloutOptions, sampleRollout } from "./rollout.js";
 
-/** The condition of a batch, as a policy takes it. */
+/** The condition of a batch for a policy: nothing with `rollout.start` empty, else features or classes. */
 export function conditionOf(batch: Batch, start: TrainConfig["rollout"]["start"]): Condition {
   if (start === "empty") return {};
   const { features, isReal } = batch;
@@ -42,20 +42,20 @@ export function encodeFor({ rollout }: TrainConfig, { tokenizer }: RunParts, ima
   const codes = tokenizer.encode(images);
   const { maxLen } = rollout;
   if (maxLen === null || maxLen === codes.size(1)) return codes;
-  const remedy = "The decoder wants all codes of an image: give images of another size, or leave maxLen out";
+  const remedy = "The decoder needs all codes of an image: load images of another size, or omit maxLen";
   throw expected("rollout.maxLen", `${codes.size(1)}, the codes of the loader's images`, maxLen, remedy);
 }
 
 /**
- * Draw sequences as a run does: in the policy's precision, on packed weights where that pays, with adapters added to the
- * weights while codes are drawn one by one. Weights narrower than float32 would lose what is added: there the adapters
+ * Draw sequences in the policy's precision, on packed weights where that pays, and with LoRA adapters merged into the
+ * weights while codes are drawn one by one. Weights narrower than float32 would round the adapters away, so there they
  * stay apart.
  */
 export function rolloutFor(
   config: TrainConfig,
   parts: RunParts,
   condition: Condition,
-  options: RolloutOptions,
+  options: RolloutOptions & Required<Pick<RolloutOptions, "context">>,
 ): Rollout {
   const { policy, lora, policyCast, packAs } = parts;
   const { microBatch } = config.rollout;
@@ -75,25 +75,25 @@ export function rolloutFor(
 }
 
 /** Rows and columns of the codes of images. */
-const gridOf = (parts: RunParts, images: Tensor): readonly [number, number] => {
+const codeGrid = (parts: RunParts, images: Tensor): readonly [number, number] => {
   const { downsample } = parts.tokenizer;
   return [images.size(2) / downsample, images.size(3) / downsample];
 };
 
-/** What drawn codes are worth. */
+/** The rewards of a rollout. */
 export interface Credited {
-  /** float64 `[B, G]`, or `[B, G, T]` for the codes that were drawn with credit by place: what an update takes. */
+  /** For the update: float64 `[B, G]`, or with `reward.credit` place `[B, G, T]`, each token's part. */
   readonly rewards: Tensor;
   readonly plain: PlainRewards;
 }
 
 /**
- * Judge a rollout as `reward.credit` says.
+ * Rewards of a rollout, one a sequence or one a token, as `reward.credit` says.
  *
- * By place, a code's share is its place's reward over the number of places, so that the shares of an image sum to its
- * reward; those of given codes are left out.
+ * By place, a token's part is the reward at its place divided by the number of places, so that the parts of an image
+ * sum to its reward. Given codes have no part.
  *
- * @param drawn - T: codes that were drawn, the last ones of each image.
+ * @param drawn - T: tokens that were drawn, the last ones of each image.
  */
 export function creditFor(config: TrainConfig, parts: RunParts, judged: Judged, drawn: number): Credited {
   const { normalize, credit } = config.reward;
@@ -102,7 +102,7 @@ export function creditFor(config: TrainConfig, parts: RunParts, judged: Judged, 
     return { rewards: total, plain: { total: plain, terms } };
   }
   return tidy(() => {
-    const grid = gridOf(parts, judged.images);
+    const grid = codeGrid(parts, judged.images);
     const { places, plain, terms } = judgeByPlace(parts.terms, judged, grid, { normalize });
     const all = places.size(2);
     const rewards = places.narrow(2, all - drawn, drawn).div(all);
@@ -110,10 +110,15 @@ export function creditFor(config: TrainConfig, parts: RunParts, judged: Judged, 
   });
 }
 
-/** Samples and images as the reward wants them, decoded once. `codes` int64 `[B, G, T]`. */
+/**
+ * Decode whole sequences once, for all terms of the reward.
+ *
+ * @param codes - int64 `[B, G, T]`.
+ * @param decodeBatch - sequences that the decoder takes at a time.
+ */
 export function decodeFor(parts: RunParts, images: Tensor, codes: Tensor, decodeBatch: number): Judged {
   const { tokenizer, terms } = parts;
-  const grid = gridOf(parts, images);
+  const grid = codeGrid(parts, images);
   return noGrad(() =>
     tidy(() => {
       const flat = codes.flatten(0, 1);
@@ -125,7 +130,7 @@ export function decodeFor(parts: RunParts, images: Tensor, codes: Tensor, decode
   );
 }
 
-/** Rewards as they are measured, whatever the policy is credited with. */
+/** Rewards as they are measured, before normalisation and credit by place. */
 export interface PlainRewards {
   /** float64 `[B, G]`: weighted sum of the terms. */
   readonly total: Tensor;
@@ -134,12 +139,13 @@ export interface PlainRewards {
 }
 
 /**
- * What a rollout was like.
+ * Metrics of a rollout.
  *
- * `reward/{vq_ceiling,gap}` (the reward of the reconstructions, and how far off the mean is), `reward/group_std`,
- * `reward/<term>/weighted` (means with weight and sign, which sum to `reward/mean`), `policy/entropy` (nats) and
- * `policy/entropy_frac` (of log V), `tokens/codebook_usage`, `tokens/token_perplexity` (exp of the entropy of how often
- * each code was drawn), `tokens/unique_frac` (sequences that differ from all others before them).
+ * `reward/vq_ceiling` (the mean reward of the images' own codes) and `reward/gap` (ceiling minus mean reward),
+ * `reward/group_std`, `reward/<term>/weighted` (means with weight and sign, which sum to `reward/mean`),
+ * `policy/entropy` (nats a token) and `policy/entropy_frac` (of log V), `tokens/codebook_usage` (part of the codebook
+ * that was drawn), `tokens/token_perplexity` (exp of the entropy of code frequencies), `tokens/unique_frac` (part of the
+ * sequences that are distinct).
  *
  * @param ceiling - float64 `[B, 1]`: rewards of the images' own codes.
  */
@@ -176,7 +182,7 @@ export function rolloutMetrics(
   });
 }
 
-/** The rewards' spread, by name; each becomes a mean, std, min and max. */
+/** Spreads (mean, std, min, max) of the reward and of its terms, by name. */
 export function rewardSpreads({ total, terms }: PlainRewards): Record<string, Spread> {
   const named = Object.entries(terms).map(([name, values]) => [`reward/${name}`, values] as const);
   return Object.fromEntries(
@@ -187,7 +193,18 @@ export function rewardSpreads({ total, terms }: PlainRewards): Record<string, Sp
   );
 }
 
-/** Pace and memory: `perf/...`; peaks are those since the call before. */
+/**
+ * The terms whose value was NaN or infinite for a sample.
+ *
+ * @param spreads - of {@link rewardSpreads}.
+ */
+export function termsNotFinite(spreads: Readonly<Record<string, Spread>>): string[] {
+  return Object.entries(spreads)
+    .filter(([name, { mean }]) => name.startsWith("reward/") && !Number.isFinite(mean))
+    .map(([name]) => name.slice("reward/".length));
+}
+
+/** Speed and memory, `perf/...`; peaks are since the previous call. */
 export function machineMetrics(
   seconds: number,
   { tokens, images }: { readonly tokens?: number | undefined; readonly images: number },

@@ -29,7 +29,7 @@ import {
 } from "./optimize.js";
 import { openRunParts, type RunParts } from "./parts.js";
 import { judge } from "./rewards.js";
-import { algorithmOptions, contextAt, keepsGraph, lrScheduleOf, samplingOf } from "./settings.js";
+import { algorithmOptions, contextAt, keepsGraph, lrScheduleOf, rolloutSamplingOf } from "./settings.js";
 import { dump, endOf, isNewBest, restore, save } from "./state.js";
 import { steUpdate } from "./ste.js";
 import {
@@ -113,7 +113,7 @@ export async function trainRlLoop(
           context: contextAt(config, step, trueCodes.size(1)),
           numGenerations: config.rollout.numGenerations,
           trueCodes,
-          sampling: samplingOf(config),
+          sampling: rolloutSamplingOf(config),
           generator,
           keepGraph: keepsGraph(config),
         });

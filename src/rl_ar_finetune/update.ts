@@ -1,6 +1,6 @@
 /**
  * What every update shares: its batch and options, epochs, mini-batches, checks before a step, clipping, the step and
- * the metrics. Advantages and losses of each algorithm are in `optimize.ts`, a step's gradient in `window.ts`.
+ * the metrics. Advantages and losses of each algorithm are in `optimize.ts`, the gradient of a step in `window.ts`.
  */
 import { clipGradNorm } from "../nn/index.js";
 import type { ArPolicy } from "../policies/policy.js";
@@ -9,11 +9,14 @@ import {
   cat,
   type Device,
   expected,
+  expectedType,
   type Generator,
   noGrad,
+  type OptionNames,
   onesLike,
   randperm,
-  type Tensor,
+  readOptions,
+  Tensor,
   tidy,
 } from "../torch/index.js";
 import {
@@ -24,7 +27,7 @@ import {
   klLoss,
   tokenDropout,
 } from "./losses.js";
-import { mapStart } from "./sampling.js";
+import { checkGenerator, mapStart, readNumbers, requireChoice, requireNumber } from "./sampling.js";
 import { type Drawn, type Passes, passesOf, rangesOf, type States, scoreRows, someRows } from "./scoring.js";
 import { type Objective, type Window, type WindowSums, windowGradient } from "./window.js";
 
@@ -34,18 +37,18 @@ export interface Optimizer {
   zeroGrad(): void;
 }
 
-/** A rollout and what it was worth: `{ ...rollout, rewards }`. */
+/** A rollout and its rewards: `{ ...rollout, rewards }`. */
 export interface UpdateBatch extends Drawn {
-  /** float, in the shape of the tokens: nats under the distribution that each was drawn from. */
+  /** float, in the shape of the tokens, nats: under the distribution that each was drawn from. */
   readonly logprobs: Tensor;
   /**
-   * float `[B, G]` (`[N]` for tokens `[N, T]`): higher is better. Or in the shape of the tokens, the share of the reward
-   * that came with each of them, for credit by place; the sum is the sequence's reward.
+   * float `[B, G]` (`[N]` for tokens `[N, T]`): higher is better. Or in the shape of the tokens, each token's part of the
+   * reward, for credit by place; the sum over tokens is the sequence's reward.
    */
   readonly rewards?: Tensor;
-  /** float `[B, G]`, or `[B, G, T]` for credit a token: in place of rewards (not in PPO). */
+  /** float `[B, G]`, or in the shape of the tokens: in place of rewards (not for PPO). */
   readonly advantages?: Tensor;
-  /** bool or float, broadcast to the tokens: true where a token counts; all of them where left out. */
+  /** bool or float, broadcast to the tokens: true where a token counts; default all. */
   readonly mask?: Tensor;
   /** int64 `[B, S + T]`: the images' own codes from the first one on, for `auxCe`. */
   readonly trueCodes?: Tensor;
@@ -53,53 +56,58 @@ export interface UpdateBatch extends Drawn {
   readonly states?: States | null;
 }
 
-/** A pull towards a reference model. */
+/** KL to a reference model, as part of the loss or of the rewards. */
 export interface KlOptions {
-  /** Weight of the divergence in nats; at 0 it is measured and pulls at nothing. */
+  /** Weight of the KL in nats, at least 0; with 0 the KL is measured and has no effect. */
   readonly coef: number;
   readonly reference: ArPolicy;
-  /** In the loss, or taken from the rewards: a token's in PPO, else the sequence's sum. */
+  /**
+   * `"loss"` adds it to the loss; `"reward"` subtracts it from the rewards, token by token in PPO and with rewards a
+   * token, else summed over the sequence. Default `"loss"`, in PPO `"reward"`.
+   */
   readonly placement?: "loss" | "reward";
-  /** `"exact"` sums over all codes at every position. In the loss k3 is the default, in the reward k1. */
+  /** `"exact"` sums over all codes at every position. Default k3 in the loss, k1 in the reward. */
   readonly estimator?: KlLossKind | "exact";
 }
 
-/** What all updates take. */
+/** Options of all updates. */
 export interface UpdateOptions {
-  /** Times each rollout is gone through; 1 where left out (PPO: 4). */
+  /** Passes over each rollout; default 1 (PPO: 4). */
   readonly epochs?: number;
-  /** Images an optimizer step; must divide those of the rollout; all of them where left out. */
+  /** Images an optimizer step; must divide the rollout's; default all of them. */
   readonly miniBatch?: number;
-  /** Rows of a forward pass: images where a group shares its context, else sequences. Changes memory only. */
-  readonly microBatch?: number;
-  readonly aggregation?: Aggregation;
-  /** L of `dr_grpo`; T where left out. */
-  readonly maxLen?: number;
   /**
-   * With rewards a token: how much of a later one a token is credited with for each token in between, 0 to 1; 1, all
-   * that comes after it, where left out. PPO has `lambda` for that.
+   * Rows of a forward pass: images where a group shares its context, else sequences; default all. Changes memory only:
+   * it need not divide the rows, and the gradient is that of one batch.
+   */
+  readonly microBatch?: number;
+  /** How losses of tokens become one number; default `"mean"` (REINFORCE and RLOO: `"sum"`). */
+  readonly aggregation?: Aggregation;
+  /**
+   * With rewards a token: a token is credited with its own reward and with later ones times `creditDecay` for each token
+   * in between, in [0, 1]; default 1. PPO has `lambda` for that.
    */
   readonly creditDecay?: number;
-  /** Largest |advantage|. */
+  /** Largest |advantage|; default no limit (GRPO: 5). */
   readonly advantageClip?: number;
-  /** Weight of the mean entropy a token, in nats. */
+  /** Weight of the mean entropy a token, in nats; default 0. */
   readonly entropyCoef?: number;
-  /** Weight of the cross-entropy of `trueCodes`, the term that keeps pixel rewards from wrecking a generator. */
+  /** Weight of the mean cross-entropy of `trueCodes`, which keeps pixel rewards from wrecking a generator; default 0. */
   readonly auxCe?: number;
   readonly kl?: KlOptions;
-  /** Probability of leaving a token out of the policy's loss. */
+  /** Probability of dropping a token from the policy's loss and the KL, in [0, 1); default 0. */
   readonly tokenDropout?: number;
-  /** Largest norm of the gradient, all parameters as one vector. */
+  /** Largest norm of the gradient, all parameters as one vector; default no limit. */
   readonly maxGradNorm?: number;
-  /** What the optimizer moves; the policy's parameters where left out. A value head's come on top. */
+  /** What the optimizer moves; default the policy's parameters. A value head's are added to them. */
   readonly trained?: readonly Tensor[];
-  /** Stop before a step when KL(old || new), a token, is above 1.5 times this. */
+  /** Stop before a step when KL(old || new), a token, is above 1.5 times this; default no limit (PPO: 0.02). */
   readonly targetKl?: number;
-  /** Largest mean |ratio - 1| before the first step; 0.1 where left out, Infinity for stale rollouts. */
+  /** Largest mean |ratio - 1| before the first step; default 0.1, Infinity for stale rollouts. */
   readonly maxRatioGap?: number;
-  /** A CPU generator for the order of mini-batches and token dropout. */
+  /** On the CPU: for the order of mini-batches and token dropout. */
   readonly generator?: Generator;
-  /** Factor of the learning rate, from a schedule. */
+  /** Factor of the learning rate, from a schedule; default 1. */
   readonly lrFactor?: number;
 }
 
@@ -107,23 +115,154 @@ export interface UpdateOptions {
 export interface UpdateResult {
   /** Optimizer steps taken. */
   readonly steps: number;
-  /** Steps left out because the loss or the gradient's norm was not finite; parameters stayed as they were. */
+  /** Steps not taken because the loss or the gradient norm was not finite; parameters stayed as they were. */
   readonly skippedSteps: number;
   /** Whether `targetKl` ended the update. */
   readonly stoppedEarly: boolean;
   /** Groups whose rewards were all the same. */
   readonly constantGroups: number;
   /**
-   * Means over the tokens that count in all steps that were finite; a name is there when what it measures is.
+   * Means over the tokens that count in all steps that were finite; `docs/algorithms.md` says what each measures. A
+   * name is there when what it measures is.
    *
    * `loss/{total,policy,kl,entropy,aux_ce,value}` (means over steps, coefficients included),
    * `policy/{ratio_mean,ratio_min,ratio_max,entropy}`, `clip_ratio/{low,high,region}_mean` (clips that bind),
    * `kl/{approx,approx_k1}` (old policy against new: k3 and k1), `kl/ref_{k1,k2,k3,exact}` (new policy against the
-   * reference) and `kl/ref` (the exact one where it is known, else k3), `advantage/{mean,std,min,max,abs_max,frac_zero_std}`, `optim/{steps,skipped_steps,grad_norm,
-   * grad_norm_max,grad_norm_clipped_frac}` (norms before clipping), `sampling/logp_diff_{mean,max}` (scorer against
-   * sampler before the first step), `value/{explained_variance,mean,std,clip_ratio}`.
+   * reference) and `kl/ref` (the exact one where it is known, else k3),
+   * `advantage/{mean,std,min,max,abs_max,frac_zero_std}`,
+   * `optim/{steps,skipped_steps,grad_norm,grad_norm_max,grad_norm_clipped_frac}` (norms before clipping),
+   * `sampling/logp_diff_{mean,max}` (scorer against sampler before the first step),
+   * `value/{explained_variance,mean,std,clip_ratio}`.
    */
   readonly metrics: Readonly<Record<string, number>>;
+}
+
+export const UPDATE_NAMES: OptionNames<UpdateOptions> = {
+  epochs: true,
+  miniBatch: true,
+  microBatch: true,
+  aggregation: true,
+  creditDecay: true,
+  advantageClip: true,
+  entropyCoef: true,
+  auxCe: true,
+  kl: true,
+  tokenDropout: true,
+  maxGradNorm: true,
+  trained: true,
+  targetKl: true,
+  maxRatioGap: true,
+  generator: true,
+  lrFactor: true,
+};
+
+/** Names of a batch, and of a rollout's tensors that an update does not need. */
+const BATCH_NAMES: OptionNames<UpdateBatch> & Record<"codes" | "entropy", true> = {
+  tokens: true,
+  logprobs: true,
+  rewards: true,
+  advantages: true,
+  mask: true,
+  trueCodes: true,
+  start: true,
+  context: "nullable",
+  support: "nullable",
+  sampling: true,
+  states: "nullable",
+  codes: true,
+  entropy: true,
+};
+
+/** Arguments of an update after policy and optimizer: a batch and options, or the seed's order. */
+export type UpdateArguments<Options> =
+  | [batch: UpdateBatch, options?: Options]
+  | [
+      tokens: Tensor,
+      logprobs: Tensor,
+      rewards: Tensor,
+      options?: Options & Partial<Omit<UpdateBatch, "tokens" | "logprobs" | "rewards">>,
+    ]
+  | [
+      tokens: Tensor,
+      logprobs: Tensor,
+      rewards: Tensor,
+      mask: Tensor | null | undefined,
+      entropyCoef?: number | null,
+      maxGradNorm?: number | null,
+      options?: Options & Partial<Omit<UpdateBatch, "tokens" | "logprobs" | "rewards">>,
+    ];
+
+/**
+ * Read the arguments of an update: `(batch, options)`, or `(tokens, logprobs, rewards, mask, entropyCoef, maxGradNorm)`
+ * with further options, and parts of the batch such as `start`, by name behind.
+ *
+ * @throws RangeError or TypeError for what is unknown, missing or out of range.
+ */
+export function readUpdate<Options extends UpdateOptions>(
+  where: string,
+  given: readonly unknown[],
+  names: OptionNames<Options>,
+): { batch: UpdateBatch; options: Options } {
+  const [first, ...others] = given;
+  let batch: UpdateBatch;
+  let options: Options;
+  if (first instanceof Tensor) {
+    const [logprobs, rewards, ...rest] = others;
+    const all = readOptions<Record<string, unknown>>(where, rest, {
+      names: { ...names, ...BATCH_NAMES } as OptionNames<Record<string, unknown>>,
+      order: ["mask", "entropyCoef", "maxGradNorm"],
+    });
+    const isOfBatch = ([name]: [string, unknown]): boolean => Object.hasOwn(BATCH_NAMES, name);
+    const entries = Object.entries(all);
+    const named = Object.fromEntries(entries.filter(isOfBatch));
+    batch = { ...named, tokens: first, logprobs, rewards } as unknown as UpdateBatch;
+    options = Object.fromEntries(entries.filter((entry) => !isOfBatch(entry))) as unknown as Options;
+  } else {
+    batch = readOptions<UpdateBatch>(`${where}.batch`, [first], { names: BATCH_NAMES });
+    options = readOptions<Options>(where, others, { names });
+  }
+  for (const name of ["tokens", "logprobs"] as const) {
+    if (!(batch[name] instanceof Tensor))
+      throw expectedType(`${where}.batch`, `${name}, a Tensor`, batch[name]);
+  }
+  for (const name of ["rewards", "advantages", "mask", "trueCodes"] as const) {
+    const tensor = batch[name];
+    if (tensor !== undefined && !(tensor instanceof Tensor)) {
+      throw expectedType(`${where}.batch.${name}`, "a Tensor", tensor);
+    }
+  }
+  checkOptions(where, options);
+  const kl = options.kl && readKl(`${where}.kl`, options.kl);
+  return { batch, options: { ...options, ...(kl && { kl }) } };
+}
+
+function readKl(where: string, given: KlOptions): KlOptions {
+  const kl = readOptions<KlOptions>(where, [given], {
+    names: { coef: true, reference: true, placement: true, estimator: true },
+  });
+  requireNumber(`${where}.coef`, kl.coef ?? Number.NaN, 0);
+  if (typeof kl.reference?.hidden !== "function")
+    throw expectedType(`${where}.reference`, "a policy", kl.reference);
+  requireChoice(`${where}.placement`, kl.placement, ["loss", "reward"]);
+  requireChoice(`${where}.estimator`, kl.estimator, ["k1", "k2", "k3", "k3_own", "exact"]);
+  return kl;
+}
+
+/** @throws RangeError for a value out of range; numbers of rows are checked by {@link planBatches}. */
+export function checkOptions(where: string, options: UpdateOptions): void {
+  const { creditDecay, advantageClip, entropyCoef, auxCe, maxGradNorm, targetKl, maxRatioGap, lrFactor } =
+    options;
+  requireChoice(`${where}.aggregation`, options.aggregation, ["mean", "sum"]);
+  const positive = { advantageClip, maxGradNorm, targetKl };
+  for (const [name, value] of Object.entries(positive)) {
+    if (value !== undefined && !(value > 0)) throw expected(`${where}.${name}`, "a number above 0", value);
+  }
+  for (const [name, value] of Object.entries({ auxCe, maxRatioGap, lrFactor })) {
+    if (value !== undefined) requireNumber(`${where}.${name}`, value, 0);
+  }
+  if (entropyCoef !== undefined) requireNumber(`${where}.entropyCoef`, entropyCoef, -Infinity);
+  if (creditDecay !== undefined) requireNumber(`${where}.creditDecay`, creditDecay, 0, 1);
+  checkGenerator(where, options.generator);
 }
 
 /** Optimizer steps and forward passes of an update. */
@@ -135,12 +274,12 @@ export interface BatchPlan {
 }
 
 /**
- * How rollout, mini-batch and micro-batch divide the work.
+ * How an update is divided into mini-batches and micro-batches.
  *
  * @param sizes.images - B of the rollout.
  * @param sizes.rowsAnImage - forward rows an image: 1 where its group shares a context, else G.
  * @throws RangeError when a size is no integer of at least 1, or the mini-batch does not divide the rollout: a
- *   remainder would weigh its images more.
+ *   remainder would be a step whose images weigh more.
  */
 export function planBatches(
   sizes: { images: number; rowsAnImage: number } & Pick<UpdateOptions, "epochs" | "miniBatch" | "microBatch">,
@@ -161,20 +300,24 @@ export function planBatches(
   return { rows, miniBatches, steps: epochs * miniBatches, microBatchesAStep };
 }
 
-/** A batch seen as rows of a forward pass; see `Window` for shapes. */
+/** A batch as rows of a forward pass; see `Window` for shapes. */
 export interface Prepared {
   readonly plan: BatchPlan;
   readonly images: number;
   readonly passes: Passes;
   readonly microBatch: number;
-  readonly old: Tensor;
+  readonly oldLogprobs: Tensor;
   readonly mask: Tensor;
   readonly trueCodes: Tensor | null;
   readonly prior: Passes | null;
   readonly states: States | null;
 }
 
-/** Check a batch against the options, and see it as rows. */
+/**
+ * Check a batch against the options, and lay it out as rows.
+ *
+ * @throws RangeError when shapes disagree, or the options ask for something that the batch lacks.
+ */
 export function prepare(where: string, batch: UpdateBatch, options: UpdateOptions): Prepared {
   const passes = passesOf(where, batch);
   const { rows, repeats } = passes;
@@ -204,7 +347,7 @@ export function prepare(where: string, batch: UpdateBatch, options: UpdateOption
     images,
     passes,
     microBatch: options.microBatch ?? rows,
-    old: asRows(logprobs, passes),
+    oldLogprobs: asRows(logprobs, passes),
     mask,
     trueCodes: isShared && trueCodes !== undefined ? trueCodes.narrow(1, s, t) : null,
     prior: isOwn ? passesOf(where, { tokens: trueCodes, start: passes.start.condition }) : null,
@@ -217,80 +360,74 @@ export function asRows(tensor: Tensor, passes: Passes): Tensor {
   return tensor.reshape(passes.rows, passes.tokens.size(1), -1);
 }
 
-/** What the reference thinks of the codes that were drawn. */
-export interface ReferenceView {
-  /** float `[R, K, T]`: its log-probabilities; null for an exact divergence. */
-  readonly logprobs: Tensor | null;
-  /** float64 `[R, K, T]`: what is taken from the rewards, coefficient included; null with the divergence in the loss. */
+/** The drawn codes under the reference. */
+export interface ReferenceScores {
+  /** float `[R, K, T]`; null for an exact KL. */
+  readonly referenceLogprobs: Tensor | null;
+  /** float64 `[R, K, T]`: what is subtracted from the rewards, coefficient included; null with the KL in the loss. */
   readonly penalty: Tensor | null;
-  /** The mean over tokens that count of an exact divergence in the reward, which the loss does not see. */
-  readonly exact: number | null;
+  /** float64 scalar: mean over the tokens that count of an exact KL in the reward, which the loss does not compute. */
+  readonly exactKl: Tensor | null;
 }
 
 /**
- * Ask the reference once for the whole rollout, without a graph.
+ * Score a rollout under the reference once, without a graph.
  *
- * @throws RangeError for k1 in the loss, and for estimators that make no sense in a reward.
+ * @throws RangeError for k1 in the loss, and for k3_own in the reward.
  */
-export function askReference(policy: ArPolicy, prepared: Prepared, kl: Required<KlOptions>): ReferenceView {
-  const { passes, microBatch, old } = prepared;
+export function scoreReference(
+  policy: ArPolicy,
+  prepared: Prepared,
+  kl: Required<KlOptions>,
+): ReferenceScores {
+  const { passes, microBatch, oldLogprobs, mask } = prepared;
   const { coef, reference, placement, estimator } = kl;
-  if (placement === "loss" && estimator !== "exact") klLoss(old, old, estimator); // refuses k1 before any work
+  if (placement === "loss" && estimator !== "exact") klLoss(oldLogprobs, oldLogprobs, estimator); // refuses k1
   if (placement === "reward" && estimator === "k3_own") {
-    throw expected(
-      "kl.estimator",
-      "k1, k2, k3 or exact in the reward",
-      estimator,
-      "A reward has no gradient to choose",
-    );
+    const remedy = "k3 and k3_own differ in their gradient, and a reward has none";
+    throw expected("kl.estimator", "k1, k2, k3 or exact in the reward", estimator, remedy);
   }
+  const inParts = (score: (rows: Passes) => Tensor): Tensor =>
+    cat(
+      rangesOf(passes.rows, microBatch).map(([from, count]) =>
+        tidy(() => score(someRows(passes, from, count))),
+      ),
+    );
   return noGrad(() =>
     tidy(() => {
-      const score = (model: ArPolicy, other?: ArPolicy): Tensor =>
-        cat(
-          rangesOf(passes.rows, microBatch).map(([from, count]) => {
-            const scores = scoreRows(
-              model,
-              someRows(passes, from, count),
-              null,
-              other ? { reference: other } : {},
-            );
-            return other ? (scores.kl as Tensor).unsqueeze(1) : scores.logprobs;
-          }),
-        );
       if (estimator === "exact") {
-        if (placement === "loss") return { logprobs: null, penalty: null, exact: null };
-        const divergence = score(policy, reference)
+        if (placement === "loss") return { referenceLogprobs: null, penalty: null, exactKl: null };
+        const kls = inParts((rows) => scoreRows(policy, rows, null, { reference }).kl as Tensor)
+          .unsqueeze(1)
           .double()
-          .expand(...old.shape);
-        const exact = divergence.mul(prepared.mask).sum().div(prepared.mask.sum()).item();
-        return { logprobs: null, penalty: divergence.mul(coef), exact };
+          .expand(...oldLogprobs.shape);
+        const exactKl = kls.mul(mask).sum().div(mask.sum());
+        return { referenceLogprobs: null, penalty: kls.mul(coef), exactKl };
       }
-      const logprobs = score(reference);
-      if (placement === "loss") return { logprobs, penalty: null, exact: null };
-      return {
-        logprobs,
-        exact: null,
-        penalty: klEstimate(old, logprobs, estimator as KlEstimator)
-          .double()
-          .mul(coef),
-      };
+      const referenceLogprobs = inParts((rows) => scoreRows(reference, rows, null).logprobs);
+      if (placement === "loss") return { referenceLogprobs, penalty: null, exactKl: null };
+      const penalty = klEstimate(oldLogprobs, referenceLogprobs, estimator as KlEstimator)
+        .double()
+        .mul(coef);
+      return { referenceLogprobs, penalty, exactKl: null };
     }),
   );
 }
 
-/** What {@link runUpdate} needs beside options: advantages, and what comes with values. */
+/** What {@link runUpdate} needs besides options: advantages, and with a value head its values and returns. */
 export interface Signal {
   /** float64 `[R, K, T]` or `[R, K, 1]`. */
   readonly advantages: Tensor;
-  readonly constantGroups: number;
-  readonly groups: number;
-  readonly view: ReferenceView | null;
+  /** bool: groups whose rewards are all the same; null where there are no groups. */
+  readonly isConstant: Tensor | null;
+  readonly reference: ReferenceScores | null;
   readonly oldValues?: Tensor;
   readonly returns?: Tensor;
+  /** Scalars to report beside the others, by the names of the metrics. */
+  readonly scalars?: Readonly<Record<string, Tensor>>;
 }
 
-/** Epochs over mini-batches, with the checks that stand before each step. */
+/** Epochs over mini-batches, with the checks before each step. */
 export function runUpdate(
   where: string,
   policy: ArPolicy,
@@ -315,29 +452,30 @@ export function runUpdate(
   const full: Window = {
     ...prepared,
     advantages,
-    kept: prepared.mask,
-    reference: signal.view?.logprobs ?? null,
+    policyMask: prepared.mask,
+    referenceLogprobs: signal.reference?.referenceLogprobs ?? null,
     oldValues: signal.oldValues ?? null,
     returns: signal.returns ?? null,
   };
   const head = objective.value?.head;
   const trained = [...(options.trained ?? policy.parameters()), ...(head ? head.parameters() : [])];
-  const done = new Progress();
+  const totals = new Totals();
+  let first: WindowSums = {};
   let stoppedEarly = false;
   for (let epoch = 0; epoch < epochs && !stoppedEarly; epoch++) {
     for (const indices of imageOrder(images, plan.miniBatches, generator)) {
-      const isFirst = done.steps + done.skipped === 0;
+      const isFirst = totals.steps + totals.skipped === 0;
       const [sums, norm] = tidy(() => {
-        const device = prepared.old.device as Device;
+        const device = prepared.oldLogprobs.device as Device;
         const window = indices === null ? full : someImages(full, indices.to({ device }));
         const p = options.tokenDropout ?? 0;
-        const kept = p > 0 ? tokenDropout(window.mask, p, generator) : window.mask;
+        const policyMask = p === 0 ? window.mask : tokenDropout(window.mask, p, generator);
         optimizer.zeroGrad();
-        const sums = windowGradient(policy, { ...window, kept }, objective, microBatch);
+        const sums = windowGradient(policy, { ...window, policyMask }, objective, microBatch);
         return [sums, clipGradNorm(trained, maxGradNorm)] as const;
       });
       if (isFirst) {
-        done.first = sums;
+        first = sums;
         const gap = perToken(sums, "ratio_off");
         if (gap > maxRatioGap) {
           optimizer.zeroGrad();
@@ -350,27 +488,38 @@ export function runUpdate(
       }
       if (!Number.isFinite(sums["loss/total"]) || !Number.isFinite(norm)) {
         optimizer.zeroGrad();
-        done.skipped++;
+        totals.skipped++;
         continue;
       }
       stoppedEarly = targetKl !== undefined && perToken(sums, "kl_k3") > 1.5 * targetKl;
-      done.add(sums, norm, norm > maxGradNorm, !stoppedEarly);
-      if (!stoppedEarly) optimizer.step(lrFactor === undefined ? {} : { lrFactor });
+      totals.add(sums, norm, norm > maxGradNorm);
+      if (!stoppedEarly) {
+        optimizer.step(lrFactor === undefined ? {} : { lrFactor });
+        totals.steps++;
+      }
       optimizer.zeroGrad();
       if (stoppedEarly) break;
     }
   }
-  const { constantGroups, groups } = signal;
-  const exact = signal.view?.exact ?? null;
+  const { isConstant, reference } = signal;
+  const { constantGroups = 0, ...scalars } = tidy(() =>
+    readNumbers({
+      ...(isConstant && { constantGroups: isConstant.sum() }),
+      ...(reference?.exactKl && { "kl/ref": reference.exactKl, "kl/ref_exact": reference.exactKl }),
+      ...signal.scalars,
+      ...advantageStatistics(advantages, prepared.mask),
+    }),
+  );
   return {
-    steps: done.steps,
-    skippedSteps: done.skipped,
+    steps: totals.steps,
+    skippedSteps: totals.skipped,
     stoppedEarly,
     constantGroups,
     metrics: {
-      ...advantageMetrics(advantages, prepared.mask, constantGroups / groups),
-      ...done.metrics(),
-      ...(exact !== null && { "kl/ref": exact, "kl/ref_exact": exact }),
+      "advantage/frac_zero_std": constantGroups / (isConstant?.numel ?? 1),
+      ...totals.metrics(),
+      ...tokenMetrics(totals, first),
+      ...scalars,
     },
   };
 }
@@ -381,7 +530,7 @@ export function imageOrder(images: number, miniBatches: number, generator?: Gene
   return randperm(images, generator ? { generator } : {}).chunk(miniBatches);
 }
 
-/** The passes of some images, which are these rows of them. */
+/** The passes of some images, given the indices of the images and of their rows. */
 export function pickPasses(passes: Passes, images: Tensor, rows: Tensor): Passes {
   return {
     ...passes,
@@ -405,11 +554,11 @@ function someImages(window: Window, images: Tensor): Window {
     passes: pickPasses(passes, images, rows),
     prior: prior && pickPasses(prior, images, images),
     states: null,
-    old: pick(window.old),
+    oldLogprobs: pick(window.oldLogprobs),
     mask: pick(window.mask),
-    kept: pick(window.kept),
+    policyMask: pick(window.policyMask),
     advantages: pick(window.advantages),
-    reference: pick(window.reference),
+    referenceLogprobs: pick(window.referenceLogprobs),
     oldValues: pick(window.oldValues),
     returns: pick(window.returns),
     trueCodes: pick(window.trueCodes),
@@ -419,70 +568,74 @@ function someImages(window: Window, images: Tensor): Window {
 /** A sum over tokens as their mean. */
 const perToken = (sums: WindowSums, name: string): number => (sums[name] ?? 0) / (sums.tokens ?? 1);
 
-/** What the advantages of tokens that count are like. */
-function advantageMetrics(advantages: Tensor, mask: Tensor, fracZeroStd: number): Record<string, number> {
-  return tidy(() => {
-    const counted = advantages.expand(...mask.shape).maskedSelect(mask.ne(0));
-    const numbers =
-      counted.numel === 0
-        ? []
-        : [
-            ["advantage/mean", counted.mean().item()],
-            ["advantage/std", counted.std(null, { correction: 0 }).item()],
-            ["advantage/min", counted.amin().item()],
-            ["advantage/max", counted.amax().item()],
-            ["advantage/abs_max", counted.abs().amax().item()],
-          ];
-    return { ...Object.fromEntries(numbers), "advantage/frac_zero_std": fracZeroStd };
-  });
+/** Mean, standard deviation (n) and extremes of the advantages of tokens that count. */
+function advantageStatistics(advantages: Tensor, mask: Tensor): Record<string, Tensor> {
+  const a = advantages.expand(...mask.shape);
+  const isCounted = mask.ne(0);
+  const count = isCounted.sum();
+  const only = (x: Tensor, other: number): Tensor => x.maskedFill(isCounted.logicalNot(), other);
+  const mean = only(a, 0).sum().div(count);
+  const least = only(a, Infinity).amin();
+  const most = only(a, -Infinity).amax();
+  return {
+    "advantage/mean": mean,
+    "advantage/std": only(a.sub(mean), 0).square().sum().div(count).sqrt(),
+    "advantage/min": least,
+    "advantage/max": most,
+    "advantage/abs_max": least.neg().maximum(most),
+  };
 }
 
-/** Sums over the windows of an update. */
-class Progress {
+/** Sums over the windows of an update whose loss and gradient were finite. */
+export class Totals {
   steps = 0;
   skipped = 0;
-  /** Sums of the first window, before any step. */
-  first: WindowSums = {};
-  #windows = 0;
+  windows = 0;
+  readonly sums: WindowSums = {};
   #clipped = 0;
   #norm = 0;
   #maxNorm = 0;
-  readonly #sums: WindowSums = {};
 
-  add(sums: WindowSums, norm: number, isClipped: boolean, isStep: boolean): void {
+  add(sums: WindowSums, norm: number, isClipped: boolean): void {
     for (const [name, value] of Object.entries(sums)) {
-      const before = this.#sums[name];
-      if (before === undefined) this.#sums[name] = value;
-      else if (name.endsWith("_max")) this.#sums[name] = Math.max(before, value);
-      else if (name.endsWith("_min")) this.#sums[name] = Math.min(before, value);
-      else this.#sums[name] = before + value;
+      const before = this.sums[name];
+      if (before === undefined) this.sums[name] = value;
+      else if (name.endsWith("_max")) this.sums[name] = Math.max(before, value);
+      else if (name.endsWith("_min")) this.sums[name] = Math.min(before, value);
+      else this.sums[name] = before + value;
     }
-    this.#windows++;
+    this.windows++;
     this.#norm += norm;
     this.#maxNorm = Math.max(this.#maxNorm, norm);
     if (isClipped) this.#clipped++;
-    if (isStep) this.steps++;
   }
 
+  /** `optim/...`, and means of `loss/...` over windows. */
   metrics(): Record<string, number> {
     const result: Record<string, number> = { "optim/steps": this.steps, "optim/skipped_steps": this.skipped };
-    if (this.#windows === 0) return result;
-    const sums = this.#sums;
-    for (const name of Object.keys(sums))
-      if (name.startsWith("loss/")) result[name] = (sums[name] as number) / this.#windows;
-    for (const [name, sum] of PER_TOKEN) if (sums[sum] !== undefined) result[name] = perToken(sums, sum);
-    const reference = result["kl/ref_exact"] ?? result["kl/ref_k3"];
-    if (reference !== undefined) result["kl/ref"] = reference;
-    result["clip_ratio/region_mean"] = perToken(sums, "clip_low") + perToken(sums, "clip_high");
-    result["policy/ratio_max"] = sums.ratio_max as number;
-    result["policy/ratio_min"] = sums.ratio_min as number;
-    result["sampling/logp_diff_mean"] = perToken(this.first, "logp_gap");
-    result["sampling/logp_diff_max"] = this.first.logp_gap_max as number;
-    result["optim/grad_norm"] = this.#norm / this.#windows;
+    if (this.windows === 0) return result;
+    for (const [name, sum] of Object.entries(this.sums))
+      if (name.startsWith("loss/")) result[name] = sum / this.windows;
+    result["optim/grad_norm"] = this.#norm / this.windows;
     result["optim/grad_norm_max"] = this.#maxNorm;
-    result["optim/grad_norm_clipped_frac"] = this.#clipped / this.#windows;
+    result["optim/grad_norm_clipped_frac"] = this.#clipped / this.windows;
     return result;
   }
+}
+
+/** Metrics that are means over tokens or extremes over them. */
+function tokenMetrics({ sums, windows }: Totals, first: WindowSums): Record<string, number> {
+  if (windows === 0) return {};
+  const result: Record<string, number> = {};
+  for (const [name, sum] of PER_TOKEN) if (sums[sum] !== undefined) result[name] = perToken(sums, sum);
+  const kl = result["kl/ref_exact"] ?? result["kl/ref_k3"];
+  if (kl !== undefined) result["kl/ref"] = kl;
+  result["clip_ratio/region_mean"] = perToken(sums, "clip_low") + perToken(sums, "clip_high");
+  result["policy/ratio_max"] = sums.ratio_max as number;
+  result["policy/ratio_min"] = sums.ratio_min as number;
+  result["sampling/logp_diff_mean"] = perToken(first, "logp_gap");
+  result["sampling/logp_diff_max"] = first.logp_gap_max as number;
+  return result;
 }
 
 /** Metrics that are means over tokens, and the sums they come from. */

@@ -1,7 +1,7 @@
 /**
- * The gradient of one optimizer step: rows of a window in micro-batches, each forward, loss and backward. Weights of
- * tokens are made for the whole window beforehand, so how it is cut changes memory and nothing else. Which losses
- * there are is decided in `optimize.ts`, which also clips and steps.
+ * The gradient of one optimizer step: the rows of a window in micro-batches, each forward, loss and backward. Weights of
+ * tokens are made for the whole window beforehand, so the size of micro-batches changes memory and nothing else. Which
+ * losses there are is decided in `optimize.ts`; `update.ts` clips and steps.
  */
 import type { Module } from "../nn/index.js";
 import type { ArPolicy } from "../policies/policy.js";
@@ -16,39 +16,44 @@ import {
   tokenWeights,
   valueLoss,
 } from "./losses.js";
+import { readNumbers } from "./sampling.js";
 import { type Passes, rangesOf, type Scores, type States, scoreRows, someRows, statesOf } from "./scoring.js";
 
-/** What is known of a window's rows before the step; every tensor has a row a pass. */
+/** What is known of a window's rows before the step; every tensor has one row for each row of a forward pass. */
 export interface Window {
   readonly passes: Passes;
   /** The trunk's states of all rows with their graph, or null to run it. */
   readonly states: States | null;
   /** float `[R, K, T]`: log-probabilities under the policy that drew. */
-  readonly old: Tensor;
+  readonly oldLogprobs: Tensor;
   /** float64 `[R, K, T]`: 1 where a token counts. */
   readonly mask: Tensor;
-  /** float64 `[R, K, T]`: the same after token dropout; the policy's loss and the divergence follow it. */
-  readonly kept: Tensor;
+  /** float64 `[R, K, T]`: the mask after token dropout, for the policy's loss and the KL. */
+  readonly policyMask: Tensor;
   /** float64 `[R, K, T]` or `[R, K, 1]`. */
   readonly advantages: Tensor;
   /** float `[R, K, T]`: log-probabilities under the reference. */
-  readonly reference: Tensor | null;
+  readonly referenceLogprobs: Tensor | null;
   /** float64 `[R, T]` and `[R, K, T]`. */
   readonly oldValues: Tensor | null;
   readonly returns: Tensor | null;
-  /** int64 `[R, T]`: true codes of contexts that a group shares. */
+  /** int64 `[R, T]`: true codes, where a group shares its context. */
   readonly trueCodes: Tensor | null;
-  /** True codes as rows of their own, where contexts are the sequences themselves. */
+  /** True codes as rows of a forward pass of their own, where sequences read their own codes. */
   readonly prior: Passes | null;
 }
 
-/** What is descended. */
+/** What is minimised. */
 export interface Objective {
-  readonly policyLoss: (logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) => PolicyLoss;
+  readonly policyLoss: (
+    logprobs: Tensor,
+    oldLogprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+  ) => PolicyLoss;
   /** Where the ratio is clipped, for counting. */
   readonly clip: readonly [low: number, high: number];
   readonly aggregation: Aggregation;
-  readonly maxLen?: number;
   readonly entropyCoef: number;
   readonly auxCe: number;
   readonly kl: {
@@ -72,7 +77,7 @@ export type WindowSums = Record<string, number>;
  *
  * Waits for the device once, at the end, to read the sums.
  *
- * @param microBatch - rows of a forward pass.
+ * @param microBatch - rows of a forward pass; the last one may have fewer.
  */
 export function windowGradient(
   policy: ArPolicy,
@@ -100,21 +105,21 @@ export function windowGradient(
   });
 }
 
-type Optional = "reference" | "oldValues" | "returns" | "trueCodes";
+type Optional = "referenceLogprobs" | "oldValues" | "returns" | "trueCodes";
 type Rows = Partial<Record<Optional, Tensor>> &
-  Record<"old" | "mask" | "advantages" | "weights" | "even", Tensor>;
+  Record<"oldLogprobs" | "mask" | "advantages" | "policyWeights" | "weights", Tensor>;
 
-/** Every tensor of a window that has a row a pass. */
+/** Every tensor of a window that has one row for each row of a forward pass. */
 function rowsOf(window: Window, objective: Objective): Rows {
-  const { old, mask, advantages, reference, oldValues, returns, trueCodes } = window;
-  const { aggregation, maxLen } = objective;
+  const { oldLogprobs, mask, policyMask, advantages, referenceLogprobs, oldValues, returns, trueCodes } =
+    window;
   return {
-    old,
+    oldLogprobs,
     mask,
     advantages,
-    weights: tokenWeights(window.kept, aggregation, maxLen === undefined ? {} : { maxLen }),
-    even: tokenWeights(mask, "dapo"), // a mean over tokens, for entropy and values
-    ...(reference && { reference }),
+    policyWeights: tokenWeights(policyMask, objective.aggregation),
+    weights: tokenWeights(mask, "mean"), // for entropy and values
+    ...(referenceLogprobs && { referenceLogprobs }),
     ...(oldValues && { oldValues }),
     ...(returns && { returns }),
     ...(trueCodes && { trueCodes }),
@@ -136,7 +141,7 @@ function microBatchGradient(
   totalRows: number,
 ): Record<string, Tensor> {
   const { kl, value, entropyCoef, auxCe } = objective;
-  const { weights, even } = rows;
+  const { policyWeights, weights } = rows;
   const states = given ?? statesOf(policy, passes);
   const scores = scoreRows(policy, passes, states, {
     wantsEntropy: entropyCoef !== 0,
@@ -145,19 +150,19 @@ function microBatchGradient(
   });
   const { logprobs, entropy, truth } = scores; // [r, K, T], [r, T], [r, T]
   const advantages = rows.advantages.to({ dtype: logprobs.dtype });
-  const surrogate = objective.policyLoss(logprobs, rows.old, advantages, rows.mask);
-  const terms: Record<string, Tensor> = { policy: weighted(surrogate.loss, weights) };
-  if (kl !== null) terms.kl = weighted(divergence(kl.kind, scores, rows), weights).mul(kl.coef);
-  if (entropy !== null) terms.entropy = weighted(entropy.unsqueeze(1), even).mul(-entropyCoef);
+  const surrogate = objective.policyLoss(logprobs, rows.oldLogprobs, advantages, rows.mask);
+  const terms: Record<string, Tensor> = { policy: weighted(surrogate.loss, policyWeights) };
+  if (kl !== null) terms.kl = weighted(klOf(kl.kind, scores, rows), policyWeights).mul(kl.coef);
+  if (entropy !== null) terms.entropy = weighted(entropy.unsqueeze(1), weights).mul(-entropyCoef);
   if (truth !== null) terms.aux_ce = truth.sum().mul(-auxCe / (totalRows * truth.size(1)));
   const counts: Record<string, Tensor> = {};
   if (value !== null && rows.oldValues !== undefined && rows.returns !== undefined) {
     const hidden = value.detachTrunk ? states.hidden.detach() : states.hidden;
     const values = forAll(value.head.forward(hidden), logprobs);
     const options = { dtype: values.dtype };
-    const old = rows.oldValues.to(options).unsqueeze(1);
-    const { loss, isClipped } = valueLoss(values, old, rows.returns.to(options), value.clip);
-    terms.value = weighted(loss, even).mul(value.coef);
+    const oldValues = rows.oldValues.to(options).unsqueeze(1);
+    const { loss, isClipped } = valueLoss(values, oldValues, rows.returns.to(options), value.clip);
+    terms.value = weighted(loss, weights).mul(value.coef);
     counts.value_clipped = isClipped.mul(rows.mask).sum();
   }
   const total = Object.values(terms).reduce((a, b) => a.add(b));
@@ -180,12 +185,13 @@ function weighted(loss: Tensor, weights: Tensor): Tensor {
   return loss.mul(weights.to({ dtype: loss.dtype })).sum();
 }
 
-function divergence(kind: KlLossKind | "exact", scores: Scores, rows: Rows): Tensor {
+/** KL to the reference a token, `[r, K, T]`, or `[r, 1, T]` for the exact one. */
+function klOf(kind: KlLossKind | "exact", scores: Scores, rows: Rows): Tensor {
   if (kind === "exact") return (scores.kl as Tensor).unsqueeze(1);
-  return klLoss(scores.logprobs, rows.reference as Tensor, kind);
+  return klLoss(scores.logprobs, rows.referenceLogprobs as Tensor, kind);
 }
 
-/** Cross-entropy of true codes where they are no context of the rollout: rows of a forward pass of their own. */
+/** Cross-entropy of true codes in a forward pass of their own. */
 function priorGradient(
   policy: ArPolicy,
   prior: Passes,
@@ -199,15 +205,15 @@ function priorGradient(
   return { "loss/aux_ce": loss.detach(), "loss/total": loss.detach() };
 }
 
-/** Sums over tokens that count, names as in the metrics, and extremes, whose names end in `_max` and `_min`. */
+/** Sums over tokens that count, and extremes, whose names end in `_max` and `_min`. */
 function statistics(scores: Scores, ratio: Tensor, rows: Rows, objective: Objective): Record<string, Tensor> {
   const logprobs = scores.logprobs.detach();
-  const { mask, old, advantages, reference } = rows;
+  const { mask, oldLogprobs, advantages, referenceLogprobs } = rows;
   const rho = ratio.expand(...logprobs.shape);
   const clips = bindingClips(rho, advantages, objective.clip);
   const isCounted = mask.ne(0);
   const sum = (x: Tensor): Tensor => x.mul(mask).sum();
-  const change = logprobs.sub(old);
+  const change = logprobs.sub(oldLogprobs);
   const gap = change.abs();
   const result: Record<string, Tensor> = {
     tokens: mask.sum(),
@@ -219,27 +225,31 @@ function statistics(scores: Scores, ratio: Tensor, rows: Rows, objective: Object
     logp_gap_max: gap.maskedFill(isCounted.logicalNot(), 0).amax(),
     clip_low: sum(clips.low),
     clip_high: sum(clips.high),
-    // Drawn under the old policy, so KL(old || new): d = old - new.
+    // The old policy drew, so this is KL(old || new): d = old - new.
     kl_k1: sum(change.neg()),
-    kl_k3: sum(klEstimate(old, logprobs, "k3")),
+    kl_k3: sum(klEstimate(oldLogprobs, logprobs, "k3")),
   };
   if (scores.entropy !== null) result.entropy = sum(forAll(scores.entropy.detach(), mask));
   if (scores.kl !== null) result.ref_exact = sum(forAll(scores.kl.detach(), mask));
-  if (reference !== undefined) {
+  if (referenceLogprobs !== undefined) {
     for (const kind of ["k1", "k2", "k3"] as const)
-      result[`ref_${kind}`] = sum(klEstimate(logprobs, reference, kind));
+      result[`ref_${kind}`] = sum(klEstimate(logprobs, referenceLogprobs, kind));
   }
   return result;
 }
 
-/** Add up what micro-batches gave, on the device, and read it at once. */
-function readSums(parts: readonly Record<string, Tensor>[]): WindowSums {
-  const names = [...new Set(parts.flatMap((part) => Object.keys(part)))];
-  const totals = names.map((name) => {
-    const values = stack(parts.flatMap((part) => (part[name] === undefined ? [] : [part[name].double()])));
-    if (name.endsWith("_max")) return values.amax();
-    return name.endsWith("_min") ? values.amin() : values.sum();
+/**
+ * Sums over micro-batches, and extremes of those whose names end in `_max` and `_min`. Added up on the device and read
+ * at once.
+ */
+export function readSums(parts: readonly Record<string, Tensor>[]): WindowSums {
+  return tidy(() => {
+    const names = [...new Set(parts.flatMap((part) => Object.keys(part)))];
+    const totals = names.map((name) => {
+      const values = stack(parts.flatMap((part) => (part[name] === undefined ? [] : [part[name].double()])));
+      if (name.endsWith("_max")) return [name, values.amax()] as const;
+      return [name, name.endsWith("_min") ? values.amin() : values.sum()] as const;
+    });
+    return readNumbers(Object.fromEntries(totals));
   });
-  const numbers = stack(totals).toArray(); // waits for the device
-  return Object.fromEntries(names.map((name, i) => [name, Number(numbers[i])]));
 }

@@ -44,10 +44,7 @@ test("vapi has the numbers of VA-pi's released script, and the paper's noise", (
   );
   assert.deepEqual([rollout.temperature, rollout.topK, rollout.topP], [1, 0, 1]);
   assert.deepEqual([reward.l2.weight, reward.lpips.weight, reward.normalize], [1, 1, "none"]);
-  assert.deepEqual(
-    [grpo.clipLow, grpo.clipHigh, grpo.advantageClip, grpo.absoluteEpsilon],
-    [0.2, 0.2, 5, 1e-8],
-  );
+  assert.deepEqual([grpo.clipLow, grpo.clipHigh, grpo.advantageClip, grpo.epsilon], [0.2, 0.2, 5, 1e-8]);
   assert.deepEqual([update.auxCe, config.kl.coef], [0.1, 0]);
   assert.deepEqual([optimizer.lr, optimizer.weightDecay, optimizer.maxGradNorm], [1e-6, 1e-4, 1]);
   assert.deepEqual([optimizer.betas, optimizer.schedule], [[0.9, 0.999], "constant"]);

@@ -89,7 +89,7 @@ function closed(task: Task): number {
       const batch: UpdateBatch = { ...rollout, rewards };
       const more = creditDecay === undefined ? {} : { creditDecay };
       if (algorithm === "reinforce")
-        reinforceUpdate(policy, optimizer, batch, { ...more, aggregation: "grpo" });
+        reinforceUpdate(policy, optimizer, batch, { ...more, aggregation: "mean" });
       else if (algorithm === "rloo") rlooUpdate(policy, optimizer, batch, more);
       else if (algorithm === "grpo") grpoUpdate(policy, optimizer, batch, more);
       else ppoUpdate(policy, optimizer, batch, { valueHead, miniBatch: 2, epochs: 2 });

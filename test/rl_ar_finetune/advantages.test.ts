@@ -19,7 +19,7 @@ const rewards = tensor(r, F64).reshape(2, G);
 const flat = (advantages: { advantages: Tensor }): Tensor => advantages.advantages.flatten();
 
 test("golden advantages: group, batch, Dr. GRPO, leave-one-out", () => {
-  const trl = { absoluteEpsilon: 1e-4, epsilon: 0 };
+  const trl = { epsilon: 1e-4 };
   expectClose(flat(groupAdvantages(rewards, trl)), golden.advantages.grpo_group, TIGHT);
   expectClose(
     flat(groupAdvantages(rewards, { ...trl, scale: "batch" })),
@@ -118,7 +118,7 @@ test("what an added constant does to small spreads is in the golden table; the d
     const pair = tensor([[0, std * Math.SQRT2]], F64); // n - 1: the standard deviation is `std`
     const clean = groupAdvantages(pair, { epsilon: 0 }).advantages;
     for (const [epsilon, kept] of Object.entries(byEpsilon)) {
-      const { advantages } = groupAdvantages(pair, { epsilon: 0, absoluteEpsilon: Number(epsilon) });
+      const { advantages } = groupAdvantages(pair, { epsilon: Number(epsilon) });
       expectClose(advantages.div(clean).select(1, 1), [kept], TIGHT);
     }
     expectClose(groupAdvantages(pair).advantages, clean, { rtol: 2e-8 });
@@ -167,9 +167,8 @@ test("NaN rewards stay NaN, in their group alone", () => {
 });
 
 test("one reward has nothing to be compared with", () => {
-  const message = (name: string, shape: string): string =>
-    `${name}: expected at least 2 rewards to compare, got Tensor float32[${shape}] cpu. ` +
-    "One reward alone says nothing: raise numGenerations.";
+  const message = (name: string, shape: string): RegExp =>
+    new RegExp(`^${name}: .*2 rewards.*\\[${shape}\\].*numGenerations`);
   assert.throws(() => groupAdvantages(tensor([[1], [2]])), {
     name: "RangeError",
     message: message("groupAdvantages", "2, 1"),

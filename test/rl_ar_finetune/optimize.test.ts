@@ -210,7 +210,7 @@ test("how a window is cut into micro-batches changes nothing, with every term on
     };
     const shared: UpdateOptions = { entropyCoef: 0.01, auxCe: 0.1, tokenDropout: 0.2, maxRatioGap: Infinity };
     const withMask = { ...batch, mask };
-    for (const aggregation of ["grpo", "dapo", "dr_grpo", "sum"] as const) {
+    for (const aggregation of ["mean", "sum"] as const) {
       for (const estimator of ["k3", "exact"] as const) {
         add(`grpo ${aggregation} ${estimator}`, (o, microBatch) => {
           const kl = { coef: 0.1, reference, estimator };
@@ -250,7 +250,7 @@ test("how a window is cut into micro-batches changes nothing, with every term on
     const rows = name === "shared" ? 4 : 12;
     for (const [what, update, heads] of all) {
       const whole = gradientOf(policy, (o) => update(o, rows), heads);
-      for (const microBatch of [1, 2, 4, 5]) {
+      for (const microBatch of [1, 2, 3, 5]) {
         expectSame(
           gradientOf(policy, (o) => update(o, microBatch), heads),
           whole,
@@ -322,13 +322,8 @@ test("on the policy that drew, PPO, GRPO, CISPO, GSPO and REINFORCE have one gra
   const advantages = groupAdvantages(batch.rewards).advantages;
   const { rewards: _, ...rest } = batch;
   const given = { ...rest, advantages };
-  const reinforce = gradientOf(policy, (o) => reinforceUpdate(policy, o, given, { aggregation: "dapo" }));
-  for (const options of [
-    {},
-    { objective: "cispo" as const },
-    { level: "sequence" as const },
-    { aggregation: "bnpo" as const },
-  ]) {
+  const reinforce = gradientOf(policy, (o) => reinforceUpdate(policy, o, given, { aggregation: "mean" }));
+  for (const options of [{}, { objective: "cispo" as const }, { level: "sequence" as const }]) {
     expectSame(
       gradientOf(policy, (o) => grpoUpdate(policy, o, given, options)),
       reinforce,
@@ -344,9 +339,7 @@ test("on the policy that drew, PPO, GRPO, CISPO, GSPO and REINFORCE have one gra
 
 test("RLOO is Dr. GRPO times T G / (G - 1), and groups and their members may stand in any order", () => {
   const { policy, batch } = scene({ type: "free" });
-  const drGrpo = gradientOf(policy, (o) =>
-    grpoUpdate(policy, o, batch, { scale: "none", aggregation: "dr_grpo" }),
-  );
+  const drGrpo = gradientOf(policy, (o) => grpoUpdate(policy, o, batch, { scale: "none" }));
   const scaled = Object.fromEntries(Object.entries(drGrpo).map(([name, g]) => [name, g.mul((6 * 3) / 2)]));
   const rloo = gradientOf(policy, (o) => rlooUpdate(policy, o, batch));
   expectSame(rloo, scaled, 1e-6);
@@ -506,7 +499,7 @@ test("with rewards a token each is credited with its own and, decayed, with late
       ] as const;
       for (const [update, advantages] of cases) {
         const where = `${update.name} ${context.type} ${creditDecay}`;
-        const options = { creditDecay, aggregation: "grpo" as const };
+        const options = { creditDecay, aggregation: "mean" as const };
         const byHand = (): Tensor => scoreCodes(policy, batch).logprobs.mul(advantages).mean().neg();
         const got = gradientOf(policy, (o) => update(policy, o, { ...rest, rewards: places }, options));
         try {
@@ -535,7 +528,7 @@ test("with rewards a token each is credited with its own and, decayed, with late
       const advantages = less.sub(less.mean(1, { keepdim: true })).mul(1.5);
       expectSame(
         gradientOf(policy, (o) =>
-          rlooUpdate(policy, o, { ...rest, rewards: places }, { creditDecay, kl, aggregation: "grpo" }),
+          rlooUpdate(policy, o, { ...rest, rewards: places }, { creditDecay, kl, aggregation: "mean" }),
         ),
         own(policy, () => scoreCodes(policy, batch).logprobs.mul(advantages).mean().neg()),
         1e-6,
@@ -783,7 +776,7 @@ test("token dropout takes tokens out of the policy's loss and its mean, and leav
   const a = groupAdvantages(batch.rewards).advantages.unsqueeze(2);
   const byHand = (): Tensor => {
     const scores = scoreCodes(policy, batch, { wantsEntropy: true });
-    const pg = scores.logprobs.mul(a).mul(kept).sum(2).div(kept.sum(2)).mean().neg();
+    const pg = scores.logprobs.mul(a).mul(kept).sum().div(kept.sum()).neg();
     return pg.sub((scores.entropy as Tensor).mean().mul(0.1));
   };
   const options = { tokenDropout: 0.5, entropyCoef: 0.1, generator: new Generator(5) };
@@ -937,6 +930,73 @@ test("an update leaves nothing behind", () => {
   });
 });
 
+test("updates take Python's names and the seed's order of arguments, and refuse what they do not know", () => {
+  const { policy, batch } = scene({ type: "free" });
+  const classes = (batch.start as unknown as [Tensor, { classes: Tensor }])[1].classes.repeatInterleave(3, 0);
+  const flat = {
+    tokens: batch.tokens.flatten(0, 1),
+    logprobs: batch.logprobs.flatten(0, 1),
+    rewards: batch.rewards.flatten(),
+  };
+  const { tokens, logprobs, rewards } = flat;
+  const mask = rand([12, 6], F64).gt(0.3);
+  type Any = (policy: unknown, optimizer: unknown, ...rest: readonly unknown[]) => unknown;
+  const gradient = (...rest: readonly unknown[]): Gradients =>
+    gradientOf(policy, (o) => (reinforceUpdate as Any)(policy, o, ...rest));
+  const wanted = gradient({ ...flat, start: { classes }, mask }, { entropyCoef: 0.1, maxGradNorm: 0.5 });
+  expectSame(
+    gradient({ ...flat, start: { classes }, mask }, { entropy_coef: 0.1, max_grad_norm: 0.5 }),
+    wanted,
+  );
+  expectSame(gradient(tokens, logprobs, rewards, mask, 0.1, 0.5, { start: { classes } }), wanted);
+  const named = { mask, entropy_coef: 0.1, max_grad_norm: 0.5, start: { classes } };
+  expectSame(gradient(tokens, logprobs, rewards, named), wanted);
+  expectDifferent(gradient(tokens, logprobs, rewards, null, 0.1, null, { start: { classes } }), wanted);
+
+  const head = new ValueHead(8).to(F64);
+  const reference = policy;
+  const refused = (
+    update: unknown,
+    of: object,
+    options: object,
+    message: RegExp,
+    name = "RangeError",
+  ): void =>
+    assert.throws(() => (update as Any)(policy, new Recorder([policy]), { ...batch, ...of }, options), {
+      name,
+      message,
+    });
+  for (const update of [reinforceUpdate, rlooUpdate, grpoUpdate, ppoUpdate]) {
+    const more = update === ppoUpdate ? { valueHead: head } : {};
+    const name = update.name;
+    const of = (options: object, message: RegExp): void =>
+      refused(update, {}, { ...more, ...options }, message);
+    of({ entropyCoeff: 1 }, new RegExp(`^${name}: .*entropyCoeff.*"entropyCoef"`));
+    of({ maxLen: 3 }, new RegExp(`^${name}: .*maxLen`));
+    of({ aggregation: "dapo" }, /aggregation: .*mean or sum.*dapo/);
+    of({ kl: { coef: 1, reference, estimater: "k1" } }, /kl: .*estimater.*"estimator"/);
+    of({ kl: { coef: 1, reference, estimator: "k4" } }, /kl\.estimator: .*k3_own.*k4/);
+    of({ kl: { reference } }, /kl\.coef: /);
+    of({ maxGradNorm: 0 }, /maxGradNorm: .*above 0/);
+    of({ auxCe: Number.NaN }, /auxCe: .*NaN/);
+    of({ creditDecay: 2 }, /creditDecay: .*\[0, 1\].*2/);
+    refused(update, { reward: rewards }, more, new RegExp(`^${name}\\.batch: .*reward.*"rewards"`));
+    refused(update, { rewards: [1, 2] }, more, /batch\.rewards: .*Tensor/, "TypeError");
+    refused(update, {}, { ...more, kl: { coef: 1, reference: {} } }, /kl\.reference: /, "TypeError");
+  }
+  refused(grpoUpdate, {}, { clip: 0.2 }, /"clip|clipLow/);
+  refused(grpoUpdate, {}, { level: "sequences" }, /level: .*token or sequence.*sequences/);
+  refused(grpoUpdate, {}, { scale: "groups" }, /scale: .*group, batch or none.*groups/);
+  refused(grpoUpdate, {}, { objective: "cipso" }, /objective: .*clip or cispo.*cipso/);
+  refused(grpoUpdate, {}, { objective: "cispo", level: "sequence" }, /level: .*token/);
+  refused(rlooUpdate, {}, { epsilon: 1 }, /epsilon/);
+  refused(ppoUpdate, {}, {}, /ppoUpdate\.valueHead: .*new ValueHead/, "TypeError");
+  assert.throws(() => (reinforceUpdate as Any)(policy, new Recorder([policy]), tokens, logprobs), {
+    name: "TypeError",
+    message: /either rewards or advantages/,
+  });
+});
+
 test("batches and options that make no sense are refused", () => {
   const { policy, reference, batch } = scene({ type: "free" });
   const optimizer = new Recorder([policy]);
@@ -965,9 +1025,7 @@ test("batches and options that make no sense are refused", () => {
   const flat = { tokens: batch.tokens.flatten(0, 1), logprobs: batch.logprobs.flatten(0, 1) };
   const start = { classes: randint(0, 3, [12]) };
   assert.throws(() => grpo({ ...flat, start, trueCodes: undefined, rewards: places.flatten(0, 1) }), {
-    message:
-      "groupAdvantages: expected at least 2 rewards to compare, got Tensor float64[12, 1, 6] cpu. " +
-      "One reward alone says nothing: raise numGenerations.",
+    message: /2 rewards.*\[12, 1, 6\].*numGenerations/,
   });
   assert.throws(() => grpo({ logprobs: rewards }), {
     message: "grpoUpdate: expected logprobs [4, 3, 6], got Tensor float64[4, 3] cpu.",
@@ -984,8 +1042,7 @@ test("batches and options that make no sense are refused", () => {
     /^RangeError: klLoss: expected k2, k3 or k3_own in the loss, got k1\./,
   );
   assert.throws(() => grpo({}, { kl: { coef: 0.1, reference, placement: "reward", estimator: "k3_own" } }), {
-    message:
-      "kl.estimator: expected k1, k2, k3 or exact in the reward, got k3_own. A reward has no gradient to choose.",
+    message: /^kl\.estimator: .*k1, k2, k3 or exact.*k3_own/,
   });
   assert.throws(() => ppoUpdate(policy, optimizer, rest, { valueHead: new ValueHead(8) }), {
     name: "TypeError",

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { FeatureClassifier, LPIPS, PerceptualDistance } from "../../src/metrics/index.js";
+import { FeatureClassifier, LPIPS, l1, PerceptualDistance } from "../../src/metrics/index.js";
 import {
   customTerm,
   judge,
@@ -14,16 +14,7 @@ import {
   UNREWARDED,
   unrewardedTerm,
 } from "../../src/rl_ar_finetune/rewards.js";
-import {
-  Generator,
-  manualSeed,
-  memory,
-  rand,
-  type Tensor,
-  tensor,
-  tidy,
-  zeros,
-} from "../../src/torch/index.js";
+import { Generator, manualSeed, memory, rand, Tensor, tensor, tidy, zeros } from "../../src/torch/index.js";
 import { expectClose } from "../support/close.js";
 
 /** B = 2 images of 16 x 16 and G = 3 samples each, in [-1, 1]. */
@@ -145,8 +136,7 @@ test("rewards by place average to the reward of the whole", () =>
     const one = judgeByPlace([reconstructionTerm("l2")], { images, samples }, [2, 2]);
     expectClose(one.places, tensor([[[0, -0.64 / 64, 0, 0]]], { dtype: "float64" }), { rtol: 1e-6 });
     assert.throws(() => judgeByPlace([reconstructionTerm("psnr")], judged, [4, 4]), {
-      message:
-        "reward.psnr: expected a value at each pixel, got one a sample. l1, l2, ssim, lpips and perceptual have maps; leave the others out, or reward whole samples.",
+      message: /^reward\.psnr: .*each pixel.*one a sample.*reward\.credit/,
     });
   }));
 
@@ -216,6 +206,31 @@ test("perceptual is the classifier's distance counted negatively, once a batch, 
     expectClose(judge([watch, term], judged).terms[UNREWARDED] as Tensor, wanted, { rtol: 1e-5, atol: 1e-7 });
   }));
 
+test("reconstructionReward takes the seed's arguments, by place or by name, and refuses others", () =>
+  tidy(() => {
+    const { images, samples } = batch();
+    const reward = (...given: readonly unknown[]): Tensor =>
+      (reconstructionReward as (...all: readonly unknown[]) => Tensor)(images, samples, ...given);
+    const plain = reward({ type: "l1", normalize: false });
+    expectClose(reward("l1", false), plain, { rtol: 0 });
+    expectClose(reward("l1", { normalize: false }), plain, { rtol: 0 });
+    expectClose(plain, l1(images, samples).double().neg(), { rtol: 1e-6 });
+    expectClose(reward(), reward("l2", true), { rtol: 0 });
+    expectClose(reward("l1"), reward({ type: "l1" }), { rtol: 0 });
+    assert.ok(reward("l1").sub(reward("l2")).abs().amax().item() > 1e-3);
+    const refused = (message: RegExp, ...given: readonly unknown[]): void =>
+      assert.throws(() => reward(...given), { message });
+    refused(/^reconstructionReward: .*typ.*"type"/, { typ: "l1" });
+    refused(/expected .*l1, l2.*l3/, "l3");
+    refused(/type once/, "l1", { type: "l2" });
+    refused(/normalize: .*yes/, "l1", "yes");
+    refused(/at most 2 values/, "l1", true, 3);
+    assert.throws(() => reconstructionReward(images.narrow(0, 0, 1).repeat(4, 1, 1, 1), samples), {
+      message: /decodedImages: .*multiple of the 4/,
+    });
+    assert.throws(() => reconstructionReward([] as unknown as Tensor, samples), { name: "TypeError" });
+  }));
+
 test("what cannot be judged is refused", () =>
   tidy(() => {
     const judged = batch();
@@ -233,8 +248,27 @@ test("what cannot be judged is refused", () =>
     assert.throws(() => judge([reconstructionTerm("l2"), reconstructionTerm("l2")], judged), {
       message: "reward: expected terms of different names, got l2 twice.",
     });
-    assert.throws(() => judge([customTerm("mine", (_, y) => y.mean())], judged), {
-      message: "reward.mine: expected one value a sample, [6], got Tensor float32[] cpu.",
+    const results: readonly [unknown, RegExp][] = [
+      [undefined, /undefined/],
+      [0.5, /0\.5/],
+      [[1, 2, 3, 4, 5, 6], /1, 2, 3/],
+      [Promise.resolve(1), /promise/],
+      [judged.samples.mean(), /\[\]/],
+      [judged.samples.mean([2, 3]), /\[6, 3\]/],
+      [judged.samples.narrow(0, 0, 5).mean([1, 2, 3]), /\[5\]/],
+    ];
+    for (const [result, got] of results) {
+      const name = result instanceof Tensor ? "RangeError" : "TypeError";
+      const term = customTerm("mine", () => result as Tensor);
+      for (const message of [/^reward\.mine: .*one value a sample, \[6\]/, got])
+        assert.throws(() => judge([term], judged), { name, message });
+    }
+    const flatMap = {
+      ...customTerm("mine", (_, y) => y.mean([1, 2, 3])),
+      map: () => judged.samples.mean([1, 2, 3]),
+    };
+    assert.throws(() => judgeByPlace([flatMap], judged, [4, 4]), {
+      message: /^reward\.mine: .*one value a pixel, \[6, 16, 16\].*\[6\]/,
     });
     assert.throws(() => judge([latentCosineTerm()], judged), {
       message: "reward.latent_cosine: expected latents of images and samples, got none.",

@@ -210,11 +210,35 @@ test("contexts that cannot be served are refused", () => {
         trueCodes,
       }),
     {
-      message:
-        "sampleRollout: expected a start without codes for the context teacher_forced, got Tensor int64[3, 6] cpu. " +
-        "Leave start codes out: this context takes its codes from trueCodes.",
+      message: /^sampleRollout: .*without codes.*teacher_forced.*\[3, 6\].*trueCodes/,
     },
   );
+});
+
+test("options are named as in JavaScript or Python; a context may be its type alone; others are refused", () => {
+  manualSeed(1);
+  const policy = new TinyPolicy();
+  const start = { classes: tensor([0, 1], LONG) };
+  const trueCodes = randint(0, 11, [2, 6]);
+  const sample = (options: object): unknown =>
+    sampleRollout(policy, start, { generator: new Generator(3), ...options }).tokens.toList();
+  assert.deepEqual(sample({}), sample({ context: { type: "free" }, num_generations: 1 }));
+  assert.deepEqual(
+    sample({ context: "teacher_forced", true_codes: trueCodes }),
+    sample({ context: { type: "teacher_forced" }, trueCodes }),
+  );
+  const refused = (options: object, message: RegExp, name = "RangeError"): void =>
+    assert.throws(() => sample({ trueCodes, ...options }), { name, message });
+  refused({ numGenerationz: 2 }, /^sampleRollout: .*numGenerationz.*"numGenerations"/);
+  refused({ context: { type: "teacher-forced" } }, /context\.type: .*teacher_forced.*teacher-forced/);
+  refused({ context: { type: "free", noise: 0.5 } }, /context: .*noise/);
+  refused({ context: { type: "prefix", lenght: 2 } }, /context: .*lenght.*"length"/);
+  refused({ context: { type: "prefix" } }, /context\.length: .*undefined/);
+  refused({ context: { type: "noisy_teacher_forced" } }, /context\.noise: .*undefined/);
+  refused({ numGenerations: 1.5 }, /numGenerations: .*1\.5/);
+  refused({ microBatch: 0 }, /microBatch: .*0/);
+  refused({ sampling: { topk: 1 } }, /sampling: .*topk.*"topK"/);
+  refused({ trueCodes: [[1, 2]] }, /trueCodes: .*Tensor/, "TypeError");
 });
 
 /** Says whether its head ran packed at each step. */

@@ -7,13 +7,15 @@ import {
   guidanceScale,
   mapStart,
   packSupport,
+  type Sampled,
   type Sampling,
+  type Start,
   sampleCodesWithLogprobs,
   startParts,
   unpackSupport,
   withoutDropout,
 } from "../../src/rl_ar_finetune/sampling.js";
-import { scoreCodes } from "../../src/rl_ar_finetune/scoring.js";
+import { passesOf, scoreCodes } from "../../src/rl_ar_finetune/scoring.js";
 import {
   arange,
   call,
@@ -305,6 +307,35 @@ test("dropout is off while sampling, and every module's flag comes back", () => 
   assert.equal(policy.drop.training, true);
 });
 
+test("options are named as in JavaScript or Python, or stand in Python's order; others are refused", () => {
+  const policy = policyWith(4);
+  const start = { classes: tensor([0, 1], { dtype: "int64" }) };
+  const codes = (...given: readonly unknown[]): unknown => {
+    manualSeed(3);
+    const sample = sampleCodesWithLogprobs as (...args: readonly unknown[]) => Sampled;
+    return sample(policy, start, 4, ...given).tokens.toList();
+  };
+  const options = { temperature: 0.5, topK: 3, topP: 0.9 };
+  const wanted = codes(options);
+  assert.deepEqual(codes({ temperature: 0.5, top_k: 3, top_p: 0.9 }), wanted);
+  assert.deepEqual(codes(0.5, 3, 0.9), wanted);
+  assert.deepEqual(codes(0.5, 3, { top_p: 0.9, num_generations: 1 }), wanted);
+  assert.deepEqual(codes(null, 1), codes({ greedy: true }));
+  assert.notDeepEqual(codes(), wanted);
+  const refused = (given: unknown, message: RegExp): void =>
+    assert.throws(() => codes(given), { name: "RangeError", message });
+  refused({ topk: 1 }, /^sampleCodesWithLogprobs: .*topk.*"topK"/);
+  refused({ temprature: 1 }, /temprature.*"temperature"/);
+  refused({ guidance: { scale: 2, scedule: "constant" } }, /guidance: .*scedule.*"schedule"/);
+  refused({ guidance: {} }, /guidance\.scale: .*undefined/);
+  assert.throws(
+    () => passesOf("here", { tokens: tensor([[1]], LONG), start: {}, sampling: { topk: 2 } as object }),
+    {
+      message: /^here\.sampling: .*topk.*"topK"/,
+    },
+  );
+});
+
 test("what cannot be served is refused", () => {
   const policy = policyWith(4);
   const start = { classes: tensor([0, 1], { dtype: "int64" }) };
@@ -315,9 +346,13 @@ test("what cannot be served is refused", () => {
     name: "RangeError",
     message: `${name}: expected given codes + maxLen <= blockSize 6, got 2 + 5. Lower maxLen or raise the policy's block size.`,
   });
-  assert.throws(() => sample(3, { temperature: 0 }), {
-    message: `${name}.temperature: expected a positive number, got 0. Use greedy: true for the limit at 0.`,
-  });
+  for (const temperature of [0, 1e-45, 1e-38, -1, Number.NaN, Infinity]) {
+    assert.throws(() => sample(3, { temperature }), {
+      name: "RangeError",
+      message: new RegExp(`^${name}\\.temperature: .*0\\.000001.*${temperature}.*greedy: true`),
+    });
+  }
+  sample(3, { temperature: 1e-6 });
   assert.throws(() => sample(3, { topK: 1.5 }), {
     message: `${name}.topK: expected an integer of at least 0, got 1.5.`,
   });
@@ -327,7 +362,7 @@ test("what cannot be served is refused", () => {
   assert.throws(() => sample(0), { message: `${name}: expected maxLen, an integer of at least 1, got 0.` });
   assert.throws(() => sampleCodesWithLogprobs(policy, {}, 3), {
     name: "TypeError",
-    message: `${name}: expected start codes or a condition, got neither. Pass int64 codes [B, S], S = 0 for none, or { classes }.`,
+    message: new RegExp(`^${name}: .*start codes or a condition.*neither.*classes`),
   });
   assert.throws(() => sampleCodesWithLogprobs(policy, [tensor([[1]], { dtype: "int64" }), start], 3), {
     message: `${name}: expected 1 rows in the start's classes, got Tensor int64[2] cpu.`,
@@ -403,8 +438,7 @@ test("every form of a start is codes and a condition", () => {
 test("starts that do not say how many, or say two numbers, are refused", () => {
   assert.throws(() => startParts("here", {}), {
     name: "TypeError",
-    message:
-      "here: expected start codes or a condition, got neither. Pass int64 codes [B, S], S = 0 for none, or { classes }.",
+    message: /^here: .*start codes or a condition.*neither.*classes/,
   });
   assert.throws(() => startParts("here", { classes: tensor([1, 2], LONG), features: ones([3, 1, 1]) }), {
     name: "RangeError",
@@ -413,6 +447,20 @@ test("starts that do not say how many, or say two numbers, are refused", () => {
   assert.throws(() => startParts("here", tensor([1, 2], LONG)), {
     message: "here: expected start codes int64 [B, S], got Tensor int64[2] cpu.",
   });
+});
+
+test("a start that nobody could read is refused by name", () => {
+  const classes = tensor([5, 6], LONG);
+  const refused = (start: unknown, message: RegExp, name = "RangeError"): void =>
+    assert.throws(() => startParts("here", start as Start), { name, message });
+  refused({ clases: classes }, /here\.start: .*clases.*"classes"/);
+  refused({ label: classes }, /here\.start: .*label.*classes, features/);
+  refused({ classes: [5, 6] }, /here\.start\.classes: .*Tensor.*5, 6/, "TypeError");
+  refused([[1, 2], classes], /here: .*start codes/, "TypeError");
+  refused(3, /here: .*3/, "TypeError");
+  const isDropped = ones([2]).bool();
+  const snake = startParts("here", { classes, is_dropped: isDropped } as Start);
+  assert.equal(snake.condition.isDropped, isDropped);
 });
 
 test("rows of a start go together", () => {

@@ -233,7 +233,7 @@ test("a tokenizer whose decoder is not known is refused", () => {
       steUpdate(policy, new Recorder(policy), batch, { ...options, tokenizer: new FrozenTokenizer(foreign) }),
     {
       name: "RangeError",
-      message: /^steUpdate\.tokenizer: expected an IBQ or VQ tokenizer, got .* Take another algorithm: /s,
+      message: /^steUpdate\.tokenizer: expected an IBQ or VQ tokenizer, got .* Use another algorithm: /s,
     },
   );
 });
@@ -247,8 +247,7 @@ test("a term without a gradient to the samples is refused, also beside one that 
   const run = () => steUpdate(policy, recorder, batch, { ...options, auxCe: 0.1, terms: [l2, still] });
   assert.throws(run, {
     name: "RangeError",
-    message:
-      "reward.custom: expected a gradient to the samples, for ste, got none. Leave it out, or take another algorithm.",
+    message: /^reward\.custom: .*gradient to the samples.*another algorithm/,
   });
   assert.deepEqual(recorder.seen, []);
 });

@@ -19,11 +19,11 @@ function scene(): { policy: TinyPolicy; window: Window; objective: Objective } {
   const window: Window = {
     passes: passesOf("here", { tokens, start }),
     states: null,
-    old: noGrad(() => scoreCodes(policy, { tokens, start }).logprobs),
+    oldLogprobs: noGrad(() => scoreCodes(policy, { tokens, start }).logprobs),
     mask,
-    kept: mask,
+    policyMask: mask,
     advantages: randn([4, 1, 1], F64),
-    reference: null,
+    referenceLogprobs: null,
     oldValues: null,
     returns: null,
     trueCodes: null,
@@ -32,7 +32,7 @@ function scene(): { policy: TinyPolicy; window: Window; objective: Objective } {
   const objective: Objective = {
     policyLoss: (logprobs, old, advantages, counts) => pgLoss(logprobs, old, advantages, { mask: counts }),
     clip: [0.2, 0.2],
-    aggregation: "dapo",
+    aggregation: "mean",
     entropyCoef: 0.1,
     auxCe: 0.5,
     kl: null,
@@ -68,10 +68,10 @@ test("gradients are added to those that are there", () => {
 
 test("extremes are those of tokens that count", () => {
   const { policy, window, objective } = scene();
-  const old = window.old.clone();
+  const old = window.oldLogprobs.clone();
   old.select(2, 4).narrow(0, 0, 1).fill_(-9); // does not count
   old.select(2, 3).narrow(0, 3, 1).sub_(0.5); // does
-  const sums = windowGradient(policy, { ...window, old }, objective, 4);
+  const sums = windowGradient(policy, { ...window, oldLogprobs: old }, objective, 4);
   expectClose(sums.ratio_max as number, Math.exp(0.5), { rtol: 1e-9 });
   expectClose(sums.ratio_min as number, 1, { rtol: 1e-9 });
   expectClose(sums.logp_gap_max as number, 0.5, { rtol: 1e-9 });
