@@ -8,7 +8,7 @@ import { Command, CommanderError, InvalidArgumentError, Option } from "commander
 import { rlarCommand } from "../config/command.js";
 import { presets } from "../config/presets.js";
 import { ConfigError } from "../config/resolve.js";
-import { DivergedError } from "../run/options.js";
+import { DivergedError } from "../run/failure.js";
 import { kinds } from "./config.js";
 
 /** 0 ok, 2 a wrong command line or configuration, 3 data or a model that cannot be used, 4 diverged. */

@@ -4,10 +4,10 @@
  */
 
 import type { ArSection, Precision, TrainConfig } from "../config/resolve.js";
-import { AdamW, Ema, type Module, type ParameterGroup } from "../nn/index.js";
+import { AdamW, Ema, Module, type ParameterGroup } from "../nn/index.js";
 import type { ArPolicy, Lora } from "../policies/index.js";
-import { weightsFingerprint } from "../run/checkpoint.js";
 import { openImages, type RunImages } from "../run/images.js";
+import { weightsFingerprint } from "../run/resume.js";
 import type { FrozenTokenizer } from "../tokenizers/index.js";
 import {
   type AutocastState,
@@ -55,7 +55,7 @@ export interface RunParts extends RunImages, Disposable {
   readonly trained: Module;
   /** The frozen policy that KL is measured against; null where nothing measures it, when it is not even loaded. */
   readonly reference: ArPolicy | null;
-  /** Fingerprints of the weights that are used and not trained: of a policy under adapters, of a reference. */
+  /** Fingerprints of the weights that are used and not trained, by what they are: tokenizer, reward networks, reference. */
   readonly frozen: Readonly<Record<string, string>>;
   readonly valueHead: ValueHead | null;
   readonly optimizer: AdamW;
@@ -159,6 +159,7 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
     codebookSize: tokenizer.codebookSize,
     wants: "which rewards compare samples with",
   });
+  const networks: Record<string, string> = {};
   return {
     device,
     tokenizer,
@@ -166,7 +167,11 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
     lora,
     trained,
     reference,
+    terms: termsOf(config, device, own, networks),
+    unrewarded: unrewardedOf(config, device, own, networks),
     frozen: {
+      ...fingerprintOf("tokenizer", tokenizer.vq),
+      ...networks,
       ...(lora !== null && { "policy under the adapters": weightsFingerprint(policy.stateDict()) }),
       // The policy without its adapters has no weights of its own.
       ...(reference !== null &&
@@ -178,8 +183,6 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
       config.ema.decay === null
         ? null
         : own(new Ema(trained, { decay: config.ema.decay, warmup: config.ema.warmup })),
-    terms: termsOf(config, device, own),
-    unrewarded: unrewardedOf(config, device, own),
     policyCast,
     packAs: packAsOf(policy, policyCast),
     ...images,
@@ -309,11 +312,27 @@ function owned(term: Term, own: Own): Term {
   return term;
 }
 
-function unrewardedOf({ eval: { perceptual: path } }: TrainConfig, device: Device, own: Own): Term | null {
-  return path === null ? null : owned(unrewardedTerm(openPerceptual(path, { device })), own);
+/** A frozen model's fingerprint under its name; nothing for a program's own object, which has no weights to look at. */
+export function fingerprintOf(name: string, model: object): Record<string, string> {
+  const network = model instanceof Module ? model : "network" in model ? model.network : null;
+  return network instanceof Module ? { [name]: weightsFingerprint(network.stateDict()) } : {};
 }
 
-function termsOf(config: TrainConfig, device: Device, own: Own): Term[] {
+/** @param networks - is given the fingerprint of each network. */
+function unrewardedOf(
+  { eval: { perceptual: path } }: TrainConfig,
+  device: Device,
+  own: Own,
+  networks: Record<string, string>,
+): Term | null {
+  if (path === null) return null;
+  const network = openPerceptual(path, { device });
+  Object.assign(networks, fingerprintOf("network of eval.perceptual", network));
+  return owned(unrewardedTerm(network), own);
+}
+
+/** @param networks - is given the fingerprint of each network. */
+function termsOf(config: TrainConfig, device: Device, own: Own, networks: Record<string, string>): Term[] {
   const { reward } = config;
   const amp = castOf(config.precision.rewards, device);
   const common = { ...(reward.chunk !== null && { chunk: reward.chunk }), ...(amp !== null && { amp }) };
@@ -332,24 +351,23 @@ function termsOf(config: TrainConfig, device: Device, own: Own): Term[] {
     if (lpips.path === null)
       throw expected("reward.lpips.path", "torchvision's VGG16, AlexNet or SqueezeNet weights", "none");
     const network = openLpips(lpips.path, { device });
+    Object.assign(networks, fingerprintOf("network of reward.lpips", network));
     terms.push(owned(reconstructionTerm("lpips", { ...common, weight: lpips.weight, lpips: network }), own));
   }
   if (perceptual.weight !== 0) {
     if (perceptual.path === null)
       throw expected("reward.perceptual.path", "a file of rlar classifier", "none");
     const network = openPerceptual(perceptual.path, { device });
+    Object.assign(networks, fingerprintOf("network of reward.perceptual", network));
     const options = { ...common, weight: perceptual.weight, perceptual: network };
     terms.push(owned(reconstructionTerm("perceptual", options), own));
   }
   if (patchGan.weight !== 0) {
     if (patchGan.path === null)
       throw expected("reward.patchGan.path", "a PatchGAN discriminator's weights", "none");
-    terms.push(
-      owned(
-        patchGanTerm(openDiscriminator(patchGan.path, { device }), { ...common, weight: patchGan.weight }),
-        own,
-      ),
-    );
+    const network = openDiscriminator(patchGan.path, { device });
+    Object.assign(networks, fingerprintOf("network of reward.patchGan", network));
+    terms.push(owned(patchGanTerm(network, { ...common, weight: patchGan.weight }), own));
   }
   if (latentCosine.weight !== 0) terms.push(latentCosineTerm(latentCosine.weight));
   if (custom.fn !== null && custom.weight !== 0) terms.push(customTerm("custom", custom.fn, custom.weight));

@@ -1,29 +1,35 @@
 /**
- * What a run remembers from iteration to iteration, and how a checkpoint holds it. When one is made is the loop's
- * affair.
+ * What a run remembers from iteration to iteration, how a checkpoint holds it, and how it is restored. When a checkpoint
+ * is made is decided in `train_loop.ts`.
  */
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { plainConfig } from "../config/explain.js";
 import { ConfigError, type TrainConfig } from "../config/resolve.js";
 import type { Batches, Cursor, PassedOver } from "../data/index.js";
-import type { StateDict } from "../nn/index.js";
-import { bestCheckpoint, type LoadedCheckpoint, requireSameRun, saveCheckpoint } from "../run/checkpoint.js";
+import type { AdamWState, StateDict } from "../nn/index.js";
+import { type BestCheckpoint, type LoadedCheckpoint, saveCheckpoint, writeBest } from "../run/checkpoint.js";
 import type { RunLog } from "../run/log.js";
 import type { PlainData } from "../run/plain_data.js";
+import { type Effects, forcedNotes, JUDGES, loadOptimizer, requireSameRun } from "../run/resume.js";
 import { makeFolder } from "../torch/files.js";
-import { noGrad, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
+import { noGrad, saveSafetensors, saveTorch, type Tensor, tidy } from "../torch/index.js";
 import type { Evaluation } from "./evaluate.js";
 import type { RunParts } from "./parts.js";
 import type { Rollout } from "./rollout.js";
 import { lrSchedule, lrScheduleOf } from "./settings.js";
 
-/** What the loop itself remembers. */
+/** What the loop remembers beside the parts. */
 export interface Progress {
+  /** Iterations that are done. */
   step: number;
+  /** Where the images of the next iteration begin. */
   cursor: Cursor | undefined;
   /** Images that could not be read. */
   passedOver: PassedOver;
+  /** Steps of the optimizer, and those skipped because the loss or gradient was not finite. */
+  updates: number;
   skipped: number;
+  /** Since the last step of the optimizer, or since the run was resumed. */
   skippedInARow: number;
   evaluationsSinceBest: number;
   imagesSeen: number;
@@ -34,11 +40,32 @@ export interface Progress {
   klMean: number | null;
   first: Evaluation | null;
   last: Evaluation | null;
+  /** The best evaluation so far, with its checkpoint's name once that is saved; a manifest holds it. */
+  best: (Omit<BestCheckpoint, "name"> & { readonly name?: string }) | null;
 }
 
+/** What becomes of a key that `--force` changes, where more, or less, happens than that it counts from now on. */
+const EFFECTS: Effects = [
+  [/^ema\.decay$/, "counts from now on; an average that is new starts from the present weights"],
+  [/^kl\.(path|estimator)$/, "counts from now on; the running mean for kl.stop starts anew"],
+  [
+    JUDGES,
+    "counts from now on; the best checkpoint so far and the first evaluation are not compared with any more",
+  ],
+];
+
+/** What a file of `save.ckptPath` may end in: the first is safetensors, the others are what `torch.load` reads. */
+export const WEIGHT_FILES: readonly string[] = [".safetensors", ".pt", ".pth", ".ckpt", ".bin"];
+
+/** Without adapters the weights of a policy's file are replaced by the checkpoint's. */
+const POLICY_FILE: Effects = [
+  [/^ar\.(path|wrapper|policy)$/, "has no effect: the weights are the checkpoint's"],
+];
+
 /**
- * Put the parts where a checkpoint left them, and say how far that was.
+ * Put the parts where a checkpoint left them.
  *
+ * @returns how far that was, and lines for the user on what `force` changes.
  * @throws ConfigError when the run would not go on as it was begun, unless forced.
  */
 export function restore(
@@ -46,11 +73,12 @@ export function restore(
   parts: RunParts,
   saved: LoadedCheckpoint | null,
   force: boolean,
-): Progress {
+): { progress: Progress; notes: string[] } {
   const begun: Progress = {
     step: 0,
     cursor: undefined,
     passedOver: {},
+    updates: 0,
     skipped: 0,
     skippedInARow: 0,
     evaluationsSinceBest: 0,
@@ -60,8 +88,9 @@ export function restore(
     klMean: null,
     first: null,
     last: null,
+    best: null,
   };
-  if (saved === null) return begun;
+  if (saved === null) return { progress: begun, notes: [] };
   const { values, tensors, step } = saved;
   const before = values.config as unknown as TrainConfig;
   if (!force) requireSameRate(before, config, step);
@@ -70,13 +99,14 @@ export function restore(
     data: (values.data as string | null) ?? null,
     frozen: values.frozen as Record<string, string>,
   };
-  requireSameRun(identity, { config, data: parts.fingerprint, frozen: parts.frozen }, { force });
+  const now = { config, data: parts.fingerprint, frozen: parts.frozen };
+  const changes = requireSameRun(identity, now, { force });
   requireSameTrained(parts, saved);
   const { policy, lora, trained, optimizer, ema, valueHead } = parts;
   if (lora === null) policy.loadStateDict(tensors.policy ?? {});
   else lora.loadStateDict(tensors.lora ?? {});
-  const groups = values.optimizer as unknown as ReturnType<RunParts["optimizer"]["stateDict"]>["groups"];
-  optimizer.loadStateDict({ tensors: tensors.optimizer ?? {}, groups });
+  const groups = values.optimizer as unknown as AdamWState["groups"];
+  loadOptimizer(optimizer, { tensors: tensors.optimizer ?? {}, groups });
   valueHead?.loadStateDict(tensors.value_head ?? {});
   const averages = lora === null ? tensors.ema : tensors.lora_ema;
   // An average that was not kept so far starts from here.
@@ -88,9 +118,25 @@ export function restore(
       ? { tensors: present, updates: 0 }
       : { tensors: averages, updates: values.emaUpdates as number },
   );
-  const progress = values.progress as unknown as Progress;
+  const isChanged = (key: RegExp): boolean => changes.config.some(({ path }) => key.test(path));
+  const isComparable = !isChanged(JUDGES) && !changes.parts.some((name) => !/^(reference|policy)/.test(name));
+  const isOtherReference = isChanged(/^kl\.(path|estimator)$/) || changes.parts.includes("reference");
   const isSteered = config.kl.target !== null && before.kl.coef === config.kl.coef;
-  return { ...begun, ...progress, klCoef: isSteered ? progress.klCoef : config.kl.coef, step };
+  // Older checkpoints do not count the optimizer's steps.
+  const progress: Progress = { ...begun, ...(values.progress as unknown as Progress) };
+  if (!("updates" in (values.progress as object))) progress.updates = Number.NaN;
+  return {
+    progress: {
+      ...progress,
+      step,
+      skippedInARow: 0, // whoever resumes has mended the cause
+      klCoef: isSteered ? progress.klCoef : config.kl.coef,
+      ...(isOtherReference && { klMean: null }),
+      best: isComparable ? saved.best : null,
+      ...(!isComparable && { first: null, evaluationsSinceBest: 0 }),
+    },
+    notes: forcedNotes(changes, step, lora === null ? [...POLICY_FILE, ...EFFECTS] : EFFECTS),
+  };
 }
 
 /** @throws ConfigError when other parameters are trained than those whose values and moments were saved. */
@@ -138,82 +184,114 @@ export function endOf(
   return "done";
 }
 
-/** What {@link save} writes beside the parts. */
+/** What a {@link Saver} writes beside the parts and the progress. */
 export interface SaveContext {
   readonly log: RunLog;
   /** Of the checkpoints. */
   readonly folder: string;
   readonly batches: Pick<Batches, "passedOver">;
-  /** The evaluation that makes this checkpoint the best one, or null. */
-  readonly best: Evaluation | null;
 }
 
-/** Write a checkpoint: `policy` and `ema` are whole policies, with adapters added to their weights. */
-export function save(config: TrainConfig, parts: RunParts, progress: Progress, context: SaveContext): void {
-  const { log, folder, batches, best } = context;
-  log.flush();
-  const { policy, lora, optimizer, ema, valueHead, fingerprint, frozen } = parts;
-  const optimizerState = optimizer.stateDict();
-  const average = ema?.stateDict();
-  const { step, ...rest } = progress;
-  const metadata = { config: JSON.stringify(policy.options) };
-  tidy(() => {
-    const whole = (): StateDict => ({ ...policy.stateDict(), ...lora?.mergedWeights() });
-    const weights = whole();
-    const averages = lora === null || ema === null ? average?.tensors : ema.withAverage(whole);
-    saveCheckpoint(
-      folder,
-      {
-        step,
-        tensors: {
-          policy: weights,
-          optimizer: optimizerState.tensors,
-          ...(averages && { ema: averages }),
-          ...(lora && { lora: lora.stateDict() }),
-          ...(lora && average && { lora_ema: average.tensors }),
-          ...(valueHead && { value_head: valueHead.stateDict() }),
+/** Writes the checkpoints of a run; when the run fails, also one of the last whole step. Hold it with `using`. */
+export class Saver implements Disposable {
+  /** False while an update has changed some weights and is not done: that state is not saved. */
+  isWhole = true;
+  #savedStep: number;
+  readonly #config: TrainConfig;
+  readonly #parts: RunParts;
+  readonly #progress: Progress;
+  readonly #context: SaveContext;
+
+  constructor(config: TrainConfig, parts: RunParts, progress: Progress, context: SaveContext) {
+    this.#config = config;
+    this.#parts = parts;
+    this.#progress = progress;
+    this.#context = context;
+    this.#savedStep = progress.step;
+    // A run that was killed after its best checkpoint may not have written this.
+    if (progress.step > 0) writeBest(context.folder, progress.best as BestCheckpoint | null);
+  }
+
+  save(): void {
+    const [config, progress] = [this.#config, this.#progress];
+    const { ckptPath } = config.save;
+    const { log, folder, batches } = this.#context;
+    const { policy, lora, optimizer, ema, valueHead, fingerprint, frozen } = this.#parts;
+    log.flush();
+    const optimizerState = optimizer.stateDict();
+    const average = ema?.stateDict();
+    const { step, best, ...rest } = progress;
+    const metadata = { config: JSON.stringify(policy.options) };
+    tidy(() => {
+      // `policy` and `ema` are whole policies, with adapters added to their weights.
+      const whole = (): StateDict => ({ ...policy.stateDict(), ...lora?.mergedWeights() });
+      const weights = whole();
+      const averages = lora === null || ema === null ? average?.tensors : ema.withAverage(whole);
+      const path = saveCheckpoint(
+        folder,
+        {
+          step,
+          tensors: {
+            policy: weights,
+            optimizer: optimizerState.tensors,
+            ...(averages && { ema: averages }),
+            ...(lora && { lora: lora.stateDict() }),
+            ...(lora && average && { lora_ema: average.tensors }),
+            ...(valueHead && { value_head: valueHead.stateDict() }),
+          },
+          values: {
+            config: plainConfig(config) as PlainData,
+            data: fingerprint,
+            frozen,
+            optimizer: optimizerState.groups as unknown as PlainData,
+            progress: { ...rest, passedOver: batches.passedOver ?? {} } as unknown as PlainData,
+            log: log.state(),
+            ...(average && { emaUpdates: average.updates }),
+          },
         },
-        values: {
-          config: plainConfig(config) as PlainData,
-          data: fingerprint,
-          frozen,
-          optimizer: optimizerState.groups as unknown as PlainData,
-          progress: { ...rest, passedOver: batches.passedOver ?? {} } as unknown as PlainData,
-          log: log.state(),
-          ...(average && { emaUpdates: average.updates }),
+        {
+          keep: config.save.keep,
+          best,
+          metadata: {
+            policy: metadata,
+            ...(averages && { ema: metadata }),
+            ...(lora && { lora: { lora: JSON.stringify(config.ar.lora) } }),
+          },
         },
-      },
-      {
-        keep: config.save.keep,
-        metadata: {
-          policy: metadata,
-          ...(averages && { ema: metadata }),
-          ...(lora && { lora: { lora: JSON.stringify(config.ar.lora) } }),
-        },
-        ...(best !== null && { best: { metric: config.eval.best, value: metricOf(config, best) } }),
-      },
-    );
-    if (config.save.ckptPath !== null) saveSafetensors(config.save.ckptPath, weights, metadata);
-  });
+      );
+      this.#savedStep = step;
+      if (best !== null) progress.best = { name: basename(path), ...best };
+      if (ckptPath === null) return;
+      if (/\.safetensors$/i.test(ckptPath)) saveSafetensors(ckptPath, weights, metadata);
+      else saveTorch(ckptPath, { model: weights, config: JSON.parse(metadata.config) });
+    });
+  }
+
+  [Symbol.dispose](): void {
+    if (this.isWhole && this.#progress.step > this.#savedStep) this.save();
+  }
 }
 
-/** Whether an evaluation is better than that of the best checkpoint. */
-export function isNewBest(config: TrainConfig, folder: string, evaluation: Evaluation): boolean {
-  const value = metricOf(config, evaluation);
-  const best = bestCheckpoint(folder);
-  if (!Number.isFinite(value)) return false;
-  if (best === null || best.metric !== config.eval.best) return true;
-  return config.eval.mode === "max" ? value > best.value : value < best.value;
+/** Take note of an evaluation. @returns whether it is the best so far. */
+export function noteEvaluation({ eval: { best: metric, mode } }: TrainConfig, progress: Progress): boolean {
+  const { step, best: before, last } = progress;
+  const value = last === null ? Number.NaN : metricOf(metric, last);
+  const isFirst = before === null || before.metric !== metric;
+  const isBest =
+    Number.isFinite(value) && (isFirst || (mode === "max" ? value > before.value : value < before.value));
+  if (isBest) progress.best = { step, metric, value };
+  progress.evaluationsSinceBest = isBest ? 0 : progress.evaluationsSinceBest + 1;
+  return isBest;
 }
 
-function metricOf({ eval: { best } }: TrainConfig, { spreads, metrics }: Evaluation): number {
+function metricOf(best: string, { spreads, metrics }: Evaluation): number {
   if (metrics[best] !== undefined) return metrics[best];
   const cut = best.lastIndexOf("/");
   const spread = spreads[best.slice(0, cut)];
   return (spread as Record<string, number> | undefined)?.[best.slice(cut + 1)] ?? Number.NaN;
 }
 
-/** What a step that was left out had to work with, for whoever looks for the cause. */
+/** Write what a skipped step had to work with, for whoever looks for the cause. */
 export function dump(
   folder: string,
   step: number,

@@ -12,15 +12,17 @@ import {
 } from "../config/resolve.js";
 import { loadCheckpoint } from "../run/checkpoint.js";
 import { Clock } from "../run/clock.js";
-import { openRunFolder, writeConfig } from "../run/folder.js";
+import { DivergedError, explained, requireFiniteWeights } from "../run/failure.js";
+import { openRunFolder, requireWritable, writeConfig } from "../run/folder.js";
 import { openLog } from "../run/open_log.js";
-import { DivergedError, type TrainOptions } from "../run/options.js";
+import type { TrainOptions } from "../run/options.js";
 import { samplePage } from "../run/sample_page.js";
 import { autocast, deriveSeed, stream, type Tensor, tidy } from "../torch/index.js";
 import { type Evaluation, evaluate, isHacked } from "./evaluate.js";
 import { adaptedCoef, runningMean } from "./losses.js";
 import {
   grpoUpdate,
+  type Optimizer,
   ppoUpdate,
   reinforceUpdate,
   rlooUpdate,
@@ -30,7 +32,7 @@ import {
 import { openRunParts, type RunParts } from "./parts.js";
 import { judge } from "./rewards.js";
 import { algorithmOptions, contextAt, keepsGraph, lrScheduleOf, rolloutSamplingOf } from "./settings.js";
-import { dump, endOf, isNewBest, restore, save } from "./state.js";
+import { dump, endOf, noteEvaluation, type Progress, restore, Saver, WEIGHT_FILES } from "./state.js";
 import { steUpdate } from "./ste.js";
 import {
   conditionOf,
@@ -43,7 +45,13 @@ import {
   rolloutMetrics,
 } from "./step.js";
 
-export { DivergedError, type TrainOptions } from "../run/options.js";
+export { DivergedError } from "../run/failure.js";
+export type { TrainOptions } from "../run/options.js";
+
+/** What to do when memory runs out. */
+const MEMORY =
+  "Lower rollout.microBatch, update.microBatch, tokenizer.decodeBatch or reward.chunk, which change no result beyond rounding; " +
+  "set ar.gradientCheckpointing; or lower rollout.images";
 
 /** How a run ended. */
 export interface TrainResult {
@@ -67,25 +75,32 @@ export interface TrainResult {
  *   `resolveConfig`.
  * @throws ConfigError for a configuration that cannot be used, RangeError for data or models that cannot, DivergedError.
  */
-export async function trainRlLoop(
+export function trainRlLoop(
   cfg: TrainConfigInput | ResolvedConfig,
   options: TrainOptions = {},
 ): Promise<TrainResult> {
+  return explained(MEMORY, () => run(cfg, options));
+}
+
+async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions): Promise<TrainResult> {
   // 1. The configuration, the run's folder, and whether there is a run in it to go on with.
   const { config, notes } = isResolved(cfg) ? cfg : resolveConfig({ values: cfg });
   using folder = await openRunFolder(config, { ...(options.ask && { ask: options.ask }) });
+  if (config.save.ckptPath !== null) requireWritable("save.ckptPath", config.save.ckptPath, WEIGHT_FILES);
   const checkpoints = join(folder.path, "checkpoints");
   using saved = folder.isResumed ? loadCheckpoint(checkpoints) : null;
   if (saved === null) writeConfig(folder.path, config);
 
   // 2. The parts, and their state where the run goes on.
   using parts = await openRunParts(config);
-  const progress = restore(config, parts, saved, options.force ?? false);
+  const { progress, notes: changes } = restore(config, parts, saved, options.force ?? false);
   saved?.dispose(); // as large as all of the run's state
   const total = config.train.iters;
-  using log = openLog(folder.path, { total, log: config.log, saved, notes, options });
+  const skippedBefore = progress.skipped; // whoever resumes has mended the cause: the limit counts anew
+  using log = openLog(folder.path, { total, log: config.log, saved, notes: [...notes, ...changes], options });
   const lrFactor = lrScheduleOf(config);
   using batches = disposable(parts.batchesFrom(progress.cursor, progress.passedOver));
+  using saver = new Saver(config, parts, progress, { log, folder: checkpoints, batches });
 
   // 3. Where it starts from: the evaluation before the first iteration.
   if (saved === null && config.eval.every > 0 && parts.evalImages > 0) {
@@ -140,25 +155,31 @@ export async function trainRlLoop(
     // 5. The update.
     const { rollout, rewards, trueCodes, plain, best } = made.value;
     const tokens = rollout.tokens.numel;
-    const update = { klCoef: progress.klCoef, lrFactor: lrFactor(step), images };
+    const update = { klCoef: progress.klCoef, lrFactor: lrFactor(step), images, saver };
     const result = updatePolicy(config, parts, { ...rollout, rewards, trueCodes }, step, update);
-    if (result.steps > 0) parts.ema?.update();
+    if (result.steps > 0) {
+      requireFiniteWeights(namedWeights(parts), step + 1);
+      parts.ema?.update();
+    }
     clock.mark("time/update");
     progress.step++;
+    progress.updates += result.steps;
     progress.cursor = batch.cursor;
     progress.imagesSeen += images.size(0);
     progress.tokensSeen += tokens;
     progress.skipped += result.skippedSteps;
     progress.skippedInARow = result.steps > 0 ? 0 : progress.skippedInARow + result.skippedSteps;
-    if (result.skippedSteps > 0) dump(folder.path, progress.step, made.value, images);
     const kl = result.metrics["kl/ref"] ?? Number.NaN;
     progress.klMean = runningMean(progress.klMean, kl);
     const { target, horizon } = config.kl;
     const sequences = plain.total.numel;
     if (target !== null) progress.klCoef = adaptedCoef(update.klCoef, kl, { target, horizon, sequences });
+    saver.isWhole = true;
+    if (result.skippedSteps > 0) dump(folder.path, progress.step, made.value, images);
 
     // 6. Evaluation, on the same held-out images every time.
     let evaluation: Evaluation | null = null;
+    let isBest = false;
     if (
       config.eval.every > 0 &&
       parts.evalImages > 0 &&
@@ -166,6 +187,7 @@ export async function trainRlLoop(
     ) {
       evaluation = await evaluate(config, parts);
       progress.last = evaluation;
+      isBest = noteEvaluation(config, progress);
       clock.mark("time/eval");
     }
 
@@ -218,24 +240,31 @@ export async function trainRlLoop(
     }
 
     // 8. The checkpoint, and whether to go on.
-    const isBest = evaluation !== null && isNewBest(config, checkpoints, evaluation);
-    if (evaluation !== null) progress.evaluationsSinceBest = isBest ? 0 : progress.evaluationsSinceBest + 1;
     end = endOf(config, progress);
     if (end === "done" && options.signal?.aborted && progress.step < total) end = "interrupted";
     const isDue =
       progress.step % config.save.every === 0 || progress.step === total || end !== "done" || isBest;
-    const context = { log, folder: checkpoints, batches, best: isBest ? evaluation : null };
-    if (isDue) save(config, parts, progress, context);
+    if (isDue) saver.save();
     clock.mark("time/save");
     const { nonFinite, nonFiniteInARow } = config.limits;
-    if (progress.skipped > nonFinite || progress.skippedInARow > nonFiniteInARow) {
-      throw new DivergedError(
-        `step ${progress.step}: expected finite losses and gradients, got ${progress.skippedInARow} steps in a row ` +
-          `(${progress.skipped} in all) that were not. Their batches are in ${folder.path}/dumps; lower optimizer.lr.`,
+    const skipped = progress.skipped - skippedBefore;
+    if (skipped > nonFinite || progress.skippedInARow > nonFiniteInARow)
+      throw notFiniteError(
+        progress,
+        `${progress.skippedInARow} steps in a row (${skipped} in all)`,
+        folder.path,
       );
-    }
   }
+  if (progress.skipped > 0 && progress.updates === 0)
+    throw notFiniteError(progress, `all ${progress.skipped} steps`, folder.path);
   return { dir: folder.path, step: progress.step, end, first: progress.first, last: progress.last };
+}
+
+function notFiniteError({ step }: Progress, which: string, folder: string): DivergedError {
+  return new DivergedError(
+    `step ${step}: expected finite losses and gradients, got ${which} that were not and were skipped. ` +
+      `Their batches are in ${folder}/dumps. Lower optimizer.lr, then resume with --force.`,
+  );
 }
 
 function isResolved(cfg: TrainConfigInput | ResolvedConfig): cfg is ResolvedConfig {
@@ -248,9 +277,16 @@ function updatePolicy(
   parts: RunParts,
   batch: UpdateBatch & { trueCodes: Tensor },
   step: number,
-  { klCoef, lrFactor, images }: { klCoef: number; lrFactor: number; images: Tensor },
+  { klCoef, lrFactor, images, saver }: { klCoef: number; lrFactor: number; images: Tensor; saver: Saver },
 ): UpdateResult {
-  const { policy, optimizer, reference, valueHead, tokenizer, terms } = parts;
+  const { policy, reference, valueHead, tokenizer, terms } = parts;
+  const optimizer: Optimizer = {
+    zeroGrad: () => parts.optimizer.zeroGrad(),
+    step: (options) => {
+      saver.isWhole = false;
+      parts.optimizer.step(options);
+    },
+  };
   const chosen = algorithmOptions(config, reference, klCoef);
   using generator = stream(config.seed, "update", step);
   const more = { generator, lrFactor, trained: parts.trained.parameters() };
@@ -276,6 +312,15 @@ function updatePolicy(
     }
   };
   return parts.policyCast === null ? run() : autocast(parts.policyCast, run);
+}
+
+/** What the optimizer moves. */
+function namedWeights({ trained, valueHead }: RunParts): (readonly [string, Tensor])[] {
+  const head = valueHead?.namedParameters() ?? [];
+  return [
+    ...trained.namedParameters(),
+    ...head.map(([name, value]) => [`value_head.${name}`, value] as const),
+  ];
 }
 
 const termNames = (parts: RunParts): Set<string> => new Set(parts.terms.map((term) => term.name));

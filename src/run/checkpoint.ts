@@ -1,9 +1,11 @@
 /**
- * Checkpoints that are there whole or not at all: a folder with the tensors as safetensors, everything else as JSON, and
- * a manifest of all files that is written last. What the state is made of is the training loop's affair.
+ * Checkpoints: a folder with the tensors as safetensors, everything else as JSON, and a manifest that lists all files and
+ * names the best checkpoint so far. What a checkpoint holds is decided in the training loops; whether a run may go on
+ * from one, in `resume.ts`.
  *
- * A save is written aside in the same folder, every file flushed to disk, and then renamed; older ones go only after
- * that. So a process that is killed, or a machine that loses power, leaves the state before or the state after.
+ * A save is written under a temporary name in the same folder, every file is flushed to disk, and the folder is renamed.
+ * Older checkpoints are deleted after that. So a process that is killed, or a machine that loses power, leaves the state
+ * before the save or the state after it.
  */
 import { createHash, randomBytes } from "node:crypto";
 import {
@@ -20,15 +22,6 @@ import {
   statSync,
 } from "node:fs";
 import { join } from "node:path";
-import {
-  type ConfigChange,
-  changesText,
-  changesThatMatter,
-  diffConfigs,
-  plainConfig,
-} from "../config/explain.js";
-import { ConfigError, type ConfigKind, type TrainConfig } from "../config/resolve.js";
-import { trainKind } from "../config/train.js";
 import type { StateDict } from "../nn/index.js";
 import { makeFolder, replaceFile, writing } from "../torch/files.js";
 import { expected, expectedType, loadSafetensors, saveSafetensors, type Tensor } from "../torch/index.js";
@@ -42,6 +35,9 @@ const MANIFEST = "manifest.json";
 const VALUES = "values.json";
 const BEST = "best.json";
 
+/** Name of a checkpoint's folder: its step, and a number where the step was saved again. */
+const CHECKPOINT = /^step_(\d+)(?:\.(\d+))?$/;
+
 /** What a checkpoint holds. */
 export interface Checkpoint {
   /** Iterations that are done. */
@@ -52,17 +48,26 @@ export interface Checkpoint {
   readonly values: { readonly [name: string]: PlainData | undefined };
 }
 
-/** How {@link saveCheckpoint} writes, and what it clears away. */
+/** Which checkpoint is the best one so far. */
+export interface BestOption {
+  readonly metric: string;
+  readonly value: number;
+  /** Folder and step of an earlier checkpoint; without them the one that is being saved is the best. */
+  readonly name?: string;
+  readonly step?: number;
+}
+
+/** Options of {@link saveCheckpoint}. */
 export interface SaveOptions {
-  /** Newest checkpoints that stay; 3 where left out. */
+  /** How many of the newest checkpoints stay; default 3. */
   readonly keep?: number;
-  /** Marks this one as the best so far, which stays until another is. */
-  readonly best?: { readonly metric: string; readonly value: number };
+  /** The best checkpoint so far, which stays however old it is; by default the one before, null for none. */
+  readonly best?: BestOption | null;
   /** Texts in the header of a part's file, such as `{ policy: { config } }`, which `rlar sample` reads. */
   readonly metadata?: Readonly<Record<string, Readonly<Record<string, string>>>>;
 }
 
-/** The best checkpoint so far. */
+/** The best checkpoint of a run. */
 export interface BestCheckpoint {
   /** Its folder's name. */
   readonly name: string;
@@ -83,16 +88,19 @@ interface Manifest {
   readonly step: number;
   readonly versions: Versions;
   readonly files: readonly FileRecord[];
+  /** The best checkpoint when this one was saved; absent in checkpoints of older versions, which have best.json alone. */
+  readonly best?: BestCheckpoint | null;
 }
 
 /**
- * Write a checkpoint to `<folder>/step_000120`, then delete those that need not stay.
+ * Write a checkpoint to `<folder>/step_000120`, then delete the older ones that need not stay.
  *
- * The folder has one writer: what an interrupted save left in it is removed. A step that is there already gets a second
- * folder (`step_000120.1`) before the first goes.
+ * The folder must have one writer: unfinished saves in it are removed. A step that is there already is written to a
+ * second folder (`step_000120.1`) before the first is deleted. `best.json` names the best checkpoint for people and other
+ * programs; the manifests hold the same, and it is written anew from them when it is lost.
  *
  * @returns the checkpoint's folder.
- * @throws RangeError when the disk is full; TypeError for values that are no plain data. The checkpoints that were there
+ * @throws RangeError when the disk is full; TypeError for values that are not plain data. The checkpoints that were there
  *   are untouched then.
  */
 export function saveCheckpoint(folder: string, checkpoint: Checkpoint, options: SaveOptions = {}): string {
@@ -111,7 +119,9 @@ export function saveCheckpoint(folder: string, checkpoint: Checkpoint, options: 
   makeFolder(folder);
   removeLeftovers(folder);
   const aside = join(folder, `.${process.pid}.${randomBytes(4).toString("hex")}.tmp`);
-  let final: string;
+  const name = freeName(folder, step);
+  const final = join(folder, name);
+  const record = best === undefined ? bestUpTo(folder, step) : best && { name, step, ...best };
   try {
     writing(aside, () => mkdirSync(aside));
     for (const [part, state] of Object.entries(tensors)) {
@@ -121,22 +131,25 @@ export function saveCheckpoint(folder: string, checkpoint: Checkpoint, options: 
     const files = readdirSync(aside)
       .sort()
       .map((name) => recordOf(aside, name));
-    const manifest: Manifest = { format: FORMAT, step, versions: versions(), files };
-    replaceFile(join(aside, MANIFEST), `${JSON.stringify(manifest, null, 1)}\n`);
-    final = join(folder, freeName(folder, step));
-    renameSync(aside, final);
+    const manifest: Manifest = { format: FORMAT, step, versions: versions(), files, best: record };
+    replaceFile(join(aside, MANIFEST), encodeData(manifest as unknown as PlainData));
+    writing(final, () => renameSync(aside, final));
     flushFolder(folder);
   } catch (error) {
     rmSync(aside, { recursive: true, force: true });
     throw error;
   }
-  const name = final.slice(folder.length + 1);
-  if (best !== undefined) {
-    const record: BestCheckpoint = { name, step, ...best };
-    replaceFile(join(folder, BEST), encodeData({ ...record }));
-  }
-  rotate(folder, name, keep);
+  writeBest(folder, record);
+  rotate(folder, name, keep, record?.name);
   return final;
+}
+
+/** Make `best.json` say which checkpoint is the best one; null removes it. */
+export function writeBest(folder: string, best: BestCheckpoint | null): void {
+  const path = join(folder, BEST);
+  if (best === null) return writing(path, () => rmSync(path, { force: true }));
+  const text = encodeData({ ...best });
+  if (readText(path) !== text) replaceFile(path, text);
 }
 
 /** Names of checkpoints in a folder, the oldest first. */
@@ -144,29 +157,69 @@ export function listCheckpoints(folder: string): string[] {
   if (!existsSync(folder)) return [];
   return readdirSync(folder)
     .flatMap((name) => {
-      const [, step, revision = "0"] = /^step_(\d+)(?:\.(\d+))?$/.exec(name) ?? [];
+      const [, step, revision = "0"] = CHECKPOINT.exec(name) ?? [];
       return step === undefined ? [] : [{ name, step: Number(step), revision: Number(revision) }];
     })
     .sort((a, b) => a.step - b.step || a.revision - b.revision)
     .map(({ name }) => name);
 }
 
-/** The best checkpoint that was saved in a folder, or null. */
+/** The best checkpoint of a folder as its newest readable manifest names it, or null. */
 export function bestCheckpoint(folder: string): BestCheckpoint | null {
-  const path = join(folder, BEST);
-  if (!existsSync(path)) return null;
-  let best: BestCheckpoint;
-  try {
-    best = decodeData(readFileSync(path, "utf8")) as unknown as BestCheckpoint;
-  } catch (error) {
-    throw expected(
-      path,
-      "JSON",
-      (error as Error).message,
-      "Delete it: the next best checkpoint makes a new one",
-    );
+  return bestUpTo(folder, Number.POSITIVE_INFINITY);
+}
+
+function bestUpTo(folder: string, step: number): BestCheckpoint | null {
+  for (const name of listCheckpoints(folder).reverse()) {
+    if (Number(CHECKPOINT.exec(name)?.[1]) > step) continue;
+    const manifest = readManifest(join(folder, name));
+    if (typeof manifest !== "string") return bestOf(folder, manifest);
   }
-  return existsSync(join(folder, best.name)) ? best : null;
+  return null;
+}
+
+/** The best checkpoint that a manifest names, or `best.json` for an older version's; null where it is not there. */
+function bestOf(folder: string, manifest: Manifest): BestCheckpoint | null {
+  const best = manifest.best === undefined ? readBest(folder) : manifest.best;
+  return best !== null && existsSync(join(folder, best.name)) ? best : null;
+}
+
+/** What `best.json` says; null where it is absent or damaged. */
+function readBest(folder: string): BestCheckpoint | null {
+  try {
+    const best: unknown = decodeData(readFileSync(join(folder, BEST), "utf8"));
+    return isBest(best) ? best : null;
+  } catch {
+    return null; // damaged, which `loadCheckpoint` tells
+  }
+}
+
+/** Why `best.json` of an older version cannot be used, or null when it can, is absent, or is not needed. */
+function bestProblem(folder: string, { best }: Manifest): string | null {
+  const isDamaged = best === undefined && existsSync(join(folder, BEST)) && readBest(folder) === null;
+  return isDamaged ? "it does not name a checkpoint: the next evaluation makes the best one" : null;
+}
+
+function isBest(value: unknown): value is BestCheckpoint {
+  if (typeof value !== "object" || value === null) return false;
+  const { name, step, metric, value: number } = value as Partial<BestCheckpoint>;
+  return (
+    typeof name === "string" &&
+    CHECKPOINT.test(name) &&
+    isCount(step) &&
+    typeof metric === "string" &&
+    typeof number === "number"
+  );
+}
+
+const isCount = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
+
+function readText(path: string): string | null {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    return null;
+  }
 }
 
 function freeName(folder: string, step: number): string {
@@ -177,7 +230,7 @@ function freeName(folder: string, step: number): string {
     if (!taken.includes(`${name}.${revision}`)) return `${name}.${revision}`;
 }
 
-/** What a save that was cut short left; a deletion that was cut short has the same kind of name. */
+/** Remove what an interrupted save or deletion left. */
 function removeLeftovers(folder: string): void {
   for (const name of readdirSync(folder)) {
     if (/^\..*\.tmp$/.test(name)) rmSync(join(folder, name), { recursive: true, force: true });
@@ -185,20 +238,15 @@ function removeLeftovers(folder: string): void {
 }
 
 /**
- * Delete all but the newest steps and the best. Of a step only its last revision counts; later steps than the one just
- * saved are of a course that was given up, or damaged.
+ * Delete all but the newest `keep` steps and the best. Of a step only its last folder counts. Steps after the one just
+ * saved are damaged, or from before the run was resumed at an earlier step.
  */
-function rotate(folder: string, saved: string, keep: number): void {
+function rotate(folder: string, saved: string, keep: number, best: string | undefined): void {
   const names = listCheckpoints(folder);
   const course = names.slice(0, names.indexOf(saved) + 1);
   const stepOf = (name: string): string => name.split(".")[0] as string;
   const latest = course.filter((name, i) => stepOf(name) !== stepOf(course[i + 1] ?? ""));
-  const best = bestCheckpoint(folder)?.name;
-  if (best !== undefined && !course.includes(best)) rmSync(join(folder, BEST));
-  const staying = new Set([
-    ...latest.slice(-keep),
-    ...(best !== undefined && course.includes(best) ? [best] : []),
-  ]);
+  const staying = new Set([...latest.slice(-keep), best]);
   for (const name of names.filter((name) => !staying.has(name))) {
     // Renamed first: half a checkpoint must not bear a checkpoint's name.
     const doomed = join(folder, `.${name}.deleted.tmp`);
@@ -236,96 +284,29 @@ export function sha256Of(path: string): string {
   return hash.digest("hex");
 }
 
-/** SHA-256 of weights, in hexadecimal: of their names, types, shapes and every bit. Waits for a GPU. */
-export function weightsFingerprint(state: Readonly<StateDict>): string {
-  const hash = createHash("sha256");
-  for (const [name, tensor] of Object.entries(state)) {
-    hash.update(`${name} ${tensor.dtype} [${tensor.shape.join()}]\n`);
-    const { buffer, byteOffset, byteLength } = tensor.toArray();
-    hash.update(new Uint8Array(buffer, byteOffset, byteLength));
-  }
-  return hash.digest("hex");
-}
-
-/** What makes a run the one that it is; a checkpoint has it among its values. */
-export interface RunIdentity {
-  /** As `plainConfig` gives it. */
-  readonly config: Readonly<Record<string, unknown>>;
-  /** Fingerprint of the data set. */
-  readonly data: string | null;
-  /** Fingerprints of models that it works with and does not train, by what they are. */
-  readonly frozen?: Readonly<Record<string, string>>;
-}
-
-/**
- * Refuse to go on with a run under another configuration, on other images or with other frozen models than it was begun
- * with.
- *
- * Keys that say only where the run is kept and what is watched may differ; so may `train.iters` where the learning rate
- * does not depend on it.
- *
- * @param options.force - go on all the same.
- * @returns all keys that differ, to be told to the user.
- * @throws ConfigError with every difference that matters, unless forced.
- */
-export function requireSameRun<T extends object = TrainConfig>(
-  saved: RunIdentity,
-  now: Omit<RunIdentity, "config"> & { readonly config: T; readonly kind?: ConfigKind<T> },
-  options: { force?: boolean } = {},
-): ConfigChange[] {
-  const { config, kind = trainKind as unknown as ConfigKind<T> } = now;
-  const changes = diffConfigs(saved.config, plainConfig(config, kind));
-  if (options.force === true) return changes;
-  const serious = changesThatMatter(changes, config, kind);
-  const problems: string[] = [];
-  if (serious.length > 0) {
-    const list = changesText(serious).replaceAll("\n", "; ");
-    problems.push(
-      `resume: expected the configuration that the run was begun with, got ${list}. ` +
-        "Undo it, start a new run, or resume with --force.",
-    );
-  }
-  if (saved.data !== now.data) {
-    problems.push(
-      `resume: expected the images that the run was begun with (fingerprint ${short(saved.data)}), got others (${short(now.data)}). ` +
-        "Give the same data set, start a new run, or resume with --force.",
-    );
-  }
-  for (const [name, before] of Object.entries(saved.frozen ?? {})) {
-    const here = now.frozen?.[name];
-    if (here === undefined || here === before) continue;
-    problems.push(
-      `resume: expected the ${name} that the run was begun with (weights ${short(before)}), got another (${short(here)}). ` +
-        "Give the same one (a program's own policy as it was before the run), start a new run, or resume with --force.",
-    );
-  }
-  if (problems.length > 0) throw new ConfigError(problems);
-  return changes;
-}
-
-const short = (fingerprint: string | null): string => fingerprint?.slice(0, 12) ?? "none";
-
 /** A checkpoint as read back. Free its tensors with `dispose()`, or hold it with `using`. */
 export interface LoadedCheckpoint extends Checkpoint, Disposable {
   readonly path: string;
   /** On the CPU. */
   readonly tensors: Readonly<Record<string, Readonly<Record<string, Tensor>>>>;
   readonly metadata: Readonly<Record<string, Readonly<Record<string, string>>>>;
-  /** Newer checkpoints that could not be used, and why. */
+  /** The best checkpoint when this one was saved, where it is still there. */
+  readonly best: BestCheckpoint | null;
+  /** Newer checkpoints and a best.json that could not be used, and why. */
   readonly damaged: readonly { readonly path: string; readonly reason: string }[];
   dispose(): void;
 }
 
 /**
- * Read the newest checkpoint that is whole, the best one, or the one at a path.
+ * Read the newest checkpoint that is whole, the best one, or one by name.
  *
- * Every file is compared with the manifest first. A damaged newest one is stepped over and named in `damaged`: tell
- * the user.
+ * Every file is first compared with the manifest. A damaged newest checkpoint is passed over for the one before and
+ * named in `damaged`: tell the user.
  *
  * @param folder - the folder that {@link saveCheckpoint} wrote to.
- * @param options.which - `"newest"` where left out; `"best"`; or the name of a checkpoint in the folder. The last two
- *   have no substitute.
- * @param options.parts - parts to read, such as `["policy"]`; all of them where left out.
+ * @param options.which - `"newest"` (default), `"best"`, or the name of a checkpoint in the folder. For the last two no
+ *   other checkpoint is taken.
+ * @param options.parts - parts to read, such as `["policy"]`; default all.
  * @returns null when the folder holds no checkpoint.
  * @throws Error when no checkpoint is whole, with what is wrong with each.
  */
@@ -339,9 +320,14 @@ export function loadCheckpoint(
   const damaged: { path: string; reason: string }[] = [];
   for (const name of candidates(folder, all, which)) {
     const path = join(folder, name);
-    const manifest = readManifest(path);
-    if (typeof manifest === "string") damaged.push({ path, reason: manifest });
-    else return readParts(path, manifest, damaged, parts);
+    const manifest = checkedManifest(path);
+    if (typeof manifest === "string") {
+      damaged.push({ path, reason: manifest });
+      continue;
+    }
+    const reason = bestProblem(folder, manifest);
+    if (reason !== null) damaged.push({ path: join(folder, BEST), reason });
+    return readParts(path, manifest, { damaged, best: bestOf(folder, manifest) }, parts);
   }
   const list = damaged.map(({ path, reason }) => `\n- ${path}: ${reason}`).join("");
   throw new Error(`${folder}: expected a checkpoint that is whole, got ${damaged.length} damaged:${list}`);
@@ -355,17 +341,10 @@ function candidates(folder: string, all: readonly string[], which: string): read
   throw expected(folder, which === "best" ? "a best checkpoint" : `a checkpoint ${which}`, there);
 }
 
-/** The manifest of a checkpoint whose files are all as it says, or what is wrong. */
-function readManifest(path: string): Manifest | string {
-  let manifest: Manifest;
-  try {
-    manifest = JSON.parse(readFileSync(join(path, MANIFEST), "utf8")) as Manifest;
-  } catch (error) {
-    return `manifest.json cannot be read (${(error as Error).message})`;
-  }
-  if (!Array.isArray(manifest.files)) return "manifest.json lists no files";
-  if (manifest.format !== FORMAT)
-    return `its format is ${manifest.format}, not ${FORMAT}: another version wrote it`;
+/** The manifest of a checkpoint whose files are all as it says, or what is wrong with it. */
+function checkedManifest(path: string): Manifest | string {
+  const manifest = readManifest(path);
+  if (typeof manifest === "string") return manifest;
   for (const { name, bytes, sha256 } of manifest.files) {
     const file = join(path, name);
     const size = statSync(file, { throwIfNoEntry: false })?.size;
@@ -376,10 +355,36 @@ function readManifest(path: string): Manifest | string {
   return manifest;
 }
 
+/** A checkpoint's manifest, or what is wrong with it; the files that it lists are not looked at. */
+function readManifest(path: string): Manifest | string {
+  let manifest: Partial<Manifest> | null;
+  try {
+    manifest = decodeData(readFileSync(join(path, MANIFEST), "utf8")) as Partial<Manifest> | null;
+  } catch (error) {
+    return `${MANIFEST} cannot be read (${(error as Error).message})`;
+  }
+  if (typeof manifest !== "object" || manifest === null) return `${MANIFEST} holds no object`;
+  const { format, step, files, best } = manifest;
+  if (format !== undefined && format !== FORMAT)
+    return `its format is ${String(format)}, not ${FORMAT}: another version wrote it`;
+  if (!Array.isArray(files) || !files.every(isFileRecord)) return `${MANIFEST} does not list files`;
+  if (format === undefined || !isCount(step)) return `${MANIFEST} does not name a format and a step`;
+  if (!files.some(({ name }) => name === VALUES)) return `${MANIFEST} does not list ${VALUES}`;
+  if (best !== undefined && best !== null && !isBest(best))
+    return `${MANIFEST} does not name a best checkpoint`;
+  return manifest as Manifest;
+}
+
+function isFileRecord(value: unknown): value is FileRecord {
+  if (typeof value !== "object" || value === null) return false;
+  const { name, bytes, sha256 } = value as Partial<FileRecord>;
+  return typeof name === "string" && /^\w[\w.]*$/.test(name) && isCount(bytes) && typeof sha256 === "string";
+}
+
 function readParts(
   path: string,
   manifest: Manifest,
-  damaged: LoadedCheckpoint["damaged"],
+  more: Pick<LoadedCheckpoint, "damaged" | "best">,
   wanted: readonly string[] | undefined,
 ): LoadedCheckpoint {
   const names = manifest.files.flatMap(({ name }) => /^(.*)\.safetensors$/.exec(name)?.[1] ?? []);
@@ -403,7 +408,7 @@ function readParts(
       values,
       tensors,
       metadata,
-      damaged,
+      ...more,
       dispose,
       [Symbol.dispose]: dispose,
     };

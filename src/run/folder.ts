@@ -2,8 +2,8 @@
  * The folder of a run: which one, what to do when it holds a run already, and that one process at a time writes to it.
  * What is in it is written by `log.ts` and `checkpoint.ts`.
  */
-import { existsSync, readdirSync, rmSync, statSync } from "node:fs";
-import { join } from "node:path";
+import { closeSync, existsSync, openSync, readdirSync, rmSync, statSync } from "node:fs";
+import { basename, dirname, join } from "node:path";
 import { isLocked, tryLock } from "#lock";
 
 import { configYaml } from "../config/explain.js";
@@ -77,13 +77,42 @@ function requireNoRun(folder: string): void {
   ]);
 }
 
-/** Remove files that a run was writing when it was killed; those of checkpoints are removed where they are written. */
+/** Remove files and checkpoints that a run was writing when it was killed. */
 function removeUnfinished(path: string): void {
-  for (const folder of [path, join(path, "samples"), join(path, "dumps")]) {
+  for (const folder of [path, ...["checkpoints", "samples", "dumps"].map((name) => join(path, name))]) {
     if (!existsSync(folder)) continue;
     for (const name of readdirSync(folder)) {
-      if (/^\..*\.tmp$/.test(name)) rmSync(join(folder, name));
+      const file = join(folder, name);
+      if (/^\..*\.tmp$/.test(name)) writing(file, () => rmSync(file, { recursive: true, force: true }));
     }
+  }
+}
+
+/**
+ * Try that a file can be written, before hours of work: nothing is left at `path`, and what stands there stays.
+ *
+ * @param key - of the configuration, for the message.
+ * @param endings - what its name may end in, such as `[".pt"]`.
+ * @throws ConfigError when it cannot.
+ */
+export function requireWritable(key: string, path: string, endings: readonly string[]): void {
+  const refuse = (what: string, got: string, remedy: string): ConfigError =>
+    new ConfigError([`${key}: expected ${what}, got ${got}. ${remedy}.`]);
+  if (!endings.some((ending) => path.toLowerCase().endsWith(ending)))
+    throw refuse(`a name that ends in ${endings.join(", ")}`, path, "The ending decides the format");
+  if (existsSync(path) && !statSync(path).isFile())
+    throw refuse("a file to write", `${path}, which is a folder or device`, "Name another");
+  const probe = join(dirname(path), `.${basename(path)}.${process.pid}.tmp`);
+  try {
+    closeSync(openSync(probe, "wx"));
+    rmSync(probe);
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    const remedy =
+      code === "ENOENT"
+        ? `Make the folder ${dirname(path)} first`
+        : "Name another, or change its permissions";
+    throw refuse("a file that can be written", `${path} (${message})`, remedy);
   }
 }
 

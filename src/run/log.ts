@@ -18,17 +18,21 @@ import type { PlainData } from "./plain_data.js";
 /** A file of JSON objects, one a line, each with a `step`. Every line is with the system as soon as it is added. */
 export class StepLines implements Disposable {
   readonly path: string;
+  /** What was found wrong with the lines of a resumed run, for the user. */
+  readonly notes: readonly string[];
   #fd: number | null;
 
   /**
-   * @param options.resumeAt - steps that are done: later lines, and one that was cut short, are dropped.
-   * @throws RangeError when there is such a file and no `resumeAt`: the run it belongs to would be mixed up with this.
+   * @param options.resumeAt - steps that are done: later lines, and damaged ones, are dropped.
+   * @param options.isComplete - the file has a line for each step, so that missing ones are noticed.
+   * @throws RangeError when there is such a file and no `resumeAt`: two runs would be mixed up.
    */
-  constructor(path: string, options: { resumeAt?: number } = {}) {
+  constructor(path: string, options: { resumeAt?: number; isComplete?: boolean } = {}) {
+    const { resumeAt, isComplete = false } = options;
     this.path = path;
-    if (options.resumeAt !== undefined) keepLines(path, options.resumeAt);
-    else if (existsSync(path))
+    if (resumeAt === undefined && existsSync(path))
       throw expected(path, "no file", "one of another run", "Resume that run, or take another folder");
+    this.notes = resumeAt === undefined ? [] : keepLines(path, resumeAt, isComplete);
     this.#fd = writing(path, () => openSync(path, "a"));
   }
 
@@ -40,7 +44,8 @@ export class StepLines implements Disposable {
 
   /** Wait until all lines are on the disk. */
   flush(): void {
-    if (this.#fd !== null) fsyncSync(this.#fd);
+    const fd = this.#fd;
+    if (fd !== null) writing(this.path, () => fsyncSync(fd));
   }
 
   close(): void {
@@ -53,34 +58,59 @@ export class StepLines implements Disposable {
   }
 }
 
-/** Drop the lines after a step. The file is replaced whole, so an interruption loses nothing. */
-function keepLines(path: string, lastStep: number): void {
-  if (!existsSync(path)) return;
-  const kept = wholeLines(path).filter((line, i) => stepOf(line, `${path}:${i + 1}`) <= lastStep);
-  replaceFile(path, kept.map((line) => `${line}\n`).join(""));
+/**
+ * Drop the lines after a step, and those that are damaged. The file is replaced whole, so an interruption loses nothing.
+ *
+ * @returns lines for the user: damaged lines, and steps without one.
+ */
+function keepLines(path: string, lastStep: number, isComplete: boolean): string[] {
+  const { records, damaged } = existsSync(path) ? readLines(path) : { records: [], damaged: 0 };
+  const kept = records.filter(({ step }) => step <= lastStep);
+  if (existsSync(path)) replaceFile(path, kept.map(({ text }) => `${text}\n`).join(""));
+  const missing = isComplete ? gapsOf(new Set(kept.map(({ step }) => step)), lastStep) : "";
+  return [
+    ...(damaged === 0 ? [] : [`${path}: ${damaged} damaged line${damaged === 1 ? "" : "s"} dropped`]),
+    ...(missing === "" ? [] : [`${path}: no record of steps ${missing}`]),
+  ];
 }
 
-/** Lines that end; what stands behind the last end was cut short. */
-const wholeLines = (path: string): string[] => readFileSync(path, "utf8").split("\n").slice(0, -1);
-
-function stepOf(line: string, where: string): number {
-  let step: unknown;
-  try {
-    ({ step } = JSON.parse(line) as { step?: unknown });
-  } catch {
-    step = undefined;
+/** The steps from 1 to `last` that are not there, such as `3-5, 9`. */
+function gapsOf(steps: ReadonlySet<number>, last: number): string {
+  const gaps: string[] = [];
+  for (let from = 1; from <= last; from++) {
+    if (steps.has(from)) continue;
+    let to = from;
+    while (to < last && !steps.has(to + 1)) to++;
+    gaps.push(from === to ? `${from}` : `${from}-${to}`);
+    from = to;
   }
-  if (typeof step !== "number")
-    throw expected(where, "an object with a step", line.slice(0, 40), "Remove the line");
-  return step;
+  return gaps.join(", ");
 }
 
-/** The objects of a file of lines; a last line that was cut short is left out. */
-export function readLines(path: string): Record<string, unknown>[] {
-  return wholeLines(path).map((line, i) => {
-    stepOf(line, `${path}:${i + 1}`);
-    return JSON.parse(line) as Record<string, unknown>;
-  });
+/** A line of a {@link StepLines} file. */
+interface StepLine {
+  readonly step: number;
+  readonly text: string;
+  readonly record: Readonly<Record<string, unknown>>;
+}
+
+/** The lines of a file that are objects with a step, and how many are not. What stands behind the last line's end was cut short. */
+export function readLines(path: string): { records: StepLine[]; damaged: number } {
+  const lines = readFileSync(path, "utf8").split("\n").slice(0, -1);
+  const records = lines.flatMap((text) => parsedLine(text) ?? []);
+  return { records, damaged: lines.length - records.length };
+}
+
+function parsedLine(text: string): StepLine | null {
+  try {
+    const record = JSON.parse(text) as StepLine["record"] | null;
+    const step = record?.step;
+    return Number.isSafeInteger(step) && (step as number) >= 0
+      ? { step: step as number, text, record: record as StepLine["record"] }
+      : null;
+  } catch {
+    return null; // no JSON
+  }
 }
 
 /** Write the metrics as a table: a column a metric, in the order in which they first came, a line a step. */
@@ -113,6 +143,8 @@ export interface RunLogOptions {
 /** The records of a run. Close it, or hold it with `using`. */
 export class RunLog implements Disposable {
   readonly folder: string;
+  /** What was found wrong with the record of a resumed run, for the user. */
+  readonly notes: readonly string[];
   readonly #options: RunLogOptions;
   readonly #lines: StepLines;
   readonly #samples: StepLines;
@@ -131,8 +163,9 @@ export class RunLog implements Disposable {
     this.#options = options;
     this.#last = resumeAt ?? -1;
     makeFolder(join(folder, "samples"));
-    this.#lines = new StepLines(join(folder, "metrics.jsonl"), resume);
+    this.#lines = new StepLines(join(folder, "metrics.jsonl"), { ...resume, isComplete: true });
     this.#samples = new StepLines(join(folder, "samples.jsonl"), resume);
+    this.notes = [...this.#lines.notes, ...this.#samples.notes];
     const next = resumeAt === undefined ? {} : { resumeAt: resumeAt + 1 };
     this.#events = tensorboard ? new EventWriter(join(folder, "tb"), next) : null;
     const name = resumeAt === undefined ? "env.json" : `env.${resumeAt}.json`;
@@ -225,7 +258,12 @@ export class RunLog implements Disposable {
     this.#lines.close();
     this.#samples.close();
     this.#events?.close();
-    if (this.#options.csv ?? true) writeCsv(join(this.folder, "metrics.csv"), readLines(this.#lines.path));
+    if (this.#options.csv === false) return;
+    const { records } = readLines(this.#lines.path);
+    writeCsv(
+      join(this.folder, "metrics.csv"),
+      records.map(({ record }) => record),
+    );
   }
 
   [Symbol.dispose](): void {

@@ -30,6 +30,6 @@ export function openLog(folder: string, { total, log: keys, saved, notes, option
   const log = new RunLog(folder, { every, total, console, tensorboard, csv, ...resumeAt });
   if (saved?.values.log !== undefined) log.load(saved.values.log);
   for (const { path, reason } of saved?.damaged ?? []) log.say(`passed over ${path}: ${reason}`);
-  for (const note of notes) log.say(note);
+  for (const note of [...log.notes, ...notes]) log.say(note);
   return log;
 }

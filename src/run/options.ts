@@ -1,4 +1,4 @@
-/** What every training loop can be told beside its configuration, and the one way in which it fails by itself. */
+/** What every training loop takes beside its configuration. */
 import type { Screen } from "./console.js";
 import type { IfExists } from "./folder.js";
 
@@ -12,9 +12,4 @@ export interface TrainOptions {
   readonly ask?: (folder: string) => Promise<IfExists>;
   readonly screen?: Screen;
   readonly json?: boolean;
-}
-
-/** Training went where numbers are not finite; the last checkpoint is from before. `rlar` ends with exit code 4. */
-export class DivergedError extends Error {
-  override readonly name = "DivergedError";
 }

@@ -100,7 +100,7 @@ class ClassifierTask implements FitTask {
     this.#cast = cast;
   }
 
-  async step(step: number, clock: Clock): Promise<FitStep> {
+  async step(step: number, clock: Clock, changing = (): void => {}): Promise<FitStep> {
     const { classifier, seed } = this.#config;
     this.#batches ??= this.#images.batchesFrom(this.#cursor);
     using batch = await this.#batches.next();
@@ -115,6 +115,7 @@ class ClassifierTask implements FitTask {
       return { loss: mean.item(), accuracy: hits.item() };
     });
     clock.mark("time/gradient");
+    changing();
     const { skipped, metrics } = this.#network.update(step, loss);
     clock.mark("time/update");
     this.#cursor = batch.cursor;

@@ -2,7 +2,7 @@
  * The loop of the supervised trainers: policy, tokenizer, classifier. What an update is lies in a task, which is a
  * parameter; what a run leaves behind, and how it goes on where it stopped, is the same for all.
  */
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { plainConfig } from "../config/explain.js";
 import type { FitConfig } from "../config/fit.js";
@@ -11,15 +11,23 @@ import type { Cursor } from "../data/index.js";
 import type { StateDict } from "../nn/index.js";
 import { deviceOf } from "../rl_ar_finetune/parts.js";
 import { machineMetrics } from "../rl_ar_finetune/step.js";
-import { type LoadedCheckpoint, loadCheckpoint, requireSameRun, saveCheckpoint } from "../run/checkpoint.js";
+import {
+  type BestCheckpoint,
+  type LoadedCheckpoint,
+  loadCheckpoint,
+  saveCheckpoint,
+  writeBest,
+} from "../run/checkpoint.js";
 import { Clock } from "../run/clock.js";
 import { short } from "../run/console.js";
 import { environment } from "../run/environment.js";
+import { DivergedError, explained } from "../run/failure.js";
 import { openRunFolder, writeConfig } from "../run/folder.js";
 import type { RunLog } from "../run/log.js";
 import { openConsole, openLog } from "../run/open_log.js";
-import { DivergedError, type TrainOptions } from "../run/options.js";
+import type { TrainOptions } from "../run/options.js";
 import type { PlainData } from "../run/plain_data.js";
+import { type Effects, forcedNotes, JUDGES, requireSameRun } from "../run/resume.js";
 import { DTYPES, noGrad, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
 
 export type { FitConfig } from "../config/fit.js";
@@ -30,6 +38,8 @@ export interface FitTask extends Disposable {
   readonly total: number;
   /** Fingerprint of the training images, null where there is none. */
   readonly fingerprint: string | null;
+  /** Fingerprints of models that are used and not trained, by what they are. */
+  readonly frozen?: Readonly<Record<string, string>>;
   /** What model.safetensors says beside its weights, such as `images` and `classes`. */
   readonly about: { readonly [name: string]: PlainData | undefined };
   /** Lines for the user, before the first update. */
@@ -39,8 +49,9 @@ export interface FitTask extends Disposable {
    *
    * @param step - counted from 0.
    * @param clock - takes marks such as `time/data`; what lies behind the last is `time/other`.
+   * @param changing - to be called before the first weight changes: until then a failure leaves the state whole.
    */
-  step(step: number, clock: Clock): Promise<FitStep>;
+  step(step: number, clock: Clock, changing?: () => void): Promise<FitStep>;
   /** Numbers named `eval/...` on held-out images, the same each time, of the averaged weights where there are any; `{}` where there are no such images. */
   evaluate(): Promise<Readonly<Record<string, number>>>;
   /** Something to look at: float `[1, 3, H, W]` in [-1, 1], which the loop frees. */
@@ -76,6 +87,9 @@ export interface FitState {
   readonly values: { readonly [name: string]: PlainData | undefined };
 }
 
+/** What to do when memory runs out. */
+const MEMORY = "Lower train.batch, or data.size";
+
 /** How a run ended. */
 export interface FitResult {
   readonly dir: string;
@@ -110,6 +124,8 @@ interface Progress {
   first: Metrics | null;
   last: Metrics | null;
   best: { readonly step: number; readonly value: number; readonly metrics: Metrics } | null;
+  /** The checkpoint of that evaluation; a checkpoint's manifest holds it. */
+  checkpoint: BestCheckpoint | null;
 }
 
 type Metrics = Readonly<Record<string, number>>;
@@ -126,10 +142,18 @@ type Metrics = Readonly<Record<string, number>>;
  * @throws ConfigError for a folder or a resumed run that does not fit, RangeError for data or models that cannot be
  *   used, DivergedError.
  */
-export async function fitLoop<T extends FitConfig>(
+export function fitLoop<T extends FitConfig>(
   resolved: ResolvedConfig<T>,
   open: (opening: FitOpening) => Promise<FitTask>,
   options: TrainOptions = {},
+): Promise<FitResult> {
+  return explained(MEMORY, () => run(resolved, open, options));
+}
+
+async function run<T extends FitConfig>(
+  resolved: ResolvedConfig<T>,
+  open: (opening: FitOpening) => Promise<FitTask>,
+  options: TrainOptions,
 ): Promise<FitResult> {
   // 1. The run's folder, and whether there is a run in it to go on with.
   const { kind, config, notes } = resolved;
@@ -140,14 +164,19 @@ export async function fitLoop<T extends FitConfig>(
 
   // 2. The task, and its state where the run goes on.
   const early = openConsole(1, options);
-  using task = await opened(() => open({ say: (text) => early.say(text), signal: options.signal }), options);
+  using task = await openedUnlessAborted(
+    () => open({ say: (text) => early.say(text), signal: options.signal }),
+    options,
+  );
   if (task === null) return untouched(folder.path, saved);
   const { total } = task;
-  const progress = restore(resolved, task, saved, options.force ?? false);
+  const { progress, notes: changes } = restore(resolved, task, saved, options.force ?? false);
   saved?.dispose(); // as large as all of the run's state
-  const about = [...notes, ...(task.notes ?? [])];
+  const skippedBefore = progress.skipped; // whoever resumes has mended the cause: the limit counts anew
+  const about = [...notes, ...changes, ...(task.notes ?? [])];
   using log = openLog(folder.path, { total, log: config.log, saved, notes: about, options });
   const model = new ResultFile(join(folder.path, "model.safetensors"), resolved, task);
+  using saver = new Saver(resolved, task, progress, { log, folder: checkpoints, model });
 
   // 3. Where it starts from: the evaluation before the first update.
   if (saved === null && config.eval.every > 0) {
@@ -169,11 +198,14 @@ export async function fitLoop<T extends FitConfig>(
     await setImmediate(); // lets Ctrl-C through: a task that reads nothing never waits
 
     // 4. The update.
-    const done = await task.step(progress.step, clock);
+    const done = await task.step(progress.step, clock, () => {
+      saver.isWhole = false;
+    });
     progress.step++;
     progress.imagesSeen += done.images;
     progress.skipped += done.skipped ? 1 : 0;
     progress.skippedInARow = done.skipped ? progress.skippedInARow + 1 : 0;
+    saver.isWhole = true;
     const isLast = progress.step === total;
     const seconds = clock.seconds();
 
@@ -214,28 +246,34 @@ export async function fitLoop<T extends FitConfig>(
       }
     }
 
-    // 7. The result so far, the checkpoint, and whether to go on. The result is written first: a run that is killed
-    // in between goes on from the checkpoint before, and writes it again.
+    // 7. The result so far, the checkpoint, and whether to go on.
     if (!isPatient()) end = "patience";
     else if (options.signal?.aborted && !isLast) end = "interrupted";
     const isDue = progress.step % config.save.every === 0 || isLast || end !== "done" || isBest;
-    if (isBest || (isDue && progress.best === null)) model.write(progress);
-    if (isDue) save(resolved, task, progress, log, checkpoints, isBest);
+    if (isDue) saver.save();
     const { nonFinite, nonFiniteInARow } = config.limits;
-    if (progress.skipped > nonFinite || progress.skippedInARow > nonFiniteInARow) {
-      throw new DivergedError(
-        `step ${progress.step}: expected finite losses and gradients, got ${progress.skippedInARow} updates in a row ` +
-          `(${progress.skipped} in all) that were not. Lower optimizer.lr, or raise optimizer.warmup.`,
-      );
-    }
+    const skipped = progress.skipped - skippedBefore;
+    if (skipped > nonFinite || progress.skippedInARow > nonFiniteInARow)
+      throw notFiniteError(progress, `${progress.skippedInARow} updates in a row (${skipped} in all)`);
   }
+  if (progress.step > 0 && progress.skipped === progress.step) throw notFiniteError(progress, "all updates");
   if (end !== "interrupted") log.say(model.summary(progress));
   const { step, first, last, best } = progress;
   return { dir: folder.path, step, end, model: model.path, first, last, best: best?.metrics ?? null };
 }
 
+function notFiniteError({ step }: Progress, which: string): DivergedError {
+  return new DivergedError(
+    `step ${step}: expected finite losses and gradients, got ${which} that were not and were skipped. ` +
+      "Lower optimizer.lr, or raise optimizer.warmup; then resume with --force.",
+  );
+}
+
 /** The task, or null when the run was interrupted while it was made. */
-async function opened(open: () => Promise<FitTask>, { signal }: TrainOptions): Promise<FitTask | null> {
+async function openedUnlessAborted(
+  open: () => Promise<FitTask>,
+  { signal }: TrainOptions,
+): Promise<FitTask | null> {
   try {
     return await open();
   } catch (error) {
@@ -252,25 +290,54 @@ function untouched(dir: string, saved: LoadedCheckpoint | null): FitResult {
   return { dir, step: saved?.step ?? 0, end: "interrupted", model, first, last, best: best?.metrics ?? null };
 }
 
-/** Put the task where a checkpoint left it, and say how far that was. */
+/** What becomes of a key that `--force` changes, where more, or less, happens than that it counts from now on. */
+const EFFECTS: Effects = [
+  [
+    /^(ar|model|loss\.gan)\.(path|wrapper|weights|policy)$/,
+    "has no effect: the weights are the checkpoint's",
+  ],
+  [/^ema\.decay$/, "counts from now on; an average that is new starts from the present weights"],
+  [JUDGES, "counts from now on; earlier evaluations are not compared with any more"],
+];
+
+/**
+ * Put the task where a checkpoint left it.
+ *
+ * @returns how far that was, and lines for the user on what `force` changes.
+ */
 function restore<T extends FitConfig>(
   { kind, config }: ResolvedConfig<T>,
   task: FitTask,
   saved: LoadedCheckpoint | null,
   force: boolean,
-): Progress {
+): { progress: Progress; notes: string[] } {
   if (saved === null) {
     const counts = { skipped: 0, skippedInARow: 0, evaluationsSinceBest: 0, imagesSeen: 0, seconds: 0 };
-    return { step: 0, ...counts, first: null, last: null, best: null };
+    return {
+      progress: { step: 0, ...counts, first: null, last: null, best: null, checkpoint: null },
+      notes: [],
+    };
   }
-  const { values, tensors } = saved;
+  const { values, tensors, step } = saved;
   const identity = {
     config: values.config as Record<string, unknown>,
     data: (values.data as string | null) ?? null,
+    frozen: (values.frozen ?? {}) as Record<string, string>,
   };
-  requireSameRun(identity, { config, kind, data: task.fingerprint }, { force });
+  const now = { config, kind, data: task.fingerprint, frozen: task.frozen ?? {} };
+  const changes = requireSameRun(identity, now, { force });
   task.load({ tensors, values: values.task as FitState["values"] });
-  return { ...(values.progress as unknown as Omit<Progress, "step">), step: saved.step };
+  const isComparable = changes.parts.length === 0 && !changes.config.some(({ path }) => JUDGES.test(path));
+  return {
+    progress: {
+      ...(values.progress as unknown as Progress),
+      step,
+      skippedInARow: 0, // whoever resumes has mended the cause
+      checkpoint: saved.best,
+      ...(!isComparable && { best: null, checkpoint: null, evaluationsSinceBest: 0 }),
+    },
+    notes: forcedNotes(changes, step, EFFECTS),
+  };
 }
 
 /** Take note of an evaluation. @returns whether it is the best so far. */
@@ -290,35 +357,70 @@ function judge({ eval: { best, mode } }: FitConfig, progress: Progress, metrics:
   return isBest;
 }
 
-function save<T extends FitConfig>(
-  { kind, config }: ResolvedConfig<T>,
-  task: FitTask,
-  progress: Progress,
-  log: RunLog,
-  folder: string,
-  isBest: boolean,
-): void {
-  log.flush();
-  const { tensors, values } = task.state();
-  const { step, ...rest } = progress;
-  saveCheckpoint(
-    folder,
-    {
-      step,
-      tensors,
-      values: {
-        config: plainConfig(config, kind) as PlainData,
-        data: task.fingerprint,
-        task: values,
-        progress: rest as unknown as PlainData,
-        log: log.state(),
+/** What a {@link Saver} writes beside the task and the progress. */
+interface SaveContext<T extends FitConfig> {
+  readonly log: RunLog;
+  /** Of the checkpoints. */
+  readonly folder: string;
+  readonly model: ResultFile<T>;
+}
+
+/** Writes the result and the checkpoints of a run; when the run fails, also those of the last whole update. Hold it with `using`. */
+class Saver<T extends FitConfig> implements Disposable {
+  /** False while an update has changed some weights and is not done: that state is not saved. */
+  isWhole = true;
+  #savedStep: number;
+  readonly #resolved: ResolvedConfig<T>;
+  readonly #task: FitTask;
+  readonly #progress: Progress;
+  readonly #context: SaveContext<T>;
+
+  constructor(resolved: ResolvedConfig<T>, task: FitTask, progress: Progress, context: SaveContext<T>) {
+    this.#resolved = resolved;
+    this.#task = task;
+    this.#progress = progress;
+    this.#context = context;
+    this.#savedStep = progress.step;
+    // A run that was killed after its best checkpoint may not have written this.
+    if (progress.step > 0) writeBest(context.folder, progress.checkpoint);
+  }
+
+  /**
+   * The result is written first: a run that is killed in between goes on from the checkpoint before, and writes it again.
+   */
+  save(): void {
+    const { kind, config } = this.#resolved;
+    const [task, progress] = [this.#task, this.#progress];
+    const { log, folder, model } = this.#context;
+    const isBest = progress.best?.step === progress.step;
+    if (isBest || progress.best === null) model.write(progress);
+    log.flush();
+    const { tensors, values } = task.state();
+    const { step, checkpoint, ...rest } = progress;
+    const best = isBest ? { metric: config.eval.best, value: progress.best?.value as number } : checkpoint;
+    const path = saveCheckpoint(
+      folder,
+      {
+        step,
+        tensors,
+        values: {
+          config: plainConfig(config, kind) as PlainData,
+          data: task.fingerprint,
+          frozen: task.frozen ?? {},
+          task: values,
+          progress: rest as unknown as PlainData,
+          log: log.state(),
+        },
       },
-    },
-    {
-      keep: config.save.keep,
-      ...(isBest && progress.best && { best: { metric: config.eval.best, value: progress.best.value } }),
-    },
-  );
+      { keep: config.save.keep, best },
+    );
+    this.#savedStep = step;
+    if (best !== null) progress.checkpoint = { name: basename(path), step, ...best };
+  }
+
+  [Symbol.dispose](): void {
+    if (this.isWhole && this.#progress.step > this.#savedStep) this.save();
+  }
 }
 
 /** What is kept of a run: weights, the config that builds them again, and where they come from. */

@@ -1,12 +1,14 @@
 /**
  * A network that learns from examples: its optimizer, its learning rate, its average, and the state of all three for a
- * checkpoint. Losses are the tasks' affair.
+ * checkpoint. Losses are computed by the tasks.
  */
 
 import type { EmaSection, OptimizerSection } from "../config/resolve.js";
 import { AdamW, clipGradNorm, Ema, type Module, type Parameter, type StateDict } from "../nn/index.js";
 import { lrSchedule } from "../rl_ar_finetune/settings.js";
+import { requireFiniteWeights } from "../run/failure.js";
 import type { PlainData } from "../run/plain_data.js";
+import { loadOptimizer } from "../run/resume.js";
 import { expected, type Tensor } from "../torch/index.js";
 import type { FitState } from "./loop.js";
 
@@ -55,7 +57,8 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
    * Clip the gradients, step, average, and drop the gradients.
    *
    * @param step - counted from 0.
-   * @param loss - as a number: one that is not finite leaves the update out.
+   * @param loss - as a number: the update is skipped when it is not finite.
+   * @throws DivergedError when a weight is not finite after the step.
    */
   update(step: number, loss: number): NetworkUpdate {
     const { lr, maxGradNorm } = this.#options.optimizer;
@@ -64,6 +67,7 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
     const skipped = !Number.isFinite(loss) || !Number.isFinite(norm);
     if (!skipped) {
       this.optimizer.step({ lrFactor });
+      requireFiniteWeights(this.module.namedParameters(), step + 1);
       this.ema?.update();
     }
     this.optimizer.zeroGrad();
@@ -126,11 +130,16 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
     this.module.loadStateDict(part(name));
     const groups = values[`${name}_optimizer`] as unknown as ReturnType<AdamW["stateDict"]>["groups"];
     // An optimizer that has made no step has no tensors, and so no file.
-    this.optimizer.loadStateDict({ tensors: tensors[`${name}_optimizer`] ?? {}, groups });
-    this.ema?.loadStateDict({
-      tensors: part(`${name}_ema`),
-      updates: values[`${name}_ema_updates`] as number,
-    });
+    loadOptimizer(this.optimizer, { tensors: tensors[`${name}_optimizer`] ?? {}, groups });
+    const average = tensors[`${name}_ema`];
+    const updates = values[`${name}_ema_updates`] as number;
+    // An average that was not kept so far starts from here.
+    const present = Object.fromEntries(
+      this.module.namedParameters().filter(([, { requiresGrad }]) => requiresGrad),
+    );
+    this.ema?.loadStateDict(
+      average === undefined ? { tensors: present, updates: 0 } : { tensors: average, updates },
+    );
   }
 
   dispose(): void {

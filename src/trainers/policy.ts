@@ -172,6 +172,7 @@ export class PretrainTask implements FitTask {
   readonly #parts: PretrainParts;
   readonly #cast: AutocastState | null;
   #batches: Batches;
+  #cursor: FitStep["cursor"] | undefined;
   /** Whether images come with features of a text. */
   #hasFeatures = false;
 
@@ -194,7 +195,7 @@ export class PretrainTask implements FitTask {
     this.#batches = parts.batchesFrom(undefined);
   }
 
-  async step(step: number, clock: Clock): Promise<FitStep> {
+  async step(step: number, clock: Clock, changing = (): void => {}): Promise<FitStep> {
     const { pretrain, seed } = this.#config;
     const { tokenizer, policy } = this.#parts;
     using batch = await this.#batches.next();
@@ -218,8 +219,10 @@ export class PretrainTask implements FitTask {
       return { loss: losses.reduce((a, b) => a.add(b)).item(), tokens: b * t, images: b };
     });
     clock.mark("time/gradient");
+    changing();
     const { skipped, metrics } = this.network.update(step, loss);
     clock.mark("time/update");
+    this.#cursor = batch.cursor;
     return { metrics: { "train/loss": loss, ...metrics }, images, tokens, skipped, cursor: batch.cursor };
   }
 
@@ -320,13 +323,14 @@ export class PretrainTask implements FitTask {
 
   state(): FitState {
     const { tensors, values } = this.network.state();
-    return { tensors, values: { ...values, cursor: { ...this.#batches.cursor } } };
+    return { tensors, values: { ...values, cursor: (this.#cursor ?? null) as PlainData } };
   }
 
   load(state: FitState): void {
     this.network.load(state);
     this.#batches.close();
-    this.#batches = this.#parts.batchesFrom(state.values.cursor as unknown as FitStep["cursor"]);
+    this.#cursor = (state.values.cursor ?? undefined) as FitStep["cursor"] | undefined;
+    this.#batches = this.#parts.batchesFrom(this.#cursor);
   }
 
   model(): { tensors: ReturnType<FitNetwork["weights"]>; config: PlainData } {

@@ -214,7 +214,7 @@ class TokenizerTask implements FitTask {
     this.#cast = castOf(config.precision.model, device);
   }
 
-  async step(step: number, clock: Clock): Promise<FitStep> {
+  async step(step: number, clock: Clock, changing = (): void => {}): Promise<FitStep> {
     this.#batches ??= this.#images.batchesFrom(this.#cursor);
     using batch = await this.#batches.next();
     clock.mark("time/data");
@@ -222,6 +222,7 @@ class TokenizerTask implements FitTask {
     const outcome = tidy(() => {
       const { codes, logits, metrics } = this.#descend(step, images);
       clock.mark("time/gradient");
+      changing();
       const update = this.#network.update(step, metrics["train/loss"] as number);
       clock.mark("time/update");
       const critic = update.skipped || logits === null ? null : this.#judge(step, images, logits);
@@ -303,14 +304,15 @@ class TokenizerTask implements FitTask {
       "gan/fake": fake.float().mean(),
     };
     let loss = terms["gan/discriminator"] as Tensor;
+    const averages = lecam > 0 ? updateLecam(this.#lecam, real, fake) : this.#lecam;
     if (lecam > 0) {
-      this.#lecam = updateLecam(this.#lecam, real, fake);
-      const penalty = lecamLoss(real, fake, this.#lecam);
+      const penalty = lecamLoss(real, fake, averages);
       terms["gan/lecam"] = penalty;
       loss = loss.add(penalty, lecam);
     }
     backward([loss], [null], { inputs: critic.module.parameters() });
     const { skipped, metrics } = critic.update(step, loss.item());
+    if (!skipped) this.#lecam = averages;
     return {
       skipped,
       metrics: { ...numbersOf(terms), "gan/grad_norm": metrics["optim/grad_norm"] as number },

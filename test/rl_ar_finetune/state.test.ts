@@ -1,13 +1,22 @@
 /** Resumes: what a run goes on with, what is refused, and what force can change. */
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { type TestContext, test } from "node:test";
 
 import { GPT } from "../../src/policies/index.js";
 import type { TrainOptions, TrainResult } from "../../src/rl_ar_finetune/train_loop.js";
-import { loadSafetensors, manualSeed, type Tensor, tidy } from "../../src/torch/index.js";
+import { loadSafetensors, manualSeed, saveSafetensors, type Tensor, tidy } from "../../src/torch/index.js";
 import { expectClose } from "../support/close.js";
-import { checkpointsOf, metricsOf, quietRun, tinyFolder, tinyRun } from "../support/train_run.js";
+import {
+  checkpointsOf,
+  metricsOf,
+  quietRun,
+  Shown,
+  tinyFolder,
+  tinyRun,
+  tinyTokenizer,
+} from "../support/train_run.js";
 
 type Run = (changes: object, options?: TrainOptions) => Promise<TrainResult>;
 
@@ -78,6 +87,149 @@ test("a coefficient that is forced takes the place of the saved one, and is stee
   assert.deepEqual(coefs.slice(0, 3), [undefined, 0.5, 0.5]);
   // 8 sequences of a horizon of 10, a fifth at most.
   assert.ok(Math.abs((coefs[3] as number) - 0.5 * (1 - 0.2 * 0.8)) < 1e-12, `${coefs}`);
+});
+
+test("what force changes is told, and counts: rate, betas, eps and decay of the optimizer", async (t) => {
+  const run = await runsIn(t);
+  await run({}, once);
+  const screen = new Shown();
+  const optimizer = {
+    lr: 1e-4,
+    schedule: "constant",
+    warmup: 0,
+    betas: [0.5, 0.6],
+    eps: 1e-3,
+    weightDecay: 0.3,
+  };
+  await assert.rejects(run({ optimizer }, once), /optimizer\.lr: 0\.01 -> 0\.0001; .*optimizer\.eps/);
+  const { dir } = await run({ optimizer }, { ...forced, screen });
+  for (const key of ["lr", "betas", "eps", "weightDecay"])
+    assert.match(screen.text, new RegExp(`^--force: optimizer\\.${key}: .*from step 2 on$`, "m"));
+  assert.equal(metricsOf(dir)[1]?.["optim/lr"], 1e-4);
+  const [was, is] = checkpointsOf(dir).map((name) => join(dir, "checkpoints", name)) as [string, string];
+  const { optimizer: groups } = JSON.parse(readFileSync(join(is, "values.json"), "utf8"));
+  const [{ params: _, ...numbers }] = groups;
+  assert.deepEqual(numbers, { lr: 1e-4, betas: [0.5, 0.6], eps: 1e-3, weightDecay: 0.3 });
+  tidy(() => {
+    const read = (path: string, part: string): Record<string, Tensor> =>
+      loadSafetensors(join(path, `${part}.safetensors`)).tensors;
+    const name = "head.weight";
+    const [w, m, v] = [
+      read(was, "policy")[name],
+      read(is, "optimizer")[`${name}.exp_avg`],
+      read(is, "optimizer")[`${name}.exp_avg_sq`],
+    ] as [Tensor, Tensor, Tensor];
+    // By hand: two steps in all, the second with the new numbers.
+    const step = m.div(1 - 0.5 ** 2).div(
+      v
+        .div(1 - 0.6 ** 2)
+        .sqrt()
+        .add(1e-3),
+    );
+    const wanted = w.mul(1 - 1e-4 * 0.3).sub(step.mul(1e-4));
+    expectClose(read(is, "policy")[name] as Tensor, wanted, { atol: 1e-7, where: name });
+  });
+});
+
+test("the value head's own rate counts too when it is forced", async (t) => {
+  const run = await runsIn(t);
+  await run({ algorithm: "ppo", ppo: { valueLr: 1e-3 } }, once);
+  const { dir } = await run({ algorithm: "ppo", ppo: { valueLr: 1e-5 } }, forced);
+  const { optimizer: groups } = JSON.parse(
+    readFileSync(join(dir, "checkpoints", "step_000002", "values.json"), "utf8"),
+  );
+  assert.deepEqual(
+    groups.map(({ lr }: { lr: number }) => lr),
+    [1e-2, 1e-5],
+  );
+});
+
+test("another measure of the best, forced, is not compared with the best so far; a file of weights has no effect", async (t) => {
+  const run = await runsIn(t);
+  const evaluation = { every: 1, images: 4, numGenerations: 1 };
+  const { dir } = await run({ eval: { ...evaluation, best: "eval/l2/mean", mode: "max" } }, once);
+  const read = (): { metric: string; step: number } =>
+    JSON.parse(readFileSync(join(dir, "checkpoints", "best.json"), "utf8"));
+  assert.deepEqual([read().metric, read().step], ["eval/l2/mean", 1]);
+  const screen = new Shown();
+  await run({ eval: { ...evaluation, best: "eval/l2/mean", mode: "min" } }, { ...forced, screen });
+  assert.match(screen.text, /^--force: eval\.mode: max -> min: .*best/m);
+  assert.equal(read().step, 2);
+  const path = join(dir, "checkpoints", "step_000001", "policy.safetensors");
+  await run(
+    { ar: { type: null, path }, eval: { ...evaluation, best: "eval/l2/mean", mode: "min" } },
+    { ...forced, screen },
+  );
+  assert.match(screen.text, /^--force: ar\.path: .*has no effect/m);
+});
+
+test("a tokenizer or a reward's network that was replaced at its path is noticed", async (t) => {
+  const run = await runsIn(t);
+  const { dir } = await run({}, once);
+  const file = join(dir, "..", "tokenizer.safetensors");
+  manualSeed(99);
+  const other = tinyTokenizer();
+  saveSafetensors(file, other.stateDict(), { config: JSON.stringify({ normGroups: 4 }) });
+  other.dispose();
+  await assert.rejects(run({}, once), another("tokenizer"));
+  const screen = new Shown();
+  assert.equal((await run({}, { ...forced, screen })).step, 2);
+  assert.match(screen.text, /^--force: other tokenizer: counts from step 2 on$/m);
+});
+
+test("a run that limits.nonFinite ended goes on once its cause is mended, and counts anew", async (t) => {
+  const run = await runsIn(t);
+  let isBad = true;
+  const fn = (_: Tensor, samples: Tensor): Tensor =>
+    tidy(() => samples.mean([1, 2, 3]).mul(isBad ? 1e38 : 1)); // 1e38 times 1e38 is no float32
+  const changes = {
+    reward: { l2: { weight: 0 }, custom: { weight: 1, fn } },
+    grpo: { advantageClip: null, scale: "none" },
+    limits: { nonFiniteInARow: 1, nonFinite: 1 },
+  };
+  await assert.rejects(run({ ...changes, limits: { nonFiniteInARow: 1, nonFinite: 1 } }), {
+    name: "DivergedError",
+  });
+  await assert.rejects(run(changes), { name: "DivergedError" }); // not mended: once more
+  isBad = false;
+  const { end, step } = await run(changes);
+  assert.deepEqual([end, step], ["done", 6]);
+});
+
+test("a run none of whose steps were finite is not done", async (t) => {
+  const run = await runsIn(t);
+  const fn = (_: Tensor, samples: Tensor): Tensor => tidy(() => samples.mean([1, 2, 3]).mul(1e38));
+  const reward = { l2: { weight: 0 }, custom: { weight: 1, fn } };
+  await assert.rejects(run({ reward, grpo: { advantageClip: null, scale: "none" } }), {
+    name: "DivergedError",
+    message: /^step 4: .*all 4 steps/,
+  });
+});
+
+test("learning rates beyond all measure end a run, and its checkpoints hold finite weights", async (t) => {
+  for (const lr of [1e10, 1e20, 1e30, 1e38]) {
+    const run = await runsIn(t);
+    await assert.rejects(
+      run({ optimizer: { lr, schedule: "constant", warmup: 0 } }),
+      { name: "DivergedError" },
+      `${lr}`,
+    );
+  }
+});
+
+test("an error in mid-run leaves a checkpoint of the last whole step", async (t) => {
+  const run = await runsIn(t);
+  let calls = 0;
+  const fn = (_: Tensor, samples: Tensor): Tensor => {
+    if (calls++ === 4) throw new Error("out of ink"); // judged twice a step: the third step's samples
+    return tidy(() => samples.mean([1, 2, 3]));
+  };
+  const changes = { reward: { l2: { weight: 0 }, custom: { weight: 1, fn } }, save: { every: 0 } };
+  await assert.rejects(run(changes), /^Error: out of ink$/);
+  const whole = await run({ ...changes, run: { ifExists: "new" } });
+  const { dir, step } = await run(changes);
+  assert.equal(step, 4);
+  assert.deepEqual(metricsOf(dir), metricsOf(whole.dir));
 });
 
 test("a run that kl.stop or eval.patience ended stays ended, unless told otherwise", async (t) => {

@@ -273,11 +273,11 @@ test("a step with a reward that is no number is left out, counted and kept for i
   const dir = join(folder, "run");
   await assert.rejects(quietRun(config), (error: Error) => {
     assert.ok(error instanceof DivergedError, String(error));
-    assert.equal(
+    assert.match(
       error.message,
-      "step 7: expected finite losses and gradients, got 3 steps in a row (4 in all) that were not. " +
-        `Their batches are in ${dir}/dumps; lower optimizer.lr.`,
+      /^step 7: expected finite losses and gradients, got 3 steps in a row \(4 in all\) /,
     );
+    assert.ok(error.message.includes(`${dir}/dumps`));
     return true;
   });
   const lines = metricsOf(dir);

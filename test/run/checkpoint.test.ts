@@ -24,11 +24,11 @@ import {
   type Checkpoint,
   listCheckpoints,
   loadCheckpoint,
-  requireSameRun,
   saveCheckpoint,
 } from "../../src/run/checkpoint.js";
 import { versions } from "../../src/run/environment.js";
-import type { PlainData } from "../../src/run/plain_data.js";
+import { decodeData, type PlainData } from "../../src/run/plain_data.js";
+import { forcedNotes, requireSameRun } from "../../src/run/resume.js";
 import {
   full,
   manualSeed,
@@ -267,7 +267,7 @@ test("a damaged newest checkpoint is stepped over and named", () => {
     [(path) => rmSync(join(path, "values.json")), /^values\.json is missing$/],
     [(path) => rmSync(join(path, "manifest.json")), /^manifest\.json cannot be read \(ENOENT: /],
     [(path) => truncateSync(join(path, "manifest.json"), 20), /^manifest\.json cannot be read \(.*JSON/],
-    [(path) => writeFileSync(join(path, "manifest.json"), "{}"), /^manifest\.json lists no files$/],
+    [(path) => writeFileSync(join(path, "manifest.json"), "{}"), /^manifest\.json does not list files$/],
     [
       (path) => writeFileSync(join(path, "manifest.json"), '{"format": 2, "files": []}'),
       /^its format is 2, not 1: another version wrote it$/,
@@ -339,23 +339,93 @@ test("a save that fails leaves everything as it was", () => {
   assert.equal(loadedStep(folder), 1);
 });
 
-test("a best.json that cannot be read is named", () => {
+test("the best checkpoint is named by the checkpoints themselves, whatever becomes of best.json", () => {
   const folder = newFolder();
+  const best = { name: "step_000001", step: 1, metric: "m", value: Number.NaN };
   save(folder, 1, { best: { metric: "m", value: Number.NaN } });
-  assert.ok(Number.isNaN(bestCheckpoint(folder)?.value));
-  writeFileSync(join(folder, "best.json"), "{");
-  assert.throws(
-    () => bestCheckpoint(folder),
-    /best\.json: expected JSON, got .*\. Delete it: the next best checkpoint makes a new one\.$/,
-  );
+  save(folder, 2);
+  for (const text of [null, "", "{", "null", "[]", '{"name": 3}', "\0\0"]) {
+    if (text === null) rmSync(join(folder, "best.json"), { force: true });
+    else writeFileSync(join(folder, "best.json"), text);
+    assert.deepEqual(bestCheckpoint(folder), best);
+    using loaded = loadCheckpoint(folder);
+    assert.deepEqual([loaded?.best, loaded?.damaged], [best, []]);
+    assert.equal(loadedStep(folder, { which: "best" }), 1);
+  }
+  save(folder, 3, { keep: 1 });
+  assert.deepEqual(decodeData(readFileSync(join(folder, "best.json"), "utf8")), best);
+  assert.deepEqual(listCheckpoints(folder), ["step_000001", "step_000003"]);
+});
+
+test("a checkpoint of an older version has best.json alone; a damaged one is told", () => {
+  const folder = newFolder();
+  save(folder, 1, { best: { metric: "m", value: 1 } });
+  const manifest = join(folder, "step_000001", "manifest.json");
+  const { best: _, ...older } = JSON.parse(readFileSync(manifest, "utf8"));
+  writeFileSync(manifest, JSON.stringify(older));
+  const best = { name: "step_000001", step: 1, metric: "m", value: 1 };
+  assert.deepEqual(bestCheckpoint(folder), best);
+  for (const text of [
+    "{",
+    "null",
+    "[1]",
+    '{"name":"../x","step":1,"metric":"m","value":1}',
+    '{"name":"step_000001"}',
+  ]) {
+    writeFileSync(join(folder, "best.json"), text);
+    assert.equal(bestCheckpoint(folder), null);
+    using loaded = loadCheckpoint(folder);
+    assert.equal(loaded?.step, 1);
+    assert.deepEqual(
+      loaded?.damaged.map(({ path }) => path),
+      [join(folder, "best.json")],
+    );
+  }
+});
+
+test("a damaged manifest makes its checkpoint a damaged one, whatever stands in it", () => {
+  const folder = newFolder();
+  save(folder, 1);
+  save(folder, 2);
+  const file = join(folder, "step_000002", "manifest.json");
+  const whole = JSON.parse(readFileSync(file, "utf8"));
+  const values = { name: "values.json", bytes: 3, sha256: "" };
+  const texts = [
+    ...["", "null", "3", '"x"', "[]", "[null]", "{}", "\0\0\0"],
+    ...[
+      null,
+      {},
+      [null],
+      [3],
+      [[]],
+      [{}],
+      [{ ...values, name: "../values.json" }],
+      [{ ...values, name: 3 }],
+    ].map((files) => JSON.stringify({ ...whole, files })),
+    ...[
+      { files: [] },
+      { step: "2" },
+      { step: -1 },
+      { step: null },
+      { format: 2 },
+      { best: {} },
+      { best: 3 },
+    ].map((change) => JSON.stringify({ ...whole, ...change })),
+  ];
+  for (const text of texts) {
+    writeFileSync(file, text);
+    using loaded = loadCheckpoint(folder);
+    assert.deepEqual([loaded?.step, loaded?.damaged.length], [1, 1], text);
+    assert.equal(bestCheckpoint(folder), null, text);
+  }
 });
 
 test("another configuration or data set is refused, unless forced", () => {
   const config = (...overrides: string[]) => resolveConfig({ overrides, isComplete: false }).config;
   const saved = { config: plainConfig(config()), data: "aabbccddeeff00112233" };
-  assert.deepEqual(requireSameRun(saved, { config: config(), data: saved.data }), []);
-  const watched = requireSameRun(saved, { config: config("log.every=3"), data: saved.data });
-  assert.deepEqual(watched, [{ path: "log.every", before: 10, after: 3 }]);
+  const none = { config: [], parts: [] };
+  assert.deepEqual(requireSameRun(saved, { config: config(), data: saved.data }), none);
+  assert.deepEqual(requireSameRun(saved, { config: config("log.every=3"), data: saved.data }), none);
   const other = { config: config("rollout.temperature=0.9", "optimizer.lr=1", "log.every=3"), data: "ff" };
   assert.throws(() => requireSameRun(saved, other), {
     name: "ConfigError",
@@ -366,7 +436,16 @@ test("another configuration or data set is refused, unless forced", () => {
       "- resume: expected the images that the run was begun with (fingerprint aabbccddeeff), got others (ff). Give the same " +
       "data set, start a new run, or resume with --force.",
   });
-  assert.equal(requireSameRun(saved, other, { force: true }).length, 3);
+  const forced = requireSameRun(saved, other, { force: true });
+  assert.deepEqual(
+    [forced.config.map(({ path }) => path), forced.parts],
+    [["rollout.temperature", "optimizer.lr"], ["images"]],
+  );
+  assert.deepEqual(forcedNotes(forced, 7, [[/^rollout/, "by hand"]]), [
+    "--force: rollout.temperature: 1 -> 0.9: by hand",
+    "--force: optimizer.lr: 0.00001 -> 1: counts from step 8 on",
+    "--force: other images: counts from step 8 on",
+  ]);
   assert.throws(() => requireSameRun(saved, { config: config(), data: null }), /got others \(none\)/);
 });
 

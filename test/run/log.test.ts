@@ -32,6 +32,9 @@ function open(folder: string, options: Partial<RunLogOptions> = {}): { log: RunL
   return { log: new RunLog(folder, { every: 2, total: 6, console, ...options }), screen };
 }
 
+const linesOf = (path: string): Record<string, unknown>[] =>
+  readLines(path).records.map(({ record }) => record);
+
 const withoutTime = (records: Record<string, unknown>[]): Record<string, unknown>[] =>
   records.map(({ time, ...rest }) => {
     assert.equal(typeof time, "number");
@@ -43,7 +46,7 @@ test("a line an iteration, with NaN as null, there as soon as it is added", () =
   const { log } = open(folder);
   log.step(0, { "eval/reward/mean": -2 });
   log.step(1, { "reward/mean": Number.NaN, "loss/total": 1 }, { spreads: { advantage: spreadOf([-1, 1]) } });
-  assert.deepEqual(withoutTime(readLines(join(folder, "metrics.jsonl"))), [
+  assert.deepEqual(withoutTime(linesOf(join(folder, "metrics.jsonl"))), [
     { step: 0, "eval/reward/mean": -2 },
     {
       step: 1,
@@ -99,7 +102,7 @@ test("resumed, the files go on from the checkpoint's step, without duplicates", 
   assert.throws(() => log.step(2, {}), /expected a step after 2, got 2/);
   for (let step = 3; step <= 4; step++) log.step(step, { "reward/mean": step * 10 });
   log.close();
-  assert.deepEqual(withoutTime(readLines(join(folder, "metrics.jsonl"))), [
+  assert.deepEqual(withoutTime(linesOf(join(folder, "metrics.jsonl"))), [
     { step: 1, "reward/mean": 1 },
     { step: 2, "reward/mean": 2 },
     { step: 3, "reward/mean": 30 },
@@ -129,14 +132,14 @@ test("pages of samples with an index, dropped after the checkpoint's step too", 
   log.close();
   const png = readFileSync(join(folder, "samples/step_000001_train.png"));
   assert.equal(png.subarray(1, 4).toString(), "PNG");
-  assert.deepEqual(readLines(join(folder, "samples.jsonl")), [
+  assert.deepEqual(linesOf(join(folder, "samples.jsonl")), [
     { step: 1, name: "train", file: "samples/step_000001_train.png", rewards: [0.5, null] },
     { step: 3, name: "train", file: "samples/step_000003_train.png" },
   ]);
   const [file] = readdirSync(join(folder, "tb"));
   assert.ok(readFileSync(join(folder, "tb", file as string)).includes(png));
   open(folder, { resumeAt: 2 }).log.close();
-  assert.equal(readLines(join(folder, "samples.jsonl")).length, 1);
+  assert.equal(linesOf(join(folder, "samples.jsonl")).length, 1);
 });
 
 test("without TensorBoard or CSV there are no such files", () => {
@@ -163,18 +166,43 @@ test("metrics as CSV: a column a metric, empty where there is none", () => {
   assert.equal(readFileSync(path, "utf8"), 'a,b\n"x\ny","{""c"":1}"\n,\n');
 });
 
-test("a line that is no record is named", () => {
+test("a line that was cut short is no record, and a closed file takes none", () => {
   const path = join(root, "bad.jsonl");
-  writeFileSync(path, '{"step":1}\nhello\n');
-  const message = `${path}:2: expected an object with a step, got hello. Remove the line.`;
-  assert.throws(() => readLines(path), { message });
-  assert.throws(() => new StepLines(path, { resumeAt: 1 }), { message });
-  assert.equal(readFileSync(path, "utf8"), '{"step":1}\nhello\n');
-  writeFileSync(path, '{"step":1}\n{"st');
-  assert.deepEqual(readLines(path), [{ step: 1 }]);
+  writeFileSync(path, '{"step":1}\nhello\n{"st');
+  assert.deepEqual([linesOf(path), readLines(path).damaged], [[{ step: 1 }], 1]);
   const lines = new StepLines(path, { resumeAt: 5 });
   lines.close();
   assert.throws(() => lines.add({ step: 2 }), {
     message: `StepLines.add: expected an open file, got ${path}, which was closed.`,
   });
+});
+
+test("damaged lines and steps without a record are dropped, counted and told when a run is resumed", () => {
+  const folder = newFolder();
+  const { log } = open(folder);
+  for (let step = 1; step <= 8; step++) log.step(step, { a: step });
+  log.close();
+  const file = join(folder, "metrics.jsonl");
+  const lines = readFileSync(file, "utf8").split("\n");
+  lines[1] = "\0".repeat(40);
+  lines[3] = "null";
+  lines[4] = "[5]";
+  writeFileSync(
+    file,
+    [...lines.slice(0, 6), '{"step": "7"}', '{"step": -1}', "garbage", ...lines.slice(6)].join("\n"),
+  );
+  writeFileSync(join(folder, "samples.jsonl"), "\0\0\n{}\n");
+  const resumed = open(folder, { resumeAt: 8 }).log;
+  assert.deepEqual(resumed.notes, [
+    `${file}: 6 damaged lines dropped`,
+    `${file}: no record of steps 2, 4-5`,
+    `${join(folder, "samples.jsonl")}: 2 damaged lines dropped`,
+  ]);
+  resumed.close();
+  assert.deepEqual(
+    linesOf(file).map(({ step }) => step),
+    [1, 3, 6, 7, 8],
+  );
+  rmSync(file);
+  assert.deepEqual(open(folder, { resumeAt: 8 }).log.notes, [`${file}: no record of steps 1-8`]);
 });

@@ -14,7 +14,8 @@ import { join } from "node:path";
 import { type TestContext, test } from "node:test";
 import { plainConfig } from "../../src/config/explain.js";
 import { ConfigError, resolveConfig } from "../../src/config/resolve.js";
-import { DivergedError, type TrainOptions } from "../../src/run/options.js";
+import { DivergedError } from "../../src/run/failure.js";
+import type { TrainOptions } from "../../src/run/options.js";
 import { loadSafetensors } from "../../src/torch/index.js";
 import { type FitOpening, type FitResult, fitLoop } from "../../src/trainers/loop.js";
 import { type ToyChanges, ToyTask, toyConfig, toyKind } from "../support/fit_run.js";
@@ -204,7 +205,7 @@ test("a run that stops with an error goes on from its last checkpoint", async (t
   };
   await assert.rejects(fit(dir, {}, { before }), /^Error: the lights went out$/);
   assert.ok(!existsSync(join(dir, ".lock")));
-  assert.deepEqual(checkpointsOf(dir), ["step_000003", "step_000004"]);
+  assert.deepEqual(checkpointsOf(dir), ["step_000004", "step_000005"]); // of the last whole update
   await fit(dir, { run: { ifExists: "resume" } });
   assert.deepEqual(outcome(dir), outcome(whole));
 });
@@ -314,18 +315,92 @@ test("an update without a finite loss is left out; too many end the run", async 
   const many = join(folder, "many");
   await assert.rejects(fit(many, {}, { loss: (step) => (step < 2 ? undefined : Infinity) }), (error) => {
     assert.ok(error instanceof DivergedError);
-    assert.equal(
-      error.message,
-      "step 8: expected finite losses and gradients, got 6 updates in a row (6 in all) that were not. " +
-        "Lower optimizer.lr, or raise optimizer.warmup.",
-    );
+    assert.match(error.message, /^step 8: .* 6 updates in a row \(6 in all\).* optimizer\.lr/);
     return true;
   });
+  // The state before the skipped updates is kept, and a resume counts anew.
+  assert.equal(checkpointsOf(many).at(-1), "step_000008");
+  const mended = await fit(many, { run: { ifExists: "resume" } });
+  assert.deepEqual([mended.end, mended.step], ["done", 8]);
   const odd = { limits: { nonFinite: 2 } };
   const everyOther = (step: number): number | undefined => (step % 2 === 0 ? Number.NaN : undefined);
   await assert.rejects(
     fit(join(folder, "odd"), odd, { loss: everyOther }),
     /^DivergedError: step 5: .* got 1 updates in a row \(3 in all\)/,
+  );
+  const resumed = await fit(join(folder, "odd"), { ...odd, run: { ifExists: "resume" } });
+  assert.deepEqual([resumed.end, resumed.step], ["done", 8]);
+});
+
+test("a run none of whose updates were finite is not done", async (t) => {
+  const dir = join(newFolder(t), "run");
+  const changes = { train: { iters: 3 } };
+  await assert.rejects(
+    fit(dir, changes, { loss: () => Number.NaN }),
+    /^DivergedError: step 3: .* all updates/,
+  );
+});
+
+test("a learning rate beyond all measure ends the run before the weights are saved", async (t) => {
+  const dir = join(newFolder(t), "run");
+  const changes = {
+    optimizer: { lr: 1e38, schedule: "constant", warmup: 0 },
+    save: { every: 1 },
+    eval: { every: 0 },
+  };
+  await assert.rejects(fit(dir, changes), (error) => error instanceof DivergedError);
+  for (const name of checkpointsOf(dir)) {
+    const step = Number(name.slice(-6));
+    for (const values of Object.values(weightsIn(partOf(dir, step, "model"))))
+      assert.ok((values as number[]).flat(9).every(Number.isFinite), name);
+  }
+});
+
+test("a forced optimizer, average and measure of the best count from then on", async (t) => {
+  const dir = join(newFolder(t), "run");
+  const base = { optimizer: { lr: 0.1, schedule: "constant", warmup: 0 }, save: { every: 1, keep: 20 } };
+  const once = { signal: AbortSignal.abort() };
+  await fit(dir, { ...base, ema: { decay: null } }, {}, once);
+  const screen = new Shown();
+  const other = {
+    optimizer: { ...base.optimizer, lr: 0.003, betas: [0.5, 0.6], eps: 1e-3, weightDecay: 0.25 },
+    ema: { decay: 0.5, warmup: false },
+  };
+  const forced = { ...base, ...other, run: { ifExists: "resume" } };
+  await assert.rejects(fit(dir, forced), /optimizer\.lr: 0\.1 -> 0\.003/);
+  await fit(dir, forced, {}, { ...once, force: true, screen });
+  for (const key of ["lr", "betas", "eps", "weightDecay"])
+    assert.match(screen.text, new RegExp(`--force: optimizer\\.${key}: `));
+  const values = JSON.parse(readFileSync(join(dir, "checkpoints", "step_000002", "values.json"), "utf8"));
+  const groups = values.task.model_optimizer as { lr: number; betas: number[]; eps: number }[];
+  assert.deepEqual([groups[0]?.lr, groups[0]?.betas, groups[0]?.eps], [0.003, [0.5, 0.6], 1e-3]);
+  const flat = (step: number, part: string): number[] =>
+    (Object.values(weightsIn(partOf(dir, step, part))) as number[][]).flat(9);
+  const [was, is] = [flat(1, "model"), flat(2, "model")];
+  for (const [i, value] of flat(2, "model_ema").entries())
+    assert.ok(Math.abs(value - ((was[i] as number) + (is[i] as number)) / 2) < 1e-6, `${i}`);
+});
+
+test("another measure of the best, forced, is not compared with the best so far", async (t) => {
+  const dir = join(newFolder(t), "run");
+  const once = { signal: AbortSignal.abort() };
+  const evaluate = (step: number): Record<string, number> => ({
+    "eval/loss": 10 - step,
+    "eval/accuracy": step / 100,
+  });
+  const base = { eval: { every: 1 }, save: { every: 1, keep: 20 } };
+  await fit(dir, base, { evaluate }, once);
+  const changed = {
+    ...base,
+    eval: { every: 1, best: "eval/accuracy", mode: "max" },
+    run: { ifExists: "resume" },
+  };
+  // 0.02 is below the 9 of the loss, and still the best accuracy that there is.
+  const { best } = await fit(dir, changed, { evaluate }, { ...once, force: true });
+  assert.equal(best?.["eval/accuracy"], 0.02);
+  assert.match(
+    readFileSync(join(dir, "checkpoints", "best.json"), "utf8"),
+    /"metric": "eval\/accuracy",\s*"value": 0\.02/,
   );
 });
 

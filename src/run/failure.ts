@@ -1,0 +1,85 @@
+/** How a run fails: the error that a user sees, with what to do about it. */
+import { callTensor, expected, noGrad, stack, type Tensor, tidy } from "../torch/index.js";
+
+/** Training went where numbers are not finite; the last checkpoint is from before. `rlar` ends with exit code 4. */
+export class DivergedError extends Error {
+  override readonly name = "DivergedError";
+}
+
+/** Names of float tensors with an element that is NaN or infinite. Reads one number a device. */
+export function notFinite(tensors: Iterable<readonly [string, Tensor]>): string[] {
+  const all = [...tensors].filter(([, tensor]) => tensor.numel > 0);
+  if (all.length === 0) return [];
+  return noGrad(() =>
+    tidy(() => {
+      // The largest magnitude: NaN and infinity stay what they are.
+      const largest = all.map(([, tensor]) =>
+        callTensor<Tensor>("aten::linalg_vector_norm", [tensor.flatten(), Number.POSITIVE_INFINITY])
+          .float()
+          .cpu(),
+      );
+      const values = stack(largest).toList() as number[];
+      return all.flatMap(([name], i) => (Number.isFinite(values[i]) ? [] : [name]));
+    }),
+  );
+}
+
+/** @throws DivergedError when a weight is not finite after an update. */
+export function requireFiniteWeights(tensors: Iterable<readonly [string, Tensor]>, step: number): void {
+  const names = notFinite(tensors);
+  if (names.length === 0) return;
+  const more = names.length > 1 ? ` and ${names.length - 1} more` : "";
+  throw new DivergedError(
+    `step ${step}: expected finite weights after the update, got NaN or infinity in ${names[0]}${more}. ` +
+      "Lower optimizer.lr, or raise optimizer.warmup; then resume with --force.",
+  );
+}
+
+/**
+ * The error that came first. Where closing what was open fails too, JavaScript gives an error that hides the first one:
+ * this gives the first one, and names the others after it.
+ */
+export function firstError(error: unknown): unknown {
+  const later: string[] = [];
+  let first = error;
+  while (first instanceof Error && first.name === "SuppressedError" && "suppressed" in first) {
+    const { error: after } = first as unknown as { error: unknown };
+    const message = after instanceof Error ? after.message : String(after);
+    later.unshift(message);
+    first = first.suppressed;
+  }
+  if (first instanceof Error) {
+    const known = first.message;
+    const more = later.filter((message) => !known.includes(message));
+    if (more.length > 0) first.message = [known, ...new Set(more)].join("\nand then ");
+  }
+  return first;
+}
+
+/** An allocator's words, of the CPU and of CUDA. */
+const NO_MEMORY =
+  /can't allocate memory|not enough memory|out of memory|ENOMEM|Array buffer allocation failed/i;
+
+/**
+ * Run a training loop so that its errors say what happened first and what to do about it.
+ *
+ * @param memory - keys to lower when memory runs out, as a sentence without its full stop.
+ */
+export async function explained<T>(memory: string, loop: () => Promise<T>): Promise<T> {
+  try {
+    return await loop();
+  } catch (thrown) {
+    const error = firstError(thrown);
+    if (!(error instanceof Error)) throw error;
+    if (NO_MEMORY.test(error.message)) {
+      const bytes = /tried to allocate ([\d.]+ ?\w+)/i.exec(error.message)?.[1];
+      const got = bytes === undefined ? "less than is needed" : `no room for ${bytes}`;
+      const told = expected("memory", "enough of it", got, memory);
+      told.cause = error;
+      throw told;
+    }
+    // Weights are finite and still so large that what is computed with them is not.
+    if (/finite logits/.test(error.message)) throw new DivergedError(error.message, { cause: error });
+    throw error;
+  }
+}

@@ -1,0 +1,137 @@
+/**
+ * Whether a run may go on from a checkpoint: the same configuration, images and frozen models, or `--force`. Says what
+ * differs. What a checkpoint holds is restored in the training loops.
+ */
+import { createHash } from "node:crypto";
+import {
+  type ConfigChange,
+  changesText,
+  changesThatMatter,
+  diffConfigs,
+  plainConfig,
+} from "../config/explain.js";
+import { ConfigError, type ConfigKind, type TrainConfig } from "../config/resolve.js";
+import { trainKind } from "../config/train.js";
+import type { AdamW, AdamWState, StateDict } from "../nn/index.js";
+
+/** SHA-256 of weights, in hexadecimal: of their names, types, shapes and every bit. Waits for a GPU. */
+export function weightsFingerprint(state: Readonly<StateDict>): string {
+  const hash = createHash("sha256");
+  for (const [name, tensor] of Object.entries(state)) {
+    hash.update(`${name} ${tensor.dtype} [${tensor.shape.join()}]\n`);
+    const { buffer, byteOffset, byteLength } = tensor.toArray();
+    hash.update(new Uint8Array(buffer, byteOffset, byteLength));
+  }
+  return hash.digest("hex");
+}
+
+/** What a run is made of; a checkpoint holds it among its values. */
+export interface RunIdentity {
+  /** As `plainConfig` gives it. */
+  readonly config: Readonly<Record<string, unknown>>;
+  /** Fingerprint of the data set. */
+  readonly data: string | null;
+  /** Fingerprints of the models that are used and not trained, by what they are. */
+  readonly frozen?: Readonly<Record<string, string>>;
+}
+
+/** A run with its configuration as resolved. */
+type PresentRun<T extends object> = Omit<RunIdentity, "config"> & {
+  readonly config: T;
+  readonly kind?: ConfigKind<T>;
+};
+
+/** What differs between a run and its checkpoint, and makes another run of it. */
+export interface RunChanges {
+  /** Keys of the configuration, in the order of the schema. */
+  readonly config: readonly ConfigChange[];
+  /** What else differs: `images`, and names of frozen models. */
+  readonly parts: readonly string[];
+}
+
+/**
+ * Refuse to resume a run with another configuration, other images or other frozen models than it was begun with.
+ *
+ * Keys that say only where the run is kept and what is watched may differ; so may `train.iters` where the learning rate
+ * does not depend on it.
+ *
+ * @param options.force - allow every difference.
+ * @throws ConfigError with every difference that matters, unless forced.
+ */
+export function requireSameRun<T extends object = TrainConfig>(
+  saved: RunIdentity,
+  now: PresentRun<T>,
+  options: { force?: boolean } = {},
+): RunChanges {
+  const { config, kind = trainKind as unknown as ConfigKind<T> } = now;
+  const differing = diffConfigs(saved.config, plainConfig(config, kind));
+  const changes = changesThatMatter(differing, config, kind);
+  const frozen = Object.entries(saved.frozen ?? {}).filter(([name, before]) => {
+    const here = now.frozen?.[name];
+    return here !== undefined && here !== before;
+  });
+  const isSameData = saved.data === now.data;
+  const parts = [...(isSameData ? [] : ["images"]), ...frozen.map(([name]) => name)];
+  if (options.force === true) return { config: changes, parts };
+  const problems: string[] = [];
+  if (changes.length > 0) {
+    const list = changesText(changes).replaceAll("\n", "; ");
+    problems.push(
+      `resume: expected the configuration that the run was begun with, got ${list}. ` +
+        "Undo it, start a new run, or resume with --force.",
+    );
+  }
+  if (!isSameData) {
+    problems.push(
+      `resume: expected the images that the run was begun with (fingerprint ${short(saved.data)}), got others (${short(now.data)}). ` +
+        "Give the same data set, start a new run, or resume with --force.",
+    );
+  }
+  for (const [name, before] of frozen) {
+    problems.push(
+      `resume: expected the ${name} that the run was begun with (weights ${short(before)}), got another (${short(now.frozen?.[name] ?? null)}). ` +
+        "Give the same one (a program's own policy as it was before the run), start a new run, or resume with --force.",
+    );
+  }
+  if (problems.length > 0) throw new ConfigError(problems);
+  return { config: changes, parts };
+}
+
+/**
+ * Restore an optimizer's moments from a checkpoint. Learning rate, betas, eps and weight decay stay the configuration's:
+ * in a run that is resumed as it was begun they are the same.
+ */
+export function loadOptimizer(optimizer: AdamW, state: AdamWState): void {
+  const numbers = optimizer.groups.map(({ lr, betas, eps, weightDecay }) => ({
+    lr,
+    betas,
+    eps,
+    weightDecay,
+  }));
+  optimizer.loadStateDict(state);
+  for (const [i, group] of optimizer.groups.entries()) Object.assign(group, numbers[i]);
+}
+
+/** What is said of keys whose forced change does more, or less, than to count from now on. */
+export type Effects = readonly (readonly [key: RegExp, effect: string])[];
+
+/** Keys on which the numbers of an evaluation depend: with another value they cannot be compared with earlier ones. */
+export const JUDGES: RegExp =
+  /^(eval\.(?!every$|patience$)|reward\.|data\.(?!source$|workers$)|tokenizer\.(?!path$|decodeBatch$)|rollout\.(temperature|top|guidance|context|start))/;
+
+/**
+ * Lines that tell the user what a forced resume changes.
+ *
+ * @param step - steps that are done.
+ * @param effects - the first entry whose pattern a key matches says what becomes of it.
+ */
+export function forcedNotes(changes: RunChanges, step: number, effects: Effects = []): string[] {
+  const count = `counts from step ${step + 1} on`;
+  const lines = changes.config.map((change) => {
+    const effect = effects.find(([key]) => key.test(change.path))?.[1];
+    return `--force: ${changesText([change])}: ${effect ?? count}`;
+  });
+  return [...lines, ...changes.parts.map((name) => `--force: other ${name}: ${count}`)];
+}
+
+const short = (fingerprint: string | null): string => fingerprint?.slice(0, 12) ?? "none";
