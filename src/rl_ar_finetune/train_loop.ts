@@ -43,6 +43,7 @@ import {
   rewardSpreads,
   rolloutFor,
   rolloutMetrics,
+  termsNotFinite,
 } from "./step.js";
 
 export { DivergedError } from "../run/failure.js";
@@ -111,6 +112,7 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
   // A run that was over stays so, unless it is forced on.
   let end: TrainResult["end"] = options.force ? "done" : endOf(config, progress);
   let clock = new Clock();
+  let broken: readonly string[] = [];
   while (progress.step < total && end === "done") {
     const step = progress.step;
     await setImmediate(); // lets Ctrl-C through: batches that are read ahead never wait
@@ -193,6 +195,7 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
 
     // 7. The record.
     const times = clock.times();
+    const spreads = rewardSpreads(plain);
     const seconds = Object.values(times).reduce((sum, part) => sum + part, 0);
     const hacked =
       evaluation !== null &&
@@ -220,7 +223,7 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
         ...(evaluation?.metrics ?? {}),
         ...(evaluation !== null && { "eval/hacking_alarm": hacked ? 1 : 0 }),
       },
-      { count: tokens, spreads: { ...rewardSpreads(plain), ...(evaluation?.spreads ?? {}) } },
+      { count: tokens, spreads: { ...spreads, ...(evaluation?.spreads ?? {}) } },
     );
     clock = new Clock(); // what comes now belongs to the next record
     if (
@@ -248,22 +251,34 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
     clock.mark("time/save");
     const { nonFinite, nonFiniteInARow } = config.limits;
     const skipped = progress.skipped - skippedBefore;
+    broken = termsNotFinite(spreads);
     if (skipped > nonFinite || progress.skippedInARow > nonFiniteInARow)
       throw notFiniteError(
         progress,
         `${progress.skippedInARow} steps in a row (${skipped} in all)`,
         folder.path,
+        broken,
       );
   }
   if (progress.skipped > 0 && progress.updates === 0)
-    throw notFiniteError(progress, `all ${progress.skipped} steps`, folder.path);
+    throw notFiniteError(progress, `all ${progress.skipped} steps`, folder.path, broken);
   return { dir: folder.path, step: progress.step, end, first: progress.first, last: progress.last };
 }
 
-function notFiniteError({ step }: Progress, which: string, folder: string): DivergedError {
+/** @param broken - terms of the last step's reward that were not finite. */
+function notFiniteError(
+  { step }: Progress,
+  which: string,
+  folder: string,
+  broken: readonly string[],
+): DivergedError {
+  const remedy =
+    broken.length > 0
+      ? `reward.${broken.join(" and reward.")} gave NaN or Infinity: look at its values there, mend it, then resume`
+      : "Lower optimizer.lr, then resume";
   return new DivergedError(
     `step ${step}: expected finite losses and gradients, got ${which} that were not and were skipped. ` +
-      `Their batches are in ${folder}/dumps. Lower optimizer.lr, then resume with --force.`,
+      `Their batches are in ${folder}/dumps. ${remedy} with --force.`,
   );
 }
 

@@ -147,7 +147,10 @@ export function saveCheckpoint(folder: string, checkpoint: Checkpoint, options: 
 /** Make `best.json` say which checkpoint is the best one; null removes it. */
 export function writeBest(folder: string, best: BestCheckpoint | null): void {
   const path = join(folder, BEST);
-  if (best === null) return writing(path, () => rmSync(path, { force: true }));
+  if (best === null) {
+    writing(path, () => rmSync(path, { force: true }));
+    return;
+  }
   const text = encodeData({ ...best });
   if (readText(path) !== text) replaceFile(path, text);
 }

@@ -273,11 +273,10 @@ test("a step with a reward that is no number is left out, counted and kept for i
   const dir = join(folder, "run");
   await assert.rejects(quietRun(config), (error: Error) => {
     assert.ok(error instanceof DivergedError, String(error));
-    assert.match(
-      error.message,
-      /^step 7: expected finite losses and gradients, got 3 steps in a row \(4 in all\) /,
-    );
+    assert.match(error.message, /^step 7: .*3 steps in a row \(4 in all\)/);
+    assert.match(error.message, /reward\.custom gave NaN/);
     assert.ok(error.message.includes(`${dir}/dumps`));
+    assert.doesNotMatch(error.message, /optimizer\.lr/);
     return true;
   });
   const lines = metricsOf(dir);
@@ -408,9 +407,7 @@ test("a loader whose images have another number of codes than rollout.maxLen is 
     });
   await assert.rejects(run(9), {
     name: "RangeError",
-    message:
-      "rollout.maxLen: expected 8, the codes of the loader's images, got 9. " +
-      "The decoder wants all codes of an image: give images of another size, or leave maxLen out.",
+    message: /^rollout\.maxLen: .*8.*loader's images.*got 9.*omit maxLen/,
   });
   await run(8);
 });
