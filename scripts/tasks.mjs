@@ -81,9 +81,10 @@ function node(...args) {
     // Threads of LibTorch that wait for work give their core away: test files run side by side.
     const env = args[0] === "--test" ? { OMP_WAIT_POLICY: "PASSIVE", ...process.env } : process.env;
     const child = spawn(process.execPath, args, { stdio: "inherit", env });
-    const forward = (signal) => child.kill(signal);
-    const onInterrupt = () => {}; // the terminal sends Ctrl-C to the child as well, which decides what to do
-    process.on("SIGTERM", forward).on("SIGINT", onInterrupt);
+    // The child decides what to do; this process lives on to give its exit code.
+    for (const signal of ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"])
+      process.on(signal, () => child.kill(signal));
+    process.on("SIGINT", () => {}); // the terminal sends Ctrl-C to the child as well
     child.on("error", reject);
     child.on("close", (code, signal) => resolve(code ?? 128 + (constants.signals[signal] ?? 0)));
   });

@@ -16,7 +16,7 @@ import { makeFolder } from "../torch/files.js";
 import { expected } from "../torch/index.js";
 import { readConfig } from "./config.js";
 import { classifier, pretrain, tokenizer } from "./fit.js";
-import { interruptible } from "./interrupt.js";
+import { interruptible, interruptionCode } from "./interrupt.js";
 
 /** Options of `rlar demo`. */
 export interface DemoOptions {
@@ -74,7 +74,7 @@ export async function demo({ seed, dir, short = false, fromScratch = false }: De
     {},
   );
   const run = await interruptible((signal) => trainRlLoop(resolved, { signal }));
-  if (run.end === "interrupted") return 130;
+  if (run.end === "interrupted") return interruptionCode();
 
   say("\nJudging it on held-out designs, beside the policy it began with, at equal seeds ...\n");
   const evaluation = await evaluateModels({

@@ -6,13 +6,14 @@ import { pretrainKind } from "../config/pretrain.js";
 import type { ConfigKind } from "../config/resolve.js";
 import { tokenizerKind } from "../config/tokenizer.js";
 import { writeReport } from "../dashboard/report.js";
+import { print } from "../run/console.js";
 import { openClassifierTask } from "../trainers/classifier.js";
 import { type FitConfig, type FitOpening, type FitTask, fitLoop } from "../trainers/loop.js";
 import { openPretrainTask } from "../trainers/policy.js";
 import { openTokenizerTask } from "../trainers/tokenizer.js";
 import { askOnTerminal } from "./ask.js";
 import { readConfig } from "./config.js";
-import { interruptible } from "./interrupt.js";
+import { interruptible, interruptionCode } from "./interrupt.js";
 
 /** Options of these commands. */
 export interface FitCommandOptions {
@@ -30,7 +31,7 @@ interface Trainer<T extends FitConfig> {
   next(config: T, model: string): string;
 }
 
-/** The action of a command; it gives the exit code: 0, or 130 after an interruption. */
+/** The action of a command; it gives the exit code: 0, or 128 and the signal's number after an interruption. */
 type FitCommand = (args: readonly string[], options: FitCommandOptions) => Promise<number>;
 
 /** `rlar pretrain`. */
@@ -78,13 +79,14 @@ function command<T extends FitConfig>(trainer: Trainer<T>): FitCommand {
     if (!json) {
       const isOver = end === "patience";
       const how = isOver ? "no better any more" : end;
-      process.stdout.write(
+      print(
+        process.stdout,
         `${how} after update ${step}: ${dir}\n` +
           `look at it: ${page}\n` +
           `resume: the same command with run.dir=${dir} run.ifExists=resume${isOver ? " eval.patience=0" : ""}\n` +
           (existsSync(model) ? `${trainer.next(resolved.config, model)}\n` : ""),
       );
     }
-    return end === "interrupted" ? 130 : 0;
+    return end === "interrupted" ? interruptionCode() : 0;
   };
 }

@@ -1,17 +1,44 @@
-/** Ctrl-C while a run goes on: the first ends it after the step that is under way, the second at once. */
+/**
+ * Signals while a run goes on: the first ends it after the step that is under way, with a checkpoint; another one, later,
+ * ends it at once. So do Ctrl-C, SIGTERM (container and batch systems), SIGHUP (a closed terminal), SIGUSR1 and SIGUSR2
+ * (batch systems before their time limit; Node.js would open a debugger on SIGUSR1).
+ */
+import { constants } from "node:os";
+import { print } from "../run/console.js";
 
-/** Run `fn` with a signal that is aborted by an interruption. */
+const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"] as const;
+
+/** Signals within this many milliseconds of the first are one: npm and its shell pass on what they get themselves. */
+const TOGETHER_MS = 1000;
+
+let first: { readonly code: number; readonly time: number } | null = null;
+let running: AbortController | null = null;
+let isListening = false;
+
+/** What a shell shows of a process that a signal ended: 130 after Ctrl-C, 143 after SIGTERM. */
+export function interruptionCode(): number {
+  return first?.code ?? 130;
+}
+
+/** Run `fn` with an AbortSignal that is aborted by a signal to the process. */
 export async function interruptible<T>(fn: (signal: AbortSignal) => Promise<T>): Promise<T> {
-  const controller = new AbortController();
-  const stop = (): void => {
-    if (controller.signal.aborted) process.exit(130);
-    controller.abort();
-    process.stderr.write("\nending after this step; once more ends at once\n");
-  };
-  process.on("SIGINT", stop).on("SIGTERM", stop);
+  if (!isListening) for (const name of SIGNALS) process.on(name, () => onSignal(name));
+  isListening = true;
+  running = new AbortController();
   try {
-    return await fn(controller.signal);
+    return await fn(running.signal);
   } finally {
-    process.off("SIGINT", stop).off("SIGTERM", stop);
+    // The listeners stay: a signal that is passed on late must not end the process while it writes the report.
+    running = null;
   }
+}
+
+function onSignal(name: (typeof SIGNALS)[number]): void {
+  const now = performance.now();
+  if (first !== null && now - first.time < TOGETHER_MS) return;
+  const code = 128 + constants.signals[name];
+  if (first !== null || running === null) process.exit(code);
+  first = { code, time: now };
+  running.abort();
+  print(process.stderr, "\nending after this step, with a checkpoint; once more ends at once\n");
 }

@@ -8,7 +8,8 @@ import { Command, CommanderError, InvalidArgumentError, Option } from "commander
 import { rlarCommand } from "../config/command.js";
 import { presets } from "../config/presets.js";
 import { ConfigError } from "../config/resolve.js";
-import { DivergedError } from "../run/failure.js";
+import { print } from "../run/console.js";
+import { DivergedError, firstError } from "../run/failure.js";
 import { kinds } from "./config.js";
 
 /** 0 ok, 2 a wrong command line or configuration, 3 data or a model that cannot be used, 4 diverged. */
@@ -454,9 +455,9 @@ try {
   if (error instanceof CommanderError) {
     process.exitCode = error.exitCode === 0 ? 0 : EXIT.usage;
   } else {
-    const { message, stack } = error as Error;
-    process.stderr.write(`rlar: ${process.env.RLAR_DEBUG ? stack : message}\n`);
-    if (error instanceof ConfigError) process.exitCode = EXIT.usage;
-    else process.exitCode = error instanceof DivergedError ? EXIT.diverged : EXIT.data;
+    const first = firstError(error) as Error;
+    print(process.stderr, `rlar: ${process.env.RLAR_DEBUG ? first.stack : first.message}\n`);
+    if (first instanceof ConfigError) process.exitCode = EXIT.usage;
+    else process.exitCode = first instanceof DivergedError ? EXIT.diverged : EXIT.data;
   }
 }

@@ -7,9 +7,10 @@ import { trainKind } from "../config/train.js";
 import { writeReport } from "../dashboard/report.js";
 import { planTrain } from "../plan/plan.js";
 import { type TrainResult, trainRlLoop } from "../rl_ar_finetune/train_loop.js";
+import { print } from "../run/console.js";
 import { askOnTerminal } from "./ask.js";
 import { readConfig } from "./config.js";
-import { interruptible } from "./interrupt.js";
+import { interruptible, interruptionCode } from "./interrupt.js";
 import { planText } from "./plan.js";
 
 /** Options of `rlar train`. */
@@ -37,9 +38,9 @@ const ENDS: Readonly<Record<TrainResult["end"], string>> = {
 };
 
 /**
- * Run a configuration; Ctrl-C ends after the step that is under way, with a checkpoint, and a second one at once.
+ * Run a configuration; a signal such as Ctrl-C ends it as `interrupt.ts` says.
  *
- * @returns the exit code: 0, or 130 after an interruption.
+ * @returns the exit code: 0, or 128 and the signal's number after an interruption.
  */
 export async function train(args: readonly string[], options: TrainCommandOptions): Promise<number> {
   const resolved = readConfig(trainKind, args, { preset: options.preset });
@@ -55,14 +56,15 @@ export async function train(args: readonly string[], options: TrainCommandOption
   );
   const page = await writeReport(dir);
   if (!json) {
-    process.stdout.write(
+    print(
+      process.stdout,
       `${ENDS[end]} after step ${step}: ${dir}\n` +
         `look at it: ${page}\n` +
         `resume: the same command with run.dir=${dir} run.ifExists=resume${GO_ON[end] ?? ""}\n` +
         `samples: rlar sample --policy ${dir}/checkpoints/step_${String(step).padStart(6, "0")}/policy.safetensors --tokenizer ${config.tokenizer.path}\n`,
     );
   }
-  return end === "interrupted" ? 130 : 0;
+  return end === "interrupted" ? interruptionCode() : 0;
 }
 
 /** Print the configuration, and what follows from it as comments, so that the output is a configuration file. */

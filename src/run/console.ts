@@ -2,12 +2,34 @@
  * What a run shows while it goes on: one live line and a table on a terminal, a line an interval elsewhere, JSON for
  * programs. Files are written by `log.ts`.
  */
+import { EventEmitter } from "node:events";
 
 /** Where to write; `process.stdout` and `process.stderr` are such. */
 export interface Screen {
   write(text: string): unknown;
   readonly isTTY?: boolean;
   readonly columns?: number;
+}
+
+const watched = new WeakSet<Screen>();
+const closed = new WeakSet<Screen>();
+
+/**
+ * Write to a screen. One that fails, such as a closed pipe or a file on a full disk, is not written to again: what is
+ * printed ends, and the run goes on.
+ */
+export function print(screen: Screen, text: string): void {
+  if (closed.has(screen)) return;
+  if (!watched.has(screen)) {
+    watched.add(screen);
+    // Without a listener the error of a closed pipe, which comes later, would end the process.
+    if (screen instanceof EventEmitter) screen.on("error", () => closed.add(screen));
+  }
+  try {
+    screen.write(text);
+  } catch {
+    closed.add(screen);
+  }
 }
 
 /** How {@link RunConsole} shows things. */
@@ -67,7 +89,7 @@ export class RunConsole {
     const reward = metrics["reward/mean"] ?? metrics["train/loss"];
     if (reward !== undefined && Number.isFinite(reward))
       this.#rewards = [...this.#rewards.slice(1 - HISTORY), reward];
-    if (json) screen.write(`${jsonLine({ step, ...metrics })}\n`);
+    if (json) print(screen, `${jsonLine({ step, ...metrics })}\n`);
     if (!this.isLive || (now() - this.#shownAt < BETWEEN && step < total)) return;
     this.#shownAt = now();
     const line = liveLine(step, metrics, {
@@ -77,7 +99,7 @@ export class RunConsole {
       width: widthOf(screen),
       isColored: this.#isColored,
     });
-    screen.write(`\r\x1b[K${line}`);
+    print(screen, `\r\x1b[K${line}`);
     this.#hasLine = true;
   }
 
@@ -87,24 +109,24 @@ export class RunConsole {
     if (json || quiet) return;
     const left = this.secondsLeft(step);
     if (!this.isLive) {
-      screen.write(`${plainLine(step, total, metrics, left)}\n`);
+      print(screen, `${plainLine(step, total, metrics, left)}\n`);
       return;
     }
     this.#clear();
     const head = `step ${step}/${total}${left === null ? "" : `, ${duration(left)} left`}`;
-    screen.write(`${head}\n${table(metrics, widthOf(screen))}`);
+    print(screen, `${head}\n${table(metrics, widthOf(screen))}`);
   }
 
   /** A line of text, above the live line. */
   say(text: string): void {
     const { screen, errors, json } = this.#options;
     this.#clear();
-    (json ? errors : screen).write(`${text}\n`);
+    print(json ? errors : screen, `${text}\n`);
   }
 
   /** End the live line. */
   close(): void {
-    if (this.#hasLine) this.#options.screen.write("\n");
+    if (this.#hasLine) print(this.#options.screen, "\n");
     this.#hasLine = false;
   }
 
@@ -126,7 +148,7 @@ export class RunConsole {
   }
 
   #clear(): void {
-    if (this.#hasLine) this.#options.screen.write("\r\x1b[K");
+    if (this.#hasLine) print(this.#options.screen, "\r\x1b[K");
     this.#hasLine = false;
   }
 }

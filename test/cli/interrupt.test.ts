@@ -1,0 +1,104 @@
+/** Signals to a run as batch systems, containers and terminals send them; screens that go away. */
+import assert from "node:assert/strict";
+import { type ChildProcess, spawn } from "node:child_process";
+import { existsSync, openSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { checkpointsOf, tinyFolder } from "../support/train_run.js";
+
+let folder = "";
+const cleanups: (() => void)[] = [];
+before(async () => {
+  folder = await tinyFolder({ after: (fn) => cleanups.push(fn) }, 20);
+});
+after(() => {
+  for (const cleanup of cleanups) cleanup();
+});
+
+const keys = (dir: string, iters: number): string[] => [
+  `run.dir=${dir}`,
+  `data.source=${join(folder, "images")}`,
+  `tokenizer.path=${join(folder, "tokenizer.safetensors")}`,
+  "data.size=16",
+  "data.evalPart=0",
+  "ar={type: gpt, nLayer: 1, nHead: 2, nEmbd: 16, extra: {classNum: 3}}",
+  "algorithm=grpo",
+  "rollout={images: 4, numGenerations: 2}",
+  "reward.l2.weight=1",
+  "eval.every=0",
+  "save.every=0",
+  "log={every: 1, imagesEvery: 0, tensorboard: false}",
+  `train={iters: ${iters}, threads: 1, device: cpu}`,
+];
+
+type Stdio = "ignore" | "pipe" | number;
+
+/** A long run, as `npm run rlar` makes it: this program, the one that it starts, and all in one group. */
+function start(dir: string, { stdout = "ignore", iters = 100_000 }: { stdout?: Stdio; iters?: number } = {}) {
+  const child = spawn(process.execPath, ["scripts/rlar.mjs", "train", ...keys(dir, iters)], {
+    detached: true,
+    stdio: ["ignore", stdout, "pipe"],
+  });
+  let errors = "";
+  child.stderr?.on("data", (text) => {
+    errors += text;
+  });
+  const ended = new Promise<{ code: number | null; errors: string }>((resolve) => {
+    child.on("close", (code) => resolve({ code, errors }));
+  });
+  return { child: child as ChildProcess & { pid: number }, ended };
+}
+
+/** Wait until some steps are written. */
+async function underWay(dir: string, child: ChildProcess): Promise<void> {
+  const file = join(dir, "metrics.jsonl");
+  while (child.exitCode === null && !(existsSync(file) && readFileSync(file, "utf8").split("\n").length > 3))
+    await sleep(5);
+}
+
+const CODES = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129, SIGUSR1: 138, SIGUSR2: 140 } as const;
+
+for (const [name, code] of Object.entries(CODES)) {
+  test(`${name} to the group, twice at once: one checkpoint, exit ${code}`, async () => {
+    const dir = join(folder, name);
+    const { child, ended } = start(dir);
+    await underWay(dir, child);
+    process.kill(-child.pid, name);
+    await sleep(30);
+    process.kill(-child.pid, name);
+    const end = await ended;
+    assert.equal(end.code, code, end.errors);
+    assert.equal(checkpointsOf(dir).length, 1);
+    assert.match(end.errors, /ending after this step/);
+    assert.doesNotMatch(end.errors, /Debugger/);
+    assert.ok(existsSync(join(dir, "report.html")));
+  });
+}
+
+test("a signal to the outer process alone is passed on", async () => {
+  const dir = join(folder, "outer");
+  const { child, ended } = start(dir);
+  await underWay(dir, child);
+  child.kill("SIGTERM");
+  assert.equal((await ended).code, 143);
+  assert.equal(checkpointsOf(dir).length, 1);
+});
+
+test("a closed pipe ends the printing, not the run", async () => {
+  const dir = join(folder, "pipe");
+  const { child, ended } = start(dir, { stdout: "pipe", iters: 12 });
+  child.stdout?.destroy();
+  const { code, errors } = await ended;
+  assert.deepEqual([code, errors], [0, ""]);
+  assert.deepEqual(checkpointsOf(dir), ["step_000012"]);
+});
+
+test("a full standard output ends the printing, not the run", {
+  skip: !existsSync("/dev/full"),
+}, async () => {
+  const dir = join(folder, "full");
+  const { code, errors } = await start(dir, { stdout: openSync("/dev/full", "w"), iters: 3 }).ended;
+  assert.deepEqual([code, errors], [0, ""]);
+  assert.deepEqual(checkpointsOf(dir), ["step_000003"]);
+});
