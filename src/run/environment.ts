@@ -7,7 +7,7 @@ import { fileURLToPath } from "node:url";
 
 import { cudaDeviceCount, getNumThreads, version } from "../torch/index.js";
 
-/** The package's own folder, from `dist/src/rl_ar_finetune`. */
+/** The package's own folder, from `dist/src/run`. */
 const root: string = fileURLToPath(new URL("../../../", import.meta.url));
 
 /** Versions of what computes. */
@@ -38,24 +38,33 @@ export interface Environment {
   readonly cudaDevices: number;
   /** Threads of an operator. */
   readonly threads: number;
-  /** Variables that change what the numeric libraries do, where set. */
+  /** Variables that change what the numeric libraries compute, and where set-up looks, where they are set. */
   readonly variables: Readonly<Record<string, string>>;
   /** The command line. */
   readonly command: readonly string[];
   readonly startedAt: string;
 }
 
-const VARIABLES =
-  /^(OMP|MKL|KMP|GOMP|DNNL|ONEDNN|OPENBLAS|CUDA|CUBLAS|CUDNN|NVIDIA|PYTORCH|TORCH|ATEN|LIBTORCH|RLAR)(_|$)/;
+/** The variables that are recorded where they are set: these alone, since others may hold keys and passwords. */
+const VARIABLES = [
+  ...["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "OMP_PLACES", "OMP_SCHEDULE", "OMP_DYNAMIC"],
+  ...["GOMP_CPU_AFFINITY", "GOMP_SPINCOUNT", "KMP_AFFINITY", "KMP_BLOCKTIME", "OPENBLAS_NUM_THREADS"],
+  ...["MKL_NUM_THREADS", "MKL_DYNAMIC", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "DNNL_MAX_CPU_ISA"],
+  ...["ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "ATEN_CPU_CAPABILITY"],
+  ...["CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_LAUNCH_BLOCKING", "CUDA_MODULE_LOADING"],
+  ...["CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"],
+  ...["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING"],
+  ...["LIBTORCH", "RLAR_CACHE", "RLAR_CUDA", "RLAR_DEBUG"],
+] as const;
 
 /** Look around. Runs git once, where there is one. */
 export function environment(): Environment {
   const { config } = version();
   const processors = cpus();
-  const variables = Object.entries(process.env).filter(([name]) => VARIABLES.test(name)) as [
-    string,
-    string,
-  ][];
+  const variables = VARIABLES.flatMap((name) => {
+    const value = process.env[name];
+    return value === undefined ? [] : [[name, value] as const];
+  });
   return {
     versions: versions(),
     libtorchConfig: config,
@@ -66,7 +75,7 @@ export function environment(): Environment {
     memoryBytes: totalmem(),
     cudaDevices: cudaDeviceCount(),
     threads: getNumThreads(),
-    variables: Object.fromEntries(variables.sort(([a], [b]) => (a < b ? -1 : 1))),
+    variables: Object.fromEntries(variables),
     command: process.argv,
     startedAt: new Date().toISOString(),
   };
