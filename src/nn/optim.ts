@@ -399,7 +399,10 @@ export function clipGradNorm(parameters: Iterable<Tensor>, maxNorm: number): num
         norms[device] ??= [];
         norms[device].push(...(call("aten::_foreach_norm.Scalar", [batch, 2, wide]) as Tensor[]));
       }
-      const norm = Math.hypot(...Object.values(norms).map((list) => stack(list).norm().item()));
+      const norm = Math.hypot(
+        // Tensors on meta have no values.
+        ...Object.entries(norms).map(([device, list]) => (device === "meta" ? 0 : stack(list).norm().item())),
+      );
       const factor = maxNorm / (norm + 1e-6);
       if (Number.isFinite(norm) && factor < 1) {
         for (const batch of batches.values()) call("aten::_foreach_mul_.Scalar", [batch, factor]);

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { sampleRollout } from "../../src/rl_ar_finetune/rollout.js";
 import {
   distribution,
   drawCodes,
@@ -334,6 +335,26 @@ test("options are named as in JavaScript or Python, or stand in Python's order; 
       message: /^here\.sampling: .*topk.*"topK"/,
     },
   );
+});
+
+test("a generator of another device than the CPU is refused: draws are made there for every device", () => {
+  const policy = policyWith(4);
+  const start = { classes: tensor([0, 1], LONG) };
+  using generator = new Generator(1, "meta");
+  const message = /generator: .*on the CPU.*meta.*new Generator\(seed\)/;
+  assert.throws(() => sampleCodesWithLogprobs(policy, start, 4, { generator }), {
+    name: "RangeError",
+    message,
+  });
+  const context = { type: "teacher_forced" } as const;
+  const trueCodes = tensor(
+    [
+      [1, 2],
+      [3, 4],
+    ],
+    LONG,
+  );
+  assert.throws(() => sampleRollout(policy, start, { context, trueCodes, generator }), { message });
 });
 
 test("what cannot be served is refused", () => {

@@ -131,9 +131,10 @@ export class TinyPolicy extends Module implements ArPolicy {
     cache.keys.narrow(1, from, n).copy_(this.key.forward(x));
     cache.values.narrow(1, from, n).copy_(this.value.forward(x));
     cache.length += n;
-    const isSeen = arange(0, cache.length)
+    const on = { device: x.device as Device };
+    const isSeen = arange(0, cache.length, 1, on)
       .unsqueeze(0)
-      .le(arange(from, from + n).unsqueeze(1)); // [n, length]
+      .le(arange(from, from + n, 1, on).unsqueeze(1)); // [n, length]
     const [keys, values] = [cache.keys.narrow(1, 0, cache.length), cache.values.narrow(1, 0, cache.length)];
     const read = F.scaledDotProductAttention(this.query.forward(x), keys, values, { mask: isSeen });
     const h = x.add(read).tanh(); // [B, n, D]
