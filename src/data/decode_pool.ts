@@ -31,17 +31,18 @@ interface Thread {
 
 /** A long-lived owner of threads. They do not keep the process alive while nothing is asked of them. */
 export class DecodePool {
-  readonly #threads: Thread[];
+  readonly #workers: number;
+  #threads: Thread[] = [];
   readonly #decodeHere = decodeFewAtOnce();
   #nextKey = 0;
   #failure: DecodePoolError | undefined;
 
-  /** @param workers - threads to start; 0 decodes on the calling thread, between other work. */
+  /** @param workers - threads, which start with the first image; 0 decodes on the calling thread, between other work. */
   constructor(workers: number = DEFAULT_WORKERS) {
     if (!Number.isInteger(workers) || workers < 0 || workers > 64) {
       throw expected("DecodePool", "0 to 64 workers", workers);
     }
-    this.#threads = Array.from({ length: workers }, () => this.#start());
+    this.#workers = workers;
   }
 
   /**
@@ -51,6 +52,9 @@ export class DecodePool {
    */
   async decode(task: DecodeTask): Promise<Decoded> {
     if (this.#failure !== undefined) throw this.#failure;
+    if (this.#threads.length < this.#workers) {
+      this.#threads = Array.from({ length: this.#workers }, () => this.#start());
+    }
     const [first] = this.#threads;
     if (first === undefined) return await this.#decodeHere(task);
     const thread = this.#threads.reduce((a, b) => (b.pending.size < a.pending.size ? b : a), first);
@@ -100,7 +104,7 @@ export class DecodePool {
   /** Only the first reason counts: closing makes every thread exit. */
   #fail(error: DecodePoolError): void {
     this.#failure ??= error;
-    for (const { pending } of this.#threads ?? []) {
+    for (const { pending } of this.#threads) {
       for (const { reject } of pending.values()) reject(this.#failure);
       pending.clear();
     }

@@ -246,6 +246,7 @@ export async function evaluateModels(options: ModelEvalOptions): Promise<ModelEv
       ...(inputs.setAside > 0
         ? [`${inputs.setAside} held-out images are not judged by: the best checkpoint was chosen on them.`]
         : []),
+      ...(inputs.train.notes ?? []),
       ...unreadableNotes("held-out", heldOut?.unreadable ?? []),
       ...unreadableNotes("training", trained?.unreadable ?? []),
       ...references.flatMap(notesOfReference),

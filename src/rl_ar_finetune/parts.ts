@@ -19,6 +19,8 @@ import {
   manualSeed,
   requireDevice,
   setNumThreads,
+  tidy,
+  zeros,
 } from "../torch/index.js";
 import {
   addLora,
@@ -153,12 +155,16 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
   const valueHead = config.algorithm === "ppo" ? own(new ValueHead(policy.hiddenSize).to({ device })) : null;
   const trained = lora ?? policy;
   const policyCast = castOf(config.precision.policy, device);
-  const images = await openImages(config, {
-    batchSize: config.rollout.images,
-    device,
-    codebookSize: tokenizer.codebookSize,
-    wants: "which rewards compare samples with",
-  });
+  const numClasses = config.rollout.start === "condition" ? classesOfPolicy(policy) : undefined;
+  const images = own(
+    await openImages(config, {
+      batchSize: config.rollout.images,
+      device,
+      codebookSize: tokenizer.codebookSize,
+      wants: "which rewards compare samples with",
+      ...(numClasses !== undefined && { numClasses }),
+    }),
+  );
   const networks: Record<string, string> = {};
   return {
     device,
@@ -246,6 +252,16 @@ export function policyOf(
   });
   built.optimizer.dispose();
   return built.policy.to({ device });
+}
+
+/** Classes that a policy knows: the id of its null class. Undefined where it is told none, or texts in their place. */
+export function classesOfPolicy(policy: ArPolicy): number | undefined {
+  const { features = null } = policy.options as { features?: object | null };
+  if (features !== null) return undefined;
+  return tidy(() => {
+    const { classes } = policy.nullCondition({ classes: zeros([1], { dtype: "int64" }) });
+    return classes === undefined || classes.item() === 0 ? undefined : Number(classes.item());
+  });
 }
 
 /** Adapters where the configuration asks for them. */

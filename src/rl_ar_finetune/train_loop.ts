@@ -98,7 +98,8 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
   saved?.dispose(); // as large as all of the run's state
   const total = config.train.iters;
   const skippedBefore = progress.skipped; // whoever resumes has mended the cause: the limit counts anew
-  using log = openLog(folder.path, { total, log: config.log, saved, notes: [...notes, ...changes], options });
+  const about = [...notes, ...changes, ...parts.notes];
+  using log = openLog(folder.path, { total, log: config.log, saved, notes: about, options });
   const lrFactor = lrScheduleOf(config);
   using batches = disposable(parts.batchesFrom(progress.cursor, progress.passedOver));
   using saver = new Saver(config, parts, progress, { log, folder: checkpoints, batches });
@@ -192,6 +193,7 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
       isBest = noteEvaluation(config, progress);
       clock.mark("time/eval");
     }
+    for (const line of parts.unreadable.news()) log.say(line);
 
     // 7. The record.
     const times = clock.times();

@@ -10,6 +10,10 @@ import {
   BatchReader,
   type BatchReaderOptions,
   type Cursor,
+  checkClassIds,
+  classCounts,
+  DecodePool,
+  describeClasses,
   fromIterable,
   type ImageSource,
   type Loader,
@@ -20,6 +24,7 @@ import {
   type SourceOptions,
   splitSource,
   subset,
+  UnreadableImages,
 } from "../data/index.js";
 import { type Device, expected } from "../torch/index.js";
 
@@ -39,8 +44,8 @@ export interface RunSources {
   readonly heldOut: ImageSource | undefined;
 }
 
-/** Images to train on and images to evaluate on. */
-export interface RunImages {
+/** Images to train on and images to evaluate on. Disposing of them ends the threads that decode. */
+export interface RunImages extends Disposable {
   /** Fingerprint of the training images, null for a program's own loader. */
   readonly fingerprint: string | null;
   /** The training images, null for a program's own loader. */
@@ -50,6 +55,10 @@ export interface RunImages {
   /** The images that are evaluated on, always the same. */
   readonly evalBatches: () => AsyncIterable<Batch>;
   readonly evalImages: number;
+  /** What a user should know of the sets before the first step, see {@link notesOfSources}. */
+  readonly notes: readonly string[];
+  /** Images that could not be read so far, to train on or to evaluate on. */
+  readonly unreadable: UnreadableImages;
 }
 
 /**
@@ -63,7 +72,7 @@ export async function openSources(config: ImagesConfig): Promise<RunSources> {
   const { data } = config;
   const options = sourceOptionsOf(config);
   const whole = await openSource(data.source as string, options);
-  const own = await evalSourceOf(config);
+  const own = await evalSourceOf(config, whole);
   const group = groupOf(config);
   const isSplit = own === undefined && data.evalPart > 0;
   return isSplit
@@ -71,9 +80,40 @@ export async function openSources(config: ImagesConfig): Promise<RunSources> {
     : { train: whole, heldOut: own };
 }
 
-async function evalSourceOf(config: ImagesConfig): Promise<ImageSource | undefined> {
+/** The set of `data.evalSource`, whose classes have the ids that the training images give them. */
+async function evalSourceOf(config: ImagesConfig, train?: ImageSource): Promise<ImageSource | undefined> {
   const { evalSource } = config.data;
-  return evalSource === null ? undefined : await openSource(evalSource, sourceOptionsOf(config));
+  if (evalSource === null) return undefined;
+  const classNames = train !== undefined && train.classNames.length > 1 && { classNames: train.classNames };
+  return await openSource(evalSource, { ...classNames, ...sourceOptionsOf(config) });
+}
+
+/**
+ * Check the classes of a run's images, and say what a user should know of them.
+ *
+ * @param numClasses - of the policy; undefined where classes are not used.
+ * @throws RangeError for an image of a class that the policy does not know, naming it.
+ */
+export function notesOfSources({ train, heldOut }: Partial<RunSources>, numClasses?: number): string[] {
+  for (const source of [train, heldOut]) {
+    if (source !== undefined && numClasses !== undefined) checkClassIds(source, numClasses);
+  }
+  const notes = [...new Set([...(train?.notes ?? []), ...(heldOut?.notes ?? [])])];
+  if (train === undefined) return notes;
+  const count = train.classNames.length;
+  if (count > 1) notes.push(describeClasses(train));
+  if (numClasses !== undefined && numClasses !== count) {
+    notes.push(
+      `the policy has ${numClasses} classes, the training images ${count}: their ids are those of the policy's first ones`,
+    );
+  }
+  const counts = heldOut === undefined ? [] : classCounts(heldOut);
+  const missing = counts.filter(({ images }) => images === 0).map(({ name }) => name);
+  if (count > 1 && missing.length > 0) {
+    const more = missing.length > 8 ? ` and ${missing.length - 8} more` : "";
+    notes.push(`no image to evaluate on has the class ${missing.slice(0, 8).join(", ")}${more}`);
+  }
+  return notes;
 }
 
 /**
@@ -81,25 +121,44 @@ async function evalSourceOf(config: ImagesConfig): Promise<ImageSource | undefin
  *
  * @param options.batchSize - images of a training batch, and at most of one to evaluate on.
  * @param options.wants - what the images are for, which code files cannot serve.
- * @throws RangeError for a source that cannot be read or split, or that holds codes.
+ * @param options.numClasses - of the policy, where it is told the classes of images.
+ * @throws RangeError for a source that cannot be read or split, that holds codes, or that has a class the policy does
+ *   not know.
  */
 export async function openImages(
   config: ImagesConfig,
-  options: { batchSize: number; device: Device; codebookSize?: number; wants: string },
+  options: { batchSize: number; device: Device; codebookSize?: number; wants: string; numClasses?: number },
 ): Promise<RunImages> {
   const { data } = config;
-  const { wants, batchSize, ...where } = options;
-  const reading = { ...readOptionsOf({ ...config, rollout: { images: batchSize } }), ...where };
+  const { wants, batchSize, numClasses, ...where } = options;
+  const unreadable = new UnreadableImages();
+  const pool = new DecodePool(data.workers ?? undefined);
+  const reading = {
+    ...readOptionsOf({ ...config, rollout: { images: batchSize } }),
+    ...where,
+    onUnreadable: (id: string, problem: string) => unreadable.add(id, problem),
+    pool, // the same threads for training and every evaluation
+  };
+  const shared = { unreadable, [Symbol.dispose]: () => pool.close() };
   const { flip: _, seed: __, ...shape } = reading;
   const dataloader = config.dataloader ?? null;
   if (dataloader !== null) {
     const { size, crop } = data;
-    const same = { batchSize, size, crop, device: options.device };
+    const same = {
+      batchSize,
+      size,
+      crop,
+      device: options.device,
+      ...(numClasses !== undefined && { numClasses }),
+    };
+    const heldOut = await evalSourceOf(config);
     return {
+      ...shared,
+      notes: notesOfSources({ heldOut }, numClasses),
       fingerprint: null,
       source: null,
       batchesFrom: (cursor) => fromIterable(dataloader, { ...same, ...(cursor && { cursor }) }),
-      ...evalOf(config, await evalSourceOf(config), shape),
+      ...evalOf(config, heldOut, shape),
     };
   }
   const { train, heldOut } = await openSources(config);
@@ -107,6 +166,8 @@ export async function openImages(
     throw expected("data.source", `images, ${wants}`, "code files", "Use them to pre-train");
   }
   return {
+    ...shared,
+    notes: notesOfSources({ train, heldOut }, numClasses),
     fingerprint: train.fingerprint,
     source: train,
     batchesFrom: (cursor, passedOver) =>

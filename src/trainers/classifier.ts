@@ -76,6 +76,8 @@ class ClassifierTask implements FitTask {
   readonly total: number;
   readonly fingerprint: string | null;
   readonly about: FitTask["about"];
+  readonly notes: readonly string[];
+  readonly unreadable: RunImages["unreadable"];
   readonly #config: ClassifierTrainConfig;
   readonly #images: RunImages;
   readonly #network: FitNetwork<FeatureClassifier>;
@@ -94,6 +96,8 @@ class ClassifierTask implements FitTask {
     this.total = updatesOf(config, length);
     this.fingerprint = images.fingerprint;
     this.about = { images: length, classes: [...model.config.classNames], size: data.size };
+    this.notes = images.notes;
+    this.unreadable = images.unreadable;
     this.#config = config;
     this.#images = images;
     this.#network = new FitNetwork(model, { optimizer, ema, total: this.total });
@@ -209,6 +213,7 @@ class ClassifierTask implements FitTask {
 
   dispose(): void {
     this.#batches?.close();
+    this.#images[Symbol.dispose]();
     this.#network.dispose();
   }
 

@@ -7,7 +7,7 @@ import { setImmediate } from "node:timers/promises";
 import { plainConfig } from "../config/explain.js";
 import type { FitConfig } from "../config/fit.js";
 import { ConfigError, type ResolvedConfig } from "../config/resolve.js";
-import type { Cursor } from "../data/index.js";
+import type { Cursor, UnreadableImages } from "../data/index.js";
 import type { StateDict } from "../nn/index.js";
 import { deviceOf } from "../rl_ar_finetune/parts.js";
 import { machineMetrics } from "../rl_ar_finetune/step.js";
@@ -44,6 +44,8 @@ export interface FitTask extends Disposable {
   readonly about: { readonly [name: string]: PlainData | undefined };
   /** Lines for the user, before the first update. */
   readonly notes?: readonly string[];
+  /** Images that could not be read so far. */
+  readonly unreadable?: UnreadableImages;
   /**
    * One update. Everything random comes from `stream(seed, name, step)`.
    *
@@ -222,6 +224,7 @@ async function run<T extends FitConfig>(
       }
     }
     progress.seconds += clock.seconds();
+    for (const line of task.unreadable?.news() ?? []) log.say(line);
 
     // 6. The record.
     log.step(

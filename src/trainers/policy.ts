@@ -10,14 +10,22 @@
 import { updatesOf } from "../config/fit.js";
 import { type PretrainConfig, type PretrainConfigInput, pretrainKind } from "../config/pretrain.js";
 import { type ResolvedConfig, resolveConfig } from "../config/resolve.js";
-import { type Batch, type Batches, BatchReader, gridOf, type ImageSource, onePass } from "../data/index.js";
+import {
+  type Batch,
+  type Batches,
+  BatchReader,
+  gridOf,
+  type ImageSource,
+  onePass,
+  UnreadableImages,
+} from "../data/index.js";
 import type { ArPolicy, Condition } from "../policies/index.js";
-import { castOf, deviceOf, policyOf, tokenizerOf } from "../rl_ar_finetune/parts.js";
+import { castOf, classesOfPolicy, deviceOf, policyOf, tokenizerOf } from "../rl_ar_finetune/parts.js";
 import { mapCondition, type Start, sampleCodesWithLogprobs } from "../rl_ar_finetune/sampling.js";
 import { chunkOf, rangesOf } from "../rl_ar_finetune/scoring.js";
 import { conditionOf } from "../rl_ar_finetune/step.js";
 import type { Clock } from "../run/clock.js";
-import { openSources, readOptionsOf, someOf } from "../run/images.js";
+import { notesOfSources, openSources, readOptionsOf, someOf } from "../run/images.js";
 import type { TrainOptions } from "../run/options.js";
 import type { PlainData } from "../run/plain_data.js";
 import type { FrozenTokenizer } from "../tokenizers/index.js";
@@ -101,11 +109,15 @@ export async function openPretrainTask(
   // Weights that no file gives are drawn from the default generator.
   manualSeed(deriveSeed(config.seed, "init"));
   const policy = policyFor(config, device, tokenizer, codes, train.classNames.length);
+  const numClasses = config.pretrain.start === "condition" ? classesOfPolicy(policy) : undefined;
+  const notes = notesOfSources({ train, heldOut }, numClasses);
+  const unreadable = new UnreadableImages();
   const { batch: batchSize } = config.train;
   const reading = {
     ...readOptionsOf({ ...config, rollout: { images: batchSize } }),
     device,
     codebookSize: tokenizer.codebookSize,
+    onUnreadable: (id: string, problem: string) => unreadable.add(id, problem),
   };
   const cache =
     train.kind === "images" && config.pretrain.cache
@@ -144,6 +156,8 @@ export async function openPretrainTask(
     source: train,
     images: cache?.ids.length ?? train.length,
     codes,
+    notes: [...notes, ...unreadable.news()],
+    unreadable,
   });
 }
 
@@ -159,6 +173,9 @@ interface PretrainParts {
   readonly images: number;
   /** T. */
   readonly codes: number;
+  /** Of the images, for the user. */
+  readonly notes: readonly string[];
+  readonly unreadable: UnreadableImages;
 }
 
 /** What `fitLoop` runs for `rlar pretrain`. */
@@ -167,6 +184,7 @@ export class PretrainTask implements FitTask {
   readonly fingerprint: string;
   readonly about: FitTask["about"];
   readonly notes: readonly string[];
+  readonly unreadable: UnreadableImages;
   readonly network: FitNetwork<ArPolicy>;
   readonly #config: PretrainConfig;
   readonly #parts: PretrainParts;
@@ -187,7 +205,8 @@ export class PretrainTask implements FitTask {
     const { path } = config.tokenizer;
     const { codebookSize } = tokenizer;
     this.about = { images, classes: source.classNames, tokenizer: { path, codebookSize }, codes };
-    this.notes = cache === null ? [] : cacheNotes(cache);
+    this.notes = [...parts.notes, ...(cache === null ? [] : cacheNotes(cache))];
+    this.unreadable = parts.unreadable;
     policy.gradientCheckpointing = config.ar.gradientCheckpointing;
     policy.train();
     const keepsModule = config.ar.policy !== null;

@@ -182,6 +182,7 @@ class TokenizerTask implements FitTask {
   readonly fingerprint: string | null;
   readonly about: FitTask["about"];
   readonly notes: readonly string[];
+  readonly unreadable: RunImages["unreadable"];
   readonly #config: TokenizerTrainConfig;
   readonly #images: RunImages;
   readonly #network: FitNetwork<TokenizerModel>;
@@ -201,7 +202,8 @@ class TokenizerTask implements FitTask {
     this.total = total;
     this.fingerprint = images.fingerprint;
     this.about = { images: length, classes: classNames, size: data.size };
-    this.notes = notesOf(config, length);
+    this.notes = [...notesOf(config, length), ...images.notes];
+    this.unreadable = images.unreadable;
     this.#config = config;
     this.#images = images;
     this.#start = start;
@@ -435,6 +437,7 @@ class TokenizerTask implements FitTask {
 
   dispose(): void {
     this.#batches?.close();
+    this.#images[Symbol.dispose]();
     this.#network.dispose();
     this.#critic?.dispose();
     this.#restarts?.dispose();

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { type BatchShape, batchOf, type Row } from "../../src/data/batch.js";
+import { type BatchShape, batchOf, type Row, UnreadableImages } from "../../src/data/batch.js";
 import { START } from "../../src/data/order.js";
 import { memory } from "../../src/torch/index.js";
 import { noLeak } from "../support/leak.js";
@@ -96,4 +96,29 @@ test("texts are padded on the left, or cut at the end", () => {
     message: "text features: expected the same width for all, 2 for a, got 3 for c.",
   });
   assert.equal(memory().tensors, before);
+});
+
+test("unreadable images are told once: the first ten by name, then the count when it has doubled", () => {
+  const images = new UnreadableImages();
+  assert.deepEqual(images.news(), []);
+  for (let i = 0; i < 3; i++) images.add(`${i}.png`, `${i}.png: bad`);
+  images.add("1.png", "1.png: bad");
+  assert.deepEqual(
+    [images.count, images.news()],
+    [3, [0, 1, 2].map((i) => `unreadable image: ${i}.png: bad`)],
+  );
+  assert.deepEqual(images.news(), []);
+  const told: string[] = [];
+  for (let i = 3; i < 50; i++) {
+    images.add(`${i}.png`, `${i}.png: bad`);
+    told.push(...images.news());
+  }
+  assert.deepEqual(
+    told.slice(0, 7).map((line) => line.slice(18)),
+    [3, 4, 5, 6, 7, 8, 9].map((i) => `${i}.png: bad`),
+  );
+  assert.deepEqual(
+    told.slice(7).map((line) => Number.parseInt(line, 10)),
+    [11, 20, 40],
+  );
 });

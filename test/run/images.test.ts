@@ -1,9 +1,11 @@
 /** The images of a run, as every command that trains opens them. */
 import assert from "node:assert/strict";
+import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { resolveConfig, type TrainConfig } from "../../src/config/resolve.js";
 import type { Batch } from "../../src/data/index.js";
+import { openRunParts } from "../../src/rl_ar_finetune/parts.js";
 import { openImages, openSources, type RunImages, someOf } from "../../src/run/images.js";
 import { saveSafetensors, tensor, zeros } from "../../src/torch/index.js";
 import { tinyFolder, tinyRun, writeEmoji } from "../support/train_run.js";
@@ -100,4 +102,73 @@ test("code files are refused where images are wanted", async (t) => {
     open(configOf(folder, { data: { source, size: 16 }, eval: { every: 0 } })),
     /^RangeError: data\.source: expected images, which this test looks at, got code files\. Use them to pre-train\.$/,
   );
+});
+
+test("a validation set that lacks a class, or has empty ones, keeps the ids of the training images", async (t) => {
+  const folder = await tinyFolder(t, 12);
+  const others = join(folder, "others");
+  await writeEmoji(others, 3, 30);
+  rmSync(join(others, "a"), { recursive: true });
+  const data = { source: join(folder, "images"), size: 16, evalPart: 0, evalSource: others };
+  using images = await open(configOf(folder, { data }));
+  for await (const batch of images.evalBatches()) {
+    assert.deepEqual(
+      batch.ids.map((id) => id[0]),
+      ["b", "c"],
+    );
+    assert.deepEqual(batch.classes.toList(), [1, 2]);
+    batch.dispose();
+  }
+  assert.match(
+    images.notes.join("\n"),
+    /^3 classes: 0 a \(4 images\), 1 b \(4\), 2 c \(4\)\n.*evaluate on has the class a$/,
+  );
+  mkdirSync(join(others, "d"));
+  writeFileSync(join(others, "d", "1.png"), "");
+  await assert.rejects(open(configOf(folder, { data })), {
+    name: "RangeError",
+    message: /others\/d\/1\.png: expected a class .*, got d\. .*data\.classNames/,
+  });
+});
+
+test("a class that the policy does not know ends the run before its first step, with the image", async (t) => {
+  const folder = await tinyFolder(t, 12);
+  const config = configOf(folder, { eval: { every: 0 } });
+  const openFor = async (numClasses: number): Promise<readonly string[]> => {
+    using images = await openImages(config, { batchSize: 3, device: "cpu", wants: "which", numClasses });
+    return images.notes;
+  };
+  assert.equal((await openFor(3)).length, 1);
+  assert.match((await openFor(10)).join("\n"), /the policy has 10 classes, the training images 3/);
+  await assert.rejects(openFor(2), {
+    name: "RangeError",
+    message: /^c\/002\.png: expected a class id from 0 to 1, .*got 2 \(c\), which stands for no class\./,
+  });
+  const trained = resolveConfig({ values: tinyRun(folder, { ar: { extra: { classNum: 2 } } }) }).config;
+  await assert.rejects(openRunParts(trained), { message: /^c\/002\.png: expected a class id from 0 to 1/ });
+  using parts = await openRunParts(
+    resolveConfig({
+      values: tinyRun(folder, { rollout: { start: "empty" }, ar: { extra: { classNum: 2 } } }),
+    }).config,
+  );
+  assert.ok(parts.notes.length > 0);
+});
+
+test("training and every evaluation share the threads that decode; what cannot be read is told once", async (t) => {
+  const folder = await tinyFolder(t, 40);
+  const others = join(folder, "others");
+  await writeEmoji(others, 12, 30);
+  writeFileSync(join(others, "a", "030.png"), "bad");
+  const data = { source: join(folder, "images"), size: 16, evalPart: 0, evalSource: others };
+  const images = await open(configOf(folder, { data, eval: { every: 1, images: 12 } }));
+  for (let round = 0; round < 2; round++) await idsOf(images.evalBatches());
+  const batches = images.batchesFrom(undefined);
+  (await batches.next()).dispose();
+  batches.close();
+  (await idsOf(images.evalBatches())).at(0);
+  assert.deepEqual([images.unreadable.count, images.unreadable.news().length], [1, 1]);
+  assert.match(images.unreadable.problems.join(), /^a\/030\.png: expected an image/);
+  assert.deepEqual(images.unreadable.news(), []);
+  images[Symbol.dispose]();
+  await assert.rejects(idsOf(images.evalBatches()), { name: "DecodePoolError" });
 });
