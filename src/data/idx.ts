@@ -2,7 +2,7 @@
 import { createHash } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 import { basename } from "node:path";
-import { gunzipSync } from "node:zlib";
+import { constants, gunzipSync, type ZlibOptions } from "node:zlib";
 
 import { expected } from "../torch/index.js";
 import { type Classes, LABEL_REMEDY, numberClasses, oneClass } from "./labels.js";
@@ -13,6 +13,9 @@ export const IDX_IMAGES: RegExp = /images[-.]idx3-ubyte(\.gz)?$/;
 
 /** Type of the elements: unsigned bytes, the only one images are published in. */
 const UBYTE = 8;
+
+/** Most bytes of images. */
+const MAX_BYTES = 2 ** 30;
 
 interface Idx {
   readonly shape: readonly number[];
@@ -63,27 +66,49 @@ function classesOf(path: string, length: number, { label, classNames }: SourceOp
 }
 
 function readIdx(path: string, rank: number): Idx {
-  let bytes: Buffer;
+  let raw: Buffer;
   try {
-    const raw = readFileSync(path);
-    bytes = raw[0] === 0x1f && raw[1] === 0x8b ? gunzipSync(raw) : raw;
+    raw = readFileSync(path);
   } catch (error) {
-    throw expected(path, "a file that can be read and unpacked", (error as Error).message);
+    throw expected(path, "a file that can be read", (error as Error).message);
   }
   const start = 4 + 4 * rank;
-  if (bytes.length < start || bytes.readUInt16BE(0) !== 0 || bytes[2] !== UBYTE || bytes[3] !== rank) {
-    const got = bytes.subarray(0, 4).toString("hex");
+  const isPacked = raw[0] === 0x1f && raw[1] === 0x8b;
+  // The header is within the first of the packed bytes. What it promises is all that is unpacked.
+  const head = isPacked ? unpack(path, raw.subarray(0, 1024), { finishFlush: constants.Z_SYNC_FLUSH }) : raw;
+  if (head.length < start || head.readUInt16BE(0) !== 0 || head[2] !== UBYTE || head[3] !== rank) {
+    const got = head.subarray(0, 4).toString("hex");
     throw expected(path, `an IDX file of bytes in ${rank} dimensions (0000080${rank})`, got);
   }
-  const shape = Array.from({ length: rank }, (_, i) => bytes.readUInt32BE(4 + 4 * i));
+  const shape = Array.from({ length: rank }, (_, i) => head.readUInt32BE(4 + 4 * i));
   const count = shape.reduce((product, size) => product * size, 1);
+  if (count > MAX_BYTES) {
+    throw expected(path, `at most ${MAX_BYTES} bytes, as all is read into memory`, `[${shape.join(", ")}]`);
+  }
+  const bytes = isPacked ? unpack(path, raw, { maxOutputLength: start + count + 1 }) : raw;
   if (bytes.length - start !== count) {
+    const got = bytes.length - start > count ? "more" : bytes.length - start;
     throw expected(
       path,
       `${count} bytes for [${shape.join(", ")}]`,
-      bytes.length - start,
-      "The file was cut short",
+      got,
+      "The file was cut short or is damaged",
     );
   }
   return { shape, data: new Uint8Array(bytes.subarray(start)) };
+}
+
+function unpack(path: string, packed: Buffer, options: ZlibOptions): Buffer {
+  try {
+    return gunzipSync(packed, options);
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    const got = code === "ERR_BUFFER_TOO_LARGE" ? `more than ${options.maxOutputLength} bytes` : message;
+    throw expected(
+      path,
+      "gzipped bytes, as many as its header says",
+      got,
+      "The file was cut short or is damaged",
+    );
+  }
 }

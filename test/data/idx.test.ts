@@ -70,7 +70,7 @@ test("what is damaged or missing is named", async () => {
   const labelPath = join(folder, "train-labels-idx1-ubyte");
   await refuse(
     { "train-images-idx3-ubyte": images.subarray(0, -1) },
-    `${path}: expected 24 bytes for [3, 2, 4], got 23. The file was cut short.`,
+    `${path}: expected 24 bytes for [3, 2, 4], got 23. The file was cut short or is damaged.`,
   );
   await refuse(
     { "train-images-idx3-ubyte": idx([20], new Array<number>(20).fill(1)) },
@@ -88,11 +88,27 @@ test("what is damaged or missing is named", async () => {
   writeFiles(folder, { "train-images-idx3-ubyte": cut });
   await assert.rejects(
     openIdx(path),
-    /expected a file that can be read and unpacked, got unexpected end of file/,
+    /train-images-idx3-ubyte: expected gzipped bytes, .*got unexpected end of file/,
   );
   const alone = join(folder, "alone-images-idx3-ubyte");
   writeFiles(folder, { "alone-images-idx3-ubyte": images });
   await assert.rejects(openIdx(alone), {
     message: `${alone}: expected labels in alone-labels-idx1-ubyte, got no such file. ${LABEL_REMEDY}.`,
+  });
+});
+
+test("no more is unpacked than the header says, and no more than fits into memory", async () => {
+  const bomb = gzipSync(Buffer.concat([idx([1, 2, 4], [1, 2, 3, 4, 5, 6, 7, 8]), Buffer.alloc(2 ** 26)]));
+  const none = gzipSync(idx([2 ** 31, 2 ** 10, 2 ** 10], []));
+  const before = process.memoryUsage().arrayBuffers;
+  writeFiles(folder, { "bomb-images-idx3-ubyte.gz": bomb, "none-images-idx3-ubyte": none });
+  await assert.rejects(openIdx(join(folder, "bomb-images-idx3-ubyte.gz"), { label: null }), {
+    name: "RangeError",
+    message: /bomb-images-idx3-ubyte\.gz: expected gzipped bytes, .*got more than 25 bytes/,
+  });
+  assert.ok(process.memoryUsage().arrayBuffers - before < 2 ** 25);
+  await assert.rejects(openIdx(join(folder, "none-images-idx3-ubyte"), { label: null }), {
+    name: "RangeError",
+    message: /none-images-idx3-ubyte: expected at most \d+ bytes, .*got \[2147483648, 1024, 1024\]/,
   });
 });
