@@ -18,6 +18,7 @@ export const tasks = {
   format: async () => biome("check", "--write"),
   test,
   bench,
+  fuzz: async (args) => node(compiled("test/fuzz/run.ts"), ...args),
   start: async (args) => rlar("demo", ...args),
   rlar: async (args) => rlar(...args),
 };

@@ -1,0 +1,30 @@
+/** A short form of `npm run fuzz`: the first tries of each format. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { faultOf } from "./child.js";
+import { FORMATS } from "./formats.js";
+import { changeBytes, Dice } from "./mutate.js";
+import { fuzz } from "./run.js";
+
+test("a seed and a number make the same file, another number another", () => {
+  const bytes = Buffer.from("some bytes of a file");
+  const made = (number: number): string =>
+    changeBytes(bytes, new Dice(3, "tar", number), [bytes]).toString("hex");
+  assert.equal(made(5), made(5));
+  assert.ok(new Set(Array.from({ length: 20 }, (_, i) => made(i))).size > 15);
+});
+
+test("messages of ours are told from others", () => {
+  assert.equal(faultOf(new RangeError("f.tar: expected a tar file, got 3 bytes. Copy it again.")), undefined);
+  assert.match(faultOf(new TypeError("x is not a function")) ?? "", /not a message of ours/);
+  assert.match(faultOf("text") ?? "", /no Error/);
+});
+
+for (const format of Object.keys(FORMATS)) {
+  test(`${format}: no crash, no hang, no memory, no message that is not ours`, async () => {
+    const { faults, read, refused } = await fuzz(format, 60, 0);
+    assert.deepEqual(faults, []);
+    assert.equal(read + refused, 60);
+  });
+}
