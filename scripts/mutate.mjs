@@ -1,5 +1,5 @@
 /**
- * Are the tests of the RL formulas able to fail? Each mutation changes one spot of a compiled file while it is loaded
+ * Are the tests of the RL formulas and the data floor able to fail? Each mutation changes one spot of a compiled file while it is loaded
  * (nothing on disk changes) and runs the tests that must notice: a sign, a clip's side, a mean, a small constant.
  *
  *   node scripts/mutate.mjs [word]     mutations whose file or name holds the word; all of them without one
@@ -18,6 +18,18 @@ const floor = join(dirname(dirname(self)), "dist");
 
 /** By file of src: name, spot, what it becomes, and the test file that must notice when it is not the file of the same name. */
 const MUTATIONS = {
+  "data/tar_members": [
+    [
+      "padding after whole blocks",
+      "Math.ceil(length / BLOCK) * BLOCK",
+      "(Math.floor(length / BLOCK) + 1) * BLOCK",
+      "data/tar",
+    ],
+    ["sizes below 0", "length >= 0", "length >= -4096", "data/tar"],
+  ],
+  "data/split": [["other bytes of the hash", "readUIntBE(0, 6)", "readUIntBE(1, 6)"]],
+  "data/resample": [["a window one column late", "(first + i + 0.5) * scale", "(first + i + 1.5) * scale"]],
+  "data/iterable": [["rows of an item used twice on resuming", "used: used + rows", "used: rows"]],
   "rl_ar_finetune/advantages": [
     ["sign of the baseline", "r.sub(r.mean(1", "r.add(r.mean(1"],
     ["standard deviation with n", ".div((g - 1) * t)", ".div(g * t)"],

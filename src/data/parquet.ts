@@ -113,7 +113,7 @@ async function openFile(path: string, name: string, options: SourceOptions): Pro
   if (size === undefined) throw expected(path, "a parquet file", "nothing", "Check the path");
   const bytes: AsyncBuffer = {
     byteLength: size,
-    // Not async, and with a handler of its own: hyparquet asks for bytes ahead and may never wait for them.
+    // Not async: what cannot be is refused at once.
     slice(start, end = size) {
       if (
         !(
@@ -129,8 +129,7 @@ async function openFile(path: string, name: string, options: SourceOptions): Pro
       const part = readPart({ path, offset: start, length: end - start }).then(
         ({ buffer, byteOffset, length }) => buffer.slice(byteOffset, byteOffset + length) as ArrayBuffer,
       );
-      part.catch(() => {});
-      return part;
+      return answered(part);
     },
   };
   const { metadata, columns } = await guarded(`${path}, its footer`, async () => {
@@ -139,6 +138,18 @@ async function openFile(path: string, name: string, options: SourceOptions): Pro
   });
   const imageColumn = findImage(path, columns, options.image);
   return { path, name, bytes, metadata, imageColumn, labelColumn: findLabel(path, columns, options.label) };
+}
+
+/**
+ * A promise that may be left alone, and so may those made of it. hyparquet asks for several parts of a file at once and
+ * waits for none of them where it stops at the first fault; a failure that nobody waits for would end the process.
+ */
+function answered<T>(promise: Promise<T>): Promise<T> {
+  promise.catch(() => {});
+  const own: Promise<T>["then"] = (...handlers) =>
+    answered(Promise.prototype.then.apply(promise, handlers as never)) as never;
+  // biome-ignore lint/suspicious/noThenProperty: it is a promise's own, with an answer for what comes of it
+  return Object.assign(promise, { then: own });
 }
 
 const DAMAGED = "The file is damaged, cut short or no parquet file";

@@ -222,6 +222,15 @@ test("batches of other sizes are joined and cut to the first one's, and resumed 
         [6, 7],
       ],
     );
+    // Several batches within one item, begun anew after each.
+    using many = values(0, 10);
+    const long = [
+      { images: c, classes: [8, 9] },
+      { images: many, classes: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9] },
+    ];
+    const all = await read(long, 6);
+    assert.deepEqual(all[3]?.cursor, { epoch: 0, position: 1, batch: 2, used: 6 });
+    for (let i = 0; i < 5; i++) assert.deepEqual(await read(long, 5 - i, all[i]?.cursor), all.slice(i + 1));
     using small = full([2, 3, 1, 1], 0);
     await assert.rejects(read([{ images: a, classes: [0, 1, 2, 3] }, { images: small }], 2), {
       name: "RangeError",
