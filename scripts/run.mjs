@@ -1,7 +1,7 @@
 /**
  * The one entry behind npm's scripts: make everything ready (scripts/setup), then do the task (tasks.mjs).
  *
- *   node scripts/run.mjs build|check|format|test|bench|fuzz|start|rlar [arguments]
+ *   node scripts/run.mjs build|check|format|test|asan|bench|fuzz|start|rlar [arguments]
  */
 import { requireNode, SetupError } from "./setup/report.mjs";
 

@@ -6,6 +6,7 @@ import { existsSync, statSync } from "node:fs";
 import { availableParallelism, constants } from "node:os";
 import { dirname, join, relative, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
+import { buildSanitized } from "./setup/native.mjs";
 import { SetupError } from "./setup/report.mjs";
 import { listFiles } from "./setup/shell.mjs";
 
@@ -17,6 +18,7 @@ export const tasks = {
   check: async () => biome("check"),
   format: async () => biome("check", "--write"),
   test,
+  asan,
   bench,
   fuzz: async (args) => node(compiled("test/fuzz/run.ts"), ...args),
   start: async (args) => rlar("demo", ...args),
@@ -41,6 +43,19 @@ async function test(args) {
   const files = (named.length > 0 ? named : ["test"]).flatMap(testFiles);
   const concurrency = `--test-concurrency=${Math.min(4, availableParallelism())}`; // LibTorch has threads of its own
   return await node("--test", "--test-reporter=spec", concurrency, ...options, ...files);
+}
+
+/** The tests of the tensor floor with the addon under the address sanitizer: a bad access ends them with its report. */
+async function asan(args) {
+  const { addon, preload } = await buildSanitized(root, process.env);
+  Object.assign(process.env, {
+    RLAR_ADDON: addon,
+    LD_PRELOAD: preload.join(":"),
+    // What lives until the process ends is meant to; Node.js and LibTorch are not built for the other checks.
+    ASAN_OPTIONS:
+      "detect_leaks=0:detect_odr_violation=0:alloc_dealloc_mismatch=0:detect_container_overflow=0",
+  });
+  return await test(args.length > 0 ? args : ["test/torch", "test/native"]);
 }
 
 /** Test files of a source file or folder, as Node runs them: TypeScript compiled, test/setup as it is. */

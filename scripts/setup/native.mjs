@@ -4,10 +4,18 @@
  * sources costs nothing.
  */
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  realpathSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { createRequire } from "node:module";
 import { availableParallelism } from "node:os";
-import { basename, dirname, join } from "node:path";
+import { basename, dirname, isAbsolute, join } from "node:path";
 import { findLibTorch } from "./find_libtorch.mjs";
 import { findCudaHeaders, library, wantedNvidiaPackages } from "./libtorch.mjs";
 import { pythonCandidates } from "./python.mjs";
@@ -20,8 +28,9 @@ const DECIDING = ["LIBTORCH", "RLAR_CUDA", "RLAR_CACHE", "XDG_CACHE_HOME", "HOME
 );
 const COMPILERS = process.platform === "darwin" ? ["clang++", "c++", "g++"] : ["g++", "clang++", "c++"];
 
-const addonPath = (root) => join(root, "build", "native", "rlar_torch.node");
-const stampPath = (root) => join(root, "build", "native", "stamp.json");
+const nativeFolder = (root) => join(root, "build", "native");
+const addonPath = (root) => join(nativeFolder(root), "rlar_torch.node");
+const stampPath = (root) => join(nativeFolder(root), "stamp.json");
 const sources = (root) => listFiles(join(root, "native"), [".cc"]);
 
 /** Whether the addon is the one that these sources, this environment and this LibTorch make; starts no process. */
@@ -59,6 +68,38 @@ export async function buildNative(root, env) {
   const places = { libtorch, pythonPath };
   const stamp = { inputs: before, places, results: results(root, env, places) };
   writeWhole(stampPath(root), JSON.stringify(stamp));
+}
+
+/**
+ * Build the addon once more with the compiler's address sanitizer, in a folder of its own, and load it nowhere.
+ *
+ * @returns its path and the libraries that must be loaded before any other.
+ */
+export async function buildSanitized(root, env) {
+  const { libtorch } = await findLibTorch(env);
+  const compiler = findCompiler(env);
+  const preload = [];
+  for (const name of ["libasan.so", "libstdc++.so"]) {
+    const { stdout } = await run([...compiler, `-print-file-name=${name}`], { env });
+    if (!isAbsolute(stdout.trim())) {
+      throw new SetupError(`The address sanitizer needs ${name}, which the compiler does not have.`, {
+        lookedFor: [`${compiler.join(" ")} -print-file-name=${name}`],
+        found: [stdout.trim() || "nothing"],
+        toDo: [
+          "Debian and Ubuntu: apt install g++, which brings libasan; Fedora: dnf install libasan",
+          "then set CXX to g++ where another compiler is found first.",
+        ],
+      });
+    }
+    preload.push(realpathSync(stdout.trim()));
+  }
+  const sanitize = ["-fsanitize=address", "-fno-omit-frame-pointer", "-g1"];
+  const folder = join(root, "build", "asan");
+  const headers = findCudaHeaders(libtorch, env);
+  const build = { root, env, libtorch, compiler, cudaHeaders: headers.folder, folder, sanitize };
+  const linked = await compileAndLink(build);
+  if (linked !== undefined) writeFileSync(linked.stamp, linked.hash);
+  return { addon: join(folder, "rlar_torch.node"), preload };
 }
 
 /** What was found and made, by size and time; `places` is what the last search came upon. */
@@ -127,8 +168,8 @@ function findCompiler(env) {
 
 /** Compile what changed, then link; the stamp to write when it was linked anew, undefined when it was up to date. */
 async function compileAndLink(build) {
-  const { root } = build;
-  const objects = join(root, "build", "native", "obj");
+  const { root, folder = nativeFolder(root) } = build;
+  const objects = join(folder, "obj");
   mkdirSync(objects, { recursive: true });
   for (const path of listFiles(dirname(objects), [".tmp"])) rmSync(path); // a killed build's
   const flags = compileFlags(build);
@@ -148,7 +189,7 @@ async function compileAndLink(build) {
     );
   }
   const link = linkFlags(build);
-  const addon = addonPath(root);
+  const addon = join(folder, "rlar_torch.node");
   const stamp = `${addon}.hash`;
   const hash = hashOf([...jobs.map((job) => job.hash), link.join("\n")]);
   if (existsSync(addon) && hasContent(stamp, hash)) return undefined;
@@ -180,7 +221,7 @@ async function compileAll(build, flags, jobs) {
   if (failed !== undefined) throw failed.reason;
 }
 
-function compileFlags({ root, libtorch, cudaHeaders }) {
+function compileFlags({ root, libtorch, cudaHeaders, sanitize = [] }) {
   const include = join(libtorch.path, "include");
   const abi = libtorch.cxx11Abi === undefined ? [] : [`-D_GLIBCXX_USE_CXX11_ABI=${libtorch.cxx11Abi}`];
   const folders = [
@@ -190,17 +231,18 @@ function compileFlags({ root, libtorch, cudaHeaders }) {
   return [
     ...["-O2", "-fPIC", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-DNAPI_VERSION=8"],
     ...abi,
+    ...sanitize,
     ...(cudaHeaders ? ["-DRLAR_CUDA=1"] : []),
     ...folders.flatMap((folder) => ["-isystem", folder]), // others' headers: no warnings of theirs
   ];
 }
 
-function linkFlags({ libtorch }) {
+function linkFlags({ libtorch, sanitize = [] }) {
   const lib = join(libtorch.path, "lib");
   const names = ["c10", "torch_cpu", "torch", ...(libtorch.cuda ? ["torch_cuda", "c10_cuda"] : [])];
   // Nothing may be dropped as unused: a library's operators register themselves when it is loaded.
   const keep = process.platform === "darwin" ? ["-undefined", "dynamic_lookup"] : ["-Wl,--no-as-needed"];
-  return ["-L", lib, ...keep, ...names.map((name) => `-l${name}`), `-Wl,-rpath,${lib}`];
+  return [...sanitize, "-L", lib, ...keep, ...names.map((name) => `-l${name}`), `-Wl,-rpath,${lib}`];
 }
 
 /** Run the compiler with its whole output in a log, and turn its failures into instructions. */

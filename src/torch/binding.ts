@@ -84,9 +84,11 @@ interface Native {
   graphRelease(graph: number): void;
 }
 
+/** The addon that set-up built; `RLAR_ADDON` names another build of it, such as one under a sanitizer. */
 function load(): Native {
-  const path = fileURLToPath(new URL("../../../build/native/rlar_torch.node", import.meta.url));
-  if (!existsSync(path)) setUp();
+  const built = fileURLToPath(new URL("../../../build/native/rlar_torch.node", import.meta.url));
+  const path = process.env.RLAR_ADDON ?? built;
+  if (!existsSync(path) && path === built) setUp();
   let native: Native;
   try {
     native = createRequire(import.meta.url)(path) as Native;
