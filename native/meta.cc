@@ -45,21 +45,21 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> convolutionBackward(
           mask[2] ? at::empty({gradient.size(1)}, gradient.options()) : at::Tensor()};
 }
 
-at::Tensor toCpu(const at::Tensor& tensor) {
+// One is a value that logarithms, divisions and draws take; for whole numbers `whole`.
+at::Tensor toCpu(const at::Tensor& tensor, int64_t whole) {
   if (!tensor.defined() || !tensor.is_meta()) return tensor;
   const auto options = tensor.options().device(c10::kCPU);
-  // One is a value that logarithms, divisions and draws take; zero is an index that every dimension has.
   at::Tensor filled = at::empty_strided(tensor.sizes(), tensor.strides(), options);
-  return filled.fill_(tensor.is_floating_point() || tensor.is_complex() ? 1 : 0);
+  return filled.fill_(tensor.is_floating_point() || tensor.is_complex() ? 1 : whole);
 }
 
-IValue toCpu(const IValue& value) {
-  if (value.isTensor()) return toCpu(value.toTensor());
+IValue toCpu(const IValue& value, int64_t whole) {
+  if (value.isTensor()) return toCpu(value.toTensor(), whole);
   if (value.isDevice() && value.toDevice().is_meta()) return c10::Device(c10::kCPU);
   if (value.isGenerator()) return IValue();
   if (!value.isTensorList()) return value;
   c10::List<at::Tensor> list;
-  for (const at::Tensor& tensor : value.toTensorVector()) list.push_back(toCpu(tensor));
+  for (const at::Tensor& tensor : value.toTensorVector()) list.push_back(toCpu(tensor, whole));
   return list;
 }
 
@@ -81,8 +81,12 @@ void throughCpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const size_t count = schema.arguments().size();
   const std::vector<IValue> given(stack->end() - count, stack->end());
   torch::jit::drop(*stack, count);
+  // Zero is an index that every dimension has, but nothing can be divided by it.
+  const bool divides = schema.name().find("div") != std::string::npos ||
+                       schema.name().find("remainder") != std::string::npos ||
+                       schema.name().find("fmod") != std::string::npos;
   torch::jit::Stack own;
-  for (const IValue& value : given) own.push_back(toCpu(value));
+  for (const IValue& value : given) own.push_back(toCpu(value, divides ? 1 : 0));
   op.callBoxed(own);
   for (size_t i = 0; i < own.size(); i++) {
     const c10::AliasInfo* alias = schema.returns()[i].alias_info();

@@ -196,7 +196,6 @@ FLOATS = {
     "nonzero": lambda t: t.a.relu().nonzero(),
     "diagonal": lambda t: t.s.diagonal(1),
     "diagonalBatch": lambda t: t.a.diagonal(-1, 1, 2),
-    "unfold": lambda t: t.a.unfold(2, 3, 1),
     "sum": lambda t: t.a.sum(),
     "sumDims": lambda t: t.a.sum((0, -1)),
     "sumKeep": lambda t: t.a.sum(1, keepdim=True),

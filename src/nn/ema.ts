@@ -2,7 +2,16 @@
  * Exponential moving average of a network's trained parameters, after each update
  * `average <- decay * average + (1 - decay) * value`. Buffers, such as batch statistics, are not averaged.
  */
-import { call, expected, expectedType, keep, noGrad, type Tensor, tidy } from "../torch/index.js";
+import {
+  call,
+  checkOptions,
+  expected,
+  expectedType,
+  keep,
+  noGrad,
+  type Tensor,
+  tidy,
+} from "../torch/index.js";
 import type { Module, Parameter, StateDict } from "./module.js";
 
 /** Options of {@link Ema}. */
@@ -31,6 +40,7 @@ export class Ema {
 
   /** Start from the present values of the parameters that require a gradient. */
   constructor(module: Module, options: EmaOptions = {}) {
+    checkOptions("Ema", options, ["decay", "warmup"]);
     const { decay = 0.999, warmup = false } = options;
     if (!(decay >= 0 && decay <= 1)) throw expected("Ema", "a decay in [0, 1]", decay);
     this.decay = decay;

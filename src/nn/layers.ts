@@ -3,6 +3,7 @@
  * weights are methods of Tensor or in `torch.functional`.
  */
 import {
+  checkOptions,
   expected,
   functional as F,
   isGradEnabled,
@@ -34,6 +35,7 @@ export class Linear extends Module {
 
   constructor(inFeatures: number, outFeatures: number, options: { bias?: boolean } = {}) {
     super();
+    checkOptions("Linear", options, ["bias"]);
     const shape = [outFeatures, inFeatures];
     const bound = inFeatures > 0 ? 1 / Math.sqrt(inFeatures) : 0;
     this.weight = parameter(() => init.kaimingUniform(shape));
@@ -79,6 +81,7 @@ export class LayerNorm extends Module {
 
   constructor(features: number, options: { eps?: number; bias?: boolean; elementwiseAffine?: boolean } = {}) {
     super();
+    checkOptions("LayerNorm", options, ["eps", "bias", "elementwiseAffine"]);
     const { eps = 1e-5, elementwiseAffine = true, bias = elementwiseAffine } = options;
     this.#features = features;
     this.eps = eps;
@@ -103,6 +106,7 @@ export class RMSNorm extends Module {
 
   constructor(features: number, options: { eps?: number } = {}) {
     super();
+    checkOptions("RMSNorm", options, ["eps"]);
     this.#features = features;
     this.eps = options.eps ?? 1e-5;
     this.weight = parameter(() => init.ones([features]));
@@ -126,6 +130,7 @@ export class GroupNorm extends Module {
 
   constructor(numGroups: number, numChannels: number, options: { eps?: number } = {}) {
     super();
+    checkOptions("GroupNorm", options, ["eps"]);
     this.#numGroups = numGroups;
     this.eps = options.eps ?? 1e-5;
     this.weight = parameter(() => init.ones([numChannels]));
@@ -154,6 +159,7 @@ export class BatchNorm2d extends Module {
 
   constructor(numFeatures: number, options: { eps?: number; momentum?: number } = {}) {
     super();
+    checkOptions("BatchNorm2d", options, ["eps", "momentum"]);
     this.eps = options.eps ?? 1e-5;
     this.momentum = options.momentum ?? 0.1;
     this.weight = parameter(() => init.ones([numFeatures]));
@@ -184,6 +190,7 @@ export class Conv2d extends Module {
     options: F.Conv2dOptions & { bias?: boolean } = {},
   ) {
     super();
+    checkOptions("Conv2d", options, ["stride", "padding", "dilation", "groups", "bias"]);
     const { bias = true, ...conv } = options;
     const { groups = 1 } = conv;
     if (inChannels % groups !== 0 || outChannels % groups !== 0) {

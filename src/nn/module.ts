@@ -4,6 +4,7 @@
  */
 import {
   call,
+  checkOptions,
   type Device,
   DTYPES,
   type DType,
@@ -145,6 +146,7 @@ export abstract class Module {
     options: { strict?: boolean } = {},
   ): LoadReport {
     const where = `${this.constructor.name}.loadStateDict`;
+    checkOptions(where, options, ["strict"]);
     const own = Object.entries(this.stateDict());
     const given = new Map(Object.entries(state));
     const differing: string[] = [];
@@ -188,6 +190,7 @@ export abstract class Module {
    * of four dimensions. The objects stay, so that an optimizer goes on with them.
    */
   to(options: { dtype?: DType; device?: Device; memoryFormat?: MemoryFormat }): this {
+    checkOptions("Module.to", options, ["dtype", "device", "memoryFormat"]);
     const { dtype, device, memoryFormat } = options;
     if (dtype !== undefined && !DTYPES[dtype].isFloat) {
       throw expected("Module.to", "a floating-point dtype", dtype);

@@ -6,6 +6,7 @@
  */
 import {
   call,
+  checkOptions,
   type Device,
   DTYPES,
   emptyLike,
@@ -69,6 +70,8 @@ interface Batch {
   moments: Moments[];
 }
 
+const NUMBERS = ["lr", "betas", "eps", "weightDecay"];
+
 export class AdamW {
   readonly groups: readonly AdamWGroup[];
   readonly #moments = new Map<Tensor, Moments>();
@@ -80,6 +83,7 @@ export class AdamW {
    * @param options.fused - `false` computes from the formula, operator by operator: slower, same result.
    */
   constructor(params: Trained | readonly ParameterGroup[], options: AdamWOptions & { fused?: boolean } = {}) {
+    checkOptions("AdamW", options, [...NUMBERS, "fused"]);
     const { lr = 1e-3, betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0.01, fused = true } = options;
     this.#isFused = fused;
     const given = isGroups(params) ? params : [{ params }];
@@ -87,6 +91,7 @@ export class AdamW {
     const names = new Set<string>();
     const seen = new Set<Tensor>();
     for (const group of given) {
+      checkOptions("AdamW's group", group, [...NUMBERS, "params"]);
       const first = names.size;
       const named = group.params.map((item, i): readonly [string, Tensor] =>
         isNamed(item) ? item : [String(first + i), item],
@@ -119,6 +124,7 @@ export class AdamW {
    * @param options.lrFactor - factor of every group's learning rate in this step, from a schedule.
    */
   step(options: { lrFactor?: number } = {}): void {
+    checkOptions("AdamW.step", options, ["lrFactor"]);
     const { lrFactor = 1 } = options;
     if (!(lrFactor >= 0 && lrFactor < Infinity)) {
       throw expected("AdamW.step", "a finite lrFactor of at least 0", lrFactor);
@@ -170,6 +176,7 @@ export class AdamW {
    * @throws Error when names or shapes differ; shapes that differ even when `strict` is off.
    */
   loadStateDict(state: AdamWState, options: { strict?: boolean; keepNumbers?: boolean } = {}): LoadReport {
+    checkOptions(LOAD, options, ["strict", "keepNumbers"]);
     const { strict = true, keepNumbers = !strict } = options;
     if (strict) this.#checkGroups(state.groups);
     const unexpected = new Set(Object.keys(state.tensors));

@@ -6,6 +6,7 @@
 import {
   call,
   callTensor,
+  checkOptions,
   type DType,
   expected,
   functional as F,
@@ -173,6 +174,7 @@ export class PackedLinears {
  * @throws Error when a layer is packed already.
  */
 export function packLinears(module: Module, options: PackOptions = {}): PackedLinears {
+  checkOptions("packLinears", options, ["dtype"]);
   const layers: Linear[] = [];
   const packed = new PackedLinears(layers);
   try {

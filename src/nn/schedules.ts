@@ -2,7 +2,7 @@
  * Learning rates over time: each schedule is a pure function of the update's number, so that a resumed run
  * needs no state. `optimizer.step({ lrFactor: schedule(step) })` applies one.
  */
-import { expected } from "../torch/index.js";
+import { checkOptions, expected } from "../torch/index.js";
 
 /** Factor of every group's learning rate at update `step`, counted from 0. */
 export type Schedule = (step: number) => number;
@@ -19,6 +19,7 @@ export interface DecayOptions {
 
 /** 1 after the warm-up. */
 export function constant(options: { warmup?: number } = {}): Schedule {
+  checkOptions("constant", options, ["warmup"]);
   const { warmup = 0 } = options;
   check("constant", warmup, Infinity, 1);
   return (step) => rise(step, warmup);
@@ -39,6 +40,7 @@ export function cosine(options: DecayOptions): Schedule {
 }
 
 function decay(where: string, options: DecayOptions, shape: (progress: number) => number): Schedule {
+  checkOptions(where, options, ["total", "warmup", "final"]);
   const { total, warmup = 0, final = 0 } = options;
   check(where, warmup, total, final);
   return (step) => {

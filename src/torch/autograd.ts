@@ -4,7 +4,7 @@
  */
 import { native, SLOTS, TAG, tags, values } from "./binding.js";
 import { zeros } from "./creation.js";
-import { expected, expectedMessage, expectedType } from "./errors.js";
+import { checkOptions, expected, expectedMessage, expectedType } from "./errors.js";
 import { type RandomState, restoreRandomState, saveRandomState } from "./random.js";
 import { type Owned, surrender, tidy, tidyInto } from "./scope.js";
 import { Tensor } from "./tensor.js";
@@ -71,6 +71,7 @@ export function backward(
   gradients: readonly (Tensor | null)[] = roots.map(() => null),
   options: BackwardOptions & { inputs?: readonly Tensor[] } = {},
 ): void {
+  checkOptions("backward", options, ["retainGraph", "createGraph", "inputs"]);
   const { createGraph = false, retainGraph = createGraph, inputs = [] } = options;
   put(inputs, put(gradients, put(roots, 0)));
   native.backward(roots.length, gradients.length, inputs.length, retainGraph, createGraph);
@@ -88,6 +89,7 @@ export function grad(
   gradients: readonly (Tensor | null)[] = roots.map(() => null),
   options: BackwardOptions & { allowUnused?: boolean } = {},
 ): (Tensor | null)[] {
+  checkOptions("grad", options, ["retainGraph", "createGraph", "allowUnused"]);
   const { createGraph = false, retainGraph = createGraph, allowUnused = false } = options;
   put(inputs, put(gradients, put(roots, 0)));
   native.gradients(roots.length, gradients.length, inputs.length, retainGraph, createGraph, allowUnused);

@@ -4,7 +4,7 @@
 import { native } from "./binding.js";
 import { type Argument, call, callTensor, type GeneratorHandle } from "./call.js";
 import type { DType, TypedArray } from "./dtype.js";
-import { expected, expectedType } from "./errors.js";
+import { checkOptions, expected, expectedType } from "./errors.js";
 import type { Device, MemoryFormat, NestedNumbers, Tensor } from "./tensor.js";
 
 /** Type and place of a new tensor: float32 on the CPU where nothing is said. */
@@ -19,12 +19,17 @@ export interface RandomOptions extends TensorOptions {
   generator?: GeneratorHandle;
 }
 
+const OPTIONS = ["dtype", "device", "requiresGrad"];
+const RANDOM_OPTIONS = [...OPTIONS, "generator"];
+const LIKE_OPTIONS = ["dtype"];
+
 function create(
   name: string,
   args: readonly Argument[],
   options: RandomOptions,
   fallback: DType = "float32",
 ): Tensor {
+  checkOptions(name, options, RANDOM_OPTIONS);
   const { dtype = fallback, device = "cpu", generator } = options;
   const drawn = generator === undefined ? args : [...args, generator];
   const tensor = callTensor<Tensor>(name, [...drawn, dtype, null, device]);
@@ -36,6 +41,7 @@ export function empty(
   shape: readonly number[],
   options: TensorOptions & { memoryFormat?: MemoryFormat } = {},
 ): Tensor {
+  checkOptions("empty", options, [...OPTIONS, "memoryFormat"]);
   const { dtype = "float32", device = "cpu", memoryFormat = null, requiresGrad = false } = options;
   const tensor = callTensor<Tensor>("aten::empty.memory_format", [
     shape,
@@ -62,14 +68,17 @@ export function full(shape: readonly number[], value: number | boolean, options:
 }
 
 export function zerosLike(tensor: Tensor, options: { dtype?: DType } = {}): Tensor {
+  checkOptions("zerosLike", options, LIKE_OPTIONS);
   return callTensor("aten::zeros_like", [tensor], { dtype: options.dtype ?? null });
 }
 
 export function onesLike(tensor: Tensor, options: { dtype?: DType } = {}): Tensor {
+  checkOptions("onesLike", options, LIKE_OPTIONS);
   return callTensor("aten::ones_like", [tensor], { dtype: options.dtype ?? null });
 }
 
 export function emptyLike(tensor: Tensor, options: { dtype?: DType } = {}): Tensor {
+  checkOptions("emptyLike", options, LIKE_OPTIONS);
   return callTensor("aten::empty_like", [tensor], { dtype: options.dtype ?? null });
 }
 
@@ -131,6 +140,7 @@ export function multinomial(
   count: number,
   options: { replacement?: boolean; generator?: GeneratorHandle } = {},
 ): Tensor {
+  checkOptions("multinomial", options, ["replacement", "generator"]);
   return callTensor("aten::multinomial", [
     weights,
     count,
@@ -141,6 +151,7 @@ export function multinomial(
 
 /** 0 or 1 with probability `p` of 1, each element on its own, in the dtype of `p`. */
 export function bernoulli(p: Tensor, options: { generator?: GeneratorHandle } = {}): Tensor {
+  checkOptions("bernoulli", options, ["generator"]);
   return callTensor("aten::bernoulli", [p], { generator: options.generator ?? null });
 }
 
@@ -164,6 +175,7 @@ const ARRAY_DTYPES: ReadonlyMap<unknown, DType> = new Map<unknown, DType>([
  * @throws RangeError when the lists are ragged. TypeError when a value is no number.
  */
 export function tensor(data: NestedNumbers | TypedArray | bigint[], options: TensorOptions = {}): Tensor {
+  checkOptions("tensor", options, OPTIONS);
   if (ArrayBuffer.isView(data)) return fromTypedArray(data, options);
   const shape: number[] = [];
   for (let level: unknown = data; Array.isArray(level); level = level[0]) shape.push(level.length);

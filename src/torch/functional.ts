@@ -3,7 +3,7 @@
  * their own are in `nn`.
  */
 import { type Argument, callTensor } from "./call.js";
-import { expected } from "./errors.js";
+import { checkOptions, expected } from "./errors.js";
 import { tidy } from "./scope.js";
 import type { Tensor } from "./tensor.js";
 
@@ -43,6 +43,7 @@ export function conv2d(
   bias: Tensor | null = null,
   options: Conv2dOptions = {},
 ): Tensor {
+  checkOptions("conv2d", options, ["stride", "padding", "dilation", "groups"]);
   const { stride = 1, padding = 0, dilation = 1, groups = 1 } = options;
   return call("aten::conv2d", [x, weight, bias, pair(stride), pair(padding), pair(dilation), groups]);
 }
@@ -54,6 +55,7 @@ export function convTranspose2d(
   bias: Tensor | null = null,
   options: Conv2dOptions & { outputPadding?: Pair } = {},
 ): Tensor {
+  checkOptions("convTranspose2d", options, ["stride", "padding", "outputPadding", "dilation", "groups"]);
   const { stride = 1, padding = 0, outputPadding = 0, dilation = 1, groups = 1 } = options;
   const args = [x, weight, bias, pair(stride), pair(padding), pair(outputPadding), groups, pair(dilation)];
   return call("aten::conv_transpose2d.input", args);
@@ -103,6 +105,7 @@ export function batchNorm(
   bias: Tensor | null,
   options: { training: boolean; momentum: number; eps: number },
 ): Tensor {
+  checkOptions("batchNorm", options, ["training", "momentum", "eps"]);
   const { training, momentum, eps } = options;
   return call("aten::batch_norm", [
     x,
@@ -137,6 +140,7 @@ export function scaledDotProductAttention(
   v: Tensor,
   options: AttentionOptions = {},
 ): Tensor {
+  checkOptions("scaledDotProductAttention", options, ["mask", "dropout", "isCausal", "scale", "enableGqa"]);
   const { mask, dropout = 0, isCausal = false, scale, enableGqa = false } = options;
   return call("aten::scaled_dot_product_attention", [
     q,
@@ -176,6 +180,7 @@ export function interpolate(
     antialias?: boolean;
   },
 ): Tensor {
+  checkOptions("interpolate", options, ["size", "scale", "mode", "alignCorners", "antialias"]);
   const { size, scale, mode = "nearest", alignCorners = false, antialias = false } = options;
   if ((size === undefined) === (scale === undefined)) {
     throw expected("interpolate", "either size or scale", size === undefined ? "neither" : "both");
@@ -209,6 +214,7 @@ export function avgPool2d(
   kernel: Pair,
   options: { stride?: Pair; padding?: Pair; ceilMode?: boolean; countIncludePad?: boolean } = {},
 ): Tensor {
+  checkOptions("avgPool2d", options, ["stride", "padding", "ceilMode", "countIncludePad"]);
   const { stride = kernel, padding = 0, ceilMode = false, countIncludePad = true } = options;
   return call("aten::avg_pool2d", [
     x,
@@ -227,6 +233,7 @@ export function maxPool2d(
   kernel: Pair,
   options: { stride?: Pair; padding?: Pair; ceilMode?: boolean } = {},
 ): Tensor {
+  checkOptions("maxPool2d", options, ["stride", "padding", "ceilMode"]);
   const { stride = kernel, padding = 0, ceilMode = false } = options;
   return call("aten::max_pool2d", [x, pair(kernel), pair(stride), pair(padding), [1, 1], ceilMode]);
 }
@@ -238,6 +245,7 @@ export function oneHot(index: Tensor, classes: number): Tensor {
 
 /** Divide by the p-norm along `dim`, which is taken as at least `eps`. */
 export function normalize(x: Tensor, options: { p?: number; dim?: number; eps?: number } = {}): Tensor {
+  checkOptions("normalize", options, ["p", "dim", "eps"]);
   const { p = 2, dim = 1, eps = 1e-12 } = options;
   return tidy(() => x.div(x.norm(p, dim, true).clamp(eps)));
 }
@@ -255,6 +263,7 @@ export function crossEntropy(
   target: Tensor,
   options: { reduction?: Reduction; weight?: Tensor; ignoreIndex?: number; labelSmoothing?: number } = {},
 ): Tensor {
+  checkOptions("crossEntropy", options, ["reduction", "weight", "ignoreIndex", "labelSmoothing"]);
   const { reduction = "mean", weight, ignoreIndex = -100, labelSmoothing = 0 } = options;
   const args = [logits, target, weight ?? null, REDUCTIONS[reduction], ignoreIndex, labelSmoothing];
   return call("aten::cross_entropy_loss", args);
@@ -286,6 +295,7 @@ export function klDiv(
   target: Tensor,
   options: { reduction?: Reduction; logTarget?: boolean } = {},
 ): Tensor {
+  checkOptions("klDiv", options, ["reduction", "logTarget"]);
   const { reduction = "mean", logTarget = false } = options;
   return call("aten::kl_div", [logp, target, REDUCTIONS[reduction]], { log_target: logTarget });
 }

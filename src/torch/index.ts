@@ -68,7 +68,7 @@ export {
   version,
 } from "./device.js";
 export { DTYPES, type DType, type TypedArray } from "./dtype.js";
-export { expected, expectedMessage, expectedType, TorchError } from "./errors.js";
+export { checkOptions, expected, expectedMessage, expectedType, TorchError } from "./errors.js";
 export * as functional from "./functional.js";
 export {
   deriveSeed,

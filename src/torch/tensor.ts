@@ -13,7 +13,7 @@ import {
   TensorHandle,
 } from "./call.js";
 import type { DType, TypedArray } from "./dtype.js";
-import { expected } from "./errors.js";
+import { checkOptions, expected } from "./errors.js";
 import { tidy } from "./scope.js";
 
 /** Where a tensor lives. */
@@ -40,6 +40,9 @@ const ELEMENTS: Partial<Record<DType, ElementsOf>> = {
   uint8: Uint8Array,
 };
 
+/** Values along a dimension, and their places in it. */
+type Found = { values: Tensor; indices: Tensor };
+
 type Dims = number | readonly number[];
 
 /** Sizes or dimensions: `view(2, 3)`, or as one array `view([2, 3])`. */
@@ -47,6 +50,10 @@ type Ints = readonly number[] | readonly [readonly number[]];
 
 const call = (name: string, args: readonly Argument[], options?: Record<string, Argument>): Tensor =>
   callTensor<Tensor>(name, args, options);
+
+const TO_OPTIONS = ["dtype", "device", "memoryFormat", "copy", "nonBlocking"];
+const SUM_OPTIONS = ["keepdim", "dtype"];
+const STD_OPTIONS = ["keepdim", "correction"];
 
 const asOne = (list: Ints): readonly Argument[] =>
   list.length === 1 && Array.isArray(list[0]) ? list[0] : (list as readonly number[]);
@@ -64,6 +71,7 @@ export class Tensor extends TensorHandle {
     copy?: boolean;
     nonBlocking?: boolean;
   }): Tensor {
+    checkOptions("Tensor.to", options, TO_OPTIONS);
     const { dtype, device, memoryFormat, copy, nonBlocking } = options;
     const args = [this, dtype ?? null, null, device ?? null, null, nonBlocking, copy, memoryFormat ?? null];
     return call("aten::to.dtype_layout", args);
@@ -224,6 +232,7 @@ export class Tensor extends TensorHandle {
    * @param options.createGraph - build the graph of the gradients too, for second derivatives.
    */
   backward(gradient?: Tensor, options: { retainGraph?: boolean; createGraph?: boolean } = {}): void {
+    checkOptions("Tensor.backward", options, ["retainGraph", "createGraph"]);
     const { createGraph = false, retainGraph = createGraph } = options;
     tags[0] = TAG.tensor;
     values[0] = this.live;
@@ -487,12 +496,8 @@ export class Tensor extends TensorHandle {
     return this;
   }
   scatter_(dim: number, index: Tensor, source: Operand): this {
-    call(source instanceof Tensor ? "aten::scatter_.src" : "aten::scatter_.value", [
-      this,
-      dim,
-      index,
-      source,
-    ]);
+    const name = source instanceof Tensor ? "aten::scatter_.src" : "aten::scatter_.value";
+    call(name, [this, dim, index, source]);
     return this;
   }
   scatterAdd_(dim: number, index: Tensor, source: Tensor): this {
@@ -579,12 +584,8 @@ export class Tensor extends TensorHandle {
     return call("aten::gather", [this, dim, index]);
   }
   scatter(dim: number, index: Tensor, source: Operand): Tensor {
-    return call(source instanceof Tensor ? "aten::scatter.src" : "aten::scatter.value", [
-      this,
-      dim,
-      index,
-      source,
-    ]);
+    const name = source instanceof Tensor ? "aten::scatter.src" : "aten::scatter.value";
+    return call(name, [this, dim, index, source]);
   }
   indexSelect(dim: number, index: Tensor): Tensor {
     return call("aten::index_select", [this, dim, index]);
@@ -605,25 +606,25 @@ export class Tensor extends TensorHandle {
   diagonal(offset = 0, dim0 = 0, dim1 = 1): Tensor {
     return call("aten::diagonal", [this, offset, dim0, dim1]);
   }
-  /** Sliding windows of `size` every `step` along a dimension, as a new last dimension. */
-  unfold(dim: number, size: number, step: number): Tensor {
-    return call("aten::unfold", [this, dim, size, step]);
-  }
 
   // ---- Reductions ----
 
   /** Sum over all elements, or over `dim`. */
   sum(dim: Dims | null = null, options: { keepdim?: boolean; dtype?: DType } = {}): Tensor {
+    checkOptions("Tensor.sum", options, SUM_OPTIONS);
     return call("aten::sum.dim_IntList", [this, dim, options.keepdim, options.dtype]);
   }
   mean(dim: Dims | null = null, options: { keepdim?: boolean; dtype?: DType } = {}): Tensor {
+    checkOptions("Tensor.mean", options, SUM_OPTIONS);
     return call("aten::mean.dim", [this, dim, options.keepdim, options.dtype]);
   }
   /** Standard deviation; `correction` 1 divides by n - 1, as PyTorch does. */
   std(dim: Dims | null = null, options: { keepdim?: boolean; correction?: number } = {}): Tensor {
+    checkOptions("Tensor.std", options, STD_OPTIONS);
     return call("aten::std.correction", [this, dim, options.correction ?? 1, options.keepdim]);
   }
   var(dim: Dims | null = null, options: { keepdim?: boolean; correction?: number } = {}): Tensor {
+    checkOptions("Tensor.var", options, STD_OPTIONS);
     return call("aten::var.correction", [this, dim, options.correction ?? 1, options.keepdim]);
   }
   /** p-norm over all elements, or over `dim`. */
@@ -646,23 +647,18 @@ export class Tensor extends TensorHandle {
     return call("aten::argmin", [this, dim, keepdim]);
   }
   /** Largest values along `dim` and where they are. */
-  max(dim: number, keepdim = false): { values: Tensor; indices: Tensor } {
+  max(dim: number, keepdim = false): Found {
     return pair(callUntyped("aten::max.dim", [this, dim, keepdim]));
   }
-  min(dim: number, keepdim = false): { values: Tensor; indices: Tensor } {
+  min(dim: number, keepdim = false): Found {
     return pair(callUntyped("aten::min.dim", [this, dim, keepdim]));
   }
-  topk(
-    k: number,
-    dim = -1,
-    options: { largest?: boolean; sorted?: boolean } = {},
-  ): { values: Tensor; indices: Tensor } {
+  topk(k: number, dim = -1, options: { largest?: boolean; sorted?: boolean } = {}): Found {
+    checkOptions("Tensor.topk", options, ["largest", "sorted"]);
     return pair(callUntyped("aten::topk", [this, k, dim, options.largest, options.sorted]));
   }
-  sort(
-    dim = -1,
-    options: { descending?: boolean; stable?: boolean } = {},
-  ): { values: Tensor; indices: Tensor } {
+  sort(dim = -1, options: { descending?: boolean; stable?: boolean } = {}): Found {
+    checkOptions("Tensor.sort", options, ["descending", "stable"]);
     return pair(callUntyped("aten::sort.stable", [this, options.stable ?? false, dim, options.descending]));
   }
   argsort(dim = -1, descending = false): Tensor {
@@ -694,7 +690,7 @@ export class Tensor extends TensorHandle {
   }
 }
 
-function pair(result: unknown): { values: Tensor; indices: Tensor } {
+function pair(result: unknown): Found {
   const [values, indices] = result as [Tensor, Tensor];
   return { values, indices };
 }

@@ -6,7 +6,7 @@
 import { existsSync, readdirSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { openCheckpoint } from "./checkpoint.js";
-import { expected } from "./errors.js";
+import { checkOptions, expected } from "./errors.js";
 import { FileBytes } from "./files.js";
 import { isObject, parseJson } from "./json.js";
 import { LazyTensor } from "./lazy_tensor.js";
@@ -73,6 +73,7 @@ export class WeightsFile {
   /** @throws RangeError when the file is neither format, holds no state dict, or is one shard of several. */
   constructor(path: string, options: WeightsOptions = {}) {
     this.path = path;
+    checkOptions("openWeights", options, ["wrapper"]);
     const source = openSource(path, options);
     this.#source = source;
     this.format = source.format;

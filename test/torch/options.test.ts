@@ -1,0 +1,71 @@
+/** Options that a function does not know are refused by name, in the tensor floor and in nn. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import * as nn from "../../src/nn/index.js";
+import * as torch from "../../src/torch/index.js";
+
+const { functional: F, tidy } = torch;
+
+test("an option that is misspelt, or spelt as in Python, is refused", () => {
+  tidy(() => {
+    const x = torch.ones([2, 2]);
+    const image = torch.ones([1, 1, 4, 4]);
+    const linear = new nn.Linear(2, 2);
+    const odd = { requires_grad: true } as never;
+    const uses: Record<string, () => unknown> = {
+      zeros: () => torch.zeros([2], odd),
+      ones: () => torch.ones([2], odd),
+      full: () => torch.full([2], 1, odd),
+      empty: () => torch.empty([2], odd),
+      randn: () => torch.randn([2], odd),
+      randint: () => torch.randint(0, 2, [2], odd),
+      arange: () => torch.arange(0, 2, 1, odd),
+      zerosLike: () => torch.zerosLike(x, odd),
+      multinomial: () => torch.multinomial(x, 1, odd),
+      tensor: () => torch.tensor([1], odd),
+      "tensor of a typed array": () => torch.tensor(new Float32Array(1), odd),
+      to: () => x.to(odd),
+      sum: () => x.sum(0, odd),
+      mean: () => x.mean(0, odd),
+      std: () => x.std(0, odd),
+      var: () => x.var(0, odd),
+      topk: () => x.topk(1, 0, odd),
+      sort: () => x.sort(0, odd),
+      backward: () => x.sum().backward(undefined, odd),
+      grad: () => torch.grad([x], [x], undefined, odd),
+      conv2d: () => F.conv2d(image, image, null, odd),
+      attention: () => F.scaledDotProductAttention(x, x, x, odd),
+      interpolate: () => F.interpolate(image, odd),
+      avgPool2d: () => F.avgPool2d(image, 2, odd),
+      maxPool2d: () => F.maxPool2d(image, 2, odd),
+      normalize: () => F.normalize(x, odd),
+      crossEntropy: () => F.crossEntropy(x, x, odd),
+      klDiv: () => F.klDiv(x, x, odd),
+      Linear: () => new nn.Linear(2, 2, odd),
+      LayerNorm: () => new nn.LayerNorm(2, odd),
+      RMSNorm: () => new nn.RMSNorm(2, odd),
+      GroupNorm: () => new nn.GroupNorm(1, 2, odd),
+      BatchNorm2d: () => new nn.BatchNorm2d(2, odd),
+      Conv2d: () => new nn.Conv2d(1, 1, 1, odd),
+      AdamW: () => new nn.AdamW(linear.parameters(), odd),
+      "AdamW's group": () => new nn.AdamW([{ params: linear.parameters(), requires_grad: true } as never]),
+      "AdamW.step": () => new nn.AdamW(linear.parameters()).step(odd),
+      "AdamW.loadStateDict": () =>
+        new nn.AdamW(linear.parameters()).loadStateDict({ tensors: {}, groups: [] }, odd),
+      Ema: () => new nn.Ema(linear, odd),
+      "Module.to": () => linear.to(odd),
+      "Module.loadStateDict": () => linear.loadStateDict(linear.stateDict(), odd),
+      packLinears: () => nn.packLinears(linear, odd),
+      constant: () => nn.schedules.constant(odd),
+      cosine: () => nn.schedules.cosine({ total: 2, requires_grad: true } as never),
+      openWeights: () => torch.openWeights("nowhere", odd),
+    };
+    for (const [name, use] of Object.entries(uses)) {
+      assert.throws(
+        use,
+        { name: "RangeError", message: /: expected no options but .+, got requires_grad\.$/ },
+        name,
+      );
+    }
+  });
+});
