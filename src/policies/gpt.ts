@@ -253,8 +253,7 @@ export class GPT extends Module implements ArPolicy {
       nEmbd,
       ...rates,
       classNum,
-      usePretrainedCodebook,
-      ...(usePretrainedCodebook && { nCodebookEmbd }),
+      ...(usePretrainedCodebook && { usePretrainedCodebook, nCodebookEmbd }),
       ...(features !== null && { features }),
     };
     if (codebook !== undefined && !usePretrainedCodebook) {

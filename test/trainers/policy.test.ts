@@ -267,6 +267,10 @@ test("the model opens as a policy, and is what was evaluated", async (t) => {
     nEmbd: 16,
     vocabSize: 32,
     blockSize: 16,
+    embdPdrop: 0,
+    residPdrop: 0,
+    attnPdrop: 0,
+    tokenDrop: 0.1,
   });
   const { steps, seconds: _, commit: __, ...about } = JSON.parse(metadata.training ?? "");
   const { heldOut, train } = splitSource(await openSource(join(folder, "images")), { heldOut: 0.2 });
