@@ -122,9 +122,11 @@ export function layerOfYaml(kind: KeyTable, text: string, name: string, folder =
     const { value } = given;
     const isRelative = kind.keyAt(path)?.isPath === true && typeof value === "string" && !isAbsolute(value);
     if (!isRelative || folder === ".") return [path, given];
-    // A file that is named by a relative path gives relative paths.
-    const inside = isAbsolute(folder) ? join(folder, value) : relative("", join(folder, value)) || ".";
-    return [path, { ...given, value: inside }];
+    // Relative to the working directory, as the command line has them, but for what a file elsewhere has.
+    const whole = join(folder, value);
+    const near = relative("", whole) || ".";
+    const isElsewhere = isAbsolute(folder) && near.startsWith("..");
+    return [path, { ...given, value: isElsewhere ? whole : near }];
   });
   return { ...layer, values: new Map(values) };
 }

@@ -74,11 +74,12 @@ test("a classifier's distance is rewarded and another's is watched, each by its 
   assert.ok(mean("perceptual") > 0 && mean("perceptual_held_out") > 0);
   assert.ok(Math.abs(mean("reward") + 3 * mean("perceptual")) < 1e-12);
   assert.notEqual(mean("perceptual"), mean("perceptual_held_out"));
-  assert.throws(() => resolveConfig({ values: tinyRun(folder, { ...values, eval: { perceptual: one } }) }), {
-    message:
-      `config.eval.perceptual: expected another file than reward.perceptual.path, got ${one}. ` +
-      "A network that is rewarded cannot watch over itself: train it with another seed, or leave this out.",
-  });
+  assert.throws(
+    () => resolveConfig({ values: tinyRun(folder, { ...values, eval: { perceptual: one } }) }),
+    ({ message }: Error) =>
+      message.startsWith("config.eval.perceptual: expected another file than reward.perceptual.path") &&
+      message.includes(`got ${one}.`),
+  );
 });
 
 test("two evaluations of a policy are the same, and its numbers are those of the images", async (t) => {

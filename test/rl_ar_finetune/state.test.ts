@@ -236,8 +236,8 @@ test("a run that kl.stop or eval.patience ended stays ended, unless told otherwi
     ["kl", { kl: { stop: 1e-12 } }, { kl: { stop: 9 } }],
     [
       "patience",
-      { eval: { every: 1, images: 4, patience: 1, best: "nothing" } },
-      { eval: { every: 1, images: 4, patience: 0, best: "nothing" } },
+      { eval: { every: 1, images: 4, patience: 1, best: "eval/reward/count" } },
+      { eval: { every: 1, images: 4, patience: 0, best: "eval/reward/count" } },
     ],
   ] as const) {
     const run = await runsIn(t);

@@ -132,10 +132,10 @@ test("model.safetensors holds the averaged weights of the best evaluation", asyn
   const { best, last, model } = await fit(
     dir,
     { save: { every: 2, keep: 5 } },
-    { evaluate: (step) => ({ "eval/loss": losses[step] as number, "eval/other": -step }) },
+    { evaluate: (step) => ({ "eval/loss": losses[step] as number, "eval/score": -step }) },
   );
-  assert.deepEqual(best, { "eval/loss": 3, "eval/other": -4 });
-  assert.deepEqual(last, { "eval/loss": 4, "eval/other": -8 });
+  assert.deepEqual(best, { "eval/loss": 3, "eval/score": -4 });
+  assert.deepEqual(last, { "eval/loss": 4, "eval/score": -8 });
   assert.deepEqual(weightsIn(model), weightsIn(partOf(dir, 4, "model_ema")));
   assert.notDeepEqual(weightsIn(model), weightsIn(partOf(dir, 4, "model")));
   assert.equal(JSON.parse(loadSafetensors(model).metadata.training ?? "").steps, 4);
@@ -143,8 +143,8 @@ test("model.safetensors holds the averaged weights of the best evaluation", asyn
 
   const most = await fit(
     join(dir, "most"),
-    { eval: { best: "eval/other", mode: "max" } },
-    { evaluate: (step) => ({ "eval/loss": step, "eval/other": -step }) },
+    { eval: { best: "eval/score", mode: "max" } },
+    { evaluate: (step) => ({ "eval/loss": step, "eval/score": -step }) },
   );
   assert.equal(JSON.parse(loadSafetensors(most.model).metadata.training ?? "").steps, 0);
 });
@@ -462,7 +462,7 @@ test("patience ends a run, and eval.best must be a metric that there is", async 
   assert.deepEqual([(await again(3)).step, (await again(0)).end], [5, "done"]);
   await assert.rejects(
     fit(join(folder, "best"), { eval: { best: "eval/fid" } }, { evaluate: worse }),
-    /^ConfigError: eval\.best: expected one of eval\/loss, got eval\/fid\. Name one of these\.$/,
+    /^ConfigError: .*eval\.best: expected .*, got eval\/fid\. .*eval\/loss/,
   );
 });
 
