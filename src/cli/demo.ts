@@ -9,6 +9,7 @@ import { trainKind } from "../config/train.js";
 import { writeReport } from "../dashboard/report.js";
 import { evaluateModels, type ModelEvaluation } from "../evaluation/judge_models.js";
 import { type Estimate, type EvalRow, optionsOfRun } from "../evaluation/options.js";
+import { FRONTIER_TEXT, freeVerdictText, verdictText, warningsOf } from "../evaluation/verdict.js";
 import type { Evaluation } from "../rl_ar_finetune/evaluate.js";
 import { trainRlLoop } from "../rl_ar_finetune/train_loop.js";
 import { duration } from "../run/console.js";
@@ -133,7 +134,8 @@ async function makeModels(recipes: string, models: string, dir: string, short: b
 }
 
 /** Before and after, a row a temperature: completions and free samples. */
-function tableOf({ rows, reconstruction, networks, verdicts }: ModelEvaluation): string {
+function tableOf(evaluation: ModelEvaluation): string {
+  const { rows, reconstruction, networks, verdicts } = evaluation;
   const network = networks.at(-1)?.name ?? "";
   const cell = (estimate: Estimate | undefined, digits: number): string =>
     (estimate === undefined ? "-" : estimate.value.toFixed(digits)).padStart(11);
@@ -151,23 +153,22 @@ function tableOf({ rows, reconstruction, networks, verdicts }: ModelEvaluation):
   };
   const head = ["L2", "perceptual", "FD", "free FD", "score", "accuracy"].map((name) => name.padStart(11));
   const ceiling = [reconstruction?.plain.l2, reconstruction?.networks[network]?.perceptual];
-  const gains = verdicts.completion.flatMap(({ measure, standings }) => {
-    const best = standings
-      .filter(({ standing }) => standing === "beyond")
-      .sort((a, b) => b.gain.value - a.gain.value)[0];
-    return best === undefined
-      ? [`${measure}: not beyond what a temperature of the base gives`]
-      : [
-          `${measure}: at T ${best.point.temperature} ${best.gain.value.toFixed(1)} % below what the base has at such an FD (T ${best.rival.temperature})`,
-        ];
-  });
+  const gains = [
+    ...verdicts.completion.map((verdict) => verdictText(verdict)[0]),
+    ...verdicts.free.map((verdict) => freeVerdictText(verdict)),
+    ...warningsOf(evaluation),
+  ].map((text) => `- ${text.replaceAll(network, "above")}`);
   return [
     `completions of held-out images | free samples, by ${network}`,
     `${" ".repeat(15)}${head.join("")}`,
     ...rows.map(line),
     `${"ceiling".padEnd(15)}${ceiling.map((estimate) => cell(estimate, 4)).join("")}   (the tokenizer's own reconstruction)`,
     "",
+    "A: before, B: after.",
+    FRONTIER_TEXT,
     ...gains,
+    "This network and that of the reward learnt from the same emoji. A network that learnt elsewhere confirms that",
+    "completions are closer, and finds them less real as a set than before: docs/results.md.",
     "",
   ].join("\n");
 }

@@ -231,7 +231,7 @@ export interface Line {
 export interface Reference {
   readonly label: string;
   readonly value: number;
-  /** The color of the line that it belongs to; grey where left out. */
+  /** The color of the line that it belongs to; default grey. */
   readonly color?: number;
 }
 
@@ -248,7 +248,7 @@ export interface LineChart {
   readonly isWide?: boolean;
   /** The last iteration of the page, so that all its charts have one axis. */
   readonly lastStep: number;
-  /** Most points of a line; {@link POINTS} where left out. */
+  /** Most points of a line; default {@link POINTS}. */
   readonly points?: number;
 }
 
@@ -294,7 +294,8 @@ function pointOf(step: number, value: number, x: Axis, y: Axis): string | null {
   return `${round(left * WIDTH)} ${round((1 - up) * HEIGHT)}`;
 }
 
-const round = (number: number): number => Number(number.toFixed(1));
+/** A place in the drawing, which needs no more digits. */
+export const round = (number: number): number => Number(number.toFixed(1));
 
 /** A chart of lines with its legend, its axes and the numbers that its read-out shows. */
 export function lineChart(chart: LineChart): Html {
@@ -366,7 +367,9 @@ function cutDown(line: Line, most: number): CutLine {
   return { ...rest, series: cut, edges: edges ?? null, ...(middle && { smooth: middle }) };
 }
 
-const colorOf = (color: number | undefined): string => (color === undefined ? "grey" : `c${color % 8}`);
+/** The class of a line's color. */
+export const colorOf = (color: number | undefined): string =>
+  color === undefined ? "grey" : `c${color % 8}`;
 
 function drawLine(
   { series, smooth, edges, color, isDashed, hasMarks, hasDots }: CutLine,

@@ -15,7 +15,7 @@ import {
   warningsOf,
 } from "../evaluation/verdict.js";
 import { measureOf } from "../metrics/measures.js";
-import { frame, HEIGHT, WIDTH } from "./curves.js";
+import { colorOf, frame, HEIGHT, round, WIDTH } from "./curves.js";
 import { type Html, hint, html, type Piece, raw, table } from "./page.js";
 import type { EvalFile, SomeEvaluation } from "./reading.js";
 import { changeText } from "./results.js";
@@ -54,8 +54,8 @@ function oneEvaluation(evaluation: SomeEvaluation, pictures: Html | null): Html 
   );
   const verdicts = verdictsOf(evaluation);
   const frontiers = frontiersOf([{ label: "", color: 0, evaluation }]);
-  const sections = verdictTables(evaluation, labels);
-  const rest = html`${plainTables(evaluation, labels)}${freeTable(evaluation, labels)}${likelihoodTable(evaluation)}
+  const sections = verdictTables(evaluation, labels, MAIN);
+  const rest = html`${sections !== null && verdictTables(evaluation, labels, undefined)}${plainTables(evaluation, labels)}${freeTable(evaluation, labels)}${likelihoodTable(evaluation)}
 <p class="about">${intervalText(settings)}</p>
 ${notes.length > 0 && html`<h4>Notes of the evaluation</h4><ul>${notes.map((note) => html`<li>${note}</li>`)}</ul>`}`;
   return html`${judged !== null && html`<p>Judged: ${judged.text}.</p>`}
@@ -104,7 +104,7 @@ function intervalText({ seeds = [], resamples = 0, samples, draws = 1 }: SomeEva
   return `In brackets: 95 % intervals, from ${resamples} resamples. A change is called better or worse where the intervals of A and B do not overlap.${drawn}`;
 }
 
-/** The row of a policy that is sampled as it is, at temperature 1 without guidance, or next to that. */
+/** The row of a policy at temperature 1 without guidance, or at the setting nearest to that. */
 function plainRow(rows: readonly EvalRow[], label: string): EvalRow | undefined {
   const farness = ({ temperature, cfg }: EvalRow): number =>
     Math.abs(Math.log(temperature)) + Math.abs(cfg - 1);
@@ -127,7 +127,11 @@ function independent(networks: SomeEvaluation["networks"]): readonly string[] {
 }
 
 /** Of each prefix: the settings that the verdict is about, beside each other; null where there is no verdict. */
-function verdictTables(evaluation: SomeEvaluation, labels: readonly string[]): Html | null {
+function verdictTables(
+  evaluation: SomeEvaluation,
+  labels: readonly string[],
+  shown: ReadonlySet<string> | undefined,
+): Html | null {
   const { rows, verdicts, networks } = evaluation;
   const judges = independent(networks);
   const of = verdicts.completion.filter(({ network }) => judges.includes(network));
@@ -142,9 +146,12 @@ function verdictTables(evaluation: SomeEvaluation, labels: readonly string[]): H
       );
     const pair = [rowAt("A", best?.rival), rowAt("B", best?.point)];
     if (pair.some((row) => row === undefined)) return null;
-    return completionTable(evaluation, prefix, pair as EvalRow[], "the settings of the verdict");
+    return completionTable(evaluation, prefix, pair as EvalRow[], "the settings of the verdict", shown);
   })}`;
 }
+
+/** What a verdict is about; all else is in the tables that unfold. */
+const MAIN: ReadonlySet<string> = new Set(["l2", "lpips", "perceptual", "fd_train"]);
 
 /** Of each prefix: every policy as it is sampled by default. */
 function plainTables({ rows, ...evaluation }: SomeEvaluation, labels: readonly string[]): Html[] {
@@ -160,6 +167,7 @@ function completionTable(
   prefix: number,
   rows: readonly EvalRow[],
   which: string,
+  shown?: ReadonlySet<string>,
 ): Html {
   const columns = [
     { title: "ceiling: reconstruction", measures: reconstruction },
@@ -167,7 +175,7 @@ function completionTable(
   ];
   const images = reconstruction?.images ?? Number.NaN;
   return html`<h4>Completions after ${prefix} given codes${Number.isFinite(images) && ` of ${images} held-out images`}: ${which}</h4>
-${measuresTable(columns, { networks, files }, rows.length)}`;
+${measuresTable(columns, { networks, files, shown }, rows.length)}`;
 }
 
 function freeTable({ rows, real, networks, files }: SomeEvaluation, labels: readonly string[]): Html | null {
@@ -187,7 +195,11 @@ function freeTable({ rows, real, networks, files }: SomeEvaluation, labels: read
 /** A row a measure. With two policies, which are the last columns, the change from one to the other. */
 function measuresTable(
   columns: readonly Column[],
-  { networks, files }: Pick<SomeEvaluation, "networks" | "files">,
+  {
+    networks,
+    files,
+    shown,
+  }: Pick<SomeEvaluation, "networks" | "files"> & { readonly shown?: ReadonlySet<string> | undefined },
   policies: number,
 ): Html {
   const known = columns.filter(({ measures }) => measures !== null);
@@ -207,7 +219,8 @@ function measuresTable(
         of: (measures) => measures?.networks[network]?.[name],
       });
   }
-  const rows = lines.map(({ name, mark, of }) => {
+  const wanted = lines.filter(({ name }) => shown?.has(name) ?? true);
+  const rows = wanted.map(({ name, mark, of }) => {
     const estimates = known.map(({ measures }) => of(measures));
     const [before, after] = estimates.slice(-2);
     const { title, about, unit } = measureOf(name);
@@ -320,15 +333,14 @@ function pointsOf(
     const fd = own?.fd_train;
     const value = wanted.measure === "l2" ? measures?.plain.l2 : own?.perceptual;
     if (policy !== wanted.policy || fd === undefined || value === undefined) return [];
-    const [xRange, yRange] = [rangeOf(value), rangeOf(fd)];
+    const range = rangeOf(fd);
     return [
       {
         label: hasScales ? `${temperature}, ${cfg}` : `${temperature}`,
         group: cfg,
         x: value.value,
         y: fd.value,
-        ...(xRange && { xRange }),
-        ...(yRange && { yRange }),
+        ...(range && { range }),
       },
     ];
   });
@@ -342,15 +354,14 @@ export interface FrontierPoint {
   readonly group: number;
   readonly x: number;
   readonly y: number;
-  /** Intervals, where there are some. */
-  readonly xRange?: readonly [low: number, high: number];
-  readonly yRange?: readonly [low: number, high: number];
+  /** The interval of the Fréchet distance, where there is one. Closeness is compared image by image, so has none here. */
+  readonly range?: readonly [low: number, high: number];
 }
 
 /** The points of a policy. */
 export interface FrontierSeries {
   readonly label: string;
-  /** Grey where left out. */
+  /** Default grey. */
   readonly color: number | undefined;
   /** Whether others are measured by it: what it reaches is shaded. */
   readonly isBase: boolean;
@@ -382,11 +393,11 @@ export function undominated<P extends { readonly x: number; readonly y: number }
 export function frontierChart({ title, network, prefix, across, series }: Frontier): Html {
   const all = series.flatMap(({ points }) => points);
   const x = axisOf(
-    all.flatMap((point) => [point.x, ...(point.xRange ?? [])]),
+    all.map((point) => point.x),
     { margin: 0.12, count: 4 },
   );
   const y = axisOf(
-    all.flatMap((point) => [point.y, ...(point.yRange ?? [])]),
+    all.flatMap((point) => [point.y, ...(point.range ?? [])]),
     { margin: 0.12 },
   );
   const drawn = series.map((one) => drawSeries(one, x, y));
@@ -405,7 +416,7 @@ export function frontierChart({ title, network, prefix, across, series }: Fronti
     ({ label, color }) => html`<li><i class="key mark ${colorOf(color)}"></i>${label}</li>`,
   );
   const hasBase = series.some(({ isBase }) => isBase);
-  const hasRanges = all.some(({ yRange, xRange }) => (yRange ?? xRange) !== undefined);
+  const hasRanges = all.some(({ range }) => range !== undefined);
   const spoken = series.map(({ label, points }) => {
     const texts = points.map((point) => `${point.label}: ${numberText(point.x)}, ${numberText(point.y)}`);
     return `${label} ${texts.join("; ")}`;
@@ -413,15 +424,13 @@ export function frontierChart({ title, network, prefix, across, series }: Fronti
   return html`<figure class="chart square">
 <figcaption><h4>${title}</h4><ul class="legend">${keys}</ul></figcaption>
 ${frame(html`${drawn}`, x, y, { label: `${title}. ${spoken.join(". ")}`, below: `across: ${across}`, beside: "Fréchet distance", over: html`${over}` })}
-<p class="about">Completions after ${prefix} codes, a point a temperature (with a guidance scale where there are several); features of ${network}. Lower is better in both.${hasRanges && " Bars: intervals."}${
+<p class="about">Completions after ${prefix} codes, a point a temperature (with a guidance scale where there are several); features of ${network}. Lower is better in both.${hasRanges && " Bars: 95 % intervals of the Fréchet distance."}${
     hasBase &&
-    " Shaded: what the policy before reaches, or worse. Good: points of the other below or to the left of that, whose bars do not reach into it."
+    " Shaded: what the policy before reaches, or worse. Good: points of the other to the left of that, or below it with their bars."
   }</p>
 </figure>`;
 }
 
-const colorOf = (color: number | undefined): string => (color === undefined ? "grey" : `c${color % 8}`);
-const round = (number: number): number => Number(number.toFixed(1));
 const percent = (place: number): string => `${round(place * 100)}%`;
 
 function drawSeries({ points, color, isBase }: FrontierSeries, x: Axis, y: Axis): Html {
@@ -437,10 +446,7 @@ function drawSeries({ points, color, isBase }: FrontierSeries, x: Axis, y: Axis)
   );
   const marks = points.map((point) => `M${at(point)}h0`).join("");
   const bars = points
-    .flatMap((point) => [
-      ...(point.yRange ?? []).map((y) => ({ ...point, y })),
-      ...(point.xRange ?? []).map((x) => ({ ...point, x })),
-    ])
+    .flatMap((point) => (point.range ?? []).map((y) => ({ ...point, y })))
     .map((end, i) => `${i % 2 === 0 ? "M" : "L"}${at(end)}`)
     .join("");
   const edge = isBase ? staircase(points, x, y) : "";
@@ -504,7 +510,7 @@ const BASE_SIDES: typeof SIDES = ["left under", "left", "under", "right", "above
   (side) => SIDES.filter(([name]) => name === side),
 );
 
-/** Labels on sides where they cover neither each other nor a point; one that finds no place is left out. */
+/** Labels on sides where they cover neither each other nor a point; one that finds no place is omitted. */
 export function placedLabels(labels: readonly Label[]): PlacedLabel[] {
   const { width, height } = NARROW;
   const taken: Box[] = labels.map(({ x, y }) => boxOf(x * width, y * height, 9, 9));

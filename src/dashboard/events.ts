@@ -1,5 +1,6 @@
 /** What happened in a run that somebody who judges it should know: how it ended, what went wrong, what looks odd. */
 
+import { POOR_CEILING } from "../evaluation/verdict.js";
 import { measureOf } from "../metrics/measures.js";
 import { duration } from "../run/console.js";
 import { notesOf } from "./config.js";
@@ -23,7 +24,7 @@ export function rangesText(steps: readonly number[]): string {
   return ranges.length > 12 ? `${shown.join(", ")}, ... (${steps.length} in all)` : shown.join(", ");
 }
 
-/** Iterations with an update that was left out: those after which there are more of them in all. */
+/** Steps with a skipped update: those after which the total has grown. */
 function skippedSteps({ metrics }: Run): number[] {
   const { steps, values } = metrics.get("optim/skipped_total") ?? { steps: [], values: [] };
   return steps.filter((_, i) => (values[i] as number) > (values[i - 1] ?? 0));
@@ -45,7 +46,7 @@ export function noticesOf(run: Run): Notice[] {
   const look = (text: string): number => notices.push({ level: "look", text });
   const { metrics } = run;
   const end = endOf(run);
-  if (end.state === "stopped") bad(`The run is not whole${stepsText(run)}: ${end.text}.`);
+  if (end.state === "stopped") bad(`The run is incomplete${stepsText(run)}: ${end.text}.`);
   const alarms = stepsWhere(metrics.get("eval/hacking_alarm"), (value) => value > 0);
   if (alarms.length > 0)
     bad(
@@ -55,7 +56,9 @@ export function noticesOf(run: Run): Notice[] {
   const skipped = skippedSteps(run);
   if (skipped.length > 0) {
     const dumps = run.dumps > 0 ? ` ${run.dumps} of the batches are in dumps/.` : "";
-    bad(`Updates were left out because they were not finite, at step ${rangesText(skipped)}.${dumps}`);
+    bad(
+      `Updates were skipped because their loss or gradient was not finite, at step ${rangesText(skipped)}.${dumps}`,
+    );
   }
   const noNumbers = new Map<string, string[]>();
   for (const [name, series] of metrics) {
@@ -81,13 +84,13 @@ export function noticesOf(run: Run): Notice[] {
   const flat = meanOf(metrics.get("advantage/frac_zero_std")?.values ?? []);
   if (flat > 0.5)
     look(
-      `In ${numberText(flat, "%")} of the groups all samples were worth the same, so nothing was learnt from them.`,
+      `In ${numberText(flat, "%")} of the groups all samples were worth the same, so the policy learnt nothing from them.`,
     );
   const begun = Date.parse(run.starts[0]?.environment.startedAt ?? "");
   for (const { file, writtenAt } of run.evaluations)
     if (writtenAt < begun) bad(`${file} is older than the run: it is of other models.`);
   const last = run.starts.at(-1)?.environment;
-  if (last?.commit?.isDirty) look("The code was not as the commit has it: files had been changed.");
+  if (last?.commit?.isDirty) look("The code differed from the commit: files had been changed.");
   const commits = new Set(run.starts.flatMap(({ environment }) => environment.commit?.id ?? []));
   if (commits.size > 1) look(`The run went on under other code: ${[...commits].map(shortId).join(", ")}.`);
   for (const note of notesOf(run)) look(note);
@@ -102,9 +105,6 @@ function unreadableNames({ values }: Run): string {
   const texts = Object.values(objectOf(found)).filter((text) => typeof text === "string");
   return texts.length === 0 ? "" : `: ${shortList(texts)}`;
 }
-
-/** Share of the base's distance from a perfect reward that a tokenizer's reconstructions may have. */
-const POOR_CEILING = 2 / 3;
 
 /** A tokenizer whose own reconstructions are worth hardly more than the policy's samples before training. */
 function poorTokenizer(run: Run): string[] {
@@ -166,7 +166,7 @@ export function eventSection(run: Run): Html {
   const words = { bad: "problem", look: "note" };
   return html`${
     notices.length === 0
-      ? html`<p>No update was left out, no metric was without a number, no alarm was raised.</p>`
+      ? html`<p>No update was skipped, no metric was without a number, no alarm was raised.</p>`
       : html`<ul class="notices">${notices.map(
           ({ level, text }) => html`<li class="${level}"><b>${words[level]}</b> ${text}</li>`,
         )}</ul>`

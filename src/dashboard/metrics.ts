@@ -1,6 +1,6 @@
 /**
  * Which metrics of a run belong on one chart, and what it shows. Names come from the training loops; those that are
- * unknown here get charts by their prefix, so that nothing that was logged is left out.
+ * unknown here get charts by their prefix, so that every logged metric is shown.
  */
 import { measureOf, STATISTICS } from "../metrics/measures.js";
 
@@ -17,7 +17,7 @@ export interface LineSpec {
   readonly isExact?: boolean;
 }
 
-/** A chart, by its metrics; those that a run lacks are left out. */
+/** A chart, by its metrics; those that a run lacks are omitted. */
 export interface ChartSpec {
   readonly title: string;
   readonly about: string;
@@ -68,7 +68,7 @@ const REWARD: readonly ChartSpec[] = [
   {
     title: "Gap to the ceiling",
     about:
-      "Ceiling less reward, on the same images: what there is to win. Varies less with the images than the reward. Good: falls.",
+      "Ceiling minus reward on the same images: what is left to win. It varies less from batch to batch than the reward. Good: falls.",
     lines: [line("reward/gap", "gap")],
   },
   {
@@ -79,9 +79,9 @@ const REWARD: readonly ChartSpec[] = [
     hasZero: true,
   },
   {
-    title: "Groups without a difference",
+    title: "Groups with equal rewards",
     about:
-      "Share of images whose samples are all worth the same, so that nothing is learnt from them. Good: low.",
+      "Share of images whose samples all have the same reward: their advantages are 0, so the policy learns nothing from them. Good: low.",
     lines: [line("advantage/frac_zero_std", "share")],
     unit: "%",
     hasZero: true,
@@ -92,7 +92,7 @@ const LEARNING: readonly ChartSpec[] = [
   {
     title: "Loss",
     about:
-      "What is descended. Good: falls, in training and held out alike; apart, images are learnt by heart.",
+      "What is minimised. Good: falls in training and on held-out images; a growing gap means memorised images.",
     lines: [
       line("train/loss", "in training"),
       line("eval/loss", "held out", { hasMarks: true }),
@@ -111,9 +111,9 @@ const LEARNING: readonly ChartSpec[] = [
 
 const UPDATE: readonly ChartSpec[] = [
   {
-    title: "Divergence from the reference",
+    title: "KL divergence from the reference",
     about:
-      "How far the policy has gone from where it began, in nats per token (k1, k2, k3 are estimators). Good: grows slowly; a jump comes before trouble.",
+      "How far the policy is from where it began, in nats per token (k1, k2, k3 are estimators). Good: grows slowly; a jump often comes before a collapse.",
     lines: [
       line("kl/ref_k3", "k3"),
       line("kl/ref_k2", "k2"),
@@ -124,14 +124,14 @@ const UPDATE: readonly ChartSpec[] = [
     mayBeLog: true,
   },
   {
-    title: "Weight of the divergence",
-    about: "The coefficient, which follows kl.target where that is set.",
+    title: "KL coefficient",
+    about: "kl.coef, which adapts to kl.target where that is set.",
     lines: [line("kl/coef", "coefficient", { isExact: true })],
     mayBeLog: true,
   },
   {
-    title: "Divergence in an update",
-    about: "How far the updates of an iteration move the policy, in nats per token. Good: small and even.",
+    title: "KL divergence of an update",
+    about: "How far the updates of a step move the policy, in nats per token. Good: small and even.",
     lines: [line("kl/approx", "k3"), line("kl/approx_k1", "k1", { isDashed: true })],
     mayBeLog: true,
   },
@@ -141,7 +141,7 @@ const UPDATE: readonly ChartSpec[] = [
     lines: [line("policy/entropy", "entropy")],
   },
   {
-    title: "Clipped tokens",
+    title: "Clip fraction",
     about: "Share of tokens whose ratio left the trusted range, below and above. Good: a few per cent.",
     lines: [
       line("clip_ratio/region_mean", "both"),
@@ -198,8 +198,8 @@ const OPTIMIZER: readonly ChartSpec[] = [
     hasZero: true,
   },
   {
-    title: "Updates left out",
-    about: "So far, because a loss or gradient was not finite. Good: 0.",
+    title: "Skipped updates",
+    about: "Updates skipped so far, because a loss or gradient was not finite. Good: 0.",
     lines: [line("optim/skipped_total", "in all", { isExact: true })],
     hasZero: true,
   },
@@ -216,7 +216,7 @@ const TOKENS: readonly ChartSpec[] = [
     unit: "%",
   },
   {
-    title: "Codes in effect",
+    title: "Effective codes",
     about:
       "As many codes, used evenly, would be as mixed as those drawn: the exponential of their entropy. A fall means fewer kinds of patches.",
     lines: [line("tokens/token_perplexity", "codes")],

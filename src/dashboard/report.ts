@@ -188,21 +188,24 @@ function factsOf(run: Run): Html {
     `of ${valueText(at("data.size") ?? "?")} px, from ${valueText(at("data.source") ?? "a program")}` +
       (seen === undefined ? "" : `; ${seen.toLocaleString("en")} drawn with repetition`),
   ]);
+  const rest: typeof facts = [];
   for (const { role, what, parameters, file } of run.models)
-    facts.push([role, parameters === null ? what : `${what}, ${millions(parameters)}`, file]);
-  facts.push([
+    rest.push([role, parameters === null ? what : `${what}, ${millions(parameters)}`, file]);
+  rest.push([
     "code",
     commit ? `commit ${shortId(commit.id)}` : `version ${environment.versions?.package ?? "unknown"}`,
     commit?.isDirty ? "with changes" : "",
   ]);
   const { cpu, cudaDevices = 0, threads } = environment;
   if (cpu)
-    facts.push([
+    rest.push([
       "machine",
       cpu.model,
       `${cpu.cores} cores, ${threads ?? "?"} threads, ${cudaDevices === 0 ? "no GPU" : `${cudaDevices} CUDA`}`,
     ]);
-  return html`<dl class="facts">${facts.map(([name, value, more]) => html`<div><dt>${name}</dt><dd>${value} <span>${more}</span></dd></div>`)}</dl>`;
+  const list = (some: typeof facts): Html =>
+    html`<dl class="facts">${some.map(([name, value, more]) => html`<div><dt>${name}</dt><dd>${value} <span>${more}</span></dd></div>`)}</dl>`;
+  return html`${list(facts)}${folded("Models, code, machine", list(rest))}`;
 }
 
 /** A number of parameters, such as `18.4 M parameters`. */

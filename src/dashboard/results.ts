@@ -136,7 +136,7 @@ function lead(run: Run, outcomes: readonly Outcome[]): Html | null {
   const [floor, ceiling] = [floorOf(run), ceilingOf(run)];
   if (reward === undefined || floor === undefined) return null;
   const { last, verdict, series } = reward;
-  const what = verdict === "" ? "stayed where it was" : verdict === "better" ? "rose" : "fell";
+  const what = verdict === "" ? "did not change" : verdict === "better" ? "rose" : "fell";
   const [before, after, top] = rowTexts([floor, last, ceiling ?? Number.NaN]);
   const share = ceiling === undefined ? Number.NaN : (last - floor) / (ceiling - floor);
   const way =

@@ -161,7 +161,7 @@ function readRecords(path: string): { records: LogRecord[]; damaged: number } {
   const cut = lines.pop() === "" ? 0 : 1;
   const records = lines.flatMap((line): LogRecord[] => {
     try {
-      const record = objectOf(JSON.parse(line));
+      const record = objectOf(plainTree(JSON.parse(line)));
       return Number.isSafeInteger(record.step) && (record.step as number) >= 0 ? [record as LogRecord] : [];
     } catch {
       return []; // counted below
@@ -321,11 +321,11 @@ export function endOf(run: Run): End {
   if (typeof since === "number" && at("eval.patience") > 0 && since >= at("eval.patience"))
     return {
       state: "stopped",
-      text: `stopped: ${run.best?.metric ?? "the evaluation"} was no better any more`,
+      text: `stopped: ${run.best?.metric ?? "the evaluation"} stopped improving`,
     };
   const divergence = run.metrics.get("kl/ref_running")?.values.at(-1) ?? Number.NaN;
   if (divergence > at("kl.stop"))
-    return { state: "stopped", text: `stopped: the policy had gone further from its reference than kl.stop` };
+    return { state: "stopped", text: `stopped: the KL divergence from the reference exceeded kl.stop` };
   if (skipped > at("limits.nonFinite") || inARow(run) > at("limits.nonFiniteInARow"))
     return { state: "stopped", text: "diverged: losses or gradients were not finite" };
   if (total === null && saved === lastStep) return { state: "done", text: "ended" };
@@ -339,7 +339,7 @@ export function endOf(run: Run): End {
   };
 }
 
-/** Updates left out one after the other at the end. */
+/** Skipped updates in a row at the end. */
 function inARow(run: Run): number {
   const steps = run.metrics.get("optim/steps")?.values ?? [];
   const skipped = run.metrics.get("optim/skipped_steps")?.values ?? [];

@@ -1,6 +1,6 @@
 /**
  * From numbers to places on a chart: axes with ticks at round values, moving means, and series cut down to what a
- * screen can show. What is drawn with them is in `chart.ts`.
+ * screen can show. What is drawn with them is in `curves.ts`.
  */
 import { short } from "../run/console.js";
 
@@ -52,13 +52,13 @@ const powerOfTen = (power: number): number => Number(`1e${power}`);
 
 /** How an axis is laid out. */
 export interface AxisOptions {
-  /** Ticks, about; 5 where left out. */
+  /** Ticks, about; default 5. */
   readonly count?: number;
   /** Logarithmic where the values are all above 0 and span more than a factor of 50. */
   readonly mayBeLog?: boolean;
   /** Whether 0 is on it. */
   readonly hasZero?: boolean;
-  /** Room beyond the values, as a part of their range; 0.05 where left out. */
+  /** Room beyond the values, as a part of their range; 0.0default 5. */
   readonly margin?: number;
   /** Ticks at whole numbers only. */
   readonly isWhole?: boolean;
@@ -76,8 +76,7 @@ export function axisOf(values: Iterable<number>, options: AxisOptions = {}): Axi
   if (low > high) [low, high] = [0, 1];
   // Beyond these the length of the axis is no number.
   const most = Number.MAX_VALUE / 16;
-  [low, high] = [Math.max(low, -most), Math.min(high, most)];
-  if (low > high) [low, high] = [high, low];
+  [low, high] = [low, high].map((end) => Math.min(Math.max(end, -most), most)) as [number, number];
   if (mayBeLog && low > 0 && high / low > 50) return logAxis(low, high, margin, count);
   if (hasZero) [low, high] = [Math.min(low, 0), Math.max(high, 0)];
   if (low === high) {
@@ -153,7 +152,7 @@ export function smoothingOf(count: number): number {
   return wanted < 2 ? 1 : wanted - (wanted % 2) + 1;
 }
 
-/** The mean of the `window` values around each, of those that there are near the ends; NaN is left out. */
+/** The mean of the `window` values around each, of those that there are near the ends; NaN is ignored. */
 export function movingMean(values: readonly number[], window: number): number[] {
   const half = (window - 1) / 2;
   // Each sum anew: running sums would carry the rounding of one huge value to all that come after it.

@@ -171,7 +171,7 @@ export function asSaved(images: Tensor): Tensor {
  * The class of each free sample, in random order.
  *
  * @param counts - training images of each class.
- * @param how - shares as among the training images, or all alike; met as nearly as whole numbers allow.
+ * @param how - shares as among the training images, or equal; met as nearly as whole numbers allow.
  */
 export function classesOfFreeSamples(
   counts: readonly number[],

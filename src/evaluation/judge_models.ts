@@ -87,7 +87,7 @@ export interface ImagesRead {
   readonly fingerprint: string;
 }
 
-/** Everything that was found: plain data, as it is written to the JSON file. */
+/** The whole result: plain data, as it is written to the JSON file. */
 export interface ModelEvaluation {
   readonly settings: EvalSettings & {
     readonly device: string;
@@ -241,7 +241,7 @@ export async function evaluateModels(options: ModelEvalOptions): Promise<ModelEv
     pages,
     notes: [
       ...(heldOut === null
-        ? ["No image is held out, so nothing is reconstructed, completed or expected."]
+        ? ["No image is held out, so there are no reconstructions, completions and likelihoods."]
         : []),
       ...(inputs.setAside > 0
         ? [`${inputs.setAside} held-out images are not judged by: the best checkpoint was chosen on them.`]
@@ -250,6 +250,7 @@ export async function evaluateModels(options: ModelEvalOptions): Promise<ModelEv
       ...unreadableNotes("held-out", heldOut?.unreadable ?? []),
       ...unreadableNotes("training", trained?.unreadable ?? []),
       ...references.flatMap(notesOfReference),
+      ...dependence(references, options.rewardNetworks ?? []),
       ...comparability(context, trained),
     ],
   };
@@ -359,7 +360,7 @@ function reconstructionMeasures(context: EvalContext, heldOut: HeldOut): Measure
   return { ...measures, plain: { ...measures.plain, codes_used } };
 }
 
-/** Distance from sampling as it is, T 1 without guidance. */
+/** How far a setting is from plain sampling: T 1 without guidance. */
 const farness = ({ temperature, cfg }: Point): number => Math.abs(Math.log(temperature)) + Math.abs(cfg - 1);
 
 const isSame = (a: Point, b: Point): boolean => a.temperature === b.temperature && a.cfg === b.cfg;
@@ -437,7 +438,7 @@ function verdictsOf(
   return { completion, free };
 }
 
-/** Percent by which the mean of some numbers lies under that of others of the same images. */
+/** Percent by which the mean of some numbers lies below that of others for the same images. */
 function gainOfMeans(
   of: readonly number[],
   rival: readonly number[],
@@ -453,12 +454,25 @@ function gainOfMeans(
   });
 }
 
+/** Judges that learnt from images of the same classes as a network of the reward did, or may have. */
+function dependence(references: readonly Reference[], rewardNetworks: readonly string[]): string[] {
+  if (rewardNetworks.length === 0) return [];
+  return references.flatMap(({ judge, knowsClasses }) =>
+    judge.classNames === undefined || !knowsClasses
+      ? []
+      : [
+          `${judge.network.name}: it learnt the classes of these very images. If the reward's network did so too, the two ` +
+            "are no independent judges: what pleases one pleases the other. Judge by a network that learnt elsewhere.",
+        ],
+  );
+}
+
 /** Whether numbers may be set beside published ones. */
 function comparability({ inputs, settings, references }: EvalContext, trained: Trained | null): string[] {
   if (references.length === 0 || inputs.policies.length === 0 || settings.samples === 0) return [];
   return references.map(({ judge: { network } }) => {
     const { name } = network;
-    if (!/\(FID\)/.test(name)) return `${name}: numbers compare with none but those of this very network.`;
+    if (!/\(FID\)/.test(name)) return `${name}: its numbers compare only with others of this very network.`;
     const used = `${settings.samples} samples against ${trained?.count ?? 0} training images of ${inputs.data.size} px`;
     return settings.samples === PUBLISHED_SAMPLES
       ? `${name}: ${used}; comparable with published numbers of the same data set and size.`

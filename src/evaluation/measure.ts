@@ -311,7 +311,7 @@ function frechet(reference: Moments, features: Tensor, { resamples, seed }: Inte
 }
 
 /**
- * The kernel distance; its interval is for the draw of the samples, pairs of copies left out, so that resamples are
+ * The kernel distance; its interval is for the draw of the samples, pairs of copies omitted, so that resamples are
  * unbiased as the distance is.
  */
 function kernel(real: Tensor, fake: Tensor, intervals: Intervals): Estimate {
@@ -450,7 +450,7 @@ export function meanEstimates(sets: readonly Estimates[]): Estimates {
   );
 }
 
-/** {@link overSeeds} of everything that was measured; what one seed lacks is left out. */
+/** {@link overSeeds} of all measures; a measure that one seed lacks is omitted. */
 export function measuresOverSeeds(all: readonly Measures[]): Measures {
   const merged = (sets: readonly Estimates[]): Estimates =>
     Object.fromEntries(

@@ -18,13 +18,13 @@ import { type Device, type DType, expected, openWeights, type Tensor } from "../
 /** A network whose features images are judged by, and its distance of images where it has one. */
 export interface Judge {
   readonly network: FeatureNetwork;
-  /** Of samples from their images, float `[B, 3, H, W]` in [-1, 1] both, to float `[B]`; null where there is none. */
+  /** Distance of samples from their images, float `[B, 3, H, W]` in [-1, 1] both, to float `[B]`; null where there is none. */
   readonly distance: ((images: Tensor, samples: Tensor) => Tensor) | null;
   /** Of its classes, where it knows them: accuracy is measured only where they are those of the images. */
   readonly classNames?: readonly string[];
 }
 
-/** A file of weights, and what it does not tell. */
+/** A file of weights, and what the file does not say about them. */
 export interface PolicyFile {
   readonly path: string;
   readonly wrapper?: string;
@@ -45,19 +45,19 @@ export interface ModelEvalOptions {
   readonly lpips?: string;
   /** The images, by the keys of a training's `data`: `source` at least. */
   readonly data: Partial<DataConfig>;
-  /** What sequences start from: the image's class or text features, or nothing. `condition` where left out. */
+  /** What sequences start from: the image's class or text features, or nothing. Default: `condition`. */
   readonly start?: "condition" | "empty";
-  /** Free samples a point; 2,000 where left out, 0 for none. */
+  /** Free samples per setting; default 2,000, 0 for none. */
   readonly samples?: number;
-  /** How often free samples are of each class: as the training images, where left out, or all alike. */
+  /** How often each class is drawn in free samples: as in the training images (default), or equally often. */
   readonly classes?: "data" | "balanced";
-  /** Given codes of a completion; half of an image's where left out, none for no completions. */
+  /** Numbers of codes that completions are given; default half of an image's codes. An empty list: no completions. */
   readonly prefixes?: readonly number[];
-  /** Completions an image; 1 where left out. */
+  /** Completions per image; default 1. */
   readonly draws?: number;
-  /** Most held-out images; 1,000 where left out. */
+  /** Most held-out images; default 1,000. */
   readonly images?: number;
-  /** Most training images that samples are compared with; 50,000 where left out. */
+  /** Most training images that samples are compared with; default 50,000. */
   readonly trainImages?: number;
   readonly temperatures?: readonly number[];
   /** Scales of classifier-free guidance; 1 is none. */
@@ -65,11 +65,11 @@ export interface ModelEvalOptions {
   readonly cfgSchedule?: "constant" | "power_cosine";
   readonly topK?: number;
   readonly topP?: number;
-  /** Of the draws; `[0]` where left out. With several, a number is the mean over them. */
+  /** Random seeds of the draws; default `[0]`. With several, each number is the mean over them. */
   readonly seeds?: readonly number[];
-  /** Resamples of an interval; 200 where left out, 0 for no intervals. */
+  /** Resamples of an interval; default 200, 0 for no intervals. */
   readonly resamples?: number;
-  /** Sequences at a time; 128 where left out. Changes nothing but rounding. */
+  /** Sequences at a time; default 128. Changes nothing but rounding. */
   readonly batch?: number;
   readonly device?: Device;
   /** Of the policies. */
@@ -85,7 +85,7 @@ export interface ModelEvalOptions {
   readonly chosenOn?: number;
   /** A folder for pages of images. */
   readonly out?: string;
-  /** A file for the free samples: uint8 `arr_0` `[N, H, W, 3]` and int64 `arr_1` `[N]`, as evaluators of others read. */
+  /** A file for the free samples: uint8 `arr_0` `[N, H, W, 3]` and int64 `arr_1` `[N]`, as other projects' evaluators read. */
   readonly npz?: string;
   /** A file for the result. */
   readonly json?: string;
@@ -158,7 +158,7 @@ export interface Likelihood {
   readonly top1: Estimate;
 }
 
-/** {@link ModelEvalOptions} that are plain numbers and words, none left out. */
+/** {@link ModelEvalOptions} that are numbers and words, all of them set. */
 export type EvalSettings = Required<
   Pick<
     ModelEvalOptions,

@@ -1,4 +1,4 @@
-/** What judging leaves behind besides numbers: pages of images, and samples for the evaluators of others. */
+/** What judging leaves behind besides numbers: pages of images, and samples for other projects' evaluators. */
 import { closeSync, mkdirSync, openSync, rmSync } from "node:fs";
 import { basename, dirname, extname, join } from "node:path";
 import { writePng } from "../data/index.js";
@@ -72,7 +72,7 @@ const WIDE = 1000;
 
 /** The samples of a draw that go on a page: some classes, spread over all, and some samples of each. Codes are new. */
 export function shownOf(draw: FreeDraw): FreeDraw {
-  const present = spread(
+  const present = evenly(
     [...new Set(draw.classes)].sort((a, b) => a - b),
     ROWS,
   );
@@ -85,7 +85,7 @@ export function shownOf(draw: FreeDraw): FreeDraw {
 }
 
 /** Some of a list, evenly spread. */
-function spread<T>(list: readonly T[], most: number): T[] {
+function evenly<T>(list: readonly T[], most: number): T[] {
   const count = Math.min(most, list.length);
   return Array.from({ length: count }, (_, i) => list[Math.floor((i * list.length) / count)] as T);
 }
@@ -160,13 +160,13 @@ export async function writeCompletionPage(
 export function overClasses(classes: readonly number[], most: number = COMPLETED): number[] {
   const byClass = new Map<number, number[]>();
   for (const [place, c] of classes.entries()) byClass.set(c, [...(byClass.get(c) ?? []), place]);
-  const groups = spread(
+  const groups = evenly(
     [...byClass].sort(([a], [b]) => a - b).map(([, places]) => places),
     most,
   );
   const each = Math.ceil(most / Math.max(1, groups.length));
   const ranked = groups.flatMap((places, g) =>
-    spread(places, each).map((place, rank) => ({ place, rank, g })),
+    evenly(places, each).map((place, rank) => ({ place, rank, g })),
   );
   const chosen = ranked.sort((a, b) => a.rank - b.rank || a.g - b.g).slice(0, most);
   return chosen.sort((a, b) => a.g - b.g || a.rank - b.rank).map(({ place }) => place);

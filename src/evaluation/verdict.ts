@@ -189,7 +189,7 @@ export function freeVerdictText(
 }
 
 /** Share of the base's own error above which a tokenizer is too poor: what is left cannot be won by the policy. */
-const POOR_CEILING = 2 / 3;
+export const POOR_CEILING: number = 2 / 3;
 
 /**
  * What to know before the numbers are believed: a tokenizer that leaves little to win, networks that the reward used,
@@ -366,7 +366,7 @@ function freeText({ rows, real, settings }: ModelEvaluation, network: string, ma
   const all = [...known, ...drawn];
   const columnsOf = (names: readonly string[]): Column[] => names.map((name) => byNetwork(network, name));
   return [
-    `Free samples, ${settings.samples} a row, ${settings.classes === "data" ? "of each class as many as in the training images" : "of each class alike many"}, in ${mark}\n` +
+    `Free samples, ${settings.samples} a row, ${settings.classes === "data" ? "classes as often as in the training images" : "all classes equally often"}, in ${mark}\n` +
       `${tableText(columnsOf(CLOSENESS), all)}\n\n${tableText([...columnsOf(VARIETY), plain("codes_used")], all)}`,
   ];
 }
@@ -430,7 +430,7 @@ export function measuresText(): string {
 const listed = (title: string, lines: readonly string[]): string[] =>
   lines.length === 0 ? [] : [`${title}\n${lines.map((line) => `  ${line}`).join("\n")}`];
 
-/** Columns that no row has are left out. */
+/** Columns that no row has are omitted. */
 function tableText(columns: readonly Column[], rows: readonly (readonly [string, Measures])[]): string {
   const shown = columns.filter(({ of }) => rows.some(([, measures]) => of(measures) !== undefined));
   const cells = rows.map(([name, measures]) => [name, ...shown.map(({ of }) => cell(of(measures)))]);

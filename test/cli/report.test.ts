@@ -21,8 +21,9 @@ test("report writes the page and prints where it is", (t) => {
   assert.deepEqual(rlar("report", folder, "--out", out), { code: 0, out: `${out}\n`, err: "" });
   assert.match(readFileSync(out, "utf8"), /^<!doctype html>/);
   const { out: json } = rlar("report", folder, folder, "--json");
-  assert.deepEqual(JSON.parse(json), { file: join(folder, "report.html") });
-  assert.match(readFileSync(join(folder, "report.html"), "utf8"), /<h1>2 runs<\/h1>/);
+  assert.deepEqual(JSON.parse(json), { file: join(folder, "comparison.html") });
+  assert.match(readFileSync(join(folder, "comparison.html"), "utf8"), /<h1>2 runs<\/h1>/);
+  assert.ok(!existsSync(join(folder, "report.html")), "a run's own page is not overwritten");
 });
 
 test("report of a folder that is no run says so, with exit code 3", (t) => {

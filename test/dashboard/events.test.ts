@@ -35,10 +35,7 @@ test("how a run ended", (t) => {
     end({ metrics: metrics(3), files: saved(3) }),
     "interrupted, with a checkpoint of its last step",
   );
-  assert.equal(
-    end({ metrics: metrics(3), files: saved(3, 2) }),
-    "stopped: the evaluation was no better any more",
-  );
+  assert.equal(end({ metrics: metrics(3), files: saved(3, 2) }), "stopped: the evaluation stopped improving");
   assert.equal(
     end({ metrics: [{ step: 3, "optim/skipped_total": 1000 }] }),
     "diverged: losses or gradients were not finite",
@@ -60,7 +57,7 @@ test("alarms, updates left out, images that cannot be read, metrics without a nu
   });
   assert.deepEqual(texts(run, "bad"), [
     "The reward rose while every metric outside it fell since the start, at step 4: look at the samples; update.auxCe or kl.coef may be too low.",
-    "Updates were left out because they were not finite, at step 2, 4. 1 of the batches are in dumps/.",
+    "Updates were skipped because their loss or gradient was not finite, at step 2, 4. 1 of the batches are in dumps/.",
     "Images that could not be read: 2 (data/unreadable).",
     "Not a number at step 2-3: a, b.",
     "1 line of metrics.jsonl could not be read: the process was killed while it wrote, or the file was edited.",
@@ -83,8 +80,8 @@ test("what looks odd: held-out metrics that got worse, diversity that fell, an e
     "Held-out L2 is worse: 0.1000, then 0.2000.",
     "Held-out Diversity fell: 0.2000, then 0.1000.",
     "The entropy of the policy fell by half or more: 4, then 1.",
-    "In 75 % of the groups all samples were worth the same, so nothing was learnt from them.",
-    "The code was not as the commit has it: files had been changed.",
+    "In 75 % of the groups all samples were worth the same, so the policy learnt nothing from them.",
+    "The code differed from the commit: files had been changed.",
   ]);
 });
 
@@ -111,5 +108,5 @@ test("starts, the best evaluation and the end are told in order", (t) => {
     markup,
     /step 0<\/span><span>Started 2026-01-01 00:00:00 UTC on &lt;box&gt;\..*step 2<\/span><span>Best eval\/reward\/mean: -0\.25 \(checkpoints\/step_000002\)\..*step 4<\/span><span>Ended after 6m\./s,
   );
-  assert.match(markup, /No update was left out, no metric was without a number, no alarm was raised\./);
+  assert.match(markup, /No update was skipped, no metric was without a number, no alarm was raised\./);
 });

@@ -16,6 +16,7 @@ import { readPixels } from "../../src/data/index.js";
 import { readNpy, toInt64 } from "../../src/data/npy.js";
 import { evaluateModels, type ModelEvaluation } from "../../src/evaluation/judge_models.js";
 import type { Estimates, Judge, ModelEvalOptions } from "../../src/evaluation/options.js";
+import { overClasses } from "../../src/evaluation/pages.js";
 import { evaluationText } from "../../src/evaluation/verdict.js";
 import { frechetDistance } from "../../src/metrics/distribution.js";
 import type { Condition } from "../../src/policies/policy.js";
@@ -65,7 +66,7 @@ test("a policy that is always right completes images as well as the tokenizer ca
     [0, 3],
   );
   for (const { measures } of row?.completions ?? []) {
-    assert.equal(measures.images, 2 * reconstruction.images);
+    assert.equal(measures.images, reconstruction.images, "images, not completions");
     for (const name of ["l1", "l2", "psnr", "ssim"]) {
       assert.deepEqual(measures.plain[name], reconstruction.plain[name], name);
     }
@@ -232,7 +233,7 @@ test("a policy that is right lies beyond the frontier of one that knows nothing,
     assert.ok((l2?.high as number) < 0, "surely worse");
   }
   const text = evaluationText(back);
-  assert.match(text, /B does not lie beyond A's frontier in l2, at 0 of 2 points; 2 behind it\./);
+  assert.match(text, /B does not lie beyond A's frontier in L2 at 0 of 2 settings \(2 behind it\)/);
   assert.match(text, /reconstruction \(ceiling\)/);
 });
 
@@ -246,16 +247,25 @@ test("pages, samples and numbers are written, and the samples are those that wer
   assert.equal(found.real.training?.images, 30, "as many as samples, of more");
   assert.deepEqual(found.pages, ["free_A_t1_cfg1.png", "completion_2_t1_cfg1.png"]);
   assert.deepEqual(names(out), ["completion_2_t1_cfg1.png", "free_A_t1_cfg1.png"]);
+  // 16 px images, ten a row, enlarged six times: (16 * 6 + 2) * 10 and the margin; a label above each of two classes.
   const page = await readPixels(join(out, "free_A_t1_cfg1.png"));
-  assert.deepEqual([page.width, page.height], [10 * (SIZE + 2) + 2, 2 * (SIZE + 2) + 2]);
+  assert.deepEqual([page.width, page.height], [10 * 98 + 8, 2 * (98 + 11) + 2]);
+  // Of both classes: the image, its reconstruction, what was given (the upper half), the completion.
   const completion = await readPixels(join(out, "completion_2_t1_cfg1.png"));
-  // The image, its reconstruction, what was given (the upper half), the completion.
-  assert.equal(completion.width, 4 * (SIZE + 2) + 2);
-  const pixel = (x: number, y: number): number => completion.data[(y * completion.width + x) * 3] as number;
-  const column = (k: number): number => k * (SIZE + 2) + 2;
-  assert.equal(pixel(column(2) + 12, 4), pixel(column(1) + 12, 4), "given");
-  assert.equal(pixel(column(2) + 12, 14), 128, "not given: grey");
-  assert.equal(pixel(column(3) + 12, 14), pixel(column(1) + 12, 14), "completed as it was");
+  const [cell, factor] = [82, 5]; // three rows beside each other: 1,000 / (3 * 4 * 18) is 4.6
+  assert.equal(completion.width, 3 * (4 * cell + 8));
+  const pixel = (column: number, x: number, y: number): number => {
+    const [left, top] = [column * cell + 2 + x * factor, 11 + 2 + 11 + y * factor];
+    return completion.data[(top * completion.width + left) * 3] as number;
+  };
+  assert.equal(pixel(2, 12, 4), pixel(1, 12, 4), "given");
+  assert.equal(pixel(2, 12, 14), 128, "not given: grey");
+  assert.equal(pixel(3, 12, 14), pixel(1, 12, 14), "completed as it was");
+  const dark = (top: number, height: number): number => {
+    const bytes = completion.data.subarray(top * completion.width * 3, (top + height) * completion.width * 3);
+    return bytes.filter((byte) => byte === 0).length;
+  };
+  assert.ok(dark(0, 9) > 100, "columns have labels");
 
   const bytes = new FileBytes(npz);
   const zip = new ZipArchive(bytes, npz);
@@ -275,6 +285,41 @@ test("pages, samples and numbers are written, and the samples are those that wer
       `sample ${i}`,
     );
   }
+});
+
+test("completions that are shown are of all classes, whatever the order of the files", () => {
+  const classes = [...Array(50).fill(0), ...Array(3).fill(4), 2];
+  const shown = overClasses(classes, 6);
+  // Two of each class, but for the class that has one.
+  assert.deepEqual(
+    shown.map((place) => classes[place]),
+    [0, 0, 2, 4, 4],
+  );
+  // More classes than there is room for: some of them, evenly spread.
+  const many = Array.from({ length: 40 }, (_, i) => i);
+  assert.deepEqual(overClasses(many, 4), [0, 10, 20, 30]);
+  assert.deepEqual(overClasses([7], 24), [0]);
+});
+
+test("networks that the reward used are marked in the result; where that is not known, it is null", async () => {
+  const found = async (more: Partial<ModelEvalOptions>) => {
+    const { networks } = await evaluateModels(
+      options({ policy: uniformPolicy(), prefixes: [], samples: 4, ...more }),
+    );
+    return networks.map(({ isRewarded }) => isRewarded);
+  };
+  assert.deepEqual(await found({}), [null]);
+});
+
+test("a best checkpoint is not judged by the images that it was chosen on", async () => {
+  const whole = await evaluateModels(options({ features: [] }));
+  const rest = await evaluateModels(options({ features: [], chosenOn: 10 }));
+  assert.equal(rest.data.heldOut?.images, (whole.data.heldOut?.images as number) - 10);
+  assert.ok(rest.notes.some((note) => /10 held-out images/.test(note)));
+  await assert.rejects(
+    evaluateModels(options({ features: [], chosenOn: 1000 })),
+    /checkpoint best: expected held-out images .* got none/,
+  );
 });
 
 test("samples of several points go to files of their own", async () => {

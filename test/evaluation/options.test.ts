@@ -23,6 +23,9 @@ test("a run's folder gives its images, split as they were, and its policies befo
   // It began with no file, so that there is nothing before it.
   assert.deepEqual(first.policy, { path: join(run, "checkpoints", "step_000002", "ema.safetensors") });
   assert.equal(first.against, undefined);
+  assert.equal(first.judged?.which, "last");
+  assert.match(first.judged?.text as string, /step_000002.*the last/);
+  assert.deepEqual(first.rewardNetworks, []);
 
   const { config } = resolveConfig({ values });
   const { train, heldOut } = await openSources(config);
@@ -54,6 +57,14 @@ test("a run's folder gives its images, split as they were, and its policies befo
   const pair = optionsOfRun(second);
   assert.deepEqual(pair.policy, { path: start });
   assert.deepEqual(pair.against, { path: join(second, "checkpoints", "step_000002", "policy.safetensors") });
+  // The best, where it was chosen on four of the held-out images.
+  const best = { name: "step_000002", step: 2, metric: "eval/reward/mean", value: 0.5 };
+  writeFileSync(join(run, "checkpoints", "best.json"), JSON.stringify(best));
+  const chosen = optionsOfRun(run, "best");
+  assert.equal(chosen.chosenOn, 4);
+  assert.match(chosen.judged?.text as string, /step_000002.*the best by eval\/reward\/mean/);
+  rmSync(join(run, "checkpoints", "best.json"));
+  assert.throws(() => optionsOfRun(run, "best"), /expected a run with a best checkpoint.*--checkpoint last/);
   // That one held nothing out: all its images were trained on.
   assert.equal((pair.data as { evalPart?: number }).evalPart, 0);
 });
@@ -64,13 +75,15 @@ test("a configuration gives its images, and both spellings of keys are known", a
   writeFileSync(
     file,
     'seed: 4\ndata: {source: x, eval_part: 0.2, group: "^[^_]+"}\ntokenizer: {path: t.safetensors, weights: raw}\n' +
-      "ar: {path: p.safetensors, n_head: 4}\nrollout: {start: empty}\n",
+      "ar: {path: p.safetensors, n_head: 4}\nrollout: {start: empty}\n" +
+      "reward: {l2: {weight: 1}, perceptual: {weight: 3, path: c.safetensors}, lpips: {weight: 0, path: v.pth}}\n",
   );
   assert.deepEqual(optionsOfConfig(file), {
     data: { source: "x", eval_part: 0.2, group: "^[^_]+" },
     start: "empty",
     tokenizer: { path: "t.safetensors", weights: "raw" },
     policy: { path: "p.safetensors", nHead: 4 },
+    rewardNetworks: ["c.safetensors"],
   });
 });
 
