@@ -54,7 +54,8 @@ test("the array's header is version 1.0, padded to 128 bytes, and the checksum i
   writeNpz(path, { a: { type: "u1", shape: [9], data: [Buffer.from("1234"), Buffer.from("56789")] } });
   const bytes = readFileSync(path);
   const stored = bytes.readUInt32LE(14);
-  const header = bytes.subarray(30 + 5 + 20, 30 + 5 + 20 + 128);
+  const start = 30 + bytes.readUInt16LE(26) + bytes.readUInt16LE(28); // behind the name and the extra fields
+  const header = bytes.subarray(start, start + 128);
   assert.equal(
     header.toString("latin1").trimEnd(),
     "\u0093NUMPY\u0001\u0000\u0076\u0000{'descr': '|u1', 'fortran_order': False, 'shape': (9,), }",
