@@ -1,7 +1,7 @@
 /** `rlar reconstruct`: what a tokenizer keeps of images, as a grid to look at and as numbers. */
 import { basename } from "node:path";
 
-import { gridOf, listImages, readImages, writePng } from "../data/images.js";
+import { imageGrid, listImages, readImages, writePng } from "../data/images.js";
 import { l1, l2, psnr, ssim } from "../metrics/index.js";
 import { openLpips, openTokenizer } from "../rl_ar_finetune/builder.js";
 import { cat, type Device, expected, type Tensor, tidy } from "../torch/index.js";
@@ -64,7 +64,7 @@ export async function reconstruct(path: string, options: ReconstructOptions): Pr
     });
     images.dispose();
   }
-  using page = tidy(() => gridOf([0, 1].map((row) => cat(shown.filter((_, i) => i % 2 === row)))));
+  using page = tidy(() => imageGrid([0, 1].map((row) => cat(shown.filter((_, i) => i % 2 === row)))));
   await writePng(options.out, page);
   const means = Object.fromEntries(Object.entries(measured).map(([name, values]) => [name, mean(values)]));
   const facts = { tokenizer: description.name, images: files.length, size, codesUsed: codes.size, ...means };

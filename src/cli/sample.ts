@@ -1,5 +1,5 @@
 /** `rlar sample`: images drawn from a policy, a row for each class or text. */
-import { gridOf, writePng } from "../data/images.js";
+import { imageGrid, writePng } from "../data/images.js";
 import type { PolicyDescription } from "../policies/index.js";
 import type { Condition } from "../policies/policy.js";
 import { openPolicy, openTokenizer } from "../rl_ar_finetune/builder.js";
@@ -62,7 +62,7 @@ export async function sample(options: SampleOptions): Promise<void> {
       ...(options.cfg !== 1 && { guidance: { scale: options.cfg, schedule: options.cfgSchedule } }),
     });
     const images = tokenizer.decodeCode(tokens, [side, side]).clamp(-1, 1).cpu();
-    return gridOf(images.split(perClass));
+    return imageGrid(images.split(perClass));
   });
   await writePng(options.out, page);
   const seconds = (performance.now() - started) / 1000;

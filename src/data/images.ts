@@ -80,7 +80,7 @@ export async function listImages(path: string): Promise<string[]> {
  * @param rows - each a batch float32 `[K, 3, H, W]` in [-1, 1], all of one size; shorter rows end in white.
  * @returns float32 `[1, 3, ...]`.
  */
-export function gridOf(rows: readonly Tensor[], margin = 2): Tensor {
+export function imageGrid(rows: readonly Tensor[], margin = 2): Tensor {
   return tidy(() => {
     const [, channels, height, width] = (rows[0] as Tensor).dims(4);
     const columns = Math.max(...rows.map((row) => row.size(0)));

@@ -16,7 +16,7 @@ export { EMOJI_PACKAGES, type EmojiOptions, type EmojiSummary, prepareEmoji } fr
 export { openFolder } from "./folder.js";
 export { openIdx } from "./idx.js";
 export {
-  gridOf,
+  imageGrid,
   listImages,
   pixelsToTensor,
   readImages,

@@ -3,7 +3,7 @@
  */
 
 import type { TrainConfig } from "../config/resolve.js";
-import { gridOf } from "../data/index.js";
+import { imageGrid } from "../data/index.js";
 import { cat, type Tensor, tidy } from "../torch/index.js";
 import type { PlainData } from "./plain_data.js";
 
@@ -29,7 +29,7 @@ export function samplePage(
     const [b, g] = rewards.dims(2);
     const rows = Math.min(b, config.log.imageRows);
     const shown = Math.min(g, SHOWN);
-    const page = gridOf(
+    const page = imageGrid(
       Array.from({ length: rows }, (_, i) =>
         cat([images.narrow(0, i, 1), ceiling.narrow(0, i, 1), samples.narrow(0, i * g, shown)])
           .clamp(-1, 1)

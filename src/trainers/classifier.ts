@@ -5,7 +5,7 @@
 
 import type { ClassifierTrainConfig } from "../config/classifier.js";
 import { updatesOf } from "../config/fit.js";
-import { augment, type Batch, type Batches, type Cursor, gridOf } from "../data/index.js";
+import { augment, type Batch, type Batches, type Cursor, imageGrid } from "../data/index.js";
 import type { FeatureClassifier } from "../metrics/index.js";
 import { buildClassifier } from "../rl_ar_finetune/builder.js";
 import { castOf, deviceOf } from "../rl_ar_finetune/parts.js";
@@ -188,7 +188,7 @@ class ClassifierTask implements FitTask {
       const rows = Array.from({ length: Math.ceil(mistakes.length / IN_A_ROW) }, (_, i) =>
         mistakes.slice(i * IN_A_ROW, (i + 1) * IN_A_ROW),
       );
-      return gridOf(rows.map((row) => cat(row.map(({ image }) => image))));
+      return imageGrid(rows.map((row) => cat(row.map(({ image }) => image))));
     });
     for (const { image } of mistakes) image.dispose();
     return { page, about: { mistakes: mistakes.map(({ image: _, ...rest }) => rest) } };

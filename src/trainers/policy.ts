@@ -14,8 +14,8 @@ import {
   type Batch,
   type Batches,
   BatchReader,
-  gridOf,
   type ImageSource,
+  imageGrid,
   onePass,
   UnreadableImages,
 } from "../data/index.js";
@@ -312,7 +312,7 @@ export class PretrainTask implements FitTask {
         const { tokens } = sampleCodesWithLogprobs(policy, start, t, { numGenerations, generator });
         const pieces = tokens.split(encodeBatchOf(this.#config));
         const images = cat(pieces.map((piece) => tokenizer.decodeCode(piece, [side, side])));
-        return { page: gridOf(images.clamp(-1, 1).cpu().split(PAGE)), about };
+        return { page: imageGrid(images.clamp(-1, 1).cpu().split(PAGE)), about };
       }),
     );
   }

@@ -15,7 +15,7 @@ import {
   type TokenizerTrainConfigInput,
   tokenizerKind,
 } from "../config/tokenizer.js";
-import { type Batches, type Cursor, gridOf } from "../data/index.js";
+import { type Batches, type Cursor, imageGrid } from "../data/index.js";
 import type { LPIPS, NLayerDiscriminator, PerceptualDistance } from "../metrics/index.js";
 import {
   buildDiscriminator,
@@ -396,7 +396,7 @@ class TokenizerTask implements FitTask {
     const page = tidy(() => {
       const rowsOf = (parts: Tensor[]): Tensor[] => cat(parts).split(IN_A_ROW);
       const below = rowsOf(made);
-      return gridOf(rowsOf(images).flatMap((row, i) => [row, below[i] as Tensor]));
+      return imageGrid(rowsOf(images).flatMap((row, i) => [row, below[i] as Tensor]));
     });
     for (const part of [...images, ...made]) part.dispose();
     return { page, about: { rows: ["images", "reconstructions"], ids } };

@@ -7,7 +7,7 @@ import { after, test } from "node:test";
 import sharp from "sharp";
 
 import {
-  gridOf,
+  imageGrid,
   listImages,
   pixelsToTensor,
   readImages,
@@ -98,10 +98,10 @@ test("readImages gives squares; listImages their files in order; both say what i
   });
 });
 
-test("gridOf places each image in its cell, with white around", async () => {
+test("imageGrid places each image in its cell, with white around", async () => {
   using a = full([2, 3, 2, 2], -1);
   using b = full([1, 3, 2, 2], 0);
-  using grid = gridOf([a, b], 1);
+  using grid = imageGrid([a, b], 1);
   assert.deepEqual(grid.shape, [1, 3, 7, 7]);
   using red = grid.select(1, 0);
   assert.deepEqual(red.toList(), [
