@@ -136,7 +136,7 @@ async function removeDead(path) {
 
 /** Create `path` with its content in one step, so that no reader sees a lock without an owner; false when it exists. */
 function createWhole(path, content) {
-  const aside = `${dirname(path)}/.${basename(path)}.${randomUUID()}.tmp`;
+  const aside = `${path}.${randomUUID()}.tmp`;
   writeFileSync(aside, content);
   try {
     linkSync(aside, path);

@@ -137,6 +137,7 @@ export function saveCheckpoint(folder: string, checkpoint: Checkpoint, options: 
     flushFolder(folder);
   } catch (error) {
     rmSync(aside, { recursive: true, force: true });
+    if (error instanceof Error) error.message = error.message.replaceAll(aside, final);
     throw error;
   }
   writeBest(folder, record);

@@ -49,9 +49,13 @@ export function firstError(error: unknown): unknown {
     first = first.suppressed;
   }
   if (first instanceof Error) {
-    const known = first.message;
-    const more = later.filter((message) => !known.includes(message));
-    if (more.length > 0) first.message = [known, ...new Set(more)].join("\nand then ");
+    // A full disk is full for every file: its path aside, one message is enough.
+    const kind = (message: string): string => message.replace(/^.*?: expected/, "expected");
+    const known = new Set([kind(first.message)]);
+    for (const message of later) {
+      if (!known.has(kind(message))) first.message += `\nand then ${message}`;
+      known.add(kind(message));
+    }
   }
   return first;
 }

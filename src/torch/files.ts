@@ -5,6 +5,7 @@
 import { randomBytes } from "node:crypto";
 import {
   closeSync,
+  existsSync,
   fstatSync,
   fsyncSync,
   mkdirSync,
@@ -201,7 +202,15 @@ export function writing<T>(path: string, action: () => T): T {
 
 /** Make a folder, and those that it lies in, where it is absent. */
 export function makeFolder(path: string): void {
-  writing(path, () => mkdirSync(path, { recursive: true }));
+  writing(path, () => {
+    try {
+      mkdirSync(path, { recursive: true });
+    } catch (error) {
+      // Node.js says so of a read-only disk too; without `recursive` it gives the true reason.
+      if ((error as NodeJS.ErrnoException).code === "ENOENT" && existsSync(dirname(path))) mkdirSync(path);
+      throw error;
+    }
+  });
 }
 
 /** What the system refused to write, and what to do; any other error as it is. */
