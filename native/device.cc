@@ -148,12 +148,13 @@ napi_value emptyCache(const Args&) {
 napi_value newGenerator(const Args& args) {
   const c10::Device device = parseDevice(args.string(0));
   if (device.is_meta()) return toHandle(args.env, generators.add(metaGenerator()));
-  const at::Generator& source = at::globalContext().defaultGenerator(device);
-  return toHandle(args.env, generators.add(source.clone()));
+  return toHandle(args.env, generators.add(at::globalContext().defaultGenerator(device).clone()));
 }
 
 napi_value defaultGenerator(const Args& args) {
-  return toHandle(args.env, generators.add(at::globalContext().defaultGenerator(parseDevice(args.string(0)))));
+  const c10::Device device = parseDevice(args.string(0));
+  if (device.is_meta()) return toHandle(args.env, generators.add(metaGenerator()));
+  return toHandle(args.env, generators.add(at::globalContext().defaultGenerator(device)));
 }
 
 // seedGenerator(generator): the seed stands in the frame, 64 bits.
@@ -211,7 +212,7 @@ napi_value cudaDeviceCount(const Args& args) {
 
 napi_value synchronize(const Args& args) {
   const c10::Device device = parseDevice(args.string(0));
-  if (device.is_cpu()) return nullptr;
+  if (device.is_cpu() || device.is_meta()) return nullptr;
   const c10::impl::VirtualGuardImpl guard(device.type());
   guard.synchronizeDevice(device.has_index() ? device.index() : guard.getDevice().index());
   return nullptr;

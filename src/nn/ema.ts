@@ -16,9 +16,9 @@ import type { Module, Parameter, StateDict } from "./module.js";
 
 /** Options of {@link Ema}. */
 export interface EmaOptions {
-  /** Part of the average that stays at an update. */
+  /** EMA decay: the weight of the old average at an update. */
   decay?: number;
-  /** Decay by min((1 + t) / (10 + t), decay) at update t = 0, 1, ..., so that the start is soon forgotten. */
+  /** Decay by min((1 + t) / (10 + t), decay) at update t = 0, 1, ..., so that the initial values fade quickly. */
   warmup?: boolean;
 }
 
@@ -80,7 +80,7 @@ export class Ema {
       for (; count < this.#parameters.length; count++) this.#swap(count);
       const result = fn();
       if (result instanceof Promise) {
-        result.catch(() => {}); // its own failure is no answer to the wrong use
+        result.catch(() => {}); // the wrong use is reported, and not what the Promise fails with later
         throw expectedType("Ema.withAverage", "a function that returns its result", "a Promise");
       }
       return result;

@@ -1,6 +1,6 @@
 /**
  * A network and its state: fields that are parameters, buffers, modules, or arrays of them are found by
- * walking, and their names are the state dict's keys. Nothing else in this package is inherited.
+ * walking, and their names are the state dict's keys.
  */
 import {
   call,

@@ -24,28 +24,28 @@ import type { LoadReport, StateDict } from "./module.js";
 /** Tensors to train, under names of their own (`model.namedParameters()`) or numbered from 0. */
 export type Trained = readonly Tensor[] | readonly (readonly [string, Tensor])[];
 
-/** Numbers of one group of parameters. */
+/** Hyperparameters of one parameter group. */
 export interface AdamWOptions {
   lr?: number;
   /** Decay of the running mean of the gradient, and of its square. */
   betas?: readonly [number, number];
   eps?: number;
-  /** Part of each weight that goes at a step, times the learning rate. */
+  /** Weight decay: a step subtracts lr * weightDecay * weight. */
   weightDecay?: number;
 }
 
-/** A group as given: parameters, and what differs for them. */
+/** A parameter group as the caller gives it: parameters, and hyperparameters that differ from the optimizer's. */
 export interface ParameterGroup extends AdamWOptions {
   params: Trained;
 }
 
-/** A group as held; its numbers may be changed between steps. */
+/** A parameter group of the optimizer; its hyperparameters may be changed between steps. */
 export interface AdamWGroup extends Required<AdamWOptions> {
   readonly names: readonly string[];
   readonly params: readonly Tensor[];
 }
 
-/** Everything that decides the steps to come: `tensors` go into a safetensors file, `groups` into JSON. */
+/** The whole state of the optimizer: `tensors` go into a safetensors file, `groups` into JSON. */
 export interface AdamWState {
   /** `<name>.step`, `<name>.exp_avg` and `<name>.exp_avg_sq` of each parameter that has had a step. */
   tensors: StateDict;
@@ -79,8 +79,8 @@ export class AdamW {
 
   /**
    * @param params - tensors, or groups of them; state is kept for those that get gradients.
-   * @param options - numbers of every group that does not say otherwise.
-   * @param options.fused - `false` computes from the formula, operator by operator: slower, same result.
+   * @param options - hyperparameters of the groups that do not set them.
+   * @param options.fused - `false` computes from the formula, operator by operator: slower, same result up to rounding.
    */
   constructor(params: Trained | readonly ParameterGroup[], options: AdamWOptions & { fused?: boolean } = {}) {
     checkOptions("AdamW", options, [...NUMBERS, "fused"]);
@@ -119,7 +119,7 @@ export class AdamW {
   }
 
   /**
-   * Move every parameter that has a gradient; the others stay, and so does their state.
+   * Update every parameter that has a gradient; the others keep their values and state.
    *
    * @param options.lrFactor - factor of every group's learning rate in this step, from a schedule.
    */
@@ -168,16 +168,19 @@ export class AdamW {
    *
    * Nothing changes unless everything fits.
    *
-   * @param options.keepNumbers - `true` keeps this optimizer's own lr, betas, eps and weight decay, and takes the
+   * @param options.keepHyperparameters - `true` keeps this optimizer's own lr, betas, eps and weight decay, and takes the
    *   moments alone: for a run that goes on with other settings.
    * @param options.strict - `false` takes the state of those parameters that both sides name, starts the
-   *   others afresh, and keeps the numbers.
+   *   others afresh, and keeps the hyperparameters.
    * @returns parameters of this optimizer that got no state, and entries that had no use.
    * @throws Error when names or shapes differ; shapes that differ even when `strict` is off.
    */
-  loadStateDict(state: AdamWState, options: { strict?: boolean; keepNumbers?: boolean } = {}): LoadReport {
-    checkOptions(LOAD, options, ["strict", "keepNumbers"]);
-    const { strict = true, keepNumbers = !strict } = options;
+  loadStateDict(
+    state: AdamWState,
+    options: { strict?: boolean; keepHyperparameters?: boolean } = {},
+  ): LoadReport {
+    checkOptions(LOAD, options, ["strict", "keepHyperparameters"]);
+    const { strict = true, keepHyperparameters = !strict } = options;
     if (strict) this.#checkGroups(state.groups);
     const unexpected = new Set(Object.keys(state.tensors));
     const missing: string[] = [];
@@ -198,7 +201,7 @@ export class AdamW {
     const loaded = found.map(([param, parts]) => [param, startMoments(param, parts)] as const);
     this.dispose();
     for (const [param, moments] of loaded) this.#moments.set(param, moments);
-    if (!keepNumbers) {
+    if (!keepHyperparameters) {
       for (const [i, { lr, betas, eps, weightDecay }] of state.groups.entries()) {
         Object.assign(this.groups[i] as AdamWGroup, { lr, betas, eps, weightDecay });
       }

@@ -63,7 +63,7 @@ export interface BackwardOptions {
  * Accumulate gradients of several tensors into `grad` of the leaves they were made from.
  *
  * @param roots - tensors to differentiate.
- * @param gradients - their own gradients; null or left out for one-element roots.
+ * @param gradients - gradients of the roots; null, or not given, for one-element roots.
  * @param options.inputs - accumulate into these leaves alone.
  */
 export function backward(
@@ -80,7 +80,7 @@ export function backward(
 /**
  * Gradients of `roots` with respect to `inputs`, returned and not accumulated.
  *
- * @param gradients - gradients of the roots; null or left out for one-element roots.
+ * @param gradients - gradients of the roots; null, or not given, for one-element roots.
  * @param options.allowUnused - give null for an input that the roots do not depend on, instead of throwing.
  */
 export function grad(

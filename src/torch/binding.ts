@@ -94,6 +94,7 @@ function load(): Native {
     native = createRequire(import.meta.url)(path) as Native;
   } catch (error) {
     const { message } = error as Error;
+    if (message.startsWith("rl-ar-finetune:")) throw error; // the addon's own sentence
     throw new Error(
       `rl-ar-finetune: expected an addon that loads from ${path}, got: ${message}. ` +
         "Run rlar doctor as the user who runs this: it repairs the set-up.",

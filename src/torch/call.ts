@@ -183,7 +183,7 @@ export function setTensorClass(made: new (handle: number) => TensorHandle): void
  * Call an operator, for example `call("aten::add.Tensor", [a, b], { alpha: 2 })`.
  *
  * @param name - operator and overload as LibTorch registers them.
- * @param args - arguments in the schema's order; those left out take the schema's defaults.
+ * @param args - arguments in the schema's order; those not given take the schema's defaults.
  * @param options - further arguments by the schema's names.
  * @returns a Tensor, number, bigint, boolean, string, null or a list of them, as the schema says; in-place
  *   operators return the very object they were given.
@@ -372,17 +372,26 @@ export const NO_VALUES = "A tensor on meta has a shape alone: put it on the CPU 
 /** What LibTorch says where an operator reads values and the tensor is on meta. */
 const READS_META = /with Meta tensors|out of meta tensor|on meta tensors?/i;
 
+/** What LibTorch says where memory ends, with the bytes, or where the bytes cannot be counted. */
+const LACKS_MEMORY =
+  /tried to allocate (\d+ bytes|[\d.]+ [KMGT]iB)|Storage size calculation overflowed|integer multiplication overflow/i;
+
 function refusal(name: string, operator: Operator, args: readonly Argument[], error: Error): TorchError {
+  const { schema } = operator;
+  const refused = (message: string): TorchError => new TorchError(name, schema, message);
   if (READS_META.test(error.message) && args.flat(2).some(isOnMeta)) {
-    const message = expectedMessage(operator.schema, "tensors with values", "one on meta", NO_VALUES);
-    return new TorchError(name, operator.schema, message);
+    return refused(expectedMessage(schema, "tensors with values", "one on meta", NO_VALUES));
   }
   const operands = args.flatMap((value, i) => {
     const text = summary(value);
     return text === undefined ? [] : [`${operator.argumentNames[i] ?? i} ${text}`];
   });
   const tail = operands.length > 0 ? `; ${operands.join(", ")}` : "";
-  return new TorchError(name, operator.schema, `${operator.schema}: ${error.message.trimEnd()}${tail}`);
+  const [lacksMemory, wanted] = LACKS_MEMORY.exec(error.message) ?? [];
+  if (lacksMemory === undefined) return refused(`${schema}: ${error.message.trimEnd()}${tail}`);
+  const what = wanted === undefined ? "a size below 2^63 bytes" : `${wanted} of free memory`;
+  const got = wanted === undefined ? "a larger one" : "less";
+  return refused(expectedMessage(schema, what, `${got}${tail}`, "Use smaller tensors, or fewer at a time"));
 }
 
 const isOnMeta = (value: unknown): boolean => value instanceof TensorHandle && value.device === "meta";

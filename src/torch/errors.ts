@@ -16,12 +16,12 @@ export function expectedMessage(where: string, what: string, got: unknown, remed
   return remedy === undefined ? head : `${head} ${remedy}.`;
 }
 
-/** A `RangeError` with {@link expectedMessage}: the argument has the right type and a value that cannot be served. */
+/** A `RangeError` with {@link expectedMessage}: the argument has the right type, and a value that is not allowed. */
 export function expected(where: string, what: string, got: unknown, remedy?: string): RangeError {
   return new RangeError(expectedMessage(where, what, got, remedy));
 }
 
-/** A `TypeError` with {@link expectedMessage}: the argument is of a type that cannot be served. */
+/** A `TypeError` with {@link expectedMessage}: the argument has the wrong type. */
 export function expectedType(where: string, what: string, got: unknown, remedy?: string): TypeError {
   return new TypeError(expectedMessage(where, what, got, remedy));
 }

@@ -127,7 +127,7 @@ export interface AttentionOptions {
   dropout?: number;
   /** Query i sees keys 0 ... i; not together with a mask. */
   isCausal?: boolean;
-  /** Factor of the logits; 1 / sqrt(D) where left out. */
+  /** Factor of the logits; 1 / sqrt(D) by default. */
   scale?: number;
   /** Fewer key and value heads than query heads, each serving a group of them. */
   enableGqa?: boolean;

@@ -12,7 +12,7 @@ import { type Device, Tensor } from "./tensor.js";
 
 const collected = new FinalizationRegistry<number>((handle) => native.releaseGenerator(handle));
 
-/** A source of random numbers on one device, a long-lived owner: `using generator = new Generator(7)`. */
+/** A source of random numbers on one device, to be disposed of: `using generator = new Generator(7)`. */
 export class Generator extends GeneratorHandle {
   /** Operators take it for tensors of this device alone. */
   readonly device: Device;

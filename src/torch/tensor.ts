@@ -227,7 +227,7 @@ export class Tensor extends TensorHandle {
   /**
    * Accumulate the gradient of this tensor into the leaves that it was made from.
    *
-   * @param gradient - its own gradient, same shape; may be left out for one element.
+   * @param gradient - gradient of this tensor, same shape; not needed for one element.
    * @param options.retainGraph - keep what the graph saved, for a second backward.
    * @param options.createGraph - build the graph of the gradients too, for second derivatives.
    */

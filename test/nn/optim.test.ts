@@ -113,7 +113,7 @@ test("a resumed run is the uninterrupted one, bit for bit", () => {
   }
 });
 
-test("a state is taken over with its numbers, or with this optimizer's own where they are to be kept", () => {
+test("a state brings its hyperparameters, unless this optimizer's own are to be kept", () => {
   const configured = { lr: 0.5, betas: [0.1, 0.2] as const, eps: 1e-3, weightDecay: 0.25 };
   const w = ones([2], { requiresGrad: true });
   const saved = new AdamW([w], { lr: 0.125 });
@@ -128,13 +128,13 @@ test("a state is taken over with its numbers, or with this optimizer's own where
   plain.loadStateDict(state);
   assert.deepEqual(numbers(plain), { lr: 0.125, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 0.01 });
   const kept = new AdamW([w], configured);
-  kept.loadStateDict(state, { keepNumbers: true });
+  kept.loadStateDict(state, { keepHyperparameters: true });
   assert.deepEqual(numbers(kept), { ...configured, betas: [0.1, 0.2] });
   const moments = kept.stateDict().tensors;
   for (const [name, value] of Object.entries(state.tensors))
     expectClose(moments[name] as Tensor, value, exact);
   assert.throws(
-    () => kept.loadStateDict({ tensors: state.tensors, groups: [] }, { keepNumbers: true }),
+    () => kept.loadStateDict({ tensors: state.tensors, groups: [] }, { keepHyperparameters: true }),
     /1 groups/,
   );
 });

@@ -605,3 +605,25 @@ test("a freed tensor is refused wherever it is used", () => {
   assert.equal(String(x), "Tensor (freed)");
   assert.equal(x.isDisposed, true);
 });
+
+test("memory that is not there, and sizes that cannot be counted, are sentences of ours", () => {
+  tidy(() => {
+    const one = ones([1]);
+    const cases: [() => unknown, RegExp][] = [
+      [
+        () => zeros([2 ** 50]),
+        /: expected 4503599627370496 bytes of free memory, got less\. Use smaller tensors/,
+      ],
+      [
+        () => one.expand(2 ** 45).clone(),
+        /expected \d+ bytes of free memory, got less; self float32\[35184372088832\] cpu\./,
+      ],
+      [() => zeros([2 ** 40, 2 ** 40]), /: expected a size below 2\^63 bytes, got a larger one\./],
+      [
+        () => ones([2 ** 30, 2 ** 40], { device: "meta" }),
+        /: expected a size below 2\^63 bytes, got a larger one\./,
+      ],
+    ];
+    for (const [use, message] of cases) assert.throws(use, { name: "TorchError", message });
+  });
+});

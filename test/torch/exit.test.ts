@@ -10,7 +10,10 @@ const ADD_ONE =
 
 /** Run a program with the tensor floor as `T`. */
 function run(program: string): { code: number | null; signal: string | null; text: string } {
-  const source = `const T = await import(${JSON.stringify(TORCH)}); ${ADD_ONE} ${program}`;
+  return runAlone(`const T = await import(${JSON.stringify(TORCH)}); ${ADD_ONE} ${program}`);
+}
+
+function runAlone(source: string): { code: number | null; signal: string | null; text: string } {
   const child = spawnSync(process.execPath, ["--input-type=module", "-e", source], {
     encoding: "utf8",
     timeout: 120_000,
@@ -32,11 +35,25 @@ const ENDS: Record<string, string> = {
     "globalThis.y = [new T.Generator(1), T.zeros([1 << 20])]; T.zeros([1 << 20]).dispose(); const w = T.ones([2, 2], { requiresGrad: true }); T.autocast({ device: 'cpu', dtype: 'bfloat16' }, () => process.exit(T.functional.linear(w, w).numel - 4));",
 };
 
+ENDS["a call of process.exit inside a backward on a thread"] = `
+  const { native } = await import(${JSON.stringify(TORCH.replace("index.js", "binding.js"))});
+  native.setThreadedBackward(true);
+  ${ENDS["a call of process.exit inside a backward"]}`;
 for (const [what, program] of Object.entries(ENDS)) {
   test(`a process ends cleanly with ${what} alive`, () => {
     assert.deepEqual(run(program), { code: 0, signal: null, text: "" });
   });
 }
+
+test("a process ends cleanly after a worker that held a graph; a second thread is refused by a sentence", () => {
+  const body = `import(${JSON.stringify(TORCH)}).then((T) => { ${ADD_ONE} globalThis.y = addOne(T.ones([2], { requiresGrad: true })); });`;
+  const { code, signal, text } = runAlone(`
+    const { Worker } = await import("node:worker_threads");
+    await new Promise((resolve) => new Worker(${JSON.stringify(body)}, { eval: true }).on("exit", resolve));
+    await import(${JSON.stringify(TORCH)}).catch((error) => console.log(error.message));`);
+  assert.deepEqual([code, signal], [0, null], text);
+  assert.match(text, /^rl-ar-finetune: expected one JavaScript thread to load LibTorch, got a second\./);
+});
 
 test("a backward that returns anything but tensors is a sentence, and the process goes on", () => {
   const returned = ["[3]", "[undefined]", "['x']", "[[g]]", "[{}]", "3", "null", "undefined", "[]", "[g, g]"];
