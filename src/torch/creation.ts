@@ -246,12 +246,18 @@ export function where(condition: Tensor, a: Tensor | number, b: Tensor | number)
   return callTensor("aten::where.self", [condition, a, b]);
 }
 
+/** Tensors one by one, or as one array. */
+type Tensors = readonly Tensor[] | readonly [readonly Tensor[]];
+
+const asOne = (tensors: Tensors): readonly Argument[] =>
+  tensors.length === 1 && Array.isArray(tensors[0]) ? tensors[0] : (tensors as readonly Tensor[]);
+
 /** Einstein summation, for example `einsum("bhd,bkd->bhk", a, b)`. */
-export function einsum(equation: string, ...operands: Tensor[]): Tensor {
-  return callTensor("aten::einsum", [equation, operands]);
+export function einsum(equation: string, ...operands: Tensors): Tensor {
+  return callTensor("aten::einsum", [equation, asOne(operands)]);
 }
 
 /** Coordinate grids with matrix ("ij") indexing. */
-export function meshgrid(...tensors: Tensor[]): Tensor[] {
-  return call("aten::meshgrid.indexing", [tensors], { indexing: "ij" }) as Tensor[];
+export function meshgrid(...tensors: Tensors): Tensor[] {
+  return call("aten::meshgrid.indexing", [asOne(tensors)], { indexing: "ij" }) as Tensor[];
 }

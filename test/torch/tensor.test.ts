@@ -9,9 +9,11 @@ import {
   call,
   DTYPES,
   type DType,
+  einsum,
   empty,
   functional as F,
   full,
+  meshgrid,
   ones,
   randn,
   type Tensor,
@@ -383,6 +385,12 @@ test("sizes and dimensions are given one by one or as one array", () => {
       assert.deepEqual(list.toList(), single.toList());
       assert.deepEqual(list.shape, single.shape);
     }
+    const [row, column] = [ones([2]), ones([3])];
+    assert.deepEqual(
+      meshgrid([row, column]).map(({ shape }) => shape),
+      meshgrid(row, column).map(({ shape }) => shape),
+    );
+    assert.deepEqual(einsum("i,j->ij", [row, column]).toList(), einsum("i,j->ij", row, column).toList());
     const scalar = zeros([1]);
     assert.deepEqual(scalar.view().shape, []);
     assert.deepEqual(scalar.view([]).shape, []);
