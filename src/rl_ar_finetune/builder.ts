@@ -117,14 +117,16 @@ export function openTokenizer(path: string, ...given: [options?: OpenTokenizerOp
   const { file, found } = opened;
   if (found?.kind !== "tokenizer") throw wrongKind("a tokenizer", found, file);
   const { tokenizer: description } = found;
-  const model = buildTokenizer(description, (name) => file.tensor(name), path).to({ device });
-  const tokenizer = buildTokenizerFrozen(model);
-  requireUsable(path, model, () => {
-    const image = testImage(2 * model.downsample, device, model.config.inChannels);
-    const latents = model.encodeLatent(image);
-    const images = model.decodeCode(model.quantize.codesOf(latents), [2, 2]);
-    // Codes are compared by sums of squares and products.
-    return [latents.square().sum(), model.quantize.table().square().sum(), images];
+  const model = buildTokenizer(description, (name) => file.tensor(name), path);
+  const tokenizer = orFreed(buildTokenizerFrozen(model), () => {
+    model.to({ device });
+    requireUsable(path, () => {
+      const image = testImage(2 * model.downsample, device, model.config.inChannels);
+      const latents = model.encodeLatent(image);
+      const images = model.decodeCode(model.quantize.codesOf(latents), [2, 2]);
+      // Codes are compared by sums of squares and products.
+      return [latents.square().sum(), model.quantize.table().square().sum(), images];
+    });
   });
   return { tokenizer, description };
 }
@@ -192,28 +194,37 @@ export function openPolicy(path: string, ...given: [options?: OpenPolicyOptions]
   return { policy, description };
 }
 
-/**
- * Check what a network makes of a test image, and free the network if it is of no use.
- *
- * @throws RangeError when a result is not finite: the weights are, but so large that results overflow.
- */
-function requireUsable(path: string, network: Disposable, results: () => Tensor[]): void {
+/** A network that `prepare` has made ready; freed if it fails. */
+function orFreed<N extends Disposable>(network: N, prepare: () => void): N {
   try {
-    const areFinite = noGrad(() =>
-      tidy(() => results().every((result) => result.isfinite().all().item() === 1)),
-    );
-    if (areFinite) return;
-    const remedy = "Its weights are too large, or damaged: take another checkpoint";
-    throw expected(path, "finite results for a test image", "NaN or infinity", remedy);
+    prepare();
+    return network;
   } catch (error) {
     network[Symbol.dispose]();
     throw error;
   }
 }
 
-/** A ramp over [-1, 1]: float32 `[1, channels, side, side]`. No random number is drawn for it. */
+/**
+ * Check what a network makes of a test image.
+ *
+ * @throws RangeError when a result is not finite: the weights are, but so large that results overflow.
+ */
+function requireUsable(path: string, results: () => Tensor[]): void {
+  const areFinite = noGrad(() =>
+    tidy(() => results().every((result) => result.isfinite().all().item() === 1)),
+  );
+  if (areFinite) return;
+  const remedy = "Its weights are too large, or damaged: take another checkpoint";
+  throw expected(path, "finite results for a test image", "NaN or infinity", remedy);
+}
+
+/**
+ * A ramp over [0, 1]: float32 `[1, channels, side, side]`. No random number is drawn for it, and no value below 0 makes
+ * a range check believe that it has seen images in [-1, 1].
+ */
 function testImage(side: number, device: Device, channels = 3): Tensor {
-  return linspace(-1, 1, channels * side * side, { device }).reshape(1, channels, side, side);
+  return linspace(0, 1, channels * side * side, { device }).reshape(1, channels, side, side);
 }
 
 /** Arguments of {@link buildToklipTokenizer}, in camelCase or as published in snake_case. */
@@ -360,10 +371,11 @@ function llamaGenOptions(where: string, options: Record<string, unknown>): Llama
 
 /** Keys of an object in camelCase. */
 function camelKeys(value: Readonly<Record<string, unknown>>): Record<string, unknown> {
-  const entries = Object.entries(value).map(([key, item]) => [camelCase(key), item] as const);
+  const given = Object.entries(value).filter(([, item]) => item !== undefined && item !== null);
+  const entries = given.map(([key, item]) => [camelCase(key), item] as const);
   const twice = entries.find(([key], i) => entries.findIndex(([other]) => other === key) !== i);
   if (twice !== undefined) throw expected("ar", `${twice[0]} once`, "it in two spellings");
-  return Object.fromEntries(entries.filter(([, item]) => item !== undefined && item !== null));
+  return Object.fromEntries(entries);
 }
 
 /** Options of {@link buildGptPolicy}. */
@@ -441,12 +453,14 @@ export function openLpips(path: string, ...given: [options?: OpenNetworkOptions]
   });
   const [only] = parts;
   if (only === undefined) throw wrongKind("torchvision's VGG16, AlexNet or SqueezeNet 1.1", found, file);
-  const lpips = new LPIPS({ net: only.net, backbone: weightsIn(file, only.part) }).to({ device });
-  requireUsable(path, lpips, () => {
-    const image = testImage(64, device);
-    return [lpips.forward(image, image.neg())];
+  const lpips = new LPIPS({ net: only.net, backbone: weightsIn(file, only.part) });
+  return orFreed(lpips, () => {
+    lpips.to({ device });
+    requireUsable(path, () => {
+      const image = testImage(64, device);
+      return [lpips.forward(image, image.neg())];
+    });
   });
-  return lpips;
 }
 
 /** A classifier of random weights, to train. */
@@ -481,13 +495,14 @@ function filled<N extends Module & FeatureNetwork>(
   device: Device,
 ): N {
   const shapes = Object.fromEntries(Object.entries(used).map(([key, name]) => [key, file.info(name).shape]));
-  model.loadStateDict(weightsIn(file, { used, shapes }));
-  model.eval().requiresGrad_(false).to({ device });
-  requireUsable(path, model, () => {
-    const { features, probabilities } = model.describe(testImage(64, device));
-    return [features, probabilities];
+  return orFreed(model, () => {
+    model.loadStateDict(weightsIn(file, { used, shapes }));
+    model.eval().requiresGrad_(false).to({ device });
+    requireUsable(path, () => {
+      const { features, probabilities } = model.describe(testImage(64, device));
+      return [features, probabilities];
+    });
   });
-  return model;
 }
 
 /**
@@ -554,10 +569,11 @@ export function openDiscriminator(
     const ndf = part.shapes["main.0.weight"]?.[0] ?? 0;
     const nLayers = Object.keys(part.shapes).filter((name) => name.endsWith(".running_mean")).length;
     const discriminator = new NLayerDiscriminator({ ndf, nLayers });
-    discriminator.loadStateDict(weightsIn(file, part));
-    discriminator.eval().requiresGrad_(false).to({ device });
-    requireUsable(path, discriminator, () => [discriminator.score(testImage(8 * 2 ** nLayers, device))]);
-    return discriminator;
+    return orFreed(discriminator, () => {
+      discriminator.loadStateDict(weightsIn(file, part));
+      discriminator.eval().requiresGrad_(false).to({ device });
+      requireUsable(path, () => [discriminator.score(testImage(8 * 2 ** nLayers, device))]);
+    });
   }
   throw expected(
     path,

@@ -96,7 +96,10 @@ export function unknownName(
   );
 }
 
-/** The name that the fewest changed letters lead to, at most a third of them; undefined where there is none. */
+/**
+ * The name that the fewest changed letters lead to, at most a third of them, or one that begins with the given name;
+ * undefined where there is none.
+ */
 export function nearestName(name: string, known: readonly string[]): string | undefined {
   const plain = (text: string): string => text.replaceAll("_", "").toLowerCase();
   let least = Math.ceil(plain(name).length / 3) + 1;
@@ -105,12 +108,13 @@ export function nearestName(name: string, known: readonly string[]): string | un
     const edits = distance(plain(name), plain(candidate));
     if (edits < least) [least, nearest] = [edits, candidate];
   }
-  return nearest;
+  if (nearest !== undefined || plain(name).length < 3) return nearest;
+  return known.find((candidate) => plain(candidate).startsWith(plain(name)));
 }
 
 /** `max_grad_norm` as `maxGradNorm`; a name without an underscore as it is. */
 export function camelCase(name: string): string {
-  return name.replace(/(?<=.)_([a-zA-Z0-9])/g, (_, letter: string) => letter.toUpperCase());
+  return name.replace(/(?<=[^_])_([a-zA-Z0-9])/g, (_, letter: string) => letter.toUpperCase());
 }
 
 /** Whether a value is an object literal, and not an instance of a class. */

@@ -97,6 +97,8 @@ test("the nearest name is within a third of the letters", () => {
   assert.equal(nearestName("rl", ["lr"]), undefined);
   assert.equal(nearestName("lrr", ["lr"]), "lr");
   assert.equal(nearestName("gradNorm", ["maxGradNorm", "normalize"]), "maxGradNorm");
+  assert.equal(nearestName("ckpt", ["device", "ckptPath"]), "ckptPath");
+  assert.equal(nearestName("ck", ["device", "ckptPath"]), undefined);
   assert.equal(nearestName("whatever", ["lr", "betas"]), undefined);
   assert.equal(nearestName("x", []), undefined);
 });
