@@ -42,7 +42,7 @@ export function convert(path: string, out: string, options: ConvertOptions): voi
       `${out}: ${nameOf(found)}, ${Object.keys(tensors).length} tensors, ${which}${under}\n`,
     );
   });
-  sayNotes(found);
+  sayNotes(opened.notes);
   const missing = found.kind === "policy" ? found.policy.missing : [];
   if (missing.length === 0) return;
   process.stderr.write(

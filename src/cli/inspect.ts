@@ -4,6 +4,7 @@ import { POLICY_NAMES } from "../policies/index.js";
 import {
   type DescribeOptions,
   type ModelDescription,
+  type OpenedModel,
   openModel,
   usedBy,
   type WeightsChoice,
@@ -28,18 +29,21 @@ export interface InspectOptions extends FileOptions {
 /** @returns 3 when the file holds a model that cannot be used; its tensors are shown all the same. */
 export function inspect(path: string, options: InspectOptions): number {
   const { json, all = false } = options;
-  const show = (file: WeightsFile, found: ModelDescription | null, problem: string | null): void => {
-    const facts = factsOf(file, found, problem);
+  const show = (
+    { file, found, notes }: Pick<OpenedModel, "file" | "found" | "notes">,
+    problem: string | null,
+  ): void => {
+    const facts = { ...factsOf(file, found), notes, problem };
     process.stdout.write(json ? `${JSON.stringify(facts, null, 2)}\n` : print(file, facts, all));
   };
   try {
     using opened = openModel(path, askedOf(options));
-    show(opened.file, opened.found, null);
+    show(opened, null);
     return 0;
   } catch (error) {
     // A file that cannot be read at all throws its own error here.
     using file = openWeights(path, options.wrapper === undefined ? {} : { wrapper: options.wrapper });
-    show(file, null, (error as Error).message);
+    show({ file, found: null, notes: [] }, (error as Error).message);
     return 3;
   }
 }
@@ -54,10 +58,9 @@ export function askedOf({ wrapper, weights, heads, codes }: FileOptions): Weight
   };
 }
 
-/** What was assumed of a policy, on standard error, so that a program reads standard output alone. */
-export function sayNotes(found: ModelDescription | null): void {
-  if (found?.kind !== "policy") return;
-  for (const note of found.policy.notes) process.stderr.write(`note: ${note}\n`);
+/** Print notes on a file to standard error, so that a program reads standard output alone. */
+export function sayNotes(notes: readonly string[]): void {
+  for (const note of notes) process.stderr.write(`note: ${note}\n`);
 }
 
 interface Facts {
@@ -84,7 +87,7 @@ interface Facts {
   metadata: Readonly<Record<string, string>>;
 }
 
-function factsOf(file: WeightsFile, found: ModelDescription | null, problem: string | null): Facts {
+function factsOf(file: WeightsFile, found: ModelDescription | null): Omit<Facts, "notes" | "problem"> {
   const usedNames = found === null ? file.names : Object.values(usedBy(found));
   const dtypes: Record<string, number> = {};
   let parameters = 0;
@@ -103,8 +106,6 @@ function factsOf(file: WeightsFile, found: ModelDescription | null, problem: str
     config: configOf(found),
     weights: found === null ? null : weightsOf(found),
     missing: found?.kind === "policy" ? found.policy.missing : [],
-    notes: found?.kind === "policy" ? found.policy.notes : [],
-    problem,
     parameters,
     bytes,
     dtypes,

@@ -5,6 +5,7 @@ import { imageGrid, listImages, readImages, writePng } from "../data/images.js";
 import { l1, l2, psnr, ssim } from "../metrics/index.js";
 import { openLpips, openTokenizer } from "../rl_ar_finetune/builder.js";
 import { cat, type Device, expected, type Tensor, tidy } from "../torch/index.js";
+import { sayNotes } from "./inspect.js";
 
 /** Options of `rlar reconstruct`. */
 export interface ReconstructOptions {
@@ -29,11 +30,12 @@ export async function reconstruct(path: string, options: ReconstructOptions): Pr
   for (const name of ["size", "limit", "columns"] as const) {
     if (options[name] < 1) throw expected(`--${name}`, "at least 1", options[name]);
   }
-  const { tokenizer, description } = openTokenizer(options.tokenizer, {
+  const { tokenizer, description, notes } = openTokenizer(options.tokenizer, {
     device,
     ...(options.wrapper !== undefined && { wrapper: options.wrapper }),
     ...(options.weights && { weights: options.weights }),
   });
+  sayNotes(notes);
   if (size % tokenizer.downsample !== 0) {
     throw expected("--size", `a multiple of ${tokenizer.downsample}, the pixels of a code`, size);
   }
@@ -54,8 +56,14 @@ export async function reconstruct(path: string, options: ReconstructOptions): Pr
       terms.l1 = l1(inputs, outputs);
       terms.l2 = l2(inputs, outputs);
       if (lpips !== undefined) terms.lpips = lpips.forward(inputs, outputs);
-      for (const [name, values] of Object.entries(terms)) {
-        measured[name] = [...(measured[name] ?? []), ...(values.toList() as number[])];
+      for (const [name, tensor] of Object.entries(terms)) {
+        const values = tensor.toList() as number[];
+        const stray = values.findIndex((value) => !Number.isFinite(value));
+        if (stray >= 0) {
+          const got = `${name} ${values[stray]} for ${files[start + stray]}`;
+          throw expected(options.tokenizer, "finite measures", got, "Its weights are too large, or damaged");
+        }
+        measured[name] = [...(measured[name] ?? []), ...values];
       }
       for (let i = 0; i < inputs.size(0) && shown.length < options.columns * 2; i++) {
         for (const batch of [inputs, outputs]) shown.push(batch.narrow(0, i, 1).cpu());
@@ -67,7 +75,15 @@ export async function reconstruct(path: string, options: ReconstructOptions): Pr
   using page = tidy(() => imageGrid([0, 1].map((row) => cat(shown.filter((_, i) => i % 2 === row)))));
   await writePng(options.out, page);
   const means = Object.fromEntries(Object.entries(measured).map(([name, values]) => [name, mean(values)]));
-  const facts = { tokenizer: description.name, images: files.length, size, codesUsed: codes.size, ...means };
+  const { name: tokenizerName, weights } = description;
+  const facts = {
+    tokenizer: tokenizerName,
+    weights,
+    images: files.length,
+    size,
+    codesUsed: codes.size,
+    ...means,
+  };
   if (options.json) {
     const each = files.map((file, i) => ({
       file,
@@ -80,7 +96,7 @@ export async function reconstruct(path: string, options: ReconstructOptions): Pr
       ([name, value]) => `${name} ${value.toFixed(4)}${units[name] ?? ""}`,
     );
     process.stdout.write(
-      `${description.name}: ${files.length} images at ${size} px, ${codes.size} of ${tokenizer.codebookSize} codes used\n` +
+      `${tokenizerName}: ${files.length} images at ${size} px, ${codes.size} of ${tokenizer.codebookSize} codes used\n` +
         `${text.join("  ")}\n${basename(options.out)}: inputs above, reconstructions below\n`,
     );
   }

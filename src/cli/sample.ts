@@ -33,9 +33,9 @@ export interface SampleOptions {
 export async function sample(options: SampleOptions): Promise<void> {
   const { device, perClass, seed } = options;
   if (perClass < 1) throw expected("--per-class", "at least 1", perClass);
-  const { tokenizer, description: decoder } = openTokenizer(options.tokenizer, { device });
+  const { tokenizer, description: decoder, notes } = openTokenizer(options.tokenizer, { device });
   using _tokenizer = tokenizer;
-  const { policy, description } = openPolicy(options.policy, {
+  const { policy, description, ...opened } = openPolicy(options.policy, {
     device,
     dtype: options.dtype,
     codebookSize: tokenizer.codebookSize,
@@ -43,7 +43,7 @@ export async function sample(options: SampleOptions): Promise<void> {
   });
   using _policy = policy;
   policy.eval();
-  sayNotes({ kind: "policy", policy: description });
+  sayNotes([...notes, ...opened.notes]);
   requireKind(options, description);
   const side = Math.sqrt(policy.blockSize);
   if (!Number.isInteger(side))

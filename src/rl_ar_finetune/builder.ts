@@ -89,6 +89,8 @@ export interface OpenOptions extends WeightsChoice {
 export interface OpenedTokenizer {
   readonly tokenizer: FrozenTokenizer;
   readonly description: TokenizerDescription;
+  /** Which weights were taken, where the file left a choice. */
+  readonly notes: readonly string[];
 }
 
 /** What {@link openTokenizer} may be told. */
@@ -128,7 +130,7 @@ export function openTokenizer(path: string, ...given: [options?: OpenTokenizerOp
       return [latents.square().sum(), model.quantize.table().square().sum(), images];
     });
   });
-  return { tokenizer, description };
+  return { tokenizer, description, notes: opened.notes };
 }
 
 /** A tokenizer with random weights: a named one, with sizes of its own where `changes` has them. */
@@ -145,8 +147,9 @@ export function buildTokenizerModel(
 /** A loaded policy and what its file was found to be. */
 export interface OpenedPolicy {
   readonly policy: ArPolicy;
-  /** `notes` in it says what was assumed. */
   readonly description: PolicyDescription;
+  /** What was assumed, and which weights were taken where the file left a choice. */
+  readonly notes: readonly string[];
 }
 
 /** What {@link openPolicy} may be told. The sizes are needed where the file does not state them. */
@@ -191,7 +194,7 @@ export function openPolicy(path: string, ...given: [options?: OpenPolicyOptions]
     ...(codebookSize !== undefined && { codebookSize }),
     ...(dtype !== undefined && { dtype }),
   });
-  return { policy, description };
+  return { policy, description, notes: opened.notes };
 }
 
 /** A network that `prepare` has made ready; freed if it fails. */

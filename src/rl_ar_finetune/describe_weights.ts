@@ -66,6 +66,8 @@ export interface OpenedModel extends Disposable {
   readonly file: WeightsFile;
   /** null when the file holds no model that is known here. */
   readonly found: ModelDescription | null;
+  /** What was assumed, and which weights were taken where the file left a choice: a sentence each. */
+  readonly notes: readonly string[];
 }
 
 /** Keys under which trainers keep a running average of the weights. */
@@ -90,28 +92,46 @@ export function openModel(path: string, options: WeightsChoice & DescribeOptions
   const { wrapper, ...asked } = options;
   let file = openWeights(path, wrapper === undefined ? {} : { wrapper });
   try {
-    const wanted = wrapper ?? wrapperFor(file, asked.weights);
-    if (wanted !== file.wrapper) {
+    const { wanted, isChoice } = wrapper === undefined ? choose(file, asked.weights) : NO_CHOICE;
+    if (wanted !== null && wanted !== file.wrapper) {
       file.close();
       file = openWeights(path, { wrapper: wanted });
     }
     const found = describeWeights(file, asked);
-    return { file, found, [Symbol.dispose]: () => file.close() };
+    const notes = found?.kind === "policy" ? [...found.policy.notes] : [];
+    if (found !== null && asked.weights === undefined && (isChoice || hasInnerChoice(found))) {
+      const [taken, other] =
+        weightsOf(found) === "ema" ? ["average of the weights", "raw"] : ["raw weights", "ema"];
+      notes.push(
+        `${path}: the ${taken} of the ${found.kind} ${other === "raw" ? "is" : "are"} used; weights ${other} uses the other`,
+      );
+    }
+    return { file, found, notes, [Symbol.dispose]: () => file.close() };
   } catch (error) {
     file.close();
     throw error;
   }
 }
 
-/** The state dict to take where the caller names none. */
-function wrapperFor(file: WeightsFile, weights: "raw" | "ema" | undefined): string {
+const NO_CHOICE = { wanted: null, isChoice: false } as const;
+
+/** The state dict to take where the caller names none, and whether the file has raw weights and an average. */
+function choose(
+  file: WeightsFile,
+  weights: "raw" | "ema" | undefined,
+): { wanted: string | null; isChoice: boolean } {
   const all = [file.wrapper, ...file.otherWrappers];
   const average = all.find((key) => AVERAGES.has(key));
   const isRaw = !AVERAGES.has(file.wrapper);
   const raw = isRaw ? file.wrapper : RAW.find((key) => all.includes(key));
-  if (average === undefined || raw === undefined) return file.wrapper;
-  const wanted = weights ?? (isPolicy(file.shapes) ? "raw" : "ema");
-  return wanted === "ema" ? average : raw;
+  if (average === undefined || raw === undefined) return NO_CHOICE;
+  const taken = weights ?? (isPolicy(file.shapes) ? "raw" : "ema");
+  return { wanted: taken === "ema" ? average : raw, isChoice: true };
+}
+
+/** Whether a tokenizer's state dict has an average beside the raw weights, as Lightning's has. */
+function hasInnerChoice(found: ModelDescription): boolean {
+  return found.kind === "tokenizer" && found.tokenizer.hasBoth;
 }
 
 /**

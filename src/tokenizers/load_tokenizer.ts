@@ -25,6 +25,8 @@ export interface TokenizerDescription {
   name: string;
   config: TokenizerConfig;
   weights: "raw" | "ema";
+  /** Whether the state dict has both raw weights and their average. */
+  hasBoth: boolean;
   /** Key of the file for each key of the model's state dict. */
   used: Record<string, string>;
   ignored: IgnoredKeys[];
@@ -135,6 +137,7 @@ export function recogniseTokenizer(
     name: nameOf(config) + (isToklip ? " inside TokLIP" : "") + (weights === "ema" ? ", EMA" : ""),
     config,
     weights,
+    hasBoth: view.hasRaw && view.hasEma,
     used,
     ignored: ignoredKeys(Object.keys(shapes), view.prefix, used),
     ...(grid && { grid }),
