@@ -144,7 +144,10 @@ export function checkPolicy(ar: ArSection, found: Findings): void {
     const remedy = "Remove usePretrainedCodebook: only a new policy of ar.type gpt starts from the codebook";
     found.refuse("ar.extra.usePretrainedCodebook", "a new policy of ar.type gpt", got, remedy);
   }
-  if (loaded === null) return;
+  if (loaded === null) {
+    found.unread("without ar.path", ["ar.wrapper", "ar.weights"]);
+    return;
+  }
   const sizes = [
     "ar.type",
     "ar.cls",
@@ -152,7 +155,7 @@ export function checkPolicy(ar: ArSection, found: Findings): void {
     "ar.nEmbd",
     ...Object.keys(ar.extra).map((name) => `ar.extra.${name}`),
   ];
-  const file = ["ar.path", "ar.wrapper", "ar.nHead"];
+  const file = ["ar.path", "ar.wrapper", "ar.weights", "ar.nHead"];
   found.unread(`with ${loaded}`, loaded === "ar.path" ? sizes : [...sizes, ...file]);
 }
 

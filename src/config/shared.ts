@@ -91,7 +91,7 @@ const wrapper = textKey().describe(
 
 /** Which weights of a file are used. */
 export const weights = key(z.enum(["ema", "raw"]).nullable(), null).describe(
-  "Which weights of the file to use: the EMA or those of the last step; null prefers the EMA. Set raw to continue exactly where the training of the file stopped.",
+  "Which weights of the file to use: ema, their exponential moving average, or raw, those of the last step; null uses the EMA of a tokenizer where the file has one. Set raw to continue exactly where the training of the file stopped.",
 );
 
 export { wrapper };
@@ -123,6 +123,9 @@ export const arKeys = {
     "File of the policy: minGPT, LlamaGen, IBQ's transformer, or one trained here; null makes a new policy. Required for fine-tuning.",
   ),
   wrapper,
+  weights: key(z.enum(["ema", "raw"]).nullable(), null).describe(
+    "Which weights of ar.path to use: ema, their exponential moving average, or raw, those of the last step; null uses the raw ones where the file has both, as LlamaGen's and VA-pi's samplers do. Set ema to fine-tune the average.",
+  ),
   nLayer: size("layers").describe("Number of layers of a new policy. Set it together with ar.type."),
   nHead: size("heads").describe(
     "Number of attention heads of a new policy, or of a file that does not tell. Set it together with ar.type, or when the file is refused without it.",

@@ -524,7 +524,7 @@ const FREE =
 
 /** Keys that a checkpoint's weights decide, so that a resumed run cannot take other values. */
 const FIXED =
-  /^(ar\.(type|path|wrapper|nLayer|nHead|nEmbd|extra|extra\..*|cls|policy|lora\.(rank|targets))|blockSize|model\..*|classifier\.(widths|depth))$/;
+  /^(ar\.(type|path|wrapper|weights|nLayer|nHead|nEmbd|extra|extra\..*|cls|policy|lora\.(rank|targets))|blockSize|model\..*|classifier\.(widths|depth))$/;
 
 /** What a change of a key of any command does to a resumed run, but for the length of the run. */
 export function resumedBy(path: string): Resumed {

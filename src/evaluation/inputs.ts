@@ -195,13 +195,14 @@ function openTokenizerOf(
 }
 
 function openPolicyOf(
-  { path, wrapper, nHead, blockSize }: PolicyFile,
+  { path, wrapper, weights, nHead, blockSize }: PolicyFile,
   note: (path: string) => string,
   options: NonNullable<Parameters<typeof openPolicy>[1]>,
 ): ArPolicy {
   return openPolicy(note(path), {
     ...options,
     ...(wrapper !== undefined && { wrapper }),
+    ...(weights !== undefined && { weights }),
     ...(nHead !== undefined && { nHead }),
     ...(blockSize !== undefined && { blockSize }),
   }).policy;

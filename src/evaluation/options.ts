@@ -28,6 +28,7 @@ export interface Judge {
 export interface PolicyFile {
   readonly path: string;
   readonly wrapper?: string;
+  readonly weights?: "raw" | "ema";
   readonly nHead?: number;
   readonly blockSize?: number;
 }
@@ -292,6 +293,7 @@ export function optionsOfConfig(file: string): RunEvalOptions {
       policy: {
         path: policy.path,
         ...(typeof policy.wrapper === "string" && { wrapper: policy.wrapper }),
+        ...((policy.weights === "raw" || policy.weights === "ema") && { weights: policy.weights }),
         ...(typeof heads === "number" && { nHead: heads }),
       },
     }),

@@ -109,7 +109,7 @@ export function modelsOf(config: TrainConfig): PlanModels {
   const { coef, stop, path } = config.kl;
   const { lora, ...ar } = config.ar;
   const hasReference = (coef !== 0 || stop !== null) && (path !== null || lora.rank === null);
-  const own = { ...ar, ...(path !== null && { path, wrapper: null, policy: null }) };
+  const own = { ...ar, ...(path !== null && { path, wrapper: null, weights: null, policy: null }) };
   const { lpips, perceptual, patchGan } = config.reward;
   const files = {
     "reward.lpips": lpips.weight === 0 ? null : lpips.path,
@@ -154,7 +154,7 @@ export function policySizes(
   const { extra } = ar;
   const codebook =
     extra.usePretrainedCodebook === true
-      ? { codebook: empty([vocabSize, Number(extra.nCodebookEmbd ?? 256)], { device: "meta" }) }
+      ? { codebook: empty([vocabSize, Number(extra.nCodebookEmbd ?? 256)]) }
       : {};
   const sized = { ...ar, extra: { ...codebook, ...extra } };
   const policy = init.skipInit(() => policyOf({ ar: sized, blockSize }, "cpu", vocabSize, codes));
@@ -170,9 +170,14 @@ export function policySizes(
 
 const POLICIES = { gpt: "GPT", llamagen: "LlamaGen", ibq_ar: "IBQ's transformer" } as const;
 
-function fileSizes({ wrapper, nHead, lora }: Ar, path: string, blockSize: number | null): PolicySizes {
+function fileSizes(
+  { wrapper, weights, nHead, lora }: Ar,
+  path: string,
+  blockSize: number | null,
+): PolicySizes {
   using opened = openModel(path, {
     ...(wrapper !== null && { wrapper }),
+    ...(weights !== null && { weights }),
     ...(nHead !== null && { nHead }),
     ...(blockSize !== null && { blockSize }),
   });

@@ -117,7 +117,8 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
   if (config.train.threads !== null) setNumThreads(config.train.threads);
   // Weights that no file gives are drawn from the default generator.
   manualSeed(deriveSeed(config.seed, "init"));
-  const tokenizer = tokenizerOf(config, device);
+  const notes: string[] = [];
+  const tokenizer = tokenizerOf(config, device, notes);
   if (config.tokenizer.model === null) own(tokenizer);
   const side = config.data.size / tokenizer.downsample;
   if (!Number.isInteger(side)) {
@@ -139,7 +140,7 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
       remedy,
     );
   }
-  const policy = policyOf(config, device, tokenizer, codes);
+  const policy = policyOf(config, device, tokenizer, codes, notes);
   if (config.ar.policy === null) own(policy);
   if (policy.blockSize < codes && !isLoader) {
     const remedy = `Use images of ${Math.sqrt(policy.blockSize) * tokenizer.downsample} px, or another policy`;
@@ -192,49 +193,61 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
     policyCast,
     packAs: packAsOf(policy, policyCast),
     ...images,
+    notes: [...notes, ...images.notes],
   };
 }
 
 /** The frozen tokenizer, from a program or a file. */
-export function tokenizerOf(config: Pick<TrainConfig, "tokenizer">, device: Device): FrozenTokenizer {
+export function tokenizerOf(
+  config: Pick<TrainConfig, "tokenizer">,
+  device: Device,
+  notes: string[] = [],
+): FrozenTokenizer {
   const { model, path, wrapper, weights, config: known } = config.tokenizer;
   if (model !== null) return "vq" in model ? model : buildTokenizerFrozen(model);
-  return openTokenizer(path as string, {
+  const opened = openTokenizer(path as string, {
     device,
     config: known,
     ...(wrapper !== null && { wrapper }),
     ...(weights !== null && { weights }),
-  }).tokenizer;
+  });
+  notes.push(...opened.notes);
+  return opened.tokenizer;
 }
 
 /**
  * The policy: a program's, a file's, or a new one for sequences of `codes`.
  *
  * @param tokenizer - the tokenizer whose codes it draws, or the size of its codebook where no weight is read.
+ * @param notes - is given what was assumed of the file.
  */
 export function policyOf(
   config: { readonly ar: ArSection; readonly blockSize: number | null },
   device: Device,
   tokenizer: FrozenTokenizer | number,
   codes: number,
+  notes: string[] = [],
 ): ArPolicy {
   const vocabSize = typeof tokenizer === "number" ? tokenizer : tokenizer.codebookSize;
-  const { policy, path, wrapper, type, nLayer, nHead, nEmbd, extra, cls } = config.ar;
+  const { policy, path, wrapper, weights, type, nLayer, nHead, nEmbd, extra, cls } = config.ar;
   const blockSize = config.blockSize ?? codes;
   if (policy !== null) {
     if (policy.vocabSize === vocabSize) return policy;
     throw expected("ar.policy", `a vocabulary of ${vocabSize}, the tokenizer's codebook`, policy.vocabSize);
   }
   if (path !== null) {
-    return openPolicy(path, {
+    const opened = openPolicy(path, {
       device,
       codebookSize: vocabSize,
       ...(wrapper !== null && { wrapper }),
+      ...(weights !== null && { weights }),
       ...(nHead !== null && { nHead }),
       ...(config.blockSize !== null && { blockSize }),
       // A file without its own number of codes is used for images of this many.
       assume: { blockSize: codes },
-    }).policy;
+    });
+    notes.push(...opened.notes);
+    return opened.policy;
   }
   const sizes = {
     ...(nLayer !== null && { nLayer }),

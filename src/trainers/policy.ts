@@ -103,14 +103,15 @@ export async function openPretrainTask(
   const device = deviceOf(config);
   requireDevice(device);
   if (config.train.threads !== null) setNumThreads(config.train.threads);
-  const tokenizer = tokenizerOf(config, device);
+  const ofModels: string[] = [];
+  const tokenizer = tokenizerOf(config, device, ofModels);
   const { train, heldOut } = await openSources(config);
   const codes = codesOf(config, tokenizer, train);
   // Weights that no file gives are drawn from the default generator.
   manualSeed(deriveSeed(config.seed, "init"));
-  const policy = policyFor(config, device, tokenizer, codes, train.classNames.length);
+  const policy = policyFor(config, device, tokenizer, codes, train.classNames.length, ofModels);
   const numClasses = config.pretrain.start === "condition" ? classesOfPolicy(policy) : undefined;
-  const notes = notesOfSources({ train, heldOut }, numClasses);
+  const notes = [...ofModels, ...notesOfSources({ train, heldOut }, numClasses)];
   const unreadable = new UnreadableImages();
   const { batch: batchSize } = config.train;
   const reading = {
@@ -386,6 +387,7 @@ function policyFor(
   tokenizer: FrozenTokenizer,
   codes: number,
   classes: number,
+  notes: string[],
 ): ArPolicy {
   const { type, extra, cls } = config.ar;
   const known = {
@@ -393,7 +395,7 @@ function policyFor(
     ...(cls === null && type === "llamagen" && extra.modelType !== "t2i" && { numClasses: classes }),
   };
   const ar = { ...config.ar, extra: { ...known, ...extra } };
-  const policy = policyOf({ ...config, ar }, device, tokenizer, codes);
+  const policy = policyOf({ ...config, ar }, device, tokenizer, codes, notes);
   if (policy.blockSize < codes) {
     const remedy = `Use images of ${Math.sqrt(policy.blockSize) * tokenizer.downsample} px, or another policy`;
     throw expected("data.size", `images of at most ${policy.blockSize} codes, the policy's`, codes, remedy);
