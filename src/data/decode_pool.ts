@@ -7,7 +7,7 @@ import { type Decoded, type DecodeTask, decodeFewAtOnce, type ImageBytes } from 
 import type { Answer } from "./decode_worker.js";
 
 /** One thread for each processor but one, at least 1 and at most 8. */
-export const DEFAULT_WORKERS: number = Math.min(Math.max(availableParallelism() - 1, 1), 8);
+const DEFAULT_WORKERS: number = Math.min(Math.max(availableParallelism() - 1, 1), 8);
 
 /** The threads themselves failed, not an image. */
 export class DecodePoolError extends Error {

@@ -43,6 +43,10 @@ export function numberClasses(
   labels: readonly unknown[],
   { names, rowOf = () => where }: NumberingOptions = {},
 ): Classes {
+  if (names !== undefined && new Set(names).size < names.length) {
+    const twice = names.find((name, i) => names.indexOf(name) !== i);
+    throw expected("classNames", "each class once", `${twice} twice`);
+  }
   const odd = labels.findIndex((label) => typeof label !== "number" && typeof label !== "string");
   if (odd >= 0) throw expected(rowOf(odd), "a class, its number or name", labels[odd], LABEL_REMEDY);
   if (labels.every((label) => typeof label === "number"))

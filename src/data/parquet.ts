@@ -65,7 +65,7 @@ export async function openParquet(
   const names = namesOf(files);
   const opened: ParquetFile[] = [];
   for (const [i, path] of files.entries()) opened.push(await openFile(path, names[i] as string, options));
-  const groups = groupsOf(opened);
+  const groups = await groupsOf(opened);
   const last = groups.at(-1);
   const length = last === undefined ? 0 : last.first + last.length;
   const where = files.length === 1 ? (files[0] as string) : `${files[0]} and ${files.length - 1} more`;
@@ -321,31 +321,31 @@ function chunkOf(file: ParquetFile, number: number, column: string, leaf?: strin
   );
 }
 
-function groupsOf(files: readonly ParquetFile[]): RowGroup[] {
+async function groupsOf(files: readonly ParquetFile[]): Promise<RowGroup[]> {
   const groups: RowGroup[] = [];
   let first = 0;
   for (const file of files) {
-    let start = 0;
-    for (const [number, { num_rows, columns }] of file.metadata.row_groups.entries()) {
-      const length = Number(num_rows);
-      const image = chunkOf(file, number, file.imageColumn, "bytes");
-      // Every row takes a byte at least: a damaged number must not make a list of billions.
-      if (!(length >= 0 && start + length <= file.bytes.byteLength && Number(image.num_values) === length)) {
-        const got = `${image.num_values} values for ${num_rows} rows`;
-        throw expected(
-          `${file.path}, row group ${number}, column ${file.imageColumn}`,
-          "a value a row",
-          got,
-          DAMAGED,
-        );
+    await guarded(file.path, async () => {
+      let start = 0;
+      for (const [number, { num_rows, columns }] of file.metadata.row_groups.entries()) {
+        const length = Number(num_rows);
+        const image = chunkOf(file, number, file.imageColumn, "bytes");
+        // Every row takes a byte at least: a damaged number must not make a list of billions.
+        if (
+          !(length >= 0 && start + length <= file.bytes.byteLength && Number(image.num_values) === length)
+        ) {
+          const where = `${file.path}, row group ${number}, column ${file.imageColumn}`;
+          const got = `${image.num_values} values for ${num_rows} rows in ${file.bytes.byteLength} bytes`;
+          throw expected(where, "a value a row", got, DAMAGED);
+        }
+        const bytes = columns
+          .filter(({ meta_data }) => meta_data?.path_in_schema[0] === file.imageColumn)
+          .reduce((sum, { meta_data }) => sum + Number(meta_data?.total_uncompressed_size ?? 0), 0);
+        if (length > 0) groups.push({ file, number, start, first, length, bytes });
+        start += length;
+        first += length;
       }
-      const bytes = columns
-        .filter(({ meta_data }) => meta_data?.path_in_schema[0] === file.imageColumn)
-        .reduce((sum, { meta_data }) => sum + Number(meta_data?.total_uncompressed_size ?? 0), 0);
-      if (length > 0) groups.push({ file, number, start, first, length, bytes });
-      start += length;
-      first += length;
-    }
+    });
   }
   return groups;
 }

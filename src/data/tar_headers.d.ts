@@ -10,8 +10,8 @@ declare module "tar-stream/headers.js" {
     linkname: string | null;
   }
   const headers: {
-    /** `null` for a block of zeros. @throws Error for a wrong checksum. */
-    decode(block: Buffer, encoding: BufferEncoding): Header | null;
+    /** `null` for a block of zeros. @throws Error for a wrong checksum, or where the form is unknown and not allowed. */
+    decode(block: Buffer, encoding: BufferEncoding, allowUnknownFormat: boolean): Header | null;
   };
   export default headers;
 }

@@ -116,6 +116,11 @@ function read(file: Pieces, labelEnding: string): Members {
   return { list, notes: hasEnd ? [] : [note] };
 }
 
+type Header = NonNullable<ReturnType<typeof headers.decode>>;
+
+/** Kinds of GNU tar that tar-stream does not know. */
+const OTHER_KINDS: Readonly<Record<string, string>> = { V: "volume label", D: "directory", S: "sparse file" };
+
 /** A header that is no attribute, with what the ones before it said. */
 interface Head {
   readonly type: string | null;
@@ -131,7 +136,7 @@ interface Head {
 function memberOf(file: Pieces, head: Head, before: ReadonlyMap<string, Member>): Member | undefined {
   const { path, size } = file;
   const { type, key, name, at, length, about, link } = head;
-  if (Object.keys(about).some((one) => one.startsWith("GNU.sparse"))) {
+  if (type === "sparse file" || Object.keys(about).some((one) => one.startsWith("GNU.sparse"))) {
     throw expected(path, "whole files", `${name}, a sparse one`, "Write the tar without --sparse");
   }
   switch (type) {
@@ -149,6 +154,7 @@ function memberOf(file: Pieces, head: Head, before: ReadonlyMap<string, Member>)
       return { name, key, offset: found.offset, length: found.length };
     }
     case "directory":
+    case "volume label":
       return undefined;
     case "symlink": {
       const remedy = "Write the tar with tar --dereference";
@@ -163,11 +169,7 @@ function memberOf(file: Pieces, head: Head, before: ReadonlyMap<string, Member>)
 }
 
 /** The header at a place; null for zeros, undefined where the archive is over. */
-function headerAt(
-  file: Pieces,
-  at: number,
-  isAfterEnd: boolean,
-): ReturnType<typeof headers.decode> | undefined {
+function headerAt(file: Pieces, at: number, isAfterEnd: boolean): Header | null | undefined {
   const { path, size } = file;
   if (at + BLOCK > size) {
     const rest = file.read(at, size - at);
@@ -176,7 +178,14 @@ function headerAt(
   }
   const block = file.read(at, BLOCK);
   try {
-    return headers.decode(block, "latin1");
+    // A right checksum is enough: tars of 1979 have no other mark.
+    const header = headers.decode(block, "latin1", true);
+    return (
+      header && {
+        ...header,
+        type: header.type ?? OTHER_KINDS[String.fromCharCode(block[156] as number)] ?? null,
+      }
+    );
   } catch {
     // Anything may follow the zeros, as where a tar was written over a longer file.
     if (isAfterEnd) return undefined;

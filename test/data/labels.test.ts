@@ -38,6 +38,13 @@ test("given names decide the ids, so part of the classes keeps its numbers", () 
   });
 });
 
+test("a class that is listed twice is refused", () => {
+  assert.throws(() => numberClasses("set", ["a"], { names: ["a", "b", "a"] }), {
+    name: "RangeError",
+    message: /classNames: expected each class once, got a twice/,
+  });
+});
+
 test("labels that are no classes are refused with their row and the way to train without labels", () => {
   const rowOf = (i: number): string => `set#${i}`;
   for (const odd of [-1, 0.5, NaN, 2 ** 31, null, undefined, true]) {

@@ -374,3 +374,26 @@ test("members that are not read are counted and said once; a tar of nothing else
     message: /expected at least one image, got only \.bmp \(1\), \.ppm \(1\)\. .*convert them to PNG/,
   });
 });
+
+test("tars of other forms are read: version 7, labels of volumes, dumped folders", async () => {
+  const image = await grey(9);
+  const old = headerOf("a.png", image.length);
+  old.fill(0, 257, 265);
+  old.write("        ", 148);
+  const sum = old.reduce((total, byte) => total + byte, 0);
+  old.write(`${sum.toString(8).padStart(6, "0")}\0 `, 148, "latin1");
+  const dumped = padded(Buffer.from("Ya.png\0\0"));
+  const source = await openBytes(
+    headerOf("volume", 0, "V"),
+    headerOf("d/", 8, "D"),
+    dumped,
+    old,
+    padded(image),
+    END,
+  );
+  assert.deepEqual([source.length, source.idOf(0)], [1, "made.tar/a.png"]);
+  assert.equal((await readSample(source, 0)).pixels?.data[0], 9);
+  await assert.rejects(openBytes(headerOf("s.png", 512, "S"), padded(image), END), {
+    message: /s\.png, a sparse one/,
+  });
+});

@@ -6,9 +6,10 @@ import { test } from "node:test";
 import { resolveConfig, type TrainConfig } from "../../src/config/resolve.js";
 import type { Batch } from "../../src/data/index.js";
 import { openRunParts } from "../../src/rl_ar_finetune/parts.js";
+import { trainRlLoop } from "../../src/rl_ar_finetune/train_loop.js";
 import { openImages, openSources, type RunImages, someOf } from "../../src/run/images.js";
 import { saveSafetensors, tensor, zeros } from "../../src/torch/index.js";
-import { tinyFolder, tinyRun, writeEmoji } from "../support/train_run.js";
+import { Shown, tinyFolder, tinyRun, writeEmoji } from "../support/train_run.js";
 
 const configOf = (folder: string, changes: object): TrainConfig =>
   resolveConfig({ values: tinyRun(folder, { eval: { every: 1, images: 5 }, ...changes }) }).config;
@@ -171,4 +172,19 @@ test("training and every evaluation share the threads that decode; what cannot b
   assert.deepEqual(images.unreadable.news(), []);
   images[Symbol.dispose]();
   await assert.rejects(idsOf(images.evalBatches()), { name: "DecodePoolError" });
+});
+
+test("a run says its classes at the start, and each unreadable image once when it is met", async (t) => {
+  const folder = await tinyFolder(t, 20);
+  for (const name of ["a/900.png", "b/901.png"]) writeFileSync(join(folder, "images", name), "bad");
+  writeFileSync(join(folder, "images", "c", "old.bmp"), "BM");
+  const screen = new Shown();
+  const changes = { data: { evalPart: 0, maxUnreadable: 5 }, eval: { every: 0 }, train: { iters: 12 } };
+  await trainRlLoop(tinyRun(folder, changes), { screen });
+  const lines = screen.text.split("\n");
+  const count = (pattern: RegExp): number => lines.filter((line) => pattern.test(line)).length;
+  assert.equal(count(/^unreadable image: a\/900\.png: expected an image/), 1);
+  assert.equal(count(/^unreadable image: b\/901\.png: expected an image/), 1);
+  assert.equal(count(/files that are not read: \.bmp \(1\)\. .*PNG/), 1);
+  assert.equal(count(/^3 classes: 0 a \(\d+ images\), 1 b/), 1);
 });
