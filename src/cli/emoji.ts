@@ -22,7 +22,7 @@ export interface EmojiCommandOptions {
 
 type Which = keyof typeof EMOJI_PACKAGES;
 
-/** Write the tar and say what is in it. @throws RangeError where a package cannot be had, or the tar not be written. */
+/** Write the tar and say what is in it. @throws RangeError where a package cannot be fetched, or the tar cannot be written. */
 export async function emoji(options: EmojiCommandOptions): Promise<void> {
   const size = Number(options.size);
   const { out = `emoji_${size}px.tar` } = options;

@@ -1,6 +1,6 @@
 /**
- * Variations of a batch of images for training a network to recognise them: moved, recoloured, partly blanked. Mirroring
- * is done where images are read. Every image is varied by draws of its own, all from one generator.
+ * Data augmentation for classifiers: random shift, colour jitter and cutout. Random flips are done where images are read.
+ * Every image has draws of its own, all from one generator.
  */
 import {
   arange,
@@ -13,7 +13,7 @@ import {
   tidy,
 } from "../torch/index.js";
 
-/** How far images are varied; 0 or left out leaves a variation out. */
+/** How far images are varied; 0, the default, turns a variation off. */
 export interface AugmentOptions {
   /** Most pixels that an image moves in each direction; what comes in repeats its border. */
   readonly shift?: number;

@@ -1,4 +1,4 @@
-/** A batch: what every kind of data set becomes, and how its tensors are made. */
+/** A batch: what every kind of data set gives, and how its tensors are made. */
 import { type Device, expected, type Tensor, tensor, tidy } from "../torch/index.js";
 import type { Features } from "./npy.js";
 import type { Cursor } from "./order.js";
@@ -56,8 +56,8 @@ export interface Batches {
   readonly cursor: Cursor;
   readonly unreadable: Unreadable;
   /**
-   * Images that were passed over up to here, by their index in the set, and what is wrong with each: plain data, for a
-   * reader that goes on from the cursor and is to count on. Absent where nothing is passed over.
+   * Unreadable images that were skipped so far, by their index in the set, with what is wrong with each. Plain data for a
+   * checkpoint: a reader that resumes from the cursor skips them and counts them. Absent where nothing can be skipped.
    */
   readonly passedOver?: PassedOver;
   /** The next batch, which the caller disposes of. */
@@ -65,10 +65,10 @@ export interface Batches {
   close(): void;
 }
 
-/** What is wrong with images, by their index in the set. */
+/** Unreadable images: what is wrong with each, by its index in the set. */
 export type PassedOver = Readonly<Record<string, string>>;
 
-/** Images that were passed over. */
+/** Unreadable images that were skipped. */
 export interface Unreadable {
   /** How many different ones. */
   readonly count: number;

@@ -26,19 +26,19 @@ export interface ReadOptions {
   readonly crop?: Crop;
   /** `S`, to which text features are padded; default: the longest of the batch. */
   readonly featureTokens?: number;
-  /** Codes from here on are refused: what lies beyond a model's table would stop a GPU for good. */
+  /** Codes of this value and above are refused: a GPU would fail on an index beyond the embedding table. */
   readonly codebookSize?: number;
   readonly device?: Device;
   /** Threads that decode. Default: one for each processor but one, at least 1 and at most 8. */
   readonly workers?: number;
   /** Threads to decode with, in place of own ones: they stay open when the reader is closed. */
   readonly pool?: DecodePool;
-  /** Told of every image that is passed over because it cannot be read, each time that it comes. */
+  /** Called with every image that is skipped because it cannot be read, each time that it is met. */
   readonly onUnreadable?: (id: string, problem: string) => void;
   /** Batches to read ahead, default 2. */
   readonly ahead?: number;
   /**
-   * Unreadable images to pass over before giving up. Default: 1 in 100, but at least 10 in sets of 100 and more, and
+   * Unreadable images to skip before giving up. Default: 1 in 100, but at least 10 in sets of 100 and more, and
    * 1 in 10 below.
    */
   readonly maxUnreadable?: number;
@@ -49,7 +49,7 @@ export interface BatchReaderOptions extends ReadOptions {
   readonly seed?: number | bigint;
   /** Where to begin, from {@link Batch.cursor}. */
   readonly cursor?: Cursor;
-  /** What was passed over before that, from {@link Batches.passedOver}: it counts, and is not read again. */
+  /** Images that were skipped before the cursor, from {@link Batches.passedOver}: they count, and are not read again. */
   readonly passedOver?: PassedOver;
   /** Mirror every other image, chosen anew each epoch. */
   readonly flip?: boolean;
@@ -73,14 +73,14 @@ interface Augmentation {
 
 type Outcome = { readonly row: Row } | { readonly problem: string } | { readonly failure: Error };
 
-/** Unreadable images that are named. */
+/** Unreadable images that an error names. */
 const NAMED = 20;
 
 /**
  * Endless batches of a set in a random order, all of one size: a batch may begin in one epoch and end in the next. In
  * each epoch every readable image comes once, unless classes are balanced. Hold it with `using`.
  *
- * An image that cannot be read is passed over, and the one after it takes its place.
+ * An image that cannot be read is skipped, and the next one takes its place.
  */
 export class BatchReader implements Batches {
   readonly #rows: RowQueue;

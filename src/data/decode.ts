@@ -1,6 +1,6 @@
 /**
  * From the bytes of an image to a square of 8-bit RGB: what the threads of `decode_pool.ts` do. They must not load
- * the tensor library, so this file and those it imports stay clear of it.
+ * the tensor library, so this file and what it imports do not use it.
  */
 import { open } from "node:fs/promises";
 

@@ -31,7 +31,7 @@ export const EMOJI_PACKAGES: Readonly<
   },
 };
 
-/** Categories of the Unicode emoji list, with the first part of a class's name. Skin-tone swatches are left out. */
+/** Categories of the Unicode emoji list, with the first part of a class's name. The category of skin-tone swatches is omitted. */
 const CATEGORIES: Readonly<Record<string, string>> = {
   "Smileys & Emotion": "smileys",
   "People & Body": "people",
@@ -282,7 +282,7 @@ function summaryOf(names: readonly string[], bytes: number): EmojiSummary {
   return { images: names.length, designs: designs.size, classes, bytes };
 }
 
-/** Goes into the tar, since the images are worth nothing to anyone without it. */
+/** Is stored in the tar: the licences ask for it. */
 const LICENCES = `Emoji images on a white background, resized.
 
 *_noto.webp

@@ -1,4 +1,4 @@
-/** A folder of image files: the subfolder that an image lies in is its class. */
+/** A folder of image files: the subfolder of an image is its class. */
 import { statSync } from "node:fs";
 import { join } from "node:path";
 

@@ -1,10 +1,10 @@
 /**
  * Arrays of numbers from NumPy's `.npy` files (format versions 1 to 3), in which LlamaGen keeps codes and text
- * features. Threads that decode use this, so it stays clear of the tensor library; files hold no code and none is run.
+ * features. Decoding threads use this, so it must not import the tensor library. Pickled objects are refused.
  */
 import { expected } from "../torch/errors.js";
 
-/** Numbers as they lie in a file, little-endian and row-major. */
+/** Numbers as they are stored in a file, little-endian and row-major. */
 export interface RawArray {
   /** `i`, `u`, `f`, `bf` (bfloat16) and the bytes of one number: `i8` is int64. */
   readonly type: string;

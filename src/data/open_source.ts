@@ -1,4 +1,4 @@
-/** One way to open any data set: what lies at the path decides how it is read. */
+/** Open any data set: what is at the path decides how it is read. */
 import { stat } from "node:fs/promises";
 import { join } from "node:path";
 

@@ -105,7 +105,7 @@ export interface BalancedOrder {
  *
  * An epoch has as many places as there are images, each class as many in every epoch. A class goes through its images
  * in a new random order each time, on from where the epoch before ended: none comes again before all of the class
- * have come. Which blocks the images lie in is not looked at.
+ * have come. Blocks are ignored.
  *
  * @param classIds - class of each image.
  * @param balance - from 0 to 1.

@@ -7,7 +7,7 @@ import { expected } from "../torch/index.js";
 
 /**
  * Files below a folder, however deep, as paths below it with forward slashes, sorted by their characters. Links are
- * followed. Names that begin with a dot are passed over.
+ * followed. Names that begin with a dot are skipped.
  *
  * @throws RangeError when the folder, or one below it, cannot be read.
  */
@@ -36,7 +36,7 @@ export async function listFiles(folder: string): Promise<string[]> {
   return files.sort();
 }
 
-/** Folders directly in a folder, sorted; names that begin with a dot are passed over, links are followed. */
+/** Folders directly in a folder, sorted; names that begin with a dot are skipped, links are followed. */
 export function listFolders(folder: string): string[] {
   return readdirSync(folder)
     .filter((name) => !name.startsWith("."))

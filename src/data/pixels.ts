@@ -1,6 +1,6 @@
 /**
- * From the bytes of an encoded image to 8-bit RGB, within limits. Threads and processes that decode use this, so it stays
- * clear of the tensor library.
+ * From the bytes of an encoded image to 8-bit RGB, within limits. Decoding threads and processes use this, so it must
+ * not import the tensor library.
  */
 import sharp from "sharp";
 

@@ -166,7 +166,7 @@ export function resize(
   return down === undefined ? wide : resizeColumns(wide, down, first);
 }
 
-/** The window `[left, left + width) x [top, top + height)`, which must lie in the image. */
+/** The window `[left, left + width) x [top, top + height)`, which must be inside the image. */
 export function cropTo(image: Pixels, left: number, top: number, width: number, height: number): Pixels {
   const { channels, data } = image;
   if (left < 0 || top < 0 || left + width > image.width || top + height > image.height) {

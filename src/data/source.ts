@@ -1,5 +1,5 @@
 /**
- * What a data set is, whatever files it lies in: a numbered list of images or codes, each with an identity and a
+ * What a data set is, whatever files hold it: a numbered list of images or codes, each with an identity and a
  * class. Sources hold no open file and no tensor, so nothing needs to be closed.
  */
 import { createHash, type Hash } from "node:crypto";
@@ -95,7 +95,7 @@ export async function readSample(source: ImageSource, index: number, variant = 0
 }
 
 /**
- * Start a fingerprint with what a set consists of. Each kind of set goes on with the sizes and some of the contents
+ * Start a fingerprint with what a set consists of. Each kind of set then adds the sizes and some of the contents
  * of its files.
  */
 export function hashListing(idOf: (index: number) => string, { ids, names }: Classes): Hash {

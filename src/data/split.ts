@@ -11,7 +11,7 @@ export interface SplitOptions {
   readonly seed?: number;
   /**
    * What an image shows, from its id: images of one group stay together, such as one design in several styles. Each
-   * image by itself where it is left out.
+   * image is a group of its own by default.
    */
   readonly groupOf?: (id: string) => string;
 }

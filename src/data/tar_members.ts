@@ -229,7 +229,7 @@ function nameOf(key: string): string {
 const cut = (path: string, what: string, got: string): RangeError =>
   expected(path, what, got, "The tar was cut short: copy it again");
 
-/** A file that is read a few blocks at a time: short members and the header after them mostly lie in one piece. */
+/** A file that is read a few blocks at a time: short members and the header after them are mostly in one piece. */
 class Pieces {
   readonly path: string;
   readonly size: number;

@@ -50,7 +50,7 @@ export interface RunImages extends Disposable {
   readonly fingerprint: string | null;
   /** The training images, null for a program's own loader. */
   readonly source: ImageSource | null;
-  /** Batches of the training images from a cursor on; what was passed over before it counts on. */
+  /** Batches of the training images from a cursor on; unreadable images that were skipped before it still count. */
   readonly batchesFrom: (cursor: Cursor | undefined, passedOver?: PassedOver) => Batches;
   /** The images that are evaluated on, always the same. */
   readonly evalBatches: () => AsyncIterable<Batch>;
