@@ -1,7 +1,7 @@
 /** The package root: the names of the library, and the tensor and nn floors as namespaces. */
 
 export { type PresetName, presets } from "./config/presets.js";
-export { type PretrainConfig, pretrainKind } from "./config/pretrain.js";
+export { type PretrainConfig, type PretrainConfigInput, pretrainKind } from "./config/pretrain.js";
 export {
   ConfigError,
   type ConfigKind,
@@ -12,7 +12,11 @@ export {
   type TrainConfig,
   type TrainConfigInput,
 } from "./config/resolve.js";
-export { type TokenizerTrainConfig, tokenizerKind } from "./config/tokenizer.js";
+export {
+  type TokenizerTrainConfig,
+  type TokenizerTrainConfigInput,
+  tokenizerKind,
+} from "./config/tokenizer.js";
 export {
   type Batch,
   BatchReader,

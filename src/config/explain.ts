@@ -67,7 +67,7 @@ function explain(kind: ConfigKind<object>, key: Key): KeyExplanation {
 const RESUMED: Readonly<Record<Resumed, string>> = {
   free: "may change when a run is resumed",
   forced: "changes a resumed run with --force only",
-  fixed: "cannot change when a run is resumed",
+  fixed: "is decided by the checkpoint when a run is resumed",
 };
 
 /** Range, unit and who can set it. */

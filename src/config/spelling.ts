@@ -34,6 +34,13 @@ export type AliasValues<S, Aliases extends Readonly<Record<string, readonly stri
   readonly [Name in keyof Aliases]: ValueAt<S, Aliases[Name][0] & string>;
 };
 
+/** Types of values in other spellings: their names, or a boolean for `true` and `false`. */
+export type SpelledValues<Spellings> = {
+  readonly [Path in keyof Spellings]: keyof Spellings[Path] extends "true" | "false"
+    ? boolean
+    : keyof Spellings[Path];
+};
+
 /** Other names directly below a path that ends in a dot, or at the top for `""`. */
 type NamesBelow<Names, Path extends string> = Names extends `${Path}${infer Name}`
   ? Name extends `${string}.${string}`

@@ -11,7 +11,7 @@ import { presets } from "./presets.js";
 import { missingParts, notesOf, problemsOf } from "./rules.js";
 import * as shared from "./shared.js";
 import { atLeast0, below1, count, flag, integer0, isFunction, positive, size, unit } from "./shared.js";
-import type { AliasValues, ConfigInput } from "./spelling.js";
+import type { AliasValues, ConfigInput, SnakeCase, SpelledValues } from "./spelling.js";
 
 const number = z.number();
 const temperature = number
@@ -504,18 +504,18 @@ const MEANINGS: Readonly<Record<string, (value: unknown) => Meaning>> = {
   },
 };
 
-/** What a program passes: any part of a {@link TrainConfig}. Keys may be in camelCase or snake_case, and have the other
- * names that `rlar config explain` lists, so that a configuration in the form of the original description compiles. */
+/**
+ * What a program passes: any part of a {@link TrainConfig}. Keys may be in camelCase or snake_case, and have the other
+ * names that `rlar config explain` lists, so that a configuration in the form of the original description compiles:
+ * `const cfg: TrainConfigInput = { ... }`.
+ */
 export type TrainConfigInput = ConfigInput<
   typeof configSchema,
-  AliasValues<typeof configSchema, Omit<typeof CONFIG_ALIASES, "reward.type" | "grpo.enabled">> & {
-    "reward.type": RewardTerm | "ms_ssim" | "latent_cosine" | "patch_gan";
-    "reward.normalize": boolean;
-    "grpo.enabled": boolean;
-    "ar.type": "llammagen";
-    "precision.policy": "bf16" | "fp32";
-    "precision.rewards": "bf16" | "fp32";
-  }
+  AliasValues<typeof configSchema, Omit<typeof CONFIG_ALIASES, "reward.type" | "grpo.enabled">> &
+    SpelledValues<typeof SPELLINGS> & {
+      "reward.type": RewardTerm | SnakeCase<RewardTerm>;
+      "grpo.enabled": boolean;
+    }
 >;
 
 /** Keys that may change between the parts of a run: they say where it goes and what is shown, not what it computes. */
