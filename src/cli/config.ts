@@ -3,6 +3,7 @@ import { existsSync } from "node:fs";
 
 import { classifierKind } from "../config/classifier.js";
 import { configJsonSchema, configYaml, explainConfig, explanationText } from "../config/explain.js";
+import { configurationPage } from "../config/page.js";
 import { pretrainKind } from "../config/pretrain.js";
 import { ConfigError, type ConfigKind, type ResolvedConfig, resolveConfig } from "../config/resolve.js";
 import { tokenizerKind } from "../config/tokenizer.js";
@@ -50,7 +51,7 @@ export interface ConfigCommandOptions {
   for: string;
 }
 
-/** `rlar config`: print a whole configuration, explain keys, list presets, or give the JSON schema. */
+/** `rlar config`: print a whole configuration, explain keys, list presets, give the JSON schema, or write the page of the documentation. */
 export function config(what: string, args: readonly string[], options: ConfigCommandOptions): void {
   const kind = kinds[options.for];
   if (kind === undefined) {
@@ -81,9 +82,12 @@ export function config(what: string, args: readonly string[], options: ConfigCom
     case "schema":
       process.stdout.write(`${JSON.stringify(configJsonSchema(kind), null, 2)}\n`);
       return;
+    case "docs":
+      process.stdout.write(configurationPage(Object.values(kinds)));
+      return;
     default:
       throw new ConfigError([
-        `config: expected show, explain, presets or schema, got ${what}. rlar config --help tells more.`,
+        `config: expected show, explain, presets, schema or docs, got ${what}. rlar config --help tells more.`,
       ]);
   }
 }

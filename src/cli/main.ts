@@ -397,8 +397,8 @@ program
 
 program
   .command("config")
-  .description("show [FILE] [key=value...] | explain [KEY...] | presets | schema")
-  .argument("<what>", "show, explain, presets or schema")
+  .description("show [FILE] [key=value...] | explain [KEY...] | presets | schema | docs")
+  .argument("<what>", "show, explain, presets, schema or docs")
   .argument("[args...]", "a file and key=value, or keys")
   .addOption(preset())
   .addOption(

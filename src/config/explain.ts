@@ -64,14 +64,14 @@ function explain(kind: ConfigKind<object>, key: Key): KeyExplanation {
 }
 
 /** What a change does to a resumed run, in words. */
-const RESUMED: Readonly<Record<Resumed, string>> = {
+export const RESUMED: Readonly<Record<Resumed, string>> = {
   free: "may change when a run is resumed",
   forced: "changes a resumed run with --force only",
   fixed: "is decided by the checkpoint when a run is resumed",
 };
 
 /** Range, unit and who can set it. */
-const rangeOf = ({ expects, unit, isLive }: KeyExplanation): string =>
+export const rangeOf = ({ expects, unit, isLive }: KeyExplanation): string =>
   `${expects}${unit === null ? "" : `; ${unit}`}${isLive ? "; from a program only" : ""}`;
 
 /** Explanations as lines for a terminal. */
@@ -84,20 +84,8 @@ export function explanationText(explanations: readonly KeyExplanation[]): string
   return `${blocks.join("\n")}\n`;
 }
 
-/** Explanations as a table for the documentation. */
-export function explanationMarkdown(explanations: readonly KeyExplanation[]): string {
-  const cell = (text: string): string => text.replaceAll("|", "\\|");
-  const rows = explanations.map((key) => {
-    const also =
-      key.aliases.length > 0 ? ` Also: ${key.aliases.map((name) => `\`${name}\``).join(", ")}.` : "";
-    const text = `${key.help} ${key.when}`.trim();
-    return `| \`${key.path}\` | \`${cell(flow(key.default))}\` | ${cell(rangeOf(key))} | ${cell(text)}${also} | ${key.onResume} |`;
-  });
-  return `| key | default | range | what it is, and when to change it | resume |\n| --- | --- | --- | --- | --- |\n${rows.join("\n")}\n`;
-}
-
 /** A value in YAML on one line. */
-function flow(value: unknown): string {
+export function flow(value: unknown): string {
   return value === null || typeof value !== "object"
     ? new Document(value).toString().trim()
     : JSON.stringify(value);

@@ -28,7 +28,8 @@ export function key<S extends z.ZodType>(
 
 /** A key for the path of a file or folder, null where none is given. */
 export function pathKey(): z.ZodDefault<z.ZodNullable<z.ZodString>> {
-  return z.string().min(1).nullable().default(null).register(INFO, { isPath: true });
+  const path = z.string().min(1).describe("a path");
+  return path.nullable().default(null).register(INFO, { isPath: true });
 }
 
 /** A key for an object that only a program can pass, null where none is given. */

@@ -4,6 +4,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, relative } from "node:path";
 import { test } from "node:test";
+import { fileURLToPath } from "node:url";
 import { classifierKind } from "../../src/config/classifier.js";
 import {
   changesText,
@@ -12,12 +13,11 @@ import {
   configYaml,
   diffConfigs,
   explainConfig,
-  explanationMarkdown,
   explanationText,
-  type KeyExplanation,
   plainConfig,
 } from "../../src/config/explain.js";
 import type { ConfigKind } from "../../src/config/kind.js";
+import { configurationPage } from "../../src/config/page.js";
 import { pretrainKind } from "../../src/config/pretrain.js";
 import { resolveConfig, type TrainConfig } from "../../src/config/resolve.js";
 import { tokenizerKind } from "../../src/config/tokenizer.js";
@@ -81,7 +81,7 @@ test("an explanation says what a change does to a resumed run", () => {
   );
 });
 
-test("explanations as text and as a table", () => {
+test("explanations as text", () => {
   const keys = explainConfig("grpo.clipLow");
   const text = explanationText([...keys, ...explainConfig("tokenizer.model")]);
   assert.match(
@@ -92,19 +92,22 @@ test("explanations as text and as a table", () => {
     text,
     /\ntokenizer\.model = null\n.*\n.*encode and decodeCode, or null; from a program only\n.*\n {2}also: vqModel/,
   );
-  const [head, rule, row] = explanationMarkdown(explainConfig("grpo.advantageClip")).split("\n") as [
-    string,
-    string,
-    string,
-  ];
-  const columns = head.split("|").length;
-  assert.match(rule, /^(\| --- )+\|$/);
-  assert.equal(row.replaceAll("\\|", "").split("|").length, columns);
-  assert.match(row, /^\| `grpo\.advantageClip` \| `5` \| a number above 0, or null \| /);
-  assert.match(
-    explanationMarkdown([{ ...(keys[0] as KeyExplanation), help: "Of |x|." }]),
-    / Of \\\|x\\\|\. /,
+});
+
+test("docs/configuration.md is what the schemas say", () => {
+  const page = configurationPage(kinds);
+  const file = fileURLToPath(new URL("../../../docs/configuration.md", import.meta.url));
+  assert.equal(
+    readFileSync(file, "utf8"),
+    page,
+    "npm run --silent rlar -- config docs > docs/configuration.md writes it anew",
   );
+  for (const kind of kinds) {
+    const section = page.split(/^## /m).find((text) => text.startsWith(`rlar ${kind.name}\n`)) ?? "";
+    for (const { path } of explainConfig("", kind)) assert.ok(section.includes(`\`${path}\``), path);
+  }
+  for (const row of page.split("\n").filter((line) => line.startsWith("| ")))
+    assert.equal(row.replaceAll("\\|", "").split("|").length, 7, row);
 });
 
 test("a configuration as YAML reads back as the same, with and without comments", () => {

@@ -237,7 +237,7 @@ test("an unknown key has its place and the nearest name", () => {
     ["kl.ceof=1", "kl.ceof", '"kl.coef"'],
     ["ar.gizmos=1", "ar.gizmos", "ar.extra"],
     ["ema.wobbly=1", "ema.wobbly", "decay, warmup"],
-    ["data.source={path: x}", "data.source.path", "text, or null"],
+    ["data.source={path: x}", "data.source.path", "a path, or null"],
     ["qqqqqq=1", "qqqqqq", /preset, seed, run, /],
   ];
   for (const [given, key, advice] of cases) {
@@ -285,7 +285,7 @@ test("all problems are told at once, each with what was expected and what was gi
   };
   assertNamed(
     problems(sources),
-    ["configuration:5:3: data.source", "12", "text, or null", '"12"'],
+    ["configuration:5:3: data.source", "12", "a path, or null", '"12"'],
     ["command line: data.flip", "yes", "true or false"],
     ["config.ar.cls", "GPT", "a policy class, or null"],
     ["configuration:3:3: rollout.num-generations", "2.5", "an integer of at least 1 (sequences)"],
