@@ -3,6 +3,7 @@ import { existsSync } from "node:fs";
 
 import { classifierKind } from "../config/classifier.js";
 import { configJsonSchema, configYaml, explainConfig, explanationText } from "../config/explain.js";
+import { adviceOn } from "../config/input.js";
 import { configurationPage } from "../config/page.js";
 import { pretrainKind } from "../config/pretrain.js";
 import { ConfigError, type ConfigKind, type ResolvedConfig, resolveConfig } from "../config/resolve.js";
@@ -64,15 +65,18 @@ export function config(what: string, args: readonly string[], options: ConfigCom
       return;
     }
     case "explain": {
-      const paths = args.length === 0 ? [""] : args;
-      const found = paths.flatMap((path) => explainConfig(path, kind));
-      if (found.length === 0) {
-        const all = kind.name === "train" ? "" : ` --for ${kind.name}`;
-        throw new ConfigError([
-          `config explain: expected a key or a section, got ${args.join(" ")}. rlar config explain${all} lists all.`,
-        ]);
+      const found = (args.length === 0 ? [""] : args).map(
+        (name) => [name, explainConfig(name, kind)] as const,
+      );
+      const unknown = found.filter(([, keys]) => keys.length === 0).map(([name]) => name);
+      if (unknown.length > 0) {
+        throw new ConfigError(
+          unknown.map(
+            (name) => `config explain: expected a key or a section, got ${name}. ${adviceOn(kind, name)}`,
+          ),
+        );
       }
-      process.stdout.write(explanationText(found));
+      process.stdout.write(explanationText(found.flatMap(([, keys]) => keys)));
       return;
     }
     case "presets":

@@ -8,6 +8,7 @@ import * as z from "zod";
 import { isPlainObject } from "../torch/arguments.js";
 import type { Key } from "./key.js";
 import type { ConfigKind, KeyTable, Resumed } from "./kind.js";
+import { configPath } from "./spelling.js";
 import { type TrainConfig, trainKind } from "./train.js";
 
 /** What there is to know of one key. */
@@ -31,7 +32,7 @@ export interface KeyExplanation {
 }
 
 /**
- * Every key, in order; with a path, that key or the keys of that section.
+ * Every key, in order; with a path or another name, that key or the keys of that section.
  *
  * @returns an empty list for a path that does not exist.
  */
@@ -39,7 +40,10 @@ export function explainConfig(
   path = "",
   kind: ConfigKind<object> = trainKind as ConfigKind<object>,
 ): KeyExplanation[] {
-  const isInside = (name: string): boolean => path === "" || name === path || name.startsWith(`${path}.`);
+  const asked = configPath(path);
+  const names = kind.isSection(asked) ? [asked] : (kind.aliases[asked] ?? [asked]);
+  const isInside = (name: string): boolean =>
+    path === "" || names.some((of) => name === of || name.startsWith(`${of}.`));
   return kind.keys.map((key) => explain(kind, key)).filter((explanation) => isInside(explanation.path));
 }
 

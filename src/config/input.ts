@@ -346,7 +346,9 @@ export function adviceOn(kind: KeyTable, text: string): string {
   const depth = names.findIndex((_, i) => !kind.isSection(names.slice(0, i + 1).join(".")));
   const parent = names.slice(0, depth);
   const siblings = childrenOf(kind, parent);
-  const near = nearestName(names[depth] as string, siblings);
+  const name = names[depth] as string;
+  const begun = siblings.find((sibling) => name.length > 2 && sibling.startsWith(name));
+  const near = begun ?? nearestName(name, siblings);
   if (near !== undefined) return `Did you mean "${[...parent, near, ...names.slice(depth + 1)].join(".")}"?`;
   const last = (names.at(-1) as string).toLowerCase();
   const elsewhere = namesOf(kind).find((name) => name.split(".").at(-1)?.toLowerCase() === last);

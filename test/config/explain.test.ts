@@ -56,6 +56,12 @@ test("an explanation", () => {
     ["ema.decay", "ema.warmup"],
   );
   assert.deepEqual(explainConfig("rollout.temp"), []);
+  const pathsOf = (name: string): string[] => explainConfig(name).map(({ path }) => path);
+  assert.deepEqual(pathsOf("rollout.num_generations"), ["rollout.numGenerations"]);
+  assert.deepEqual(pathsOf("train.log_every"), ["log.every"]);
+  assert.deepEqual(pathsOf("grpo.clip_range"), ["grpo.clipLow", "grpo.clipHigh"]);
+  assert.deepEqual(pathsOf("rollout.context").length, 4);
+  assert.deepEqual(pathsOf("toString"), []);
 });
 
 test("an explanation says what a change does to a resumed run", () => {
