@@ -8,12 +8,15 @@ import { ConfigError, type TrainConfig } from "../config/resolve.js";
 import type { Batches, Cursor, PassedOver } from "../data/index.js";
 import type { AdamWState, StateDict } from "../nn/index.js";
 import { type BestCheckpoint, type LoadedCheckpoint, saveCheckpoint, writeBest } from "../run/checkpoint.js";
+import { DivergedError } from "../run/failure.js";
 import type { RunLog } from "../run/log.js";
 import type { PlainData } from "../run/plain_data.js";
 import { type Effects, forcedNotes, JUDGES, loadOptimizer, requireSameRun } from "../run/resume.js";
 import { makeFolder } from "../torch/files.js";
 import { noGrad, saveSafetensors, saveTorch, type Tensor, tidy } from "../torch/index.js";
 import type { Evaluation } from "./evaluate.js";
+import { adaptedCoef, runningMean } from "./losses.js";
+import type { UpdateResult } from "./optimize.js";
 import type { RunParts } from "./parts.js";
 import type { Rollout } from "./rollout.js";
 import { lrSchedule, lrScheduleOf } from "./settings.js";
@@ -270,6 +273,56 @@ export class Saver implements Disposable {
   [Symbol.dispose](): void {
     if (this.isWhole && this.#progress.step > this.#savedStep) this.save();
   }
+}
+
+/** Take note of an update, whatever it was made from. */
+export function noteUpdate(
+  { kl }: TrainConfig,
+  progress: Progress,
+  { steps, skippedSteps, metrics }: UpdateResult,
+  from: { cursor: Cursor; images: number; tokens: number; sequences: number },
+): void {
+  progress.step++;
+  progress.cursor = from.cursor;
+  progress.imagesSeen += from.images;
+  progress.tokensSeen += from.tokens;
+  progress.updates += steps;
+  progress.skipped += skippedSteps;
+  progress.skippedInARow = steps > 0 ? 0 : progress.skippedInARow + skippedSteps;
+  const divergence = metrics["kl/ref"] ?? Number.NaN;
+  progress.klMean = runningMean(progress.klMean, divergence);
+  const { target, horizon } = kl;
+  const { sequences } = from;
+  if (target !== null)
+    progress.klCoef = adaptedCoef(progress.klCoef, divergence, { target, horizon, sequences });
+}
+
+/**
+ * @param limits.skippedBefore - steps skipped before the run was last resumed.
+ * @param broken - terms of the last reward that were not finite.
+ * @throws DivergedError when too many steps were skipped, or all of a run that is at its end.
+ */
+export function requireFiniteSteps(
+  progress: Progress,
+  limits: TrainConfig["limits"] & { total: number; skippedBefore: number; folder: string },
+  broken: readonly string[],
+): void {
+  const { step, skippedInARow, updates } = progress;
+  const { nonFinite, nonFiniteInARow, total, folder } = limits;
+  const skipped = progress.skipped - limits.skippedBefore;
+  const isNothingDone = step >= total && updates === 0 && progress.skipped > 0;
+  if (!isNothingDone && skipped <= nonFinite && skippedInARow <= nonFiniteInARow) return;
+  const which = isNothingDone
+    ? `all ${progress.skipped} steps`
+    : `${skippedInARow} steps in a row (${skipped} in all)`;
+  const remedy =
+    broken.length > 0
+      ? `reward.${broken.join(" and reward.")} gave NaN or Infinity: look at its values there, mend it, then resume`
+      : "Lower optimizer.lr, then resume";
+  throw new DivergedError(
+    `step ${step}: expected finite losses and gradients, got ${which} that were not and were skipped. ` +
+      `Their batches are in ${folder}/dumps. ${remedy} with --force.`,
+  );
 }
 
 /** Take note of an evaluation. @returns whether it is the best so far. */

@@ -117,7 +117,7 @@ const STE_NAMES: OptionNames<SteOptions> = {
  *
  * The draws depend on the seed and an image's place alone, so that `microBatch` changes memory only. Dropout is off.
  *
- * @returns `loss/{total,reward,aux_ce,entropy}`, `reward/straight_through` (the mean over the draws), `policy/entropy`
+ * @returns `loss/{total,reward,aux_ce,entropy}`, `reward/straight_through` (the mean over the draws), `policy/update_entropy`
  *   with an entropy bonus, and `optim/...` as other updates have them. A step whose loss or gradient is not finite is
  *   skipped.
  * @throws RangeError or TypeError for an argument that is unknown, missing or out of range, for a tokenizer that is not
@@ -178,7 +178,7 @@ export function steUpdate(
         metrics: {
           ...totals.metrics(),
           ...(sums.reward !== undefined && { "reward/straight_through": sums.reward / steps }),
-          ...(sums.entropy !== undefined && { "policy/entropy": sums.entropy / steps }),
+          ...(sums.entropy !== undefined && { "policy/update_entropy": sums.entropy / steps }),
         },
       };
     }),

@@ -1,12 +1,12 @@
 /**
- * What one step does before its update: the condition and the codes of a batch, the rollout, the decoded samples and
- * their rewards; and the metrics of a step. Training and evaluation share it. Updates are in `optimize.ts`.
+ * What one step does: the condition and the codes of a batch, the rollout, the decoded samples and their rewards, the
+ * update of the configured algorithm, the metrics and a page of samples. Training and evaluation share the first four.
  */
 import type { TrainConfig } from "../config/resolve.js";
-import type { Batch } from "../data/index.js";
+import { type Batch, imageGrid } from "../data/index.js";
 import type { Condition } from "../policies/index.js";
-import { takePeakBytes } from "../run/clock.js";
-import { type Spread, spreadOf } from "../run/metrics.js";
+import { type Spread, spreadOf, takePeakBytes } from "../run/metrics.js";
+import type { PlainData } from "../run/plain_data.js";
 import {
   autocast,
   call,
@@ -14,16 +14,29 @@ import {
   cat,
   cudaMemory,
   type Device,
+  deriveSeed,
   expected,
   memory,
   noGrad,
+  stream,
   type Tensor,
   tidy,
 } from "../torch/index.js";
 import { latentsOf } from "./builder.js";
+import {
+  grpoUpdate,
+  type Optimizer,
+  ppoUpdate,
+  reinforceUpdate,
+  rlooUpdate,
+  type UpdateBatch,
+  type UpdateResult,
+} from "./optimize.js";
 import type { RunParts } from "./parts.js";
 import { type Judged, judge, judgeByPlace, type Term } from "./rewards.js";
 import { type Rollout, type RolloutOptions, sampleRollout } from "./rollout.js";
+import { algorithmOptions } from "./settings.js";
+import { steUpdate } from "./ste.js";
 
 /** The condition of a batch for a policy: nothing with `rollout.start` empty, else features or classes. */
 export function conditionOf(batch: Batch, start: TrainConfig["rollout"]["start"]): Condition {
@@ -139,6 +152,54 @@ export interface PlainRewards {
 }
 
 /**
+ * The update of the algorithm, in the policy's precision.
+ *
+ * @param more.changing - called before the optimizer moves a weight.
+ */
+export function updateFor(
+  config: TrainConfig,
+  parts: RunParts,
+  batch: UpdateBatch & { trueCodes: Tensor },
+  step: number,
+  more: { klCoef: number; lrFactor: number; images: Tensor; changing: () => void },
+): UpdateResult {
+  const { klCoef, lrFactor, images, changing } = more;
+  const { policy, reference, valueHead, tokenizer, terms } = parts;
+  const optimizer: Optimizer = {
+    zeroGrad: () => parts.optimizer.zeroGrad(),
+    step: (options) => {
+      changing();
+      parts.optimizer.step(options);
+    },
+  };
+  const chosen = algorithmOptions(config, reference, klCoef);
+  using generator = stream(config.seed, "update", step);
+  const shared = { generator, lrFactor, trained: parts.trained.parameters() };
+  const run = (): UpdateResult => {
+    switch (chosen.algorithm) {
+      case "reinforce":
+        return reinforceUpdate(policy, optimizer, batch, { ...chosen.options, ...shared });
+      case "rloo":
+        return rlooUpdate(policy, optimizer, batch, { ...chosen.options, ...shared });
+      case "grpo":
+        return grpoUpdate(policy, optimizer, batch, { ...chosen.options, ...shared });
+      case "ppo": {
+        if (valueHead === null) throw new Error("ppo: expected a value head, got none.");
+        return ppoUpdate(policy, optimizer, batch, { ...chosen.options, ...shared, valueHead });
+      }
+      case "ste": {
+        const { start = {}, context, trueCodes } = batch;
+        if (!context) throw new Error("ste: expected a teacher-forced context, got none.");
+        const drawn = { tokenizer, terms, seed: deriveSeed(config.seed, "ste", step) };
+        const own = { images, start, context, trueCodes };
+        return steUpdate(policy, optimizer, own, { ...chosen.options, ...shared, ...drawn });
+      }
+    }
+  };
+  return parts.policyCast === null ? run() : autocast(parts.policyCast, run);
+}
+
+/**
  * Metrics of a rollout.
  *
  * `reward/vq_ceiling` (the mean reward of the images' own codes) and `reward/gap` (ceiling minus mean reward),
@@ -224,3 +285,40 @@ export function machineMetrics(
 }
 
 const meanOf = (tensor: Tensor): number => tensor.mean().item();
+
+/** Samples of an image that are shown. */
+const SHOWN = 6;
+
+/**
+ * A row for each image: input, reconstruction (the ceiling), samples.
+ *
+ * @param ceiling - float `[B, 3, H, W]`.
+ * @param samples - float `[B * G, 3, H, W]`.
+ * @param rewards - float `[B, G]`.
+ */
+export function samplePage(
+  config: TrainConfig,
+  images: Tensor,
+  ceiling: Tensor,
+  samples: Tensor,
+  rewards: Tensor,
+  ids: readonly string[],
+): { page: Tensor; about: { readonly [key: string]: PlainData } } {
+  return tidy(() => {
+    const [b, g] = rewards.dims(2);
+    const rows = Math.min(b, config.log.imageRows);
+    const shown = Math.min(g, SHOWN);
+    const page = imageGrid(
+      Array.from({ length: rows }, (_, i) =>
+        cat([images.narrow(0, i, 1), ceiling.narrow(0, i, 1), samples.narrow(0, i * g, shown)])
+          .clamp(-1, 1)
+          .cpu(),
+      ),
+    );
+    const values = rewards.narrow(0, 0, rows).narrow(1, 0, shown).toList() as number[][];
+    return {
+      page,
+      about: { columns: ["input", "reconstruction", "samples"], ids: ids.slice(0, rows), rewards: values },
+    };
+  });
+}

@@ -1,39 +1,30 @@
 /**
- * The training loop: one function of numbered steps. What each step does is in the file that it calls; what the numbers
- * mean is in `config/model_keys.ts`.
+ * The training loop: one function of numbered steps. What each step does is in `step.ts`, what is remembered from one to
+ * the next in `state.ts`; what the keys mean is in `config/train.ts`.
  */
 import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
-import {
-  type ResolvedConfig,
-  resolveConfig,
-  type TrainConfig,
-  type TrainConfigInput,
-} from "../config/resolve.js";
+import { type ResolvedConfig, resolveConfig, type TrainConfigInput } from "../config/resolve.js";
 import { loadCheckpoint } from "../run/checkpoint.js";
-import { Clock } from "../run/clock.js";
-import { DivergedError, explained, requireFiniteWeights } from "../run/failure.js";
+import { explained, requireFiniteWeights } from "../run/failure.js";
 import { openRunFolder, requireWritable, writeConfig } from "../run/folder.js";
-import { openLog } from "../run/open_log.js";
-import type { TrainOptions } from "../run/options.js";
-import { samplePage } from "../run/sample_page.js";
-import { autocast, deriveSeed, stream, type Tensor, tidy } from "../torch/index.js";
+import { openLog, type TrainOptions } from "../run/log.js";
+import { Clock, joined } from "../run/metrics.js";
+import { stream, type Tensor, tidy } from "../torch/index.js";
 import { type Evaluation, evaluate, isHacked } from "./evaluate.js";
-import { adaptedCoef, runningMean } from "./losses.js";
-import {
-  grpoUpdate,
-  type Optimizer,
-  ppoUpdate,
-  reinforceUpdate,
-  rlooUpdate,
-  type UpdateBatch,
-  type UpdateResult,
-} from "./optimize.js";
-import { openRunParts, type RunParts } from "./parts.js";
+import { openRunParts } from "./parts.js";
 import { judge } from "./rewards.js";
-import { algorithmOptions, contextAt, keepsGraph, lrScheduleOf, rolloutSamplingOf } from "./settings.js";
-import { dump, endOf, noteEvaluation, type Progress, restore, Saver, WEIGHT_FILES } from "./state.js";
-import { steUpdate } from "./ste.js";
+import { contextAt, keepsGraph, lrScheduleOf, rolloutSamplingOf } from "./settings.js";
+import {
+  dump,
+  endOf,
+  noteEvaluation,
+  noteUpdate,
+  requireFiniteSteps,
+  restore,
+  Saver,
+  WEIGHT_FILES,
+} from "./state.js";
 import {
   conditionOf,
   creditFor,
@@ -43,11 +34,13 @@ import {
   rewardSpreads,
   rolloutFor,
   rolloutMetrics,
+  samplePage,
   termsNotFinite,
+  updateFor,
 } from "./step.js";
 
 export { DivergedError } from "../run/failure.js";
-export type { TrainOptions } from "../run/options.js";
+export type { TrainOptions } from "../run/log.js";
 
 /** What to do when memory runs out. */
 const MEMORY =
@@ -98,6 +91,7 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
   saved?.dispose(); // as large as all of the run's state
   const total = config.train.iters;
   const skippedBefore = progress.skipped; // whoever resumes has mended the cause: the limit counts anew
+  const limits = { ...config.limits, total, skippedBefore, folder: folder.path };
   const about = [...notes, ...changes, ...parts.notes];
   using log = openLog(folder.path, { total, log: config.log, saved, notes: about, options });
   const lrFactor = lrScheduleOf(config);
@@ -113,7 +107,6 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
   // A run that was over stays so, unless it is forced on.
   let end: TrainResult["end"] = options.force ? "done" : endOf(config, progress);
   let clock = new Clock();
-  let broken: readonly string[] = [];
   while (progress.step < total && end === "done") {
     const step = progress.step;
     await setImmediate(); // lets Ctrl-C through: batches that are read ahead never wait
@@ -158,25 +151,26 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
     // 5. The update.
     const { rollout, rewards, trueCodes, plain, best } = made.value;
     const tokens = rollout.tokens.numel;
-    const update = { klCoef: progress.klCoef, lrFactor: lrFactor(step), images, saver };
-    const result = updatePolicy(config, parts, { ...rollout, rewards, trueCodes }, step, update);
+    const update = {
+      klCoef: progress.klCoef,
+      lrFactor: lrFactor(step),
+      images,
+      changing: () => {
+        saver.isWhole = false;
+      },
+    };
+    const result = updateFor(config, parts, { ...rollout, rewards, trueCodes }, step, update);
     if (result.steps > 0) {
-      requireFiniteWeights(namedWeights(parts), step + 1);
+      requireFiniteWeights(parts.optimizer, step + 1);
       parts.ema?.update();
     }
     clock.mark("time/update");
-    progress.step++;
-    progress.updates += result.steps;
-    progress.cursor = batch.cursor;
-    progress.imagesSeen += images.size(0);
-    progress.tokensSeen += tokens;
-    progress.skipped += result.skippedSteps;
-    progress.skippedInARow = result.steps > 0 ? 0 : progress.skippedInARow + result.skippedSteps;
-    const kl = result.metrics["kl/ref"] ?? Number.NaN;
-    progress.klMean = runningMean(progress.klMean, kl);
-    const { target, horizon } = config.kl;
-    const sequences = plain.total.numel;
-    if (target !== null) progress.klCoef = adaptedCoef(update.klCoef, kl, { target, horizon, sequences });
+    noteUpdate(config, progress, result, {
+      cursor: batch.cursor,
+      images: images.size(0),
+      tokens,
+      sequences: plain.total.numel,
+    });
     saver.isWhole = true;
     if (result.skippedSteps > 0) dump(folder.path, progress.step, made.value, images);
 
@@ -202,29 +196,30 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
     const hacked =
       evaluation !== null &&
       progress.first !== null &&
-      isHacked(progress.first, evaluation, termNames(parts));
+      isHacked(progress.first, evaluation, new Set(parts.terms.map(({ name }) => name)));
     if (hacked)
       log.say(
         "the reward rose while every metric outside it fell since the start: look at the samples, raise update.auxCe or kl.coef",
       );
     log.step(
       progress.step,
-      {
-        ...result.metrics,
-        ...rolloutMetrics(rollout, plain, best, parts.terms, parts.tokenizer.codebookSize),
-        ...(parts.reference !== null && { "kl/coef": update.klCoef }),
-        ...(progress.klMean !== null && { "kl/ref_running": progress.klMean }),
-        "optim/lr": config.optimizer.lr * update.lrFactor,
-        "optim/skipped_total": progress.skipped,
-        "progress/epoch": batch.cursor.epoch,
-        "progress/images_seen": progress.imagesSeen,
-        "progress/tokens_seen": progress.tokensSeen,
-        "progress/unreadable": batches.unreadable.count,
-        ...machineMetrics(seconds, { tokens, images: images.size(0) }, parts.device),
-        ...times,
-        ...(evaluation?.metrics ?? {}),
-        ...(evaluation !== null && { "eval/hacking_alarm": hacked ? 1 : 0 }),
-      },
+      joined(
+        result.metrics,
+        rolloutMetrics(rollout, plain, best, parts.terms, parts.tokenizer.codebookSize),
+        {
+          ...(parts.reference !== null && { "kl/coef": update.klCoef }),
+          ...(progress.klMean !== null && { "kl/ref_running": progress.klMean }),
+          "optim/lr": config.optimizer.lr * update.lrFactor,
+          "optim/skipped_total": progress.skipped,
+          "progress/epoch": batch.cursor.epoch,
+          "progress/images_seen": progress.imagesSeen,
+          "progress/tokens_seen": progress.tokensSeen,
+          "progress/unreadable": batches.unreadable.count,
+        },
+        machineMetrics(seconds, { tokens, images: images.size(0) }, parts.device),
+        times,
+        evaluation === null ? {} : { ...evaluation.metrics, "eval/hacking_alarm": hacked ? 1 : 0 },
+      ),
       { count: tokens, spreads: { ...spreads, ...(evaluation?.spreads ?? {}) } },
     );
     clock = new Clock(); // what comes now belongs to the next record
@@ -251,96 +246,14 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
       progress.step % config.save.every === 0 || progress.step === total || end !== "done" || isBest;
     if (isDue) saver.save();
     clock.mark("time/save");
-    const { nonFinite, nonFiniteInARow } = config.limits;
-    const skipped = progress.skipped - skippedBefore;
-    broken = termsNotFinite(spreads);
-    if (skipped > nonFinite || progress.skippedInARow > nonFiniteInARow)
-      throw notFiniteError(
-        progress,
-        `${progress.skippedInARow} steps in a row (${skipped} in all)`,
-        folder.path,
-        broken,
-      );
+    requireFiniteSteps(progress, limits, termsNotFinite(spreads));
   }
-  if (progress.skipped > 0 && progress.updates === 0)
-    throw notFiniteError(progress, `all ${progress.skipped} steps`, folder.path, broken);
   return { dir: folder.path, step: progress.step, end, first: progress.first, last: progress.last };
-}
-
-/** @param broken - terms of the last step's reward that were not finite. */
-function notFiniteError(
-  { step }: Progress,
-  which: string,
-  folder: string,
-  broken: readonly string[],
-): DivergedError {
-  const remedy =
-    broken.length > 0
-      ? `reward.${broken.join(" and reward.")} gave NaN or Infinity: look at its values there, mend it, then resume`
-      : "Lower optimizer.lr, then resume";
-  return new DivergedError(
-    `step ${step}: expected finite losses and gradients, got ${which} that were not and were skipped. ` +
-      `Their batches are in ${folder}/dumps. ${remedy} with --force.`,
-  );
 }
 
 function isResolved(cfg: TrainConfigInput | ResolvedConfig): cfg is ResolvedConfig {
   return "config" in cfg && "notes" in cfg;
 }
-
-/** The update of the algorithm, in the policy's precision. */
-function updatePolicy(
-  config: TrainConfig,
-  parts: RunParts,
-  batch: UpdateBatch & { trueCodes: Tensor },
-  step: number,
-  { klCoef, lrFactor, images, saver }: { klCoef: number; lrFactor: number; images: Tensor; saver: Saver },
-): UpdateResult {
-  const { policy, reference, valueHead, tokenizer, terms } = parts;
-  const optimizer: Optimizer = {
-    zeroGrad: () => parts.optimizer.zeroGrad(),
-    step: (options) => {
-      saver.isWhole = false;
-      parts.optimizer.step(options);
-    },
-  };
-  const chosen = algorithmOptions(config, reference, klCoef);
-  using generator = stream(config.seed, "update", step);
-  const more = { generator, lrFactor, trained: parts.trained.parameters() };
-  const run = (): UpdateResult => {
-    switch (chosen.algorithm) {
-      case "reinforce":
-        return reinforceUpdate(policy, optimizer, batch, { ...chosen.options, ...more });
-      case "rloo":
-        return rlooUpdate(policy, optimizer, batch, { ...chosen.options, ...more });
-      case "grpo":
-        return grpoUpdate(policy, optimizer, batch, { ...chosen.options, ...more });
-      case "ppo": {
-        if (valueHead === null) throw new Error("ppo: expected a value head, got none.");
-        return ppoUpdate(policy, optimizer, batch, { ...chosen.options, ...more, valueHead });
-      }
-      case "ste": {
-        const { start = {}, context, trueCodes } = batch;
-        if (!context) throw new Error("ste: expected a teacher-forced context, got none.");
-        const drawn = { tokenizer, terms, seed: deriveSeed(config.seed, "ste", step) };
-        const own = { images, start, context, trueCodes };
-        return steUpdate(policy, optimizer, own, { ...chosen.options, ...more, ...drawn });
-      }
-    }
-  };
-  return parts.policyCast === null ? run() : autocast(parts.policyCast, run);
-}
-
-/** What the optimizer moves. */
-function namedWeights({ trained, valueHead }: RunParts): (readonly [string, Tensor])[] {
-  const head = valueHead?.namedParameters() ?? [];
-  return [
-    ...trained.namedParameters(),
-    ...head.map(([name, value]) => [`value_head.${name}`, value] as const),
-  ];
-}
-
-const termNames = (parts: RunParts): Set<string> => new Set(parts.terms.map((term) => term.name));
 
 /** Free every tensor in a value when the block ends. */
 function owned<T extends object>(value: T): Disposable & { value: T } {

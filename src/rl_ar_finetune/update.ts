@@ -641,7 +641,7 @@ function tokenMetrics({ sums, windows }: Totals, first: WindowSums): Record<stri
 /** Metrics that are means over tokens, and the sums they come from. */
 const PER_TOKEN: readonly (readonly [metric: string, sum: string])[] = [
   ["policy/ratio_mean", "ratio"],
-  ["policy/entropy", "entropy"],
+  ["policy/update_entropy", "entropy"],
   ["clip_ratio/low_mean", "clip_low"],
   ["clip_ratio/high_mean", "clip_high"],
   ["kl/approx", "kl_k3"],

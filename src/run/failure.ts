@@ -1,4 +1,5 @@
 /** How a run fails: the error that a user sees, with what to do about it. */
+import type { AdamW } from "../nn/index.js";
 import { callTensor, expected, noGrad, stack, type Tensor, tidy } from "../torch/index.js";
 
 /** Training went where numbers are not finite; the last checkpoint is from before. `rlar` ends with exit code 4. */
@@ -24,9 +25,12 @@ export function notFinite(tensors: Iterable<readonly [string, Tensor]>): string[
   );
 }
 
-/** @throws DivergedError when a weight is not finite after an update. */
-export function requireFiniteWeights(tensors: Iterable<readonly [string, Tensor]>, step: number): void {
-  const names = notFinite(tensors);
+/** @throws DivergedError when a weight that the optimizer has moved is not finite. */
+export function requireFiniteWeights({ groups }: AdamW, step: number): void {
+  const weights = groups.flatMap(({ names, params }) =>
+    params.map((param, i) => [names[i] as string, param] as const),
+  );
+  const names = notFinite(weights);
   if (names.length === 0) return;
   const more = names.length > 1 ? ` and ${names.length - 1} more` : "";
   throw new DivergedError(

@@ -9,10 +9,12 @@ import { join } from "node:path";
 import { writePng } from "../data/images.js";
 import { makeFolder, replaceFile, writeAll, writing } from "../torch/files.js";
 import { expected, type Tensor } from "../torch/index.js";
-import { jsonLine, type RunConsole } from "./console.js";
+import type { LoadedCheckpoint } from "./checkpoint.js";
+import { jsonLine, RunConsole, type Screen } from "./console.js";
 import { environment } from "./environment.js";
 import { EventWriter } from "./events.js";
-import { MetricWindow, type Spread } from "./metrics.js";
+import type { IfExists } from "./folder.js";
+import { joined, MetricWindow, type Spread } from "./metrics.js";
 import type { PlainData } from "./plain_data.js";
 
 /** A file of JSON objects, one a line, each with a `step`. Every line is with the system as soon as it is added. */
@@ -191,7 +193,7 @@ export class RunLog implements Disposable {
     }
     this.#last = step;
     const { count = 1, spreads = {} } = options;
-    const all = { ...spreadMetrics(spreads), ...metrics };
+    const all = joined(spreadMetrics(spreads), metrics);
     this.#lines.add({ step, time: Date.now() / 1000, ...all });
     this.#window.add(metrics, count);
     for (const [name, spread] of Object.entries(spreads)) this.#window.addSpread(name, spread);
@@ -258,7 +260,7 @@ export class RunLog implements Disposable {
     this.#lines.close();
     this.#samples.close();
     this.#events?.close();
-    if (this.#options.csv === false) return;
+    if (this.#options.csv === false || !existsSync(this.#lines.path)) return;
     const { records } = readLines(this.#lines.path);
     writeCsv(
       join(this.folder, "metrics.csv"),
@@ -269,6 +271,48 @@ export class RunLog implements Disposable {
   [Symbol.dispose](): void {
     this.close();
   }
+}
+
+/** What a program can do with a run beside its configuration. */
+export interface TrainOptions {
+  /** Ends the run after the iteration that is under way, with a checkpoint. */
+  readonly signal?: AbortSignal;
+  /** Go on with a run although its configuration or images changed. */
+  readonly force?: boolean;
+  /** Asks the user what to do about a folder that holds a run, for `run.ifExists: ask`; such a folder is refused where left out. */
+  readonly ask?: (folder: string) => Promise<IfExists>;
+  readonly screen?: Screen;
+  readonly json?: boolean;
+}
+
+/** What a log is opened for. */
+export interface OpenLog {
+  /** Iterations or updates of the whole run. */
+  readonly total: number;
+  /** Keys of the configuration. */
+  readonly log: { readonly every: number; readonly tensorboard: boolean; readonly csv: boolean };
+  /** Where the run goes on from; null for a new one. */
+  readonly saved: LoadedCheckpoint | null;
+  /** Lines for the user, before the first step. */
+  readonly notes: readonly string[];
+  readonly options: TrainOptions;
+}
+
+/** A screen for a run of so many steps. */
+export function openConsole(total: number, { screen, json = false }: TrainOptions): RunConsole {
+  return new RunConsole({ total, json, ...(screen && { screen }) });
+}
+
+/** The log of a run where it was left, with what the user is to know before it goes on. Close it, or hold it with `using`. */
+export function openLog(folder: string, { total, log: keys, saved, notes, options }: OpenLog): RunLog {
+  const { every, tensorboard, csv } = keys;
+  const console = openConsole(total, options);
+  const resumeAt = saved === null ? {} : { resumeAt: saved.step };
+  const log = new RunLog(folder, { every, total, console, tensorboard, csv, ...resumeAt });
+  if (saved?.values.log !== undefined) log.load(saved.values.log);
+  for (const { path, reason } of saved?.damaged ?? []) log.say(`passed over ${path}: ${reason}`);
+  for (const note of [...log.notes, ...notes]) log.say(note);
+  return log;
 }
 
 function spreadMetrics(spreads: Readonly<Record<string, Spread>>): Record<string, number> {

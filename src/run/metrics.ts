@@ -1,8 +1,9 @@
 /**
  * Metrics of several iterations as one: means weighted by what they count, extremes, sums and spreads, from sufficient
- * statistics that a checkpoint can hold. Plain numbers only: a metric never keeps a graph alive.
+ * statistics that a checkpoint can hold; and where the time of a step goes. Plain numbers only: a metric never keeps a
+ * graph alive.
  */
-import { expected } from "../torch/index.js";
+import { expected, memory } from "../torch/index.js";
 import type { PlainData } from "./plain_data.js";
 
 /** Count, mean, standard deviation (over n) and extremes of some numbers. */
@@ -24,6 +25,22 @@ export function spreadOf(numbers: Iterable<number>): Spread {
   const mean = sum / count;
   for (const x of finite) squares += (x - mean) ** 2;
   return { count, mean, std: Math.sqrt(squares / count), min, max };
+}
+
+/**
+ * Metrics of several sources as one record.
+ *
+ * @throws RangeError when two sources give one name: the second would hide the first.
+ */
+export function joined(...sources: readonly Readonly<Record<string, number>>[]): Record<string, number> {
+  const all: Record<string, number> = {};
+  for (const source of sources) {
+    for (const [name, value] of Object.entries(source)) {
+      if (name in all) throw expected(`metrics: ${name}`, "one value", "two, from different sources");
+      all[name] = value;
+    }
+  }
+  return all;
 }
 
 /** How values of one metric become one. */
@@ -140,4 +157,36 @@ export class MetricWindow {
     if (entry.kind !== kind) throw expected(`MetricWindow: ${name}`, `a ${entry.kind}, as before`, kind);
     return entry;
   }
+}
+
+/** Seconds since the last mark, by name. */
+export class Clock {
+  readonly #start: number = performance.now();
+  #last: number = this.#start;
+  readonly #times: Record<string, number> = {};
+
+  /** What was done since the last mark; a name that comes again adds up. */
+  mark(name: string): void {
+    const now = performance.now();
+    this.#times[name] = (this.#times[name] ?? 0) + (now - this.#last) / 1000;
+    this.#last = now;
+  }
+
+  /** Since the beginning. */
+  seconds(): number {
+    return (performance.now() - this.#start) / 1000;
+  }
+
+  /** All marks, and what lies after the last, so that they sum to the step's seconds. */
+  times(): Record<string, number> {
+    const rest = (performance.now() - this.#last) / 1000;
+    return { ...this.#times, "time/other": (this.#times["time/other"] ?? 0) + rest };
+  }
+}
+
+/** Most CPU bytes that tensors held since the last call. */
+export function takePeakBytes(): number {
+  const { peakBytes } = memory();
+  memory({ resetPeak: true });
+  return peakBytes;
 }

@@ -9,8 +9,8 @@ import { augment, type Batch, type Batches, type Cursor, imageGrid } from "../da
 import type { FeatureClassifier } from "../metrics/index.js";
 import { buildClassifier } from "../rl_ar_finetune/builder.js";
 import { castOf, deviceOf } from "../rl_ar_finetune/parts.js";
-import type { Clock } from "../run/clock.js";
 import { openImages, type RunImages } from "../run/images.js";
+import type { Clock } from "../run/metrics.js";
 import type { PlainData } from "../run/plain_data.js";
 import {
   type AutocastState,

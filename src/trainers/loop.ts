@@ -18,14 +18,13 @@ import {
   saveCheckpoint,
   writeBest,
 } from "../run/checkpoint.js";
-import { Clock } from "../run/clock.js";
 import { short } from "../run/console.js";
 import { environment } from "../run/environment.js";
 import { DivergedError, explained } from "../run/failure.js";
 import { openRunFolder, writeConfig } from "../run/folder.js";
-import type { RunLog } from "../run/log.js";
-import { openConsole, openLog } from "../run/open_log.js";
-import type { TrainOptions } from "../run/options.js";
+import type { RunLog, TrainOptions } from "../run/log.js";
+import { openConsole, openLog } from "../run/log.js";
+import { Clock } from "../run/metrics.js";
 import type { PlainData } from "../run/plain_data.js";
 import { type Effects, forcedNotes, JUDGES, requireSameRun } from "../run/resume.js";
 import { DTYPES, noGrad, saveSafetensors, type Tensor, tidy } from "../torch/index.js";

@@ -67,7 +67,7 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
     const skipped = !Number.isFinite(loss) || !Number.isFinite(norm);
     if (!skipped) {
       this.optimizer.step({ lrFactor });
-      requireFiniteWeights(this.module.namedParameters(), step + 1);
+      requireFiniteWeights(this.optimizer, step + 1);
       this.ema?.update();
     }
     this.optimizer.zeroGrad();

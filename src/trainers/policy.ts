@@ -24,9 +24,9 @@ import { castOf, classesOfPolicy, deviceOf, policyOf, tokenizerOf } from "../rl_
 import { mapCondition, type Start, sampleCodesWithLogprobs } from "../rl_ar_finetune/sampling.js";
 import { chunkOf, rangesOf } from "../rl_ar_finetune/scoring.js";
 import { conditionOf } from "../rl_ar_finetune/step.js";
-import type { Clock } from "../run/clock.js";
 import { notesOfSources, openSources, readOptionsOf, someOf } from "../run/images.js";
-import type { TrainOptions } from "../run/options.js";
+import type { TrainOptions } from "../run/log.js";
+import type { Clock } from "../run/metrics.js";
 import type { PlainData } from "../run/plain_data.js";
 import type { FrozenTokenizer } from "../tokenizers/index.js";
 import {

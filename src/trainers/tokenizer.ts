@@ -26,9 +26,9 @@ import {
 } from "../rl_ar_finetune/builder.js";
 import { castOf, deviceOf } from "../rl_ar_finetune/parts.js";
 import { reconstructionTerm } from "../rl_ar_finetune/rewards.js";
-import type { Clock } from "../run/clock.js";
 import { openImages, type RunImages } from "../run/images.js";
-import type { TrainOptions } from "../run/options.js";
+import type { TrainOptions } from "../run/log.js";
+import type { Clock } from "../run/metrics.js";
 import type { PlainData } from "../run/plain_data.js";
 import type { TokenizerConfig, TokenizerModel } from "../tokenizers/index.js";
 import {

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { resolveConfig, type TrainConfigInput } from "../../src/config/resolve.js";
 import { planTrain } from "../../src/plan/plan.js";
-import { Clock } from "../../src/run/clock.js";
+import { Clock } from "../../src/run/metrics.js";
 import { emptyCache, memory } from "../../src/torch/index.js";
 import { quietRun, tinyFolder, tinyRun } from "../support/train_run.js";
 

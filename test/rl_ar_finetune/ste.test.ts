@@ -206,7 +206,7 @@ test("metrics; a step that is not finite is left out; nothing is left behind", (
   expectClose(get("loss/total"), get("loss/reward") + get("loss/aux_ce") + get("loss/entropy"), {
     rtol: 1e-5,
   });
-  expectClose(get("loss/entropy"), -0.1 * get("policy/entropy"), { rtol: 1e-5 });
+  expectClose(get("loss/entropy"), -0.1 * get("policy/update_entropy"), { rtol: 1e-5 });
   assert.ok(get("optim/grad_norm") > 0 && get("reward/straight_through") < 0);
   noLeak(() => steUpdate(policy, still, batch, { ...options, auxCe: 0.2, microBatch: 2 }));
 

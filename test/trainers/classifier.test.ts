@@ -7,7 +7,7 @@ import { classifierKind } from "../../src/config/classifier.js";
 import { resolveConfig } from "../../src/config/resolve.js";
 import { writePng } from "../../src/data/index.js";
 import { openClassifier } from "../../src/rl_ar_finetune/builder.js";
-import { Clock } from "../../src/run/clock.js";
+import { Clock } from "../../src/run/metrics.js";
 import {
   Generator,
   loadSafetensors,

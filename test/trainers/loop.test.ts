@@ -15,7 +15,7 @@ import { type TestContext, test } from "node:test";
 import { plainConfig } from "../../src/config/explain.js";
 import { ConfigError, resolveConfig } from "../../src/config/resolve.js";
 import { DivergedError } from "../../src/run/failure.js";
-import type { TrainOptions } from "../../src/run/options.js";
+import type { TrainOptions } from "../../src/run/log.js";
 import { loadSafetensors } from "../../src/torch/index.js";
 import { type FitOpening, type FitResult, fitLoop } from "../../src/trainers/loop.js";
 import { type ToyChanges, ToyTask, toyConfig, toyKind } from "../support/fit_run.js";

@@ -9,8 +9,8 @@ import { fileURLToPath } from "node:url";
 import { onePass, openSource, splitSource } from "../../src/data/index.js";
 import type { Condition, GPT } from "../../src/policies/index.js";
 import { openPolicy, openTokenizer } from "../../src/rl_ar_finetune/builder.js";
-import { Clock } from "../../src/run/clock.js";
 import { someOf } from "../../src/run/images.js";
+import { Clock } from "../../src/run/metrics.js";
 import {
   cat,
   Generator,

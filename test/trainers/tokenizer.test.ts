@@ -13,7 +13,7 @@ import {
   openDistance,
   openTokenizer,
 } from "../../src/rl_ar_finetune/builder.js";
-import { Clock } from "../../src/run/clock.js";
+import { Clock } from "../../src/run/metrics.js";
 import { memory, noGrad, saveSafetensors, type Tensor } from "../../src/torch/index.js";
 import type { FitState, FitStep, FitTask } from "../../src/trainers/loop.js";
 import { openTokenizerTask, trainTokenizer } from "../../src/trainers/tokenizer.js";
