@@ -35,7 +35,7 @@ export { guidanceScale };
 
 /** How logits become the distribution that codes are drawn from: guidance, temperature, top-k, top-p, in this order. */
 export interface Sampling {
-  /** Logits are divided by it; at least 1e-6, default 1. */
+  /** Logits are divided by it; at least 1e-4, default 1. */
   readonly temperature?: number;
   /** Keep the k most probable codes; default 0, which keeps all. */
   readonly topK?: number;
@@ -58,7 +58,7 @@ export function isPlain(sampling: Sampling): boolean {
 }
 
 /** Below this, logits divided by the temperature could overflow. */
-const LEAST_TEMPERATURE = 1e-6;
+const LEAST_TEMPERATURE = 1e-4;
 
 /**
  * Check the numbers of a {@link Sampling}.

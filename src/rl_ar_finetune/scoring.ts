@@ -14,9 +14,12 @@ import {
   checkpoint,
   type Device,
   expected,
+  expectedType,
   noGrad,
+  type OptionNames,
+  readOptions,
   stream,
-  type Tensor,
+  Tensor,
   tensor,
   tidy,
 } from "../torch/index.js";
@@ -47,6 +50,23 @@ export interface Drawn {
   readonly support?: Tensor | null;
   readonly sampling?: Sampling;
 }
+
+/** Names of all that a rollout or an update's batch has, whoever reads it. */
+export const BATCH_NAMES = {
+  tokens: true,
+  start: true,
+  context: "nullable",
+  support: "nullable",
+  sampling: true,
+  logprobs: true,
+  entropy: true,
+  codes: true,
+  states: "nullable",
+  rewards: true,
+  advantages: true,
+  mask: true,
+  trueCodes: true,
+} as const;
 
 /** What the head reads at T positions of R rows: float `[R, T, D]`, and the same under the null condition. */
 export interface States {
@@ -156,14 +176,26 @@ export interface Scores {
  * A recorded support is used in place of top-k and top-p: it stays the same while the policy changes, so that ratios to
  * the old policy stay defined. Without one the filters are computed anew, and a code that they remove has -Infinity.
  *
- * @throws RangeError when shapes disagree.
+ * @param drawn - {@link Drawn}: a rollout, or a batch of an update.
+ * @param given - {@link ScoreOptions}.
+ * @throws RangeError when shapes disagree, or for a name that is unknown.
  */
-export function scoreCodes(policy: ArPolicy, drawn: Drawn, options: ScoreOptions = {}): Scores {
+export function scoreCodes(policy: ArPolicy, drawn: Drawn, ...given: [options?: ScoreOptions]): Scores {
   const where = "scoreCodes";
+  const options = readOptions<ScoreOptions>(where, given, {
+    names: { wantsEntropy: true, trueCodes: true, reference: true, microBatch: true, chunk: true },
+  });
+  const batch = readOptions<Drawn>(`${where}.drawn`, [drawn], { names: BATCH_NAMES as OptionNames<Drawn> });
+  if (!(batch.tokens instanceof Tensor))
+    throw expectedType(`${where}.drawn`, "tokens, a Tensor", batch.tokens);
   const { reference, microBatch } = options;
+  for (const [name, value] of Object.entries({ microBatch, chunk: options.chunk })) {
+    if (value !== undefined && !(Number.isInteger(value) && value >= 1))
+      throw expected(`${where}.${name}`, "an integer of at least 1", value);
+  }
   return tidy(() =>
     withoutDropout(reference ? [policy, reference] : [policy], () => {
-      const passes = passesOf(where, drawn);
+      const passes = passesOf(where, batch);
       const parts = rangesOf(passes.rows, microBatch ?? passes.rows).map(([from, count]) => {
         return scoreRows(policy, someRows(passes, from, count), null, truthOf(options, from, count));
       });
@@ -171,7 +203,7 @@ export function scoreCodes(policy: ArPolicy, drawn: Drawn, options: ScoreOptions
         const tensors = parts.map(of).filter((part) => part !== null);
         return tensors.length > 0 ? cat(tensors) : null;
       };
-      const logprobs = (join((part) => part.logprobs) as Tensor).reshape(...drawn.tokens.shape);
+      const logprobs = (join((part) => part.logprobs) as Tensor).reshape(...batch.tokens.shape);
       return {
         logprobs,
         entropy: join((p) => p.entropy),

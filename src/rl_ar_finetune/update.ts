@@ -28,7 +28,16 @@ import {
   tokenDropout,
 } from "./losses.js";
 import { checkGenerator, mapStart, readNumbers, requireChoice, requireNumber } from "./sampling.js";
-import { type Drawn, type Passes, passesOf, rangesOf, type States, scoreRows, someRows } from "./scoring.js";
+import {
+  BATCH_NAMES,
+  type Drawn,
+  type Passes,
+  passesOf,
+  rangesOf,
+  type States,
+  scoreRows,
+  someRows,
+} from "./scoring.js";
 import { type Objective, type Window, type WindowSums, windowGradient } from "./window.js";
 
 /** What an update needs of an optimizer; `AdamW` is one. */
@@ -156,23 +165,6 @@ export const UPDATE_NAMES: OptionNames<UpdateOptions> = {
   lrFactor: true,
 };
 
-/** Names of a batch, and of a rollout's tensors that an update does not need. */
-const BATCH_NAMES: OptionNames<UpdateBatch> & Record<"codes" | "entropy", true> = {
-  tokens: true,
-  logprobs: true,
-  rewards: true,
-  advantages: true,
-  mask: true,
-  trueCodes: true,
-  start: true,
-  context: "nullable",
-  support: "nullable",
-  sampling: true,
-  states: "nullable",
-  codes: true,
-  entropy: true,
-};
-
 /** Arguments of an update after policy and optimizer: a batch and options, or the seed's order. */
 export type UpdateArguments<Options> =
   | [batch: UpdateBatch, options?: Options]
@@ -218,7 +210,9 @@ export function readUpdate<Options extends UpdateOptions>(
     batch = { ...named, tokens: first, logprobs, rewards } as unknown as UpdateBatch;
     options = Object.fromEntries(entries.filter((entry) => !isOfBatch(entry))) as unknown as Options;
   } else {
-    batch = readOptions<UpdateBatch>(`${where}.batch`, [first], { names: BATCH_NAMES });
+    batch = readOptions<UpdateBatch>(`${where}.batch`, [first], {
+      names: BATCH_NAMES as OptionNames<UpdateBatch>,
+    });
     options = readOptions<Options>(where, others, { names });
   }
   for (const name of ["tokens", "logprobs"] as const) {

@@ -370,10 +370,10 @@ test("what cannot be served is refused", () => {
   for (const temperature of [0, 1e-45, 1e-38, -1, Number.NaN, Infinity]) {
     assert.throws(() => sample(3, { temperature }), {
       name: "RangeError",
-      message: new RegExp(`^${name}\\.temperature: .*0\\.000001.*${temperature}.*greedy: true`),
+      message: new RegExp(`^${name}\\.temperature: .*0\\.0001.*${temperature}.*greedy: true`),
     });
   }
-  sample(3, { temperature: 1e-6 });
+  sample(3, { temperature: 1e-4 });
   assert.throws(() => sample(3, { topK: 1.5 }), {
     message: `${name}.topK: expected an integer of at least 0, got 1.5.`,
   });

@@ -301,3 +301,18 @@ test("shapes that disagree are refused", () => {
     message: "scoreCodes: expected tokens int64 [B, G, T] or [N, T], got Tensor int64[30] cpu.",
   });
 });
+
+test("names that nobody reads are refused, and Python's spelling is taken", () => {
+  manualSeed(1);
+  const policy = new TinyPolicy();
+  const drawn = { tokens: randint(0, 11, [2, 6]), start: { classes: tensor([0, 1], { dtype: "int64" }) } };
+  const score = (of: object, options: object): unknown =>
+    noGrad(() => scoreCodes(policy, of as Drawn, options)).entropy?.shape;
+  assert.deepEqual(score(drawn, { wants_entropy: true, micro_batch: 1 }), [2, 6]);
+  const refused = (of: object, options: object, message: RegExp): void =>
+    assert.throws(() => score(of, options), { message });
+  refused(drawn, { wantEntropy: true }, /^scoreCodes: .*wantEntropy.*"wantsEntropy"/);
+  refused({ ...drawn, contexts: null }, {}, /^scoreCodes\.drawn: .*contexts.*"context"/);
+  refused({}, {}, /^scoreCodes\.drawn: .*tokens/);
+  refused(drawn, { microBatch: 0 }, /microBatch: .*0/);
+});
