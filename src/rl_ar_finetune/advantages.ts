@@ -51,7 +51,7 @@ export function returnsToGo(rewards: Tensor, decay: number): Tensor {
 /**
  * Rewards whitened over the whole batch: `(r - mean) / std`, the seed's REINFORCE advantage.
  *
- * @param rewards - float `[B, G]` or `[N]`; `[B, G, T]` for a return a token.
+ * @param rewards - float `[B, G]` or `[N]`; `[B, G, T]` for a return per token.
  * @returns `isConstant` has one element: whether all rewards are the same.
  */
 export function standardizedAdvantages(rewards: Tensor, options: SpreadOptions = {}): Advantages {
@@ -68,9 +68,9 @@ export function standardizedAdvantages(rewards: Tensor, options: SpreadOptions =
  * Rewards minus the mean of their group, divided by the standard deviation (n - 1) of the group (GRPO, the default), of
  * all rewards, or by nothing (Dr. GRPO).
  *
- * With `"group"` no advantage exceeds `(G - 1) / sqrt(G)`; with returns a token that times `sqrt(T)`.
+ * With `"group"` no advantage exceeds `(G - 1) / sqrt(G)`; with returns per token, that times `sqrt(T)`.
  *
- * @param rewards - float `[B, G]`, or `[B, G, T]` for a return a token; G >= 2.
+ * @param rewards - float `[B, G]`, or `[B, G, T]` for a return per token; G >= 2.
  * @see Shao et al. 2024, "DeepSeekMath", sec. 4.1.2; Liu et al. 2025, "Understanding R1-Zero-Like Training", sec. 3.2.
  */
 export function groupAdvantages(
@@ -96,7 +96,7 @@ export function groupAdvantages(
 /**
  * Rewards minus the mean of the other rewards of their group, which is `G / (G - 1) * (r - mean_g)`.
  *
- * @param rewards - float `[B, G]`, or `[B, G, T]` for a return a token; G >= 2.
+ * @param rewards - float `[B, G]`, or `[B, G, T]` for a return per token; G >= 2.
  * @see Ahmadian et al. 2024, "Back to Basics: Revisiting REINFORCE Style Optimization", arXiv 2402.14740.
  */
 export function rlooAdvantages(rewards: Tensor, options: Pick<SpreadOptions, "minStd"> = {}): Advantages {
@@ -149,7 +149,7 @@ function requireSeveral(name: string, rewards: Tensor): void {
 
 /** Options of {@link gae}. */
 export interface GaeOptions {
-  /** Discount of rewards a token, in [0, 1]; default 1. */
+  /** Discount of rewards per token, in [0, 1]; default 1. */
   readonly gamma?: number;
   /** 1: returns minus values; 0: the one-step error; in between a mix. Default 0.95. */
   readonly lambda?: number;

@@ -31,7 +31,7 @@ const WATCHED: readonly Term[] = [
  * Evaluate the policy, with the EMA of its weights where the run keeps one.
  *
  * @returns spreads over all samples of `eval/reward` and of every metric in its own units, of `eval/nats_per_token` (of
- *   the true codes) and `eval/diversity` (standard deviation a pixel between the samples of an image); and
+ *   the true codes) and `eval/diversity` (standard deviation per pixel between the samples of an image); and
  *   `eval/codebook_usage`, the part of the codebook that the samples use.
  */
 export async function evaluate(config: TrainConfig, parts: RunParts): Promise<Evaluation> {

@@ -8,7 +8,7 @@
  *   clamp would have no gradient where the policy is furthest off. Up to 20 nothing differs.
  * - `klLoss` with k3 has the value of k3 and the gradient of k2. The gradient of k3 itself, which GRPO descends, is on
  *   average that of KL(reference || policy); that of k1 is 0 on average; that of k2 is that of KL(policy || reference).
- * - The KL coefficient is controlled by the KL a token, not by a sequence's sum, so that a target does not depend on
+ * - The KL coefficient is controlled by the KL per token, not by a sequence's sum, so that a target does not depend on
  *   the number of codes; and by the low-variance estimate that is logged as `kl/ref`, where the paper takes k1.
  */
 import {
@@ -38,9 +38,9 @@ const beyondLimit = (x: Tensor): Tensor => x.sub(LOG_LIMIT).relu().mul(Math.exp(
 
 /** Losses of tokens, and the ratio that they come from. */
 export interface PolicyLoss {
-  /** float `[..., T]`: the loss of each token; with one ratio a sequence, its tokens share one loss. */
+  /** float `[..., T]`: the loss of each token; with one ratio per sequence, its tokens share one loss. */
   readonly loss: Tensor;
-  /** New probability over old, no gradient: `[..., T]`, or `[..., 1]` with one ratio a sequence. */
+  /** New probability over old, no gradient: `[..., T]`, or `[..., 1]` with one ratio per sequence. */
   readonly ratio: Tensor;
 }
 
@@ -52,7 +52,7 @@ export interface ClipOptions {
   readonly clipHigh?: number;
   /** c > 1: for A < 0 the loss is at most -c A; default no limit. */
   readonly dualClip?: number;
-  /** One ratio a token (default), or one a sequence: the geometric mean over its tokens. */
+  /** One ratio per token (default), or one per sequence: the geometric mean over its tokens. */
   readonly level?: "token" | "sequence";
   /** bool or float, broadcast to `[..., T]`: tokens that count in a sequence's ratio. */
   readonly mask?: Tensor;
@@ -195,7 +195,7 @@ export function tokenDropout(mask: Tensor, p: number, generator?: Generator): Te
 export type KlEstimator = "k1" | "k2" | "k3";
 
 /**
- * Estimates of KL(policy || reference) a token, from `d = logp - referenceLogp`: k1 = d, k2 = d^2 / 2,
+ * Estimates of KL(policy || reference) per token, from `d = logp - referenceLogp`: k1 = d, k2 = d^2 / 2,
  * k3 = exp(-d) - 1 + d. Each has its own gradient; to minimise a KL use {@link klLoss}.
  *
  * @param logprobs - float `[..., T]`, nats: of tokens that the policy drew.
@@ -222,7 +222,7 @@ export function klEstimate(logprobs: Tensor, referenceLogprobs: Tensor, estimato
 export type KlLossKind = KlEstimator | "k3_own";
 
 /**
- * A KL to minimise, a token: the value of the estimator with the gradient `d * grad logp`, which on tokens that the
+ * A KL per token to minimise: the value of the estimator with the gradient `d * grad logp`, which on tokens that the
  * policy drew is on average the gradient of KL(policy || reference).
  *
  * @param logprobs - float `[..., T]`, nats.
@@ -260,7 +260,7 @@ export function exactKl(logprobs: Tensor, referenceLogprobs: Tensor): Tensor {
 }
 
 /**
- * The value head's error a token, `max((V - R)^2, (clip(V, V_old +- clip) - R)^2) / 2`, or without a clip
+ * The value head's error per token, `max((V - R)^2, (clip(V, V_old +- clip) - R)^2) / 2`, or without a clip
  * `(V - R)^2 / 2`.
  *
  * @param values - float `[..., T]`, with a gradient.
@@ -339,7 +339,7 @@ const LARGEST_ERROR = 0.2;
 /** Smallest coefficient: from 0 it could not rise again. */
 const LEAST_COEF = 1e-8;
 
-/** Decay of the running mean an iteration. */
+/** Decay of the running mean per iteration. */
 const DECAY = 0.9;
 
 /**

@@ -7,7 +7,7 @@
  *   the difference is measured before the first step, and a large one is an error;
  * - means are over the window of an optimizer step, never over a micro-batch;
  * - groups whose rewards are all the same have advantage 0 and still count in those means;
- * - rewards may come with each token, where the papers have one a sequence: a token is then credited with its own
+ * - rewards may come with each token, where the papers have one per sequence: a token is then credited with its own
  *   reward and, discounted, with later ones;
  * - KL in the loss is not reweighted for codes that an older policy drew;
  * - PPO's value loss does not train the trunk unless asked to, and advantages are whitened over the rollout;
@@ -73,7 +73,7 @@ const SPREAD_NAMES = { epsilon: true, minStd: true } as const;
  * `-mean over sequences of sum_t A logp_t - entropyCoef * entropy`.
  *
  * Log-probabilities are computed anew, with gradients; those of the batch are only compared with them. Nothing corrects
- * for earlier steps on the same rollout: for more than one step a rollout use `grpoUpdate`.
+ * for earlier steps on the same rollout: for more than one step per rollout use `grpoUpdate`.
  *
  * @param given - a batch and {@link ReinforceOptions}: tokens int64 `[N, T]`, logprobs float `[N, T]`, rewards float
  *   `[N]` or `[N, T]`, or a rollout `[B, G, ...]`. Or tokens, logprobs, rewards, mask, entropyCoef, maxGradNorm in this
@@ -133,7 +133,7 @@ const CLIP_NAMES = { clipLow: true, clipHigh: true, dualClip: true } as const;
 /**
  * GRPO: advantages are rewards relative to their group's, the loss is the clipped surrogate.
  *
- * Defaults: clip 0.2 below and 0.28 above, |advantage| at most 5, one epoch. With one step a rollout nothing is clipped
+ * Defaults: clip 0.2 below and 0.28 above, |advantage| at most 5, one epoch. With one step per rollout nothing is clipped
  * and the loss is about 0; its gradient is not. Dr. GRPO (`scale: "none"`), GSPO (`level: "sequence"`) and CISPO
  * (`objective: "cispo"`) are options; the two sides of the clip are DAPO's.
  *
@@ -181,7 +181,7 @@ export function grpoUpdate(
   }
   for (const signal of [batch.advantages, batch.rewards]) {
     if (level === "token" || signal?.shape.join() !== batch.tokens.shape.join()) continue;
-    throw expected(where, "one number a sequence with level sequence", signal);
+    throw expected(where, "one number per sequence with level sequence", signal);
   }
   const advantagesOf = (rewards: Tensor): Advantages => groupAdvantages(rewards, options);
   const clip = { clipLow, clipHigh, level, ...(dualClip !== undefined && { dualClip }) };
@@ -266,7 +266,7 @@ function advantagesOfBatch(
   }
   if (batch.mask !== undefined) {
     // The group's mean at a place would be over different numbers of sequences.
-    throw expectedType(where, "no mask with rewards a token", "one", "Set the rewards of such tokens to 0");
+    throw expectedType(where, "no mask with rewards per token", "one", "Set the rewards of such tokens to 0");
   }
   const [b, g, t] = batch.tokens.ndim === 3 ? batch.tokens.dims(3) : batch.tokens.unsqueeze(1).dims(3);
   const rewardRows = asRows(rewards, passes);
@@ -309,7 +309,7 @@ function klWithDefaults(kl: KlOptions | undefined, usual: "loss" | "reward"): Re
 }
 
 /**
- * PPO's value head: one number a position, `V = weight . hidden + bias`, from the states that the policy's own head
+ * PPO's value head: one number per position, `V = weight . hidden + bias`, from the states that the policy's own head
  * reads. Weight and bias are 0 at first, so that the first advantages are the rewards alone.
  *
  * Give its parameters to the optimizer beside the policy's; a new head usually needs a larger learning rate.
@@ -353,7 +353,7 @@ export interface PpoOptions
  * PPO: generalised advantage estimates from a value head, the clipped surrogate, several epochs.
  *
  * A sequence's reward comes with its last token, unless rewards come with each token. KL to a reference is subtracted
- * from each token's reward unless placed in the loss. Where a group shares its context, one value a position serves all
+ * from each token's reward unless placed in the loss. Where a group shares its context, one value per position serves all
  * its sequences. Defaults: 4 epochs, clip 0.2, gamma 1, lambda 0.95, target KL 0.02 (the update ends above 1.5 times
  * that, before the step).
  *

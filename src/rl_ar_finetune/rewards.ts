@@ -32,6 +32,7 @@ import {
   Tensor,
   tidy,
 } from "../torch/index.js";
+import { requireChoice } from "./sampling.js";
 
 /** Rewards that compare a decoded image with its input. */
 export type ReconstructionType = "l1" | "l2" | "psnr" | "ssim" | "ms_ssim" | "lpips" | "perceptual";
@@ -55,7 +56,7 @@ export interface Term {
   readonly weight: number;
   /** -1 for a loss or a distance, 1 for a score, from `src/metrics/measures.ts`: higher values times this are better. */
   readonly sign: 1 | -1;
-  /** One value a sample in the metric's own units, float `[B * G]`. */
+  /** One value per sample in the metric's own units, float `[B * G]`. */
   readonly measure: (judged: Judged) => Tensor;
   /** The metric at each pixel, float `[B * G, H, W]`, for terms that have it. */
   readonly map?: (judged: Judged) => Tensor;
@@ -97,6 +98,7 @@ export interface TermOptions {
  */
 export function reconstructionTerm(type: ReconstructionType, options: TermOptions = {}): Term {
   const { weight = 1, chunk, amp } = options;
+  requireChoice("reward.type", type, ["l1", "l2", "psnr", "ssim", "ms_ssim", "lpips", "perceptual"]);
   if (!Number.isFinite(weight)) throw expected(`reward.${type}.weight`, "a finite number", weight);
   const parts = chunk === undefined ? {} : { chunk };
   const head = { name: type, weight, sign: signOf(type) };
@@ -144,13 +146,6 @@ export function reconstructionTerm(type: ReconstructionType, options: TermOption
           else network.dispose();
         },
       };
-    }
-    default: {
-      throw expected(
-        "reconstructionTerm",
-        "l1, l2, psnr, ssim, ms_ssim, lpips or perceptual",
-        type satisfies never,
-      );
     }
   }
 }
@@ -225,7 +220,7 @@ export function customTerm(
 }
 
 /**
- * One value a sample of a term.
+ * One value per sample of a term.
  *
  * @returns float `[B * G]`, on the device of the samples.
  * @throws TypeError when the term gives no Tensor, RangeError when it gives another shape than `[B * G]`.
@@ -235,7 +230,7 @@ export function termValue(term: Term, judged: Judged): Tensor {
 }
 
 function checkedValue(where: string, value: unknown, shape: readonly number[], { samples }: Judged): Tensor {
-  const wanted = `a Tensor of ${shape.length === 1 ? "one value a sample" : "one value a pixel"}, [${shape.join(", ")}]`;
+  const wanted = `a Tensor of ${shape.length === 1 ? "one value per sample" : "one value per pixel"}, [${shape.join(", ")}]`;
   if (!(value instanceof Tensor)) {
     const remedy =
       "Return torch.tensor([...]) or the result of tensor operations, not a promise, a number or an array";
@@ -338,7 +333,7 @@ export function judgeByPlace(
         if (term.map === undefined) {
           const remedy =
             "l1, l2, ssim, lpips and perceptual have maps; set the others' weight to 0, or use reward.credit sequence";
-          throw expected(`reward.${term.name}`, "a value at each pixel", "one a sample", remedy);
+          throw expected(`reward.${term.name}`, "a value at each pixel", "one per sample", remedy);
         }
         const shape = [n, ...judged.samples.shape.slice(2)];
         const map = tidy(() => checkedValue(`reward.${term.name}`, term.map?.(judged), shape, judged));

@@ -63,7 +63,7 @@ export type RolloutContext =
 export interface RolloutOptions {
   /** Default `{ type: "free" }`. */
   readonly context?: RolloutContext;
-  /** G: sequences an image; default 1. */
+  /** G: sequences per image; default 1. */
   readonly numGenerations?: number;
   /** int64 `[B, T]`: the images' own codes, which every context but `free` reads. */
   readonly trueCodes?: Tensor;
@@ -199,7 +199,7 @@ function readContext(where: string, given: unknown): RolloutContext {
 
 /**
  * What the policy reads before codes 1 ... T - 1: the true codes, each replaced by a uniform random code with
- * probability `noise`. The update must read the same context: make it once a rollout.
+ * probability `noise`. The update must read the same context: make it once per rollout.
  *
  * @param trueCodes - int64 `[B, T]`.
  * @returns int64 `[B, T - 1]`.
@@ -265,7 +265,7 @@ function ownContext(policy: ArPolicy, start: StartParts, options: RolloutOptions
   };
 }
 
-/** G draws a position from one distribution, in a context that does not depend on the draws. */
+/** G draws per position from one distribution, in a context that does not depend on the draws. */
 function sharedContext(
   policy: ArPolicy,
   parts: StartParts,

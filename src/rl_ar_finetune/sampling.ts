@@ -230,7 +230,7 @@ function bitsOn(like: Tensor): Tensor {
 }
 
 /**
- * Draw K codes a row by inverting the cumulative distribution.
+ * Draw K codes per row by inverting the cumulative distribution.
  *
  * Probabilities become integer multiples of 2^-40, whose sums are exact on every device: a code that was removed is
  * never drawn, and the same uniforms give the same codes whatever else is in the batch. Codes below 1e-12 are never
@@ -344,7 +344,7 @@ function splitStart(where: string, start: Start): readonly [Tensor | undefined, 
 
 const START = "Pass int64 codes [B, S], S = 0 for none, { classes: int64 [B] }, or [codes, classes]";
 
-/** The start with `fn` applied to each of its tensors, all of which have a row an image. */
+/** The start with `fn` applied to each of its tensors, all of which have one row per image. */
 export function mapStart(start: StartParts, fn: (rows: Tensor) => Tensor): StartParts {
   return { given: fn(start.given), condition: mapCondition(start.condition, fn) };
 }
@@ -357,9 +357,9 @@ export function mapCondition(condition: Condition, fn: (rows: Tensor) => Tensor)
 
 /** Options of {@link sampleCodesWithLogprobs}. */
 export interface SampleOptions extends Sampling {
-  /** G: sequences a start, which share its prefill; default 1. */
+  /** G: sequences per start, which share its prefill; default 1. */
   readonly numGenerations?: number;
-  /** On the CPU; default LibTorch's default generator. One number a code is drawn from it, row after row. */
+  /** On the CPU; default LibTorch's default generator. One number per code is drawn from it, row after row. */
   readonly generator?: Generator;
 }
 
@@ -376,7 +376,7 @@ export interface Sampled {
 }
 
 /**
- * Draw `maxLen` codes a sequence, each after those before it, with the log-probability of each.
+ * Draw `maxLen` codes per sequence, each after those before it, with the log-probability of each.
  *
  * Log-probabilities are of the distribution drawn from (after guidance, temperature, top-k, top-p), so they serve as
  * the old log-probabilities of PPO and GRPO. No gradient; dropout is off. A seed gives the same codes on every device
@@ -455,7 +455,7 @@ export function sampleCodesWithLogprobs(
   );
 }
 
-/** What one position gave: K codes a row. */
+/** What one position gave: K codes per row. */
 interface Step {
   tokens: Tensor;
   logprobs: Tensor;
@@ -464,7 +464,7 @@ interface Step {
 }
 
 /**
- * Draw from log-probabilities `[R, V]`, K codes a row by uniforms `[R, K]`, or the most probable code without uniforms.
+ * Draw from log-probabilities `[R, V]`, K codes per row by uniforms `[R, K]`, or the most probable code without uniforms.
  *
  * @returns tokens int64 `[R, K]`, logprobs `[R, K]`, entropy `[R]`, support uint8 `[R, ceil(V / 8)]` when wanted.
  */

@@ -74,10 +74,10 @@ export interface States {
   readonly nullHidden: Tensor | null;
 }
 
-/** {@link Drawn} as R rows of a forward pass, each with K drawn codes a position. */
+/** {@link Drawn} as R rows of a forward pass, each with K drawn codes per position. */
 export interface Passes {
   readonly rows: number;
-  /** Rows an image: G where sequences read their own codes, else 1. */
+  /** Rows per image: G where sequences read their own codes, else 1. */
   readonly repeats: number;
   readonly start: StartParts;
   /** int64 `[R, T - 1]`: what is read before codes 1 ... T - 1. */

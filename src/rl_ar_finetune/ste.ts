@@ -10,7 +10,7 @@
  * - the loss is minus the reward, with all its terms, plus the cross-entropy, on by default, and an entropy bonus; the
  *   script has the squared error and LPIPS, with LPIPS and the cross-entropy off;
  * - an image may be drawn several times for one forward pass of the policy; there once;
- * - one step a rollout of `rollout.images` with a learning rate schedule; there every batch of the set at a constant rate.
+ * - one step per rollout of `rollout.images` with a learning rate schedule; there every batch of the set at a constant rate.
  */
 import { clipGradNorm } from "../nn/index.js";
 import type { ArPolicy } from "../policies/policy.js";
@@ -77,7 +77,7 @@ export interface SteOptions
   readonly tokenizer: FrozenTokenizer;
   /** The terms of the reward; each must be differentiable in the samples. */
   readonly terms: readonly Term[];
-  /** Draws an image; default 1. */
+  /** Draws per image; default 1. */
   readonly numGenerations?: number;
   /** Temperature of the soft draw; default 1. */
   readonly tau?: number;

@@ -101,7 +101,7 @@ export interface Credited {
 }
 
 /**
- * Rewards of a rollout, one a sequence or one a token, as `reward.credit` says.
+ * Rewards of a rollout, one per sequence or one per token, as `reward.credit` says.
  *
  * By place, a token's part is the reward at its place divided by the number of places, so that the parts of an image
  * sum to its reward. Given codes have no part.
@@ -204,7 +204,7 @@ export function updateFor(
  *
  * `reward/vq_ceiling` (the mean reward of the images' own codes) and `reward/gap` (ceiling minus mean reward),
  * `reward/group_std`, `reward/<term>/weighted` (means with weight and sign, which sum to `reward/mean`),
- * `policy/entropy` (nats a token) and `policy/entropy_frac` (of log V), `tokens/codebook_usage` (part of the codebook
+ * `policy/entropy` (nats per token) and `policy/entropy_frac` (of log V), `tokens/codebook_usage` (part of the codebook
  * that was drawn), `tokens/token_perplexity` (exp of the entropy of code frequencies), `tokens/unique_frac` (part of the
  * sequences that are distinct).
  *

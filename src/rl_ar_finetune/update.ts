@@ -71,7 +71,7 @@ export interface KlOptions {
   readonly coef: number;
   readonly reference: ArPolicy;
   /**
-   * `"loss"` adds it to the loss; `"reward"` subtracts it from the rewards, token by token in PPO and with rewards a
+   * `"loss"` adds it to the loss; `"reward"` subtracts it from the rewards, token by token in PPO and with rewards per
    * token, else summed over the sequence. Default `"loss"`, in PPO `"reward"`.
    */
   readonly placement?: "loss" | "reward";
@@ -83,7 +83,7 @@ export interface KlOptions {
 export interface UpdateOptions {
   /** Passes over each rollout; default 1 (PPO: 4). */
   readonly epochs?: number;
-  /** Images an optimizer step; must divide the rollout's; default all of them. */
+  /** Images per optimizer step; must divide the rollout's; default all of them. */
   readonly miniBatch?: number;
   /**
    * Rows of a forward pass: images where a group shares its context, else sequences; default all. Changes memory only:
@@ -93,13 +93,13 @@ export interface UpdateOptions {
   /** How losses of tokens become one number; default `"mean"` (REINFORCE and RLOO: `"sum"`). */
   readonly aggregation?: Aggregation;
   /**
-   * With rewards a token: a token is credited with its own reward and with later ones times `creditDecay` for each token
+   * With rewards per token: a token is credited with its own reward and with later ones times `creditDecay` for each token
    * in between, in [0, 1]; default 1. PPO has `lambda` for that.
    */
   readonly creditDecay?: number;
   /** Largest |advantage|; default no limit (GRPO: 5). */
   readonly advantageClip?: number;
-  /** Weight of the mean entropy a token, in nats; default 0. */
+  /** Weight of the mean entropy per token, in nats; default 0. */
   readonly entropyCoef?: number;
   /** Weight of the mean cross-entropy of `trueCodes`, which keeps pixel rewards from wrecking a generator; default 0. */
   readonly auxCe?: number;
@@ -110,7 +110,7 @@ export interface UpdateOptions {
   readonly maxGradNorm?: number;
   /** What the optimizer moves; default the policy's parameters. A value head's are added to them. */
   readonly trained?: readonly Tensor[];
-  /** Stop before a step when KL(old || new), a token, is above 1.5 times this; default no limit (PPO: 0.02). */
+  /** Stop before a step when KL(old || new) per token is above 1.5 times this; default no limit (PPO: 0.02). */
   readonly targetKl?: number;
   /** Largest mean |ratio - 1| before the first step; default 0.1, Infinity for stale rollouts. */
   readonly maxRatioGap?: number;
@@ -242,10 +242,17 @@ function readKl(where: string, given: KlOptions): KlOptions {
   return kl;
 }
 
+/** Names that other trainers have for `mean`. */
+const MEANS: ReadonlySet<string> = new Set(["grpo", "bnpo", "dapo", "dr_grpo"]);
+
 /** @throws RangeError for a value out of range; numbers of rows are checked by {@link planBatches}. */
 export function checkOptions(where: string, options: UpdateOptions): void {
   const { creditDecay, advantageClip, entropyCoef, auxCe, maxGradNorm, targetKl, maxRatioGap, lrFactor } =
     options;
+  if (MEANS.has(options.aggregation ?? "mean")) {
+    const remedy = "With sequences of one length the means of grpo, bnpo, dapo and dr_grpo are all mean";
+    throw expected(`${where}.aggregation`, "mean or sum", options.aggregation, remedy);
+  }
   requireChoice(`${where}.aggregation`, options.aggregation, ["mean", "sum"]);
   const positive = { advantageClip, maxGradNorm, targetKl };
   for (const [name, value] of Object.entries(positive)) {
@@ -271,7 +278,7 @@ export interface BatchPlan {
  * How an update is divided into mini-batches and micro-batches.
  *
  * @param sizes.images - B of the rollout.
- * @param sizes.rowsAnImage - forward rows an image: 1 where its group shares a context, else G.
+ * @param sizes.rowsAnImage - forward rows per image: 1 where its group shares a context, else G.
  * @throws RangeError when a size is no integer of at least 1, or the mini-batch does not divide the rollout: a
  *   remainder would be a step whose images weigh more.
  */

@@ -177,7 +177,7 @@ function microBatchGradient(
   });
 }
 
-/** `[r, T]`, one a position, for all K of `like` `[r, K, T]`. */
+/** `[r, T]`, one per position, for all K of `like` `[r, K, T]`. */
 const forAll = (perPosition: Tensor, like: Tensor): Tensor => perPosition.unsqueeze(1).expand(...like.shape);
 
 /** `sum(weights * loss)`, in the loss's dtype; the loss is broadcast over K. */
@@ -185,7 +185,7 @@ function weighted(loss: Tensor, weights: Tensor): Tensor {
   return loss.mul(weights.to({ dtype: loss.dtype })).sum();
 }
 
-/** KL to the reference a token, `[r, K, T]`, or `[r, 1, T]` for the exact one. */
+/** KL to the reference per token, `[r, K, T]`, or `[r, 1, T]` for the exact one. */
 function klOf(kind: KlLossKind | "exact", scores: Scores, rows: Rows): Tensor {
   if (kind === "exact") return (scores.kl as Tensor).unsqueeze(1);
   return klLoss(scores.logprobs, rows.referenceLogprobs as Tensor, kind);

@@ -973,7 +973,8 @@ test("updates take Python's names and the seed's order of arguments, and refuse 
       refused(update, {}, { ...more, ...options }, message);
     of({ entropyCoeff: 1 }, new RegExp(`^${name}: .*entropyCoeff.*"entropyCoef"`));
     of({ maxLen: 3 }, new RegExp(`^${name}: .*maxLen`));
-    of({ aggregation: "dapo" }, /aggregation: .*mean or sum.*dapo/);
+    of({ aggregation: "dapo" }, /aggregation: .*mean or sum.*dapo.*all mean/);
+    of({ aggregation: "meen" }, /aggregation: .*mean or sum.*meen/);
     of({ kl: { coef: 1, reference, estimater: "k1" } }, /kl: .*estimater.*"estimator"/);
     of({ kl: { coef: 1, reference, estimator: "k4" } }, /kl\.estimator: .*k3_own.*k4/);
     of({ kl: { reference } }, /kl\.coef: /);
@@ -1016,11 +1017,11 @@ test("batches and options that make no sense are refused", () => {
   const places = randn([4, 3, 6], F64);
   assert.throws(() => grpo({ rewards: places }, { level: "sequence" }), {
     message:
-      "grpoUpdate: expected one number a sequence with level sequence, got Tensor float64[4, 3, 6] cpu.",
+      "grpoUpdate: expected one number per sequence with level sequence, got Tensor float64[4, 3, 6] cpu.",
   });
   assert.throws(() => grpo({ rewards: places, mask: onesLike(batch.tokens) }), {
     message:
-      "grpoUpdate: expected no mask with rewards a token, got one. Set the rewards of such tokens to 0.",
+      "grpoUpdate: expected no mask with rewards per token, got one. Set the rewards of such tokens to 0.",
   });
   const flat = { tokens: batch.tokens.flatten(0, 1), logprobs: batch.logprobs.flatten(0, 1) };
   const start = { classes: randint(0, 3, [12]) };

@@ -136,7 +136,7 @@ test("rewards by place average to the reward of the whole", () =>
     const one = judgeByPlace([reconstructionTerm("l2")], { images, samples }, [2, 2]);
     expectClose(one.places, tensor([[[0, -0.64 / 64, 0, 0]]], { dtype: "float64" }), { rtol: 1e-6 });
     assert.throws(() => judgeByPlace([reconstructionTerm("psnr")], judged, [4, 4]), {
-      message: /^reward\.psnr: .*each pixel.*one a sample.*reward\.credit/,
+      message: /^reward\.psnr: .*each pixel.*one per sample.*reward\.credit/,
     });
   }));
 
@@ -221,7 +221,7 @@ test("reconstructionReward takes the seed's arguments, by place or by name, and 
     const refused = (message: RegExp, ...given: readonly unknown[]): void =>
       assert.throws(() => reward(...given), { message });
     refused(/^reconstructionReward: .*typ.*"type"/, { typ: "l1" });
-    refused(/expected .*l1, l2.*l3/, "l3");
+    refused(/^reward\.type: .*l1, l2.*l3/, "l3");
     refused(/type once/, "l1", { type: "l2" });
     refused(/normalize: .*yes/, "l1", "yes");
     refused(/at most 2 values/, "l1", true, 3);
@@ -260,7 +260,7 @@ test("what cannot be judged is refused", () =>
     for (const [result, got] of results) {
       const name = result instanceof Tensor ? "RangeError" : "TypeError";
       const term = customTerm("mine", () => result as Tensor);
-      for (const message of [/^reward\.mine: .*one value a sample, \[6\]/, got])
+      for (const message of [/^reward\.mine: .*one value per sample, \[6\]/, got])
         assert.throws(() => judge([term], judged), { name, message });
     }
     const flatMap = {
@@ -268,7 +268,7 @@ test("what cannot be judged is refused", () =>
       map: () => judged.samples.mean([1, 2, 3]),
     };
     assert.throws(() => judgeByPlace([flatMap], judged, [4, 4]), {
-      message: /^reward\.mine: .*one value a pixel, \[6, 16, 16\].*\[6\]/,
+      message: /^reward\.mine: .*one value per pixel, \[6, 16, 16\].*\[6\]/,
     });
     assert.throws(() => judge([latentCosineTerm()], judged), {
       message: "reward.latent_cosine: expected latents of images and samples, got none.",

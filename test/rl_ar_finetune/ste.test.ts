@@ -38,7 +38,7 @@ function tinyTokenizer(lookup: "cosine" | "l2" = "cosine"): FrozenTokenizer {
     numResBlocks: 1,
     zChannels: 8,
     normGroups: 4,
-    lookup,
+    codebookL2Norm: lookup === "cosine",
   });
   noGrad(() => model.quantize.embedding.weight.mul_(3)); // so that a length left in would show
   return new FrozenTokenizer(model);
