@@ -316,7 +316,7 @@ export function lineChart(chart: LineChart): Html {
     ...lines.map((line) => {
       const last = (line.smooth ?? line.series.values).findLast(Number.isFinite) ?? Number.NaN;
       const kind = line.isDashed ? "key dashed" : "key";
-      return html`<li title="${line.metric}"><i class="${kind} ${colorOf(line.color)}"></i>${line.label} <b>${numberText(last, unit)}</b></li>`;
+      return html`<li><i class="${kind} ${colorOf(line.color)}"></i>${line.label} <b>${numberText(last, unit)}</b></li>`;
     }),
     ...references.map(
       ({ label, value, color }) =>
@@ -337,7 +337,7 @@ export function lineChart(chart: LineChart): Html {
   return html`<figure class="chart${chart.isWide ? " wide" : ""}">
 <figcaption><h4>${chart.title}</h4><ul class="legend">${keys}</ul></figcaption>
 ${frame(drawn, x, y, { unit, label: `${chart.title}: ${spoken(chart.lines, unit)}`, below: "step" })}
-<p class="about">${chart.about}${y.isLog ? " Logarithmic." : ""}</p>
+<p class="about">${chart.about}${y.isLog ? " Logarithmic." : ""} <span class="metrics">${[...new Set(chart.lines.map(({ metric }) => metric))].join(", ")}</span></p>
 ${dataElement(data)}
 </figure>`;
 }

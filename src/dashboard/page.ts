@@ -143,7 +143,7 @@ details{margin:10px 0}summary{cursor:pointer;padding:4px 0;font-weight:600;font-
 .chart.square{--tall:360px}
 .about{font-size:13px;line-height:1.45;color:var(--soft);margin:6px 0 0;max-width:90ch}
 .legend{list-style:none;margin:4px 0 8px;padding:0;display:flex;flex-wrap:wrap;gap:1px 14px;font-size:13px}
-.legend b{font-weight:600}
+.legend b{font-weight:600}.metrics{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:12px;overflow-wrap:anywhere}
 .key{display:inline-block;width:18px;height:0;border-top:3px solid var(--c);vertical-align:middle;margin-right:6px}
 .key.dashed{border-top-style:dashed}.key.reference{border-top:3px dotted var(--c)}
 .key.solid{height:11px;width:11px;border:0;background:var(--c);border-radius:2px}

@@ -250,7 +250,7 @@ export async function evaluateModels(options: ModelEvalOptions): Promise<ModelEv
       ...unreadableNotes("held-out", heldOut?.unreadable ?? []),
       ...unreadableNotes("training", trained?.unreadable ?? []),
       ...references.flatMap(notesOfReference),
-      ...dependence(references, options.rewardNetworks ?? []),
+      ...dependence(references.filter((_, k) => isRewarded(options.features?.[k], inputs.files) === false)),
       ...comparability(context, trained),
     ],
   };
@@ -454,15 +454,14 @@ function gainOfMeans(
   });
 }
 
-/** Judges that learnt from images of the same classes as a network of the reward did, or may have. */
-function dependence(references: readonly Reference[], rewardNetworks: readonly string[]): string[] {
-  if (rewardNetworks.length === 0) return [];
+/** What to know of judges that the reward has not used, but that learnt from the same images as its network may have. */
+function dependence(references: readonly Reference[]): string[] {
   return references.flatMap(({ judge, knowsClasses }) =>
     judge.classNames === undefined || !knowsClasses
       ? []
       : [
-          `${judge.network.name}: it learnt the classes of these very images. If the reward's network did so too, the two ` +
-            "are no independent judges: what pleases one pleases the other. Judge by a network that learnt elsewhere.",
+          `${judge.network.name}: it learnt the classes of these images. If the reward's network did so too, it is no ` +
+            "independent judge: what pleases one pleases the other. Judge by a network that learnt elsewhere as well.",
         ],
   );
 }

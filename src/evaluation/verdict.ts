@@ -140,7 +140,7 @@ export function verdictText(
   networks: readonly NetworkFact[] = [],
 ): [summary: string, ...points: string[]] {
   const { network, measure, prefix, standings } = verdict;
-  const name = measureOf(measure).title;
+  const name = measureOf(measure).title.replace(/^[A-Z](?=[a-z])/, (letter) => letter.toLowerCase());
   const lines = standings.map(({ point, rival, gain, standing }) => {
     const own = `B ${pointText(point)}: FD ${estimateText(point.fd)}, ${name} ${short(point.value)}`;
     const which = isAbove(rival.fd, point.fd)

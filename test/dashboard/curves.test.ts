@@ -1,6 +1,14 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { bandOf, dotsOf, lineChart, pathOf, sparkPath, stackedChart } from "../../src/dashboard/curves.js";
+import {
+  bandOf,
+  dotsOf,
+  isStill,
+  lineChart,
+  pathOf,
+  sparkPath,
+  stackedChart,
+} from "../../src/dashboard/curves.js";
 import { axisOf } from "../../src/dashboard/scale.js";
 
 const x = axisOf([0, 2], { margin: 0 });
@@ -37,7 +45,7 @@ test("a chart has its line, legend with the last value, reference, ticks, text a
   // Room of a twentieth above and below: 0 lies 0.5 of 11 above the foot.
   assert.match(markup, /<g class="c1"><path class="line" d="M0 381\.8L500 200L1000 18\.2"\/><\/g>/);
   assert.match(markup, /<path class="reference grey" d="M0 200L1000 200"\/>/);
-  assert.match(markup, /<li title="reward\/mean"><i class="key c1"><\/i>a &lt;b&gt; <b>10<\/b><\/li>/);
+  assert.match(markup, /<li><i class="key c1"><\/i>a &lt;b&gt; <b>10<\/b><\/li>/);
   assert.match(markup, /<span style="left:50%">1<\/span>/);
   assert.match(markup, /<span style="top:50%">5<\/span>/);
   assert.match(markup, /aria-label="Reward: a &lt;b&gt; 0 at step 0, 10 at step 2"/);
@@ -77,4 +85,18 @@ test("a small line of one value, and of none", () => {
   assert.equal(sparkPath([0, 1]), "M0 366.7L1000 33.3");
   assert.equal(sparkPath([3]), "M0 200");
   assert.equal(sparkPath([]), "");
+});
+
+test("no curve is drawn of rounding: what float32 sums differ by, and differences of log-probabilities", () => {
+  const series = (...values: number[]) => ({ steps: values.map((_, i) => i), values });
+  assert.ok(isStill("policy/ratio_mean", series(1, 1 + 1e-6, 1 - 1e-6)));
+  assert.ok(isStill("sampling/logp_diff_max", series(9e-7, 2e-6, 1.2e-6)));
+  assert.ok(isStill("kl/approx", series(8e-13, 7e-13)));
+  assert.ok(isStill("loss/policy", series(-3e-9, 4e-8)));
+  assert.ok(isStill("eval/reward/mean", series(-2.0188, -2.0188 * (1 + 1e-7))));
+  assert.ok(isStill("a", series(1)));
+  // Small and real: a learning rate of VA-pi, a divergence after a step of it.
+  assert.ok(!isStill("optim/lr", series(1e-7, 1e-6)));
+  assert.ok(!isStill("kl/ref_k3", series(0, 3e-6)));
+  assert.ok(!isStill("eval/reward/mean", series(-2.02, -2.019)));
 });

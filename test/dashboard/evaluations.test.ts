@@ -1,8 +1,12 @@
 import assert from "node:assert/strict";
+import { cpSync, mkdirSync } from "node:fs";
+import { join } from "node:path";
 import { test } from "node:test";
 import { evalSection, frontiersOf } from "../../src/dashboard/evaluations.js";
 import { readEvaluations } from "../../src/dashboard/reading.js";
-import { newFolder, writeRun } from "./run_files.js";
+import { readRun } from "../../src/dashboard/run.js";
+import { evalPictures, readEvalPictures } from "../../src/dashboard/samples.js";
+import { newFolder, writePage, writeRun } from "./run_files.js";
 
 const NET = "classifier <x>";
 
@@ -83,6 +87,32 @@ test("two policies at temperature 1: values with intervals, and the change where
   assert.match(markup, /<b>A<\/b>: a\.safetensors \(before\)/);
   assert.match(markup, /a &lt;note&gt;/);
   assert.ok(!markup.includes(NET));
+});
+
+test("pages of an evaluation are embedded whole; a name that leads elsewhere is not read", async (t) => {
+  const folder = writeRun(newFolder(t), {
+    metrics: [],
+    files: {
+      "eval.json": { ...EVALUATION, pages: ["completion_8_t1_cfg1.png", "../../secret.png", "gone.png"] },
+    },
+  });
+  mkdirSync(join(folder, "eval"));
+  await writePage(folder, 0);
+  cpSync(join(folder, "samples/step_000000_train.png"), join(folder, "eval/completion_8_t1_cfg1.png"));
+  const [file] = readRun(folder).evaluations;
+  const pictures = await readEvalPictures(folder, file as NonNullable<typeof file>);
+  assert.deepEqual([pictures.shown.length, pictures.total], [1, 1]);
+  assert.match(
+    evalPictures(pictures)?.markup as string,
+    /Completions after 8 given codes, T 1<.*data:image\/webp/s,
+  );
+});
+
+test("a network that the reward used is marked beside its numbers", (t) => {
+  const networks = [{ ...EVALUATION.networks[0], isRewarded: true }];
+  const { markup } = evalSection(read(t, { ...EVALUATION, networks }).files);
+  assert.match(markup, /FD to training images<\/summary>.*?\[1, rewarded\]/);
+  assert.match(markup, /<b>warning<\/b> The reward used \[1, rewarded\]/);
 });
 
 test("what a file lacks is left out: one policy, no intervals, no networks, no verdicts", (t) => {

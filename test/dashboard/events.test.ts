@@ -85,6 +85,35 @@ test("what looks odd: held-out metrics that got worse, diversity that fell, an e
   ]);
 });
 
+test("images that could not be read are named, as the newest checkpoint has them", (t) => {
+  const run = runOf(t, {
+    config: { train: { iters: 1 } },
+    metrics: [{ step: 1, "progress/unreadable": 2 }],
+    files: {
+      "checkpoints/step_000001/values.json": {
+        progress: { passedOver: { 3: "a/ü 1.png: empty", 9: "b.webp: cut short" } },
+      },
+    },
+  });
+  assert.match(texts(run, "bad").join(), /: 2 \(.*a\/ü 1\.png: empty, b\.webp: cut short/);
+});
+
+test("a tokenizer that leaves little to win is named, in numbers", (t) => {
+  const notes = (ceiling: number): string =>
+    texts(
+      runOf(t, {
+        config: { train: { iters: 1 } },
+        metrics: [
+          { step: 0, "eval/reward/mean": -2 },
+          { step: 1, "reward/vq_ceiling": ceiling },
+        ],
+      }),
+      "look",
+    ).join();
+  assert.match(notes(-1.8), /-1\.800.*-2\.000.*at most 10 %/);
+  assert.doesNotMatch(notes(-0.3), /tokenizer/);
+});
+
 test("an evaluation that is older than the run is of other models", (t) => {
   const run = runOf(t, {
     metrics: [],

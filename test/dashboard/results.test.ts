@@ -75,3 +75,18 @@ test("a run without an evaluation, and with one", (t) => {
     /One evaluation.*<th scope="row">Accuracy<\/th><td>25\.00 %<\/td>/s,
   );
 });
+
+test("a metric of a network that the reward used says so", (t) => {
+  const metrics = [
+    { step: 0, "eval/perceptual/mean": 0.5, "eval/perceptual_held_out/mean": 0.5 },
+    { step: 9, "eval/perceptual/mean": 0.4, "eval/perceptual_held_out/mean": 0.4 },
+  ];
+  const marked = (weight: number): boolean => {
+    const reward = { l2: { weight: 1 }, perceptual: { weight, path: "c.safetensors" } };
+    const { markup } = resultSection(readRun(writeRun(newFolder(t), { config: { reward }, metrics })));
+    assert.doesNotMatch(markup, /without reward[^<]*\[rewarded\]/);
+    return /Perceptual distance \[rewarded\]/.test(markup);
+  };
+  assert.equal(marked(3), true);
+  assert.equal(marked(0), false);
+});
