@@ -48,14 +48,14 @@ export function curves(runs: readonly Run[]): Html {
 ${table(["metric", ...runs.map(({ name }) => name)], rows)}</details>`;
   if (first === undefined)
     return rows.length === 0 ? html`<p>No iteration has been logged.</p>` : html`${rest}`;
-  const folded = groups.map(({ title, charts }, i) => {
-    const shown = i === 0 ? charts.slice(1) : charts;
-    return (
-      shown.length > 0 &&
-      html`<details><summary>${title}: ${shown.length} ${shown.length === 1 ? "chart" : "charts"}</summary><div class="charts">${shown}</div></details>`
-    );
-  });
-  return html`${smoothingNote(runs)}<div class="charts">${first.charts[0]}</div>${folded}${rest}`;
+  const others = groups.map(({ title, charts }, i) => ({ title, shown: i === 0 ? charts.slice(1) : charts }));
+  const count = others.reduce((sum, { shown }) => sum + shown.length, 0);
+  const folded = others.map(
+    ({ title, shown }) => shown.length > 0 && html`<h3>${title}</h3><div class="charts">${shown}</div>`,
+  );
+  const unfolds =
+    count > 0 && html`<details><summary>All other curves: ${count}</summary>${folded}</details>`;
+  return html`${smoothingNote(runs)}<div class="charts">${first.charts[0]}</div>${unfolds}${rest}`;
 }
 
 /** How many iterations are behind a point of a line, which is the same on all charts of a run. */

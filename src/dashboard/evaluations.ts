@@ -52,23 +52,33 @@ function oneEvaluation(evaluation: SomeEvaluation, pictures: Html | null): Html 
   const judges = networks.map(
     ({ name }) => html`<li><b>${networkMark(networks, name)}</b>: features of ${name}</li>`,
   );
-  const verdicts = verdictsOf(evaluation);
+  // What the reward's own networks say is told, but below what unfolds.
+  const judging = new Set(independent(networks));
+  const [verdicts, paid] = [true, false].map((isJudge) =>
+    verdictsOf(evaluation, (network) => judging.has(network) === isJudge),
+  ) as [string[], string[]];
   const frontiers = frontiersOf([{ label: "", color: 0, evaluation }]);
+  const charts = frontiers.filter(({ network }) => judging.has(network));
+  const others = frontiers.filter(({ network }) => !judging.has(network));
   const sections = verdictTables(evaluation, labels, MAIN);
-  const rest = html`${sections !== null && verdictTables(evaluation, labels, undefined)}${plainTables(evaluation, labels)}${freeTable(evaluation, labels)}${likelihoodTable(evaluation)}
+  const rest = html`${verdictList(paid)}${others.length > 0 && html`<div class="charts two">${others.map(frontierChart)}</div>`}
+${sections !== null && verdictTables(evaluation, labels, undefined)}${plainTables(evaluation, labels)}${freeTable(evaluation, labels)}${likelihoodTable(evaluation)}
 <p class="about">${intervalText(settings)}</p>
 ${notes.length > 0 && html`<h4>Notes of the evaluation</h4><ul>${notes.map((note) => html`<li>${note}</li>`)}</ul>`}`;
   return html`${judged !== null && html`<p>Judged: ${judged.text}.</p>`}
-<ul class="notices">${verdicts.map((text) => html`<li class="verdict"><b>verdict</b> ${text}</li>`)}${warningsOf(
-    evaluation,
-  ).map((text) => html`<li><b>warning</b> ${text}</li>`)}${unreadableOf(evaluation).map(
-    (text) => html`<li class="bad"><b>problem</b> ${text}</li>`,
-  )}</ul>
+${verdictList(verdicts)}<ul class="notices">${warningsOf(evaluation).map(
+    (text) => html`<li><b>warning</b> ${text}</li>`,
+  )}${unreadableOf(evaluation).map((text) => html`<li class="bad"><b>problem</b> ${text}</li>`)}</ul>
 <ul class="plain">${names}${judges}</ul>
 ${pictures}${sections}
-${frontiers.length > 0 && html`<p class="about">${FRONTIER_TEXT}</p><div class="charts two">${frontiers.map(frontierChart)}</div>`}
+${charts.length > 0 && html`<p class="about">${FRONTIER_TEXT}</p><div class="charts two">${charts.map(frontierChart)}</div>`}
 <details${raw(sections === null ? " open" : "")}><summary>All tables: completions, free samples, likelihood</summary>${rest}</details>`;
 }
+
+const verdictList = (texts: readonly string[]): Html | null =>
+  texts.length === 0
+    ? null
+    : html`<ul class="notices">${texts.map((text) => html`<li class="verdict"><b>verdict</b> ${text}</li>`)}</ul>`;
 
 /** Images that could not be read. */
 function unreadableOf({ data }: SomeEvaluation): string[] {
@@ -88,10 +98,15 @@ export function shortList(names: readonly string[], most = 10): string {
 }
 
 /** Its first lines, one a verdict; how each point stands is on the chart. */
-function verdictsOf({ verdicts: { completion, free }, networks }: SomeEvaluation): string[] {
+function verdictsOf(
+  { verdicts: { completion, free }, networks }: SomeEvaluation,
+  isWanted: (network: string) => boolean,
+): string[] {
   return [
-    ...completion.map((verdict) => verdictText(verdict, networks)[0]),
-    ...free.map((verdict) => freeVerdictText(verdict, networks)),
+    ...completion
+      .filter(({ network }) => isWanted(network))
+      .map((verdict) => verdictText(verdict, networks)[0]),
+    ...free.filter(({ network }) => isWanted(network)).map((verdict) => freeVerdictText(verdict, networks)),
   ];
 }
 
@@ -314,13 +329,25 @@ export function frontiersOf(compared: readonly Compared[]): Frontier[] {
     if (count < 2) return [];
     const what = measure === "l2" ? "L2" : "Perceptual distance";
     return [
-      { title: `${what} against Fréchet distance`, network, prefix, across: what.replace("P", "p"), series },
+      {
+        title: `${what} against Fréchet distance${isPaid(compared, network) ? " [rewarded]" : ""}`,
+        network,
+        prefix,
+        across: what.replace("P", "p"),
+        series,
+      },
     ];
   });
 }
 
 const rangeOf = ({ low, high }: Estimate): readonly [number, number] | null =>
   low === null || high === null ? null : [low, high];
+
+/** Whether the reward of one of the runs used a network. */
+const isPaid = (compared: readonly Compared[], network: string): boolean =>
+  compared.some(({ evaluation }) =>
+    evaluation.networks.some(({ name, isRewarded }) => name === network && isRewarded === true),
+  );
 
 function pointsOf(
   rows: readonly EvalRow[],

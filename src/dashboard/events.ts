@@ -152,10 +152,10 @@ function eventsOf(run: Run): { step: number; text: string }[] {
     text: `Best ${run.best.metric}: ${numberText(run.best.value)} (checkpoints/${run.best.name}).`,
   };
   const end = endOf(run);
-  const time = run.seconds === null ? "" : ` after ${duration(run.seconds)}`;
+  const time = run.seconds === null ? "" : ` It ran for ${duration(run.seconds)}.`;
   const last = {
     step: run.lastStep,
-    text: `${end.text.charAt(0).toUpperCase()}${end.text.slice(1)}${time}.`,
+    text: `${end.text.charAt(0).toUpperCase()}${end.text.slice(1)}.${time}`,
   };
   return [...starts, ...(best ? [best] : []), last].sort((a, b) => a.step - b.step);
 }

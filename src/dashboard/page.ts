@@ -99,7 +99,7 @@ body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-a
 main,header,footer{max-width:1280px;margin:0 auto;padding:0 24px}
 header{padding-top:28px}
 h1{font-size:28px;line-height:1.2;margin:0 0 4px;overflow-wrap:anywhere}
-h2{font-size:21px;line-height:1.3;margin:44px 0 12px;padding-top:12px;border-top:2px solid var(--ink)}
+h2{font-size:21px;line-height:1.3;margin:30px 0 10px;padding-top:10px;border-top:2px solid var(--ink)}
 h3{font-size:16px;margin:26px 0 10px}
 h4{font-size:14px;line-height:1.35;margin:0}
 p{margin:0 0 10px;max-width:78ch}

@@ -114,13 +114,8 @@ function pageOfOne(shown: Shown): string {
     { title: "Samples", body: folded("Pages of samples, step by step", sampleSection(samples)) },
     { title: "Curves", body: curves([run]) },
     {
-      title: "Configuration",
-      body: html`<div class="text">${folded("What differs from the defaults, and all keys", configSection(run))}</div>`,
-    },
-    { title: "Run it again", body: folded("Commands", commandSection(run)) },
-    {
-      title: "Environment",
-      body: html`<div class="text">${folded("Versions, machine, commit", environmentSection(run))}</div>`,
+      title: "Details",
+      body: html`<div class="text">${folded("Configuration", configSection(run))}${folded("Run it again", commandSection(run))}${folded("Environment", environmentSection(run))}</div>`,
     },
   ];
   return pageOf(run.name, head, sections);

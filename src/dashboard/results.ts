@@ -127,7 +127,7 @@ export function resultSection(run: Run): Html {
     hasSpread
       ? "The spread is the standard deviation over the samples of the last one, not the uncertainty of the mean; a change below a tenth of it is called neither better nor worse."
       : "A change below half a per cent is called neither better nor worse."
-  }</p></details>`;
+  }${hasBest && " The best step was chosen by these very images, so its numbers flatter it."}</p></details>`;
 }
 
 /** The reward in a sentence, with its floor and its ceiling. */
@@ -136,7 +136,7 @@ function lead(run: Run, outcomes: readonly Outcome[]): Html | null {
   const [floor, ceiling] = [floorOf(run), ceilingOf(run)];
   if (reward === undefined || floor === undefined) return null;
   const { last, verdict, series } = reward;
-  const what = verdict === "" ? "did not change" : verdict === "better" ? "rose" : "fell";
+  const what = verdict === "" ? "hardly changed" : verdict === "better" ? "rose" : "fell";
   const [before, after, top] = rowTexts([floor, last, ceiling ?? Number.NaN]);
   const share = ceiling === undefined ? Number.NaN : (last - floor) / (ceiling - floor);
   const way =

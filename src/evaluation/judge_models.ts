@@ -32,6 +32,7 @@ import {
 import {
   Comparer,
   Describer,
+  dependence,
   type Intervals,
   meanEstimates,
   meanOf,
@@ -42,6 +43,7 @@ import {
   type PerImage,
   type Reference,
   referenceOf,
+  unreadableNotes,
   usageOf,
 } from "./measure.js";
 import {
@@ -264,13 +266,6 @@ function isRewarded(network: string | Judge | undefined, files: readonly FileFac
   return files.find(({ role, path }) => role === "features" && path === network)?.isRewarded ?? null;
 }
 
-/** Images that could not be read, by name. */
-function unreadableNotes(which: string, names: readonly string[]): string[] {
-  if (names.length === 0) return [];
-  const rest = names.length > 10 ? `, ... (${names.length} in all)` : "";
-  return [`Unreadable ${which} images are omitted: ${names.slice(0, 10).join(", ")}${rest}.`];
-}
-
 function referencesOf(
   inputs: EvalInputs,
   heldOut: HeldOut | null,
@@ -452,18 +447,6 @@ function gainOfMeans(
     const statistic = (rows: Tensor): number => gain(x.indexSelect(0, rows), y.indexSelect(0, rows));
     return { value, ...bootstrap(x.numel, statistic, { samples: resamples, seed }) };
   });
-}
-
-/** What to know of judges that the reward has not used, but that learnt from the same images as its network may have. */
-function dependence(references: readonly Reference[]): string[] {
-  return references.flatMap(({ judge, knowsClasses }) =>
-    judge.classNames === undefined || !knowsClasses
-      ? []
-      : [
-          `${judge.network.name}: it learnt the classes of these images. If the reward's network did so too, it is no ` +
-            "independent judge: what pleases one pleases the other. Judge by a network that learnt elsewhere as well.",
-        ],
-  );
 }
 
 /** Whether numbers may be set beside published ones. */

@@ -237,6 +237,25 @@ export function notesOfReference({
   return notes;
 }
 
+/** Images that could not be read, by name. */
+export function unreadableNotes(which: string, names: readonly string[]): string[] {
+  if (names.length === 0) return [];
+  const rest = names.length > 10 ? `, ... (${names.length} in all)` : "";
+  return [`Unreadable ${which} images are omitted: ${names.slice(0, 10).join(", ")}${rest}.`];
+}
+
+/** What to know of judges that the reward has not used, but that learnt from the same images as its network may have. */
+export function dependence(references: readonly Reference[]): string[] {
+  return references.flatMap(({ judge, knowsClasses }) =>
+    judge.classNames === undefined || !knowsClasses
+      ? []
+      : [
+          `${judge.network.name}: it learnt the classes of these images. If the reward's network did so too, it is no ` +
+            "independent judge: what pleases one pleases the other. Judge by a network that learnt elsewhere as well.",
+        ],
+  );
+}
+
 /** A set to measure. */
 export interface Measured {
   readonly described: Described;

@@ -36,7 +36,7 @@ export const MEASURES: Readonly<Record<string, Measure>> = {
     sign: -1,
   },
   perceptual_held_out: {
-    title: "Perceptual distance, network without reward",
+    title: "Perceptual distance, unrewarded network",
     about: "Distance from the true image in the feature maps of a classifier that no reward has used.",
     sign: -1,
   },

@@ -84,7 +84,7 @@ test("a metric of a network that the reward used says so", (t) => {
   const marked = (weight: number): boolean => {
     const reward = { l2: { weight: 1 }, perceptual: { weight, path: "c.safetensors" } };
     const { markup } = resultSection(readRun(writeRun(newFolder(t), { config: { reward }, metrics })));
-    assert.doesNotMatch(markup, /without reward[^<]*\[rewarded\]/);
+    assert.doesNotMatch(markup, /unrewarded network[^<]*\[rewarded\]/);
     return /Perceptual distance \[rewarded\]/.test(markup);
   };
   assert.equal(marked(3), true);
