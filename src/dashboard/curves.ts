@@ -307,7 +307,11 @@ export function lineChart(chart: LineChart): Html {
     ...(line.edges?.low ?? []).filter((value) => !mayBeLog || value > 0),
     ...(line.edges?.high ?? []),
   ]);
-  const y = axisOf([...heights, ...references.map(({ value }) => value)], { mayBeLog, hasZero });
+  const y = axisOf([...heights, ...references.map(({ value }) => value)], {
+    mayBeLog,
+    hasZero,
+    count: chart.isWide ? 8 : 5,
+  });
   const drawn = html`${lines.map((line) => drawLine(line, x, y))}${references.map((reference) => {
     const path = pathOf([x.low, x.high], [reference.value, reference.value], x, y);
     return html`<path class="reference ${colorOf(reference.color)}" d="${path}"/>`;
@@ -417,7 +421,7 @@ export function frame(
 <div class="y"><span class="sizer">${longest}</span>${levels.map((level) => html`<span style="top:${percent(level.place)}">${level.text}</span>`)}</div>
 <div class="plot" role="img" tabindex="0" aria-label="${label}"><svg viewBox="0 0 ${WIDTH} ${HEIGHT}" preserveAspectRatio="none" aria-hidden="true"><path class="grid" d="${grid}"/>${drawing}</svg>${over}</div>
 <div class="x">${x.ticks.map((tick) => html`<span style="left:${percent(x.place(tick))}">${x.text(tick)}</span>`)}</div>
-<p class="below">${beside !== undefined && html`<span>up: ${beside}</span> `}${below}</p>
+<p class="below">${beside !== undefined && html`<span>up: ${beside};</span> `}${below}</p>
 </div>`;
 }
 

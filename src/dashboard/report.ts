@@ -101,7 +101,7 @@ function pageOfOne(shown: Shown): string {
   const state = end.state === "under way" ? "way" : end.state;
   const head = html`<h1>${run.name}</h1><p class="what">${summaryOf(run)}</p>
 <p><span class="state ${state}">${end.text}</span></p>${factsOf(run)}`;
-  const during = resultSection(run);
+  const during = resultSection(run, run.evaluations.length > 0);
   const sections: Section[] = [
     {
       title: "Result",

@@ -80,8 +80,12 @@ export function changeText({ name, change }: Pick<Outcome, "name" | "change">): 
 const titleIn = (run: Run, name: string): string =>
   `${measureOf(name).title}${isRewarded(run, name) ? " [rewarded]" : ""}`;
 
-/** The section on the result. */
-export function resultSection(run: Run): Html {
+/**
+ * The section on the result.
+ *
+ * @param isFolded - all but its first sentence unfolds: where `rlar eval` has judged the models, that is what counts.
+ */
+export function resultSection(run: Run, isFolded = false): Html {
   const outcomes = outcomesOf(run);
   if (outcomes.length === 0)
     return html`<p>Nothing was evaluated on held-out images in this run (eval.every, data.evalPart).</p>`;
@@ -122,12 +126,18 @@ export function resultSection(run: Run): Html {
     "",
     "",
   ];
-  return html`${lead(run, outcomes)}<div class="tiles">${tilesOf(run, outcomes)}</div><details><summary>All held-out metrics</summary>${table(head, rows)}
+  const tiles = html`<div class="tiles">${tilesOf(run, outcomes)}</div>`;
+  const all = html`${table(head, rows)}
 <p class="about">Every evaluation is on the same images with the same random numbers. ${
     hasSpread
       ? "The spread is the standard deviation over the samples of the last one, not the uncertainty of the mean; a change below a tenth of it is called neither better nor worse."
       : "A change below half a per cent is called neither better nor worse."
-  }${hasBest && " The best step was chosen by these very images, so its numbers flatter it."}</p></details>`;
+  }${hasBest && " The best step was chosen by these very images, so its numbers flatter it."}</p>`;
+  return html`${lead(run, outcomes)}${
+    isFolded
+      ? html`<details><summary>Held-out metrics while it trained</summary>${tiles}${all}</details>`
+      : html`${tiles}<details><summary>All held-out metrics</summary>${all}</details>`
+  }`;
 }
 
 /** The reward in a sentence, with its floor and its ceiling. */
