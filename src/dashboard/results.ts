@@ -297,7 +297,10 @@ export function comparison(runs: readonly Run[]): Html {
     ...groups.map((group) => html`mean of ${group.map(({ name }) => name).join(", ")}`),
   ];
   const rows = names.map((name) => [
-    hint(measureOf(name).title, measureOf(name).about),
+    hint(
+      `${measureOf(name).title}${runs.some((run) => isRewarded(run, name)) ? " [rewarded]" : ""}`,
+      measureOf(name).about,
+    ),
     ...runs.map((run) => cell(run, name)),
     ...groups.map((group) => grouped(group, name)),
   ]);
