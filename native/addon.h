@@ -172,8 +172,9 @@ extern const std::vector<Export> callExports;
 extern const std::vector<Export> autogradExports;
 extern const std::vector<Export> deviceExports;
 void installAllocator();
-// Done once, when meta is first named: it takes a moment.
+// Done once, when meta is first named: it takes a moment. Until then no tensor can lie there.
 void installMetaKernels();
+extern bool metaIsUsed;
 at::Generator metaGenerator();
 c10::Device parseDevice(const std::string& text);
 // Why CUDA cannot be used, as a sentence; empty where it can.

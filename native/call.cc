@@ -471,7 +471,7 @@ napi_value callOperator(const Args& args) {
     throw std::runtime_error("expected at most " + std::to_string(op.args.size()) + " arguments, got " +
                              std::to_string(given));
   }
-  refuseMixedDevices(op, stack);
+  if (metaIsUsed) refuseMixedDevices(op, stack);
   op.handle.callBoxed(stack);
   reportExternalMemory(args.env);
 

@@ -133,11 +133,12 @@ constexpr const char* kWhole[] = {"native_layer_norm", "native_group_norm", "nat
 
 }  // namespace
 
+bool metaIsUsed = false;
+
 at::Generator metaGenerator() { return at::make_generator<MetaGenerator>(); }
 
 void installMetaKernels() {
-  static bool isDone = false;
-  if (std::exchange(isDone, true)) return;
+  if (std::exchange(metaIsUsed, true)) return;
   auto& library = *new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::Meta, __FILE__, __LINE__);
   auto& dispatcher = c10::Dispatcher::singleton();
   const auto boxed = [&](const std::string& name) {
