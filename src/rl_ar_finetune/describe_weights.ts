@@ -12,6 +12,7 @@ import {
 import { plainNames } from "../nn/index.js";
 import { isPolicy, type PolicyDescription, type PolicySizes, recognisePolicy } from "../policies/index.js";
 import {
+  isTokenizer,
   recogniseTokenizer,
   TOKENIZER_CONFIG_NAMES,
   type TokenizerConfig,
@@ -92,11 +93,16 @@ export function openModel(path: string, options: WeightsChoice & DescribeOptions
   const { wrapper, ...asked } = options;
   let file = openWeights(path, wrapper === undefined ? {} : { wrapper });
   try {
-    const { wanted, isChoice } = wrapper === undefined ? choose(file, asked.weights) : NO_CHOICE;
-    if (wanted !== null && wanted !== file.wrapper) {
+    const reopen = (key: string): void => {
       file.close();
-      file = openWeights(path, { wrapper: wanted });
-    }
+      file = openWeights(path, { wrapper: key });
+    };
+    // Tensors beside the state dicts, such as a step, are no model.
+    const inside = [...RAW, ...AVERAGES].find((key) => file.otherWrappers.includes(key));
+    if (wrapper === undefined && file.wrapper === "" && inside !== undefined && !isModel(file))
+      reopen(inside);
+    const { wanted, isChoice } = wrapper === undefined ? choose(file, asked.weights) : NO_CHOICE;
+    if (wanted !== null && wanted !== file.wrapper) reopen(wanted);
     const found = describeWeights(file, asked);
     const notes = found?.kind === "policy" ? [...found.policy.notes] : [];
     if (found !== null && asked.weights === undefined && (isChoice || hasInnerChoice(found))) {
@@ -111,6 +117,11 @@ export function openModel(path: string, options: WeightsChoice & DescribeOptions
     file.close();
     throw error;
   }
+}
+
+/** Whether the names of a file are those of any model that is known here, whole or not. */
+function isModel(file: WeightsFile): boolean {
+  return isPolicy(file.shapes) || isTokenizer(file.shapes) || networksIn(file).length > 0;
 }
 
 const NO_CHOICE = { wanted: null, isChoice: false } as const;

@@ -7,6 +7,7 @@ export {
   buildTokenizer,
   createTokenizer,
   type IgnoredKeys,
+  isTokenizer,
   loadTokenizer,
   type RecogniseOptions,
   recogniseTokenizer,

@@ -144,6 +144,11 @@ export function recogniseTokenizer(
   };
 }
 
+/** Whether the names of a file are those of a tokenizer, whole or not. */
+export function isTokenizer(shapes: Shapes): boolean {
+  return find("isTokenizer", shapes) !== undefined;
+}
+
 const WEIGHTS = { raw: "raw", ema: "EMA" } as const;
 
 /**

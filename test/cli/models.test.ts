@@ -1,7 +1,7 @@
 /** `rlar inspect | convert | reconstruct | sample` as a user runs them, on small models made here. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
@@ -12,7 +12,17 @@ import { readPixels } from "../../src/data/images.js";
 import { FeatureClassifier } from "../../src/metrics/index.js";
 import { LlamaGen } from "../../src/policies/index.js";
 import { VQ_MODELS, VQModel } from "../../src/tokenizers/index.js";
-import { call, loadSafetensors, manualSeed, noGrad, saveSafetensors, tidy } from "../../src/torch/index.js";
+import {
+  call,
+  loadSafetensors,
+  manualSeed,
+  noGrad,
+  saveSafetensors,
+  saveTorch,
+  type Tensor,
+  tidy,
+  zeros,
+} from "../../src/torch/index.js";
 
 const folder = mkdtempSync(join(tmpdir(), "rlar-cli-"));
 const at = (name: string): string => join(folder, name);
@@ -34,6 +44,12 @@ before(async () => {
   saveSafetensors(at("policy.safetensors"), policy.stateDict());
   using other = new LlamaGen({ vocabSize: 65, dim: 32, nLayer: 1, nHead: 4, blockSize: 16, numClasses: 5 });
   saveSafetensors(at("other.safetensors"), other.stateDict());
+  const texts = { modelType: "t2i", clsTokenNum: 3, captionDim: 4 } as const;
+  using reader = new LlamaGen({ vocabSize: 64, dim: 32, nLayer: 1, nHead: 4, blockSize: 16, ...texts });
+  saveSafetensors(at("texts.safetensors"), reader.stateDict(), { config: JSON.stringify(reader.options) });
+  const { "decoder.conv_out.weight": last, ...others } = tokenizer.stateDict();
+  const large = tidy(() => (last as Tensor).detach().mul(0).add(3e38));
+  saveSafetensors(at("large.safetensors"), { ...others, "decoder.conv_out.weight": large });
   noGrad(() => tokenizer.post_quant_conv.weight.fill_(Number.NaN));
   saveSafetensors(at("nan.safetensors"), tokenizer.stateDict());
   const raw = { width: 20, height: 24, channels: 3 as const };
@@ -105,6 +121,70 @@ test("convert copies every value bit for bit and writes what the model is", () =
   );
 });
 
+test("what a policy's file does not tell is shown as unknown, not written, and asked for", () => {
+  const facts = JSON.parse(rlar("inspect", at("policy.safetensors"), "--json").out);
+  assert.deepEqual(facts.missing.sort(), ["blockSize", "nHead"]);
+  assert.equal(facts.config.blockSize, undefined);
+  const told = JSON.parse(rlar("inspect", at("p.safetensors"), "--json").out);
+  assert.deepEqual([told.missing, told.config.blockSize, told.config.nHead], [[], 16, 4]);
+  const converted = rlar("convert", at("policy.safetensors"), at("unknown.safetensors"));
+  assert.equal(converted.code, 0);
+  assert.match(converted.err, /nHead|blockSize/);
+  const config = JSON.parse(loadSafetensors(at("unknown.safetensors")).metadata.config ?? "");
+  assert.deepEqual([config.nHead, config.blockSize], [undefined, undefined]);
+  const sampled = rlar(
+    "sample",
+    ...["--policy", at("unknown.safetensors"), "--tokenizer", at("tokenizer.safetensors"), "--class", "1"],
+  );
+  assert.equal(sampled.code, 3);
+  assert.match(sampled.err, /unknown\.safetensors: expected blockSize.*--codes/);
+});
+
+test("convert takes raw weights or their average, and says which", () => {
+  const { tensors } = loadSafetensors(at("policy.safetensors"));
+  const average = Object.fromEntries(Object.entries(tensors).map(([key, value]) => [key, value.add(1)]));
+  saveTorch(at("both.pt"), { model: tensors, ema: average });
+  for (const [asked, wanted] of [
+    [[], "raw"],
+    [["--weights", "ema"], "ema"],
+  ] as const) {
+    const { code, out, err } = rlar("convert", at("both.pt"), at(`${wanted}.safetensors`), ...asked);
+    assert.equal(code, 0, err);
+    assert.match(out, wanted === "raw" ? /raw weights \(model\)/ : /average of the weights \(ema\)/);
+    const made = loadSafetensors(at(`${wanted}.safetensors`));
+    assert.equal(made.metadata.weights, wanted);
+    const source = wanted === "raw" ? tensors : average;
+    assert.ok(made.tensors["norm.weight"]?.equal(source["norm.weight"] as Tensor));
+  }
+  const facts = JSON.parse(rlar("inspect", at("both.pt"), "--json").out);
+  assert.deepEqual([facts.weights, facts.wrapper], ["raw", "model"]);
+  assert.match(facts.notes.join(), /raw weights.*ema/);
+  assert.equal(JSON.parse(rlar("inspect", at("ema.safetensors"), "--json").out).weights, "ema");
+});
+
+test("a policy that is not whole is neither converted nor built", () => {
+  const { tensors } = loadSafetensors(at("policy.safetensors"));
+  const { "norm.weight": norm, ...rest } = tensors;
+  const files: [name: string, tensors: Record<string, Tensor>, problem: RegExp][] = [
+    ["lacking", rest, /missing norm\.weight/],
+    ["misshapen", { ...rest, "norm.weight": zeros([31]) }, /norm\.weight \[31\] instead of \[32\]/],
+    ["integers", { ...rest, "norm.weight": zeros([32], { dtype: "int64" }) }, /norm\.weight: .*int64/],
+    ["many", { ...tensors, "layers.999999999.ffn_norm.weight": zeros([32]) }, /unknown layers\.999999999/],
+    ["infinite", { ...rest, "norm.weight": (norm as Tensor).mul(Number.NaN) }, /norm\.weight: expected finite/],
+  ];
+  for (const [name, state, problem] of files) {
+    saveSafetensors(at(`${name}.safetensors`), state);
+    const { code, err } = rlar("convert", at(`${name}.safetensors`), at("made.safetensors"));
+    assert.equal(code, 3, name);
+    assert.match(err, problem);
+    assert.ok(err.startsWith(`rlar: ${at(name)}.safetensors: `), err);
+    assert.ok(!existsSync(at("made.safetensors")), name);
+  }
+  const shown = rlar("inspect", at("many.safetensors"));
+  assert.equal(shown.code, 3);
+  assert.match(shown.out, /^problem .*unknown layers\.999999999/m);
+});
+
 test("reconstruct writes inputs above reconstructions and prints how close they are", async () => {
   const args = ["reconstruct", folder, "--tokenizer", at("tokenizer.safetensors"), "--size", "16"];
   const { code, out, err } = rlar(...args, "--out", at("grid.out.png"), "--json");
@@ -172,6 +252,16 @@ test("what cannot be used is refused in one sentence, with exit code 3; a wrong 
       ["sample", "--policy", at("p.safetensors"), ...tokenizer, "--class", "9"],
       3,
       /classes in \[0, 5\], got 9\./,
+    ],
+    [
+      ["sample", "--policy", at("texts.safetensors"), ...tokenizer, "--class", "1"],
+      3,
+      /--class: .*text features.*--features/,
+    ],
+    [
+      ["reconstruct", folder, "--tokenizer", at("large.safetensors"), "--size", "16"],
+      3,
+      /large.*finite results/,
     ],
     [
       ["sample", "--policy", at("p.safetensors"), ...tokenizer],

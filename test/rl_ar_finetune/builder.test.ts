@@ -246,6 +246,9 @@ test("raw weights and averages mean the same for policies and tokenizers", () =>
   const state = gpt.stateDict();
   saveTorch(at("policy.pt"), { model: state, ema: plusOne(state), args: { lr: 1 } });
   const policy = at("policy.pt");
+  saveTorch(at("step.pt"), { step: tidy(() => rand([1])), model: state, ema: plusOne(state) });
+  assert.deepEqual(taken(at("step.pt"), {}), [0, "raw", "model"]);
+  assert.deepEqual(taken(at("step.pt"), { weights: "ema" }), [8, "ema", "ema"]);
   // LlamaGen's and VA-pi's samplers read `model`.
   assert.deepEqual(taken(policy, {}), [0, "raw", "model"]);
   assert.deepEqual(taken(policy, { weights: "raw" }), [0, "raw", "model"]);
@@ -262,6 +265,9 @@ test("raw weights and averages mean the same for policies and tokenizers", () =>
   };
   // LlamaGen's and IBQ's published reconstructions are of the average.
   assert.deepEqual(of({}), [1, "ema"]);
+  assert.match(openTokenizer(tokenizer, { config: CONFIG }).notes.join(), /average.*tokenizer.*raw/);
+  assert.deepEqual(openTokenizer(tokenizer, { config: CONFIG, weights: "ema" }).notes, []);
+  assert.match(openPolicy(policy, { nHead: 2 }).notes.join(), /raw weights of the policy.*ema/);
   assert.deepEqual(of({ weights: "raw" }), [0, "raw"]);
   assert.deepEqual(of({ weights: "ema" }), [1, "ema"]);
   assert.deepEqual(of({ wrapper: "model" }), [0, "raw"]);
