@@ -2,7 +2,7 @@
  * A tokenizer that only serves: no gradient, no training behaviour, and inputs checked down to their values.
  */
 import { Module } from "../nn/index.js";
-import { noGrad, type Tensor, tidy } from "../torch/index.js";
+import { expectedType, noGrad, type Tensor, tidy } from "../torch/index.js";
 import { checkCodes, checkImages, checkRange, gridOf } from "./checks.js";
 import type { Grid, ImageTokenizer } from "./tokenizer.js";
 
@@ -63,7 +63,16 @@ export class FrozenTokenizer implements ImageTokenizer {
   }
 }
 
-/** Freeze a tokenizer that is already loaded: an {@link IBQ}, a {@link VQModel}, or anything that serves as one. */
+/**
+ * Freeze a tokenizer that is already loaded: an {@link IBQ}, a {@link VQModel}, or anything that serves as one.
+ *
+ * @throws TypeError for anything else, such as the path of a file.
+ */
 export function buildTokenizerFrozen(model: ImageTokenizer): FrozenTokenizer {
+  const isTokenizer = typeof model?.encode === "function" && typeof model.decodeCode === "function";
+  if (!isTokenizer) {
+    const remedy = "openTokenizer(path) loads a file";
+    throw expectedType("buildTokenizerFrozen", "a tokenizer with encode and decodeCode", model, remedy);
+  }
   return new FrozenTokenizer(model);
 }

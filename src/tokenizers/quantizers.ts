@@ -16,6 +16,8 @@ import {
   functional as F,
   isGradEnabled,
   noGrad,
+  type OptionNames,
+  readOptions,
   type Tensor,
   tidy,
   where,
@@ -47,6 +49,18 @@ export interface QuantizerConfig {
   hasUsageRecord: boolean;
 }
 
+/** Names of all keys of a {@link QuantizerConfig}. */
+export const QUANTIZER_CONFIG_NAMES: OptionNames<QuantizerConfig> = {
+  codebookSize: true,
+  embedDim: true,
+  lookup: true,
+  beta: true,
+  entropyTemperature: true,
+  sampleEntropyWeight: true,
+  batchEntropyWeight: true,
+  hasUsageRecord: true,
+};
+
 /** What the trainable forward gives. */
 export interface Quantized {
   /** float32 `[B, D, h, w]`: the codes' rows, with a gradient to the features. */
@@ -69,8 +83,12 @@ export class VectorQuantizer extends Module {
   readonly embedding: Embedding;
   readonly config: QuantizerConfig;
 
-  constructor(config: QuantizerConfig) {
+  /** @throws RangeError for an unknown option. */
+  constructor(given: QuantizerConfig) {
     super();
+    const config = readOptions<QuantizerConfig>("VectorQuantizer", [given], {
+      names: QUANTIZER_CONFIG_NAMES,
+    });
     const { codebookSize: v, embedDim, lookup } = config;
     this.config = config;
     this.codebook_used = config.hasUsageRecord ? tidy(() => new Buffer(zeros([USAGE_LENGTH]))) : null;

@@ -6,7 +6,12 @@ import { Conv2d, Module } from "../nn/index.js";
 import { cat, expected, noGrad, type OptionNames, readOptions, type Tensor, tidy } from "../torch/index.js";
 import { type AutoencoderConfig, activationBytes, Decoder, Encoder } from "./autoencoder.js";
 import { checkImages, gridOf } from "./checks.js";
-import { type Quantized, type QuantizerConfig, VectorQuantizer } from "./quantizers.js";
+import {
+  QUANTIZER_CONFIG_NAMES,
+  type Quantized,
+  type QuantizerConfig,
+  VectorQuantizer,
+} from "./quantizers.js";
 import type { Grid, ImageTokenizer } from "./tokenizer.js";
 
 /** Everything that a tokenizer is built from, as plain data: keep it beside the weights and build from it again. */
@@ -24,14 +29,7 @@ export const TOKENIZER_CONFIG_NAMES: OptionNames<TokenizerConfig> = {
   zChannels: true,
   dropout: true,
   normGroups: true,
-  codebookSize: true,
-  embedDim: true,
-  lookup: true,
-  beta: true,
-  entropyTemperature: true,
-  sampleEntropyWeight: true,
-  batchEntropyWeight: true,
-  hasUsageRecord: true,
+  ...QUANTIZER_CONFIG_NAMES,
 };
 
 /** What the trainable forward gives: {@link Quantized} without the features, and the images. */
@@ -65,7 +63,7 @@ export abstract class TokenizerModel extends Module implements ImageTokenizer {
     this.downsample = 2 ** (config.chMult.length - 1);
     this.encoder = new Encoder(config);
     this.decoder = new Decoder(config);
-    this.quantize = new VectorQuantizer(config);
+    this.quantize = new VectorQuantizer(quantizerConfig(config));
     this.quant_conv = new Conv2d(config.zChannels, config.embedDim, 1);
     this.post_quant_conv = new Conv2d(config.embedDim, config.zChannels, 1);
   }
@@ -147,6 +145,12 @@ export abstract class TokenizerModel extends Module implements ImageTokenizer {
     const size = Math.ceil(b / Math.ceil(b / most));
     return cat(batch.split(size).map((part) => tidy(() => fn(part))));
   }
+}
+
+/** The codebook's part of a configuration. */
+function quantizerConfig(config: TokenizerConfig): QuantizerConfig {
+  const entries = Object.entries(config).filter(([name]) => Object.hasOwn(QUANTIZER_CONFIG_NAMES, name));
+  return Object.fromEntries(entries) as unknown as QuantizerConfig;
 }
 
 function checkConfig(where: string, config: TokenizerConfig): void {

@@ -170,7 +170,11 @@ test("a policy that is not whole is neither converted nor built", () => {
     ["misshapen", { ...rest, "norm.weight": zeros([31]) }, /norm\.weight \[31\] instead of \[32\]/],
     ["integers", { ...rest, "norm.weight": zeros([32], { dtype: "int64" }) }, /norm\.weight: .*int64/],
     ["many", { ...tensors, "layers.999999999.ffn_norm.weight": zeros([32]) }, /unknown layers\.999999999/],
-    ["infinite", { ...rest, "norm.weight": (norm as Tensor).mul(Number.NaN) }, /norm\.weight: expected finite/],
+    [
+      "infinite",
+      { ...rest, "norm.weight": (norm as Tensor).mul(Number.NaN) },
+      /norm\.weight: expected finite/,
+    ],
   ];
   for (const [name, state, problem] of files) {
     saveSafetensors(at(`${name}.safetensors`), state);
