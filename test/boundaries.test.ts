@@ -50,8 +50,7 @@ const SHARED: ReadonlySet<string> = new Set([
   "src/policies/condition.ts",
   "src/policies/guidance.ts",
   "src/metrics/distribution.ts",
-  "src/metrics/distribution_bootstrap.ts",
-  "src/metrics/distribution_neighbours.ts",
+  "src/metrics/neighbours.ts",
   "src/metrics/measures.ts",
 ]);
 

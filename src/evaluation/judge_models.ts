@@ -3,7 +3,7 @@
  * of held-out images, free samples and likelihood, over temperatures and guidance scales. Nothing is trained. The same
  * options give the same numbers; no time and no machine's name is among them. How numbers are computed is in `measure.ts`.
  */
-import { bootstrap } from "../metrics/distribution_bootstrap.js";
+import { bootstrap } from "../metrics/distribution.js";
 import { packLinears } from "../nn/index.js";
 import type { ArPolicy, Condition } from "../policies/index.js";
 import { mapCondition, type Sampling } from "../rl_ar_finetune/sampling.js";

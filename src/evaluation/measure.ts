@@ -5,21 +5,22 @@
  * Images are judged as a file would keep them: clamped, 8 bits a channel.
  */
 import {
+  bootstrap,
   classAccuracy,
   frechetDistance,
+  frechetInterval,
   inceptionScore,
   kernelDistance,
   type Moments,
   moments,
 } from "../metrics/distribution.js";
-import { bootstrap, frechetInterval } from "../metrics/distribution_bootstrap.js";
+import type { LPIPS } from "../metrics/lpips.js";
 import {
   densityCoverage,
   meanPairwiseDistance,
   nearestNeighbours,
   precisionRecall,
-} from "../metrics/distribution_neighbours.js";
-import type { LPIPS } from "../metrics/lpips.js";
+} from "../metrics/neighbours.js";
 import { judge as judgeTerms, reconstructionTerm, type Term } from "../rl_ar_finetune/rewards.js";
 import { cat, keep, noGrad, type Tensor, tensor, tidy, zeros } from "../torch/index.js";
 import type { Estimate, Estimates, Judge, Measures } from "./options.js";

@@ -2,9 +2,13 @@
 export type { LpipsNet } from "./backbones.js";
 export { type ClassifierConfig, FeatureClassifier } from "./classifier.js";
 export {
+  type BootstrapOptions,
+  bootstrap,
   classAccuracy,
   frechetDistance,
+  frechetInterval,
   type InceptionScore,
+  type Interval,
   inceptionScore,
   type KernelOptions,
   kernelDistance,
@@ -13,12 +17,10 @@ export {
   MomentsAccumulator,
   moments,
 } from "./distribution.js";
-export {
-  type BootstrapOptions,
-  bootstrap,
-  frechetInterval,
-  type Interval,
-} from "./distribution_bootstrap.js";
+export type { FeatureNetwork } from "./features.js";
+export { InceptionV3, inceptionClasses } from "./inception.js";
+export { latentCosine } from "./latent.js";
+export { LPIPS, type LpipsOptions } from "./lpips.js";
 export {
   type DensityCoverage,
   densityCoverage,
@@ -27,11 +29,7 @@ export {
   nearestNeighbours,
   type PrecisionRecall,
   precisionRecall,
-} from "./distribution_neighbours.js";
-export type { FeatureNetwork } from "./features.js";
-export { InceptionV3, inceptionClasses } from "./inception.js";
-export { latentCosine } from "./latent.js";
-export { LPIPS, type LpipsOptions } from "./lpips.js";
+} from "./neighbours.js";
 export type { ChunkOptions } from "./pairs.js";
 export { type DiscriminatorOptions, NLayerDiscriminator } from "./patchgan.js";
 export { PerceptualDistance } from "./perceptual.js";

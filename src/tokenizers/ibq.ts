@@ -4,7 +4,7 @@
  * @see Shi et al. 2024, "Taming Scalable Visual Tokenizer for Autoregressive Image Generation".
  */
 import { expected, type OptionNames, readOptions } from "../torch/index.js";
-import { type TokenizerConfig, TokenizerModel } from "./tokenizer_model.js";
+import { type TokenizerConfig, TokenizerModel } from "./model.js";
 
 /** Encoder and decoder under their published names, each with the default that all released IBQ models have. */
 export interface DdConfig {

@@ -12,7 +12,13 @@ export {
   type RecogniseOptions,
   recogniseTokenizer,
   type TokenizerDescription,
-} from "./load_tokenizer.js";
+} from "./load.js";
+export {
+  TOKENIZER_CONFIG_NAMES,
+  type TokenizerConfig,
+  TokenizerModel,
+  type TokenizerOutput,
+} from "./model.js";
 export { TOKENIZER_PRESETS, type TokenizerPreset } from "./presets.js";
 export {
   type Lookup,
@@ -22,10 +28,4 @@ export {
   VectorQuantizer,
 } from "./quantizers.js";
 export type { Grid, ImageTokenizer } from "./tokenizer.js";
-export {
-  TOKENIZER_CONFIG_NAMES,
-  type TokenizerConfig,
-  TokenizerModel,
-  type TokenizerOutput,
-} from "./tokenizer_model.js";
 export { VQ_MODELS, VQModel, type VQModelOptions, vqConfig } from "./vq_model.js";

@@ -3,7 +3,7 @@
  * elsewhere.
  */
 import { IBQ_DEFAULTS } from "./ibq.js";
-import type { TokenizerConfig } from "./tokenizer_model.js";
+import type { TokenizerConfig } from "./model.js";
 import { VQ_MODELS, vqConfig } from "./vq_model.js";
 
 /** The number is the pixels a code stands for, along each side. */

@@ -4,7 +4,7 @@
  * @see Sun et al. 2024, "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation".
  */
 import { type OptionNames, readOptions } from "../torch/index.js";
-import { type TokenizerConfig, TokenizerModel } from "./tokenizer_model.js";
+import { type TokenizerConfig, TokenizerModel } from "./model.js";
 
 /** Arguments of {@link VQModel} under their published names, each with the published default (VQ-16). */
 export interface VQModelOptions {

@@ -4,7 +4,7 @@ import { checkCodes, checkImages, checkRange, gridOf } from "../../src/tokenizer
 import { tensor, zeros } from "../../src/torch/index.js";
 import { noLeak } from "../support/leak.js";
 
-// The messages are compared in tokenizer_model.test.ts and frozen.test.ts.
+// The messages are compared in model.test.ts and frozen.test.ts.
 
 test("images and codes that fit pass, and leave nothing behind", () => {
   const images = tensor([[[[-1, 1]]]]);

@@ -7,8 +7,8 @@ import { init, plainName, plainNames, requireShapes, type Shapes, shapesOf } fro
 import { expected, noGrad, type Tensor, tidy } from "../torch/index.js";
 import type { Naming } from "./autoencoder.js";
 import { IBQ } from "./ibq.js";
+import type { TokenizerConfig } from "./model.js";
 import type { Grid } from "./tokenizer.js";
-import type { TokenizerConfig } from "./tokenizer_model.js";
 import { VQModel } from "./vq_model.js";
 
 /** Keys of a file that are not used, and why. */
