@@ -8,7 +8,6 @@ export {
   type BuildOptions,
   buildPolicy,
   isPolicy,
-  loadPolicy,
   POLICY_NAMES,
   type PolicyDescription,
   type PolicyFamily,

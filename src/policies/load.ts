@@ -11,15 +11,7 @@ import {
   type Shapes,
   shapesOf,
 } from "../nn/index.js";
-import {
-  type Device,
-  DTYPES,
-  type DType,
-  expected,
-  expectedMessage,
-  type Tensor,
-  tidy,
-} from "../torch/index.js";
+import { type Device, DTYPES, type DType, expected, type Tensor, tidy } from "../torch/index.js";
 import { GPT, type GptOptions } from "./gpt.js";
 import { IbqAr, type IbqArOptions, ibqArPresets } from "./ibq_ar.js";
 import { gatedWidth } from "./llama_blocks.js";
@@ -532,24 +524,5 @@ function finite(where: string, tensor: Tensor, dtype: DType): Tensor {
     `finite weights in ${dtype}`,
     "NaN or infinity",
     "The file is damaged, or training diverged",
-  );
-}
-
-/**
- * {@link recognisePolicy} and {@link buildPolicy} in one.
- *
- * @throws RangeError also when no tensor is a policy's.
- */
-export function loadPolicy(
-  shapes: Shapes,
-  readTensor: (name: string) => Tensor,
-  options: RecogniseOptions & BuildOptions = {},
-): ArPolicy {
-  const description = recognisePolicy(shapes, options);
-  if (description !== null) return buildPolicy(description, readTensor, options);
-  const names = Object.keys(shapes);
-  const got = names.length === 0 ? "no tensors" : `tensors such as ${names.slice(0, 3).join(", ")}`;
-  throw new RangeError(
-    expectedMessage(options.where ?? "loadPolicy", "weights of gpt, llamagen or ibq_ar", got),
   );
 }

@@ -14,6 +14,7 @@ import type { PlainData } from "../run/plain_data.js";
 import { type Effects, forcedNotes, JUDGES, loadOptimizer, requireSameRun } from "../run/resume.js";
 import { makeFolder } from "../torch/files.js";
 import { noGrad, saveSafetensors, saveTorch, type Tensor, tidy } from "../torch/index.js";
+import { policyMetadata } from "./builder.js";
 import type { Evaluation } from "./evaluate.js";
 import { adaptedCoef, runningMean } from "./losses.js";
 import type { UpdateResult } from "./optimize.js";
@@ -224,7 +225,7 @@ export class Saver implements Disposable {
     const optimizerState = optimizer.stateDict();
     const average = ema?.stateDict();
     const { step, best, ...rest } = progress;
-    const metadata = { config: JSON.stringify(policy.options) };
+    const metadata = policyMetadata(policy);
     tidy(() => {
       // `policy` and `ema` are whole policies, with adapters added to their weights.
       const whole = (): StateDict => ({ ...policy.stateDict(), ...lora?.mergedWeights() });
@@ -257,7 +258,7 @@ export class Saver implements Disposable {
           best,
           metadata: {
             policy: metadata,
-            ...(averages && { ema: metadata }),
+            ...(averages && { ema: { ...metadata, weights: "ema" } }),
             ...(lora && { lora: { lora: JSON.stringify(config.ar.lora) } }),
           },
         },
@@ -266,7 +267,7 @@ export class Saver implements Disposable {
       if (best !== null) progress.best = { name: basename(path), ...best };
       if (ckptPath === null) return;
       if (/\.safetensors$/i.test(ckptPath)) saveSafetensors(ckptPath, weights, metadata);
-      else saveTorch(ckptPath, { model: weights, config: JSON.parse(metadata.config) });
+      else saveTorch(ckptPath, { model: weights, config: JSON.parse(metadata.config as string) });
     });
   }
 

@@ -8,7 +8,6 @@ export {
   createTokenizer,
   type IgnoredKeys,
   isTokenizer,
-  loadTokenizer,
   type RecogniseOptions,
   recogniseTokenizer,
   type TokenizerDescription,

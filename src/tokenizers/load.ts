@@ -177,25 +177,6 @@ export function buildTokenizer(
   return model;
 }
 
-/**
- * The tokenizer of a state dict: {@link recogniseTokenizer} and {@link buildTokenizer} in one.
- *
- * @throws RangeError when there is none, when it is not as `options` want it, or when a weight is not finite.
- */
-export function loadTokenizer(
-  state: Readonly<Record<string, Tensor>>,
-  options: RecogniseOptions = {},
-): { model: IBQ | VQModel; description: TokenizerDescription } {
-  const shapes = Object.fromEntries(Object.entries(state).map(([key, tensor]) => [key, tensor.shape]));
-  const description = recogniseTokenizer(shapes, options);
-  if (description === null) {
-    const keys = Object.keys(state);
-    const got = keys.length === 0 ? "no tensors" : `${keys.length} tensors such as ${keys[0]}`;
-    throw expected("loadTokenizer", "weights of an IBQ or VQ tokenizer (encoder.conv_in.weight, ...)", got);
-  }
-  return { model: buildTokenizer(description, (key) => state[key] as Tensor), description };
-}
-
 /** A tokenizer of the family that the configuration's lookup says, with random weights. */
 export function createTokenizer(config: TokenizerConfig): IBQ | VQModel {
   return familyOf(config) === "ibq" ? new IBQ(config) : new VQModel(config);

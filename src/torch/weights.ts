@@ -169,7 +169,7 @@ function openOne(path: string, options: WeightsOptions): Source {
       wrapper,
       otherWrappers: others,
       extras,
-      metadata: {},
+      metadata: metadataIn(file.tree),
       entries: [...tensors].map(([name, lazy]) => [
         name,
         { info: lazy, read: () => lazy.read(`${path}: ${name}`) },
@@ -180,6 +180,26 @@ function openOne(path: string, options: WeightsOptions): Source {
     file.close();
     throw error;
   }
+}
+
+/**
+ * What a run of ours writes beside the weights into a PyTorch file: the model's options under `config`. Others' files may
+ * have a `config` too, whose names are Python's.
+ */
+function metadataIn(tree: unknown): Record<string, string> {
+  const config = tree instanceof Map ? plainOf(tree.get("config")) : undefined;
+  return isObject(config) && "vocabSize" in config ? { config: JSON.stringify(config) } : {};
+}
+
+/** Dicts, lists and plain values of a pickle as JSON has them; undefined for anything else. */
+function plainOf(value: unknown): unknown {
+  if (typeof value === "bigint") return Number(value);
+  if (Array.isArray(value)) return value.map(plainOf);
+  if (value instanceof Map) {
+    return Object.fromEntries([...value].map(([key, item]) => [String(key), plainOf(item)]));
+  }
+  const isPlain = value === null || ["string", "number", "boolean"].includes(typeof value);
+  return isPlain ? value : undefined;
 }
 
 const INDEX = ".index.json";

@@ -223,6 +223,13 @@ test("a policy's file states all that rebuilds it", () => {
   assert.deepEqual(again.options, llama.options);
   const tokens = tidy(() => rand([2, 5]).mul(12).long());
   assert.ok(again.eval().forward(tokens, {}).equal(llama.eval().forward(tokens, {})));
+  // As `save.ckptPath: run.pt` writes it, for PyTorch users.
+  saveTorch(at("run.pt"), {
+    model: llama.stateDict(),
+    config: JSON.parse(policyMetadata(llama).config as string),
+  });
+  using torch = openPolicy(at("run.pt")).policy;
+  assert.deepEqual(torch.options, llama.options);
   const bare = at("bare.safetensors");
   saveSafetensors(bare, llama.stateDict());
   assert.throws(() => openPolicy(bare), /bare.safetensors: expected (nHead|blockSize).*--(heads|codes)/);

@@ -4,7 +4,6 @@ import { init, type Shapes } from "../../src/nn/index.js";
 import {
   buildTokenizer,
   IBQ,
-  loadTokenizer,
   recogniseTokenizer,
   type TokenizerDescription,
   type TokenizerModel,
@@ -28,6 +27,16 @@ const prefixed = (prefix: string, shapes: Shapes): Shapes =>
 
 const without = (shapes: Shapes, ...keys: string[]): Shapes =>
   Object.fromEntries(Object.entries(shapes).filter(([key]) => !keys.includes(key)));
+
+/** The tokenizer of a state dict. */
+function loadTokenizer(
+  state: Readonly<Record<string, Tensor>>,
+  options: Parameters<typeof recogniseTokenizer>[1] = {},
+): { model: IBQ | VQModel; description: TokenizerDescription } {
+  const shapes = Object.fromEntries(Object.entries(state).map(([key, tensor]) => [key, tensor.shape]));
+  const description = recognised(shapes, options);
+  return { model: buildTokenizer(description, (key) => state[key] as Tensor), description };
+}
 
 function recognised(
   shapes: Shapes,
@@ -224,14 +233,6 @@ test("keys of something else are no tokenizer", () => {
   assert.equal(recogniseTokenizer({ "tok_embeddings.weight": [16_384, 768], "norm.weight": [768] }), null);
   // An autoencoder without a codebook.
   assert.equal(recogniseTokenizer(without(VQ16, "quantize.embedding.weight")), null);
-  refuses(
-    () => loadTokenizer({ "norm.weight": zeros([768]), "output.weight": zeros([4, 768]) }),
-    "loadTokenizer: expected weights of an IBQ or VQ tokenizer (encoder.conv_in.weight, ...), got 2 tensors such as norm.weight.",
-  );
-  refuses(
-    () => loadTokenizer({}),
-    "loadTokenizer: expected weights of an IBQ or VQ tokenizer (encoder.conv_in.weight, ...), got no tensors.",
-  );
 });
 
 test("a tokenizer that is not as asked for is refused", () => {
