@@ -1,5 +1,16 @@
 /** A user's own loader of images as batches: any iterable, or a function that makes one. */
-import { cat, type Device, expected, expectedType, Tensor, tensor, tidy } from "../torch/index.js";
+import {
+  cat,
+  type Device,
+  expected,
+  expectedType,
+  isPlainObject,
+  type OptionNames,
+  readOptions,
+  Tensor,
+  tensor,
+  tidy,
+} from "../torch/index.js";
 import { Batch, type Batches, type BatchParts, type Unreadable } from "./batch.js";
 import { type Crop, decode } from "./decode.js";
 import { pixelsToTensor } from "./images.js";
@@ -161,7 +172,9 @@ class LoaderBatches implements Batches {
     const { epoch, position, used = 0 } = this.#cursor;
     const name = `${epoch}:${position}`;
     const { device = "cpu", numClasses } = this.#options;
-    if (isImage(item)) return { parts: await this.#imageOf(item, name), single: true };
+    if (isImage(item)) {
+      return { parts: await this.#imageOf(known(item, name, IMAGE_PARTS), name), single: true };
+    }
     const parts = tidy(() => ownParts(item, name, device, numClasses));
     if (used === 0) return { parts, single: false };
     try {
@@ -215,10 +228,34 @@ class LoaderBatches implements Batches {
     }
     if (size === undefined)
       throw expected("size", "the width of the images, as they come in 8-bit", "nothing");
+    checkPixels(`loader: ${ids[0]}`, image);
     const task = { id: ids[0] as string, image: { pixels: image }, size, crop, isFlipped: false };
     const { data } = await decode(task);
     return tidy(() => toParts(pixelsToTensor({ width: size, height: size, channels: 3, data })));
   }
+}
+
+const IMAGE_PARTS: OptionNames<LoaderImage> = { image: true, class: true, id: true };
+
+const BATCH_PARTS: OptionNames<LoaderBatch> = {
+  images: true,
+  classes: true,
+  ids: true,
+  features: true,
+  isReal: true,
+};
+
+/** An item without parts that nothing reads, such as `label` in the place of `class`. */
+function known<T extends object>(item: T, name: string, names: OptionNames<T>): T {
+  return isPlainObject(item) ? readOptions<T>(`loader: ${name}`, [item], { names }) : item;
+}
+
+function checkPixels(where: string, { width, height, channels, data }: Pixels): void {
+  const isCount = (value: number): boolean => Number.isInteger(value) && value >= 1;
+  const isSound = [width, height, channels].every(isCount) && data instanceof Uint8Array;
+  if (isSound && data.length === width * height * channels) return;
+  const what = "{ width, height, channels, data } with a byte for each channel of each pixel";
+  throw expected(where, what, `${width} x ${height} x ${channels} and ${data?.length} bytes`);
 }
 
 const isImage = (item: LoaderItem): item is LoaderImage =>
@@ -235,7 +272,7 @@ function ownParts(
   device: Device,
   numClasses: number | undefined,
 ): BatchParts {
-  const batch = partsOf(item);
+  const batch = partsOf(item, name);
   const { images } = batch;
   if (!(images instanceof Tensor)) {
     const what = "a tensor of images, a pair of images and classes, { images, classes } or { image, class }";
@@ -350,9 +387,16 @@ function disposeParts({ images, classes, features, isReal }: BatchParts): void {
   for (const part of [images, classes, features, isReal]) part?.dispose();
 }
 
-function partsOf(item: Exclude<LoaderItem, LoaderImage>): LoaderBatch {
+function partsOf(item: Exclude<LoaderItem, LoaderImage>, name: string): LoaderBatch {
   if (item instanceof Tensor) return { images: item };
-  if (!Array.isArray(item)) return item as LoaderBatch;
-  const [images, classes] = item as [Tensor, Tensor | readonly number[]];
+  if (!Array.isArray(item)) {
+    const batch = Object(item ?? {}) as LoaderBatch; // a number has no parts to ask for
+    // Something else is refused as a whole, with what a loader may give.
+    return "images" in batch ? known(batch, name, BATCH_PARTS) : batch;
+  }
+  const [images, classes, ...more] = item as [Tensor, Tensor | readonly number[]];
+  if (more.length > 0) {
+    throw expected(`loader: ${name}`, "a pair of images and classes", `a list of ${more.length + 2}`);
+  }
   return { images, classes };
 }

@@ -270,3 +270,31 @@ test("images of different sizes in one batch are refused in a sentence", async (
     message: /^loader: expected images of shape \[3, 1, 1\], as small, got \[3, 2, 2\] of 0:1\./,
   });
 });
+
+test("parts of an item that nothing reads are refused, and 8-bit images that are not whole", async () => {
+  using one = images(0);
+  using single = full([3, 2, 2], 0);
+  const first = async (item: unknown): Promise<void> => {
+    (await fromIterable([item as LoaderItem], { batchSize: 1, size: 2 }).next()).dispose();
+  };
+  await first({ images: one, is_real: undefined });
+  await assert.rejects(first({ images: one, labels: [1, 2] }), {
+    name: "RangeError",
+    message: /^loader: 0:0: expected a known option, got labels\. .*classes/,
+  });
+  await assert.rejects(first({ image: single, label: 3 }), {
+    name: "RangeError",
+    message: /^loader: 0:0: expected a known option, got label\. .*class/,
+  });
+  await assert.rejects(first([one, [1, 2], 3]), {
+    message: /^loader: 0:0: expected a pair of images and classes/,
+  });
+  for (const odd of [null, 7, "x"]) {
+    await assert.rejects(first(odd), { name: "TypeError", message: /^loader: expected a tensor of images/ });
+  }
+  const pixels = { width: 2, height: 2, channels: 3, data: new Uint8Array(11) };
+  await assert.rejects(first({ image: pixels, id: "cut" }), {
+    name: "RangeError",
+    message: /^loader: cut: expected \{ width, .*got 2 x 2 x 3 and 11 bytes/,
+  });
+});
