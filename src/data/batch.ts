@@ -92,6 +92,11 @@ export class UnreadableImages implements Unreadable {
     return [...this.#problems.values()].slice(0, NAMED);
   }
 
+  /** What is wrong with each, by its identity: plain data, for a checkpoint. */
+  get byId(): Readonly<Record<string, string>> {
+    return Object.fromEntries(this.#problems);
+  }
+
   /** Take note of an image by its identity. */
   add(id: string, problem: string): void {
     this.#problems.set(id, problem);

@@ -120,6 +120,8 @@ interface Progress {
   skippedInARow: number;
   evaluationsSinceBest: number;
   imagesSeen: number;
+  /** Images that could not be read, by their identities, with what is wrong with each. */
+  passedOver: Readonly<Record<string, string>>;
   /** Seconds of all updates and evaluations, interruptions left out. */
   seconds: number;
   first: Metrics | null;
@@ -224,6 +226,7 @@ async function run<T extends FitConfig>(
     }
     progress.seconds += clock.seconds();
     for (const line of task.unreadable?.news() ?? []) log.say(line);
+    progress.passedOver = { ...progress.passedOver, ...task.unreadable?.byId };
 
     // 6. The record.
     log.step(
@@ -233,6 +236,7 @@ async function run<T extends FitConfig>(
         "optim/skipped_total": progress.skipped,
         "progress/epoch": done.cursor.epoch,
         "progress/images_seen": progress.imagesSeen,
+        ...(task.unreadable && { "progress/unreadable": Object.keys(progress.passedOver).length }),
         ...machineMetrics(seconds, done, deviceOf(config)),
         ...clock.times(),
         ...evaluation,
@@ -316,7 +320,7 @@ function restore<T extends FitConfig>(
   if (saved === null) {
     const counts = { skipped: 0, skippedInARow: 0, evaluationsSinceBest: 0, imagesSeen: 0, seconds: 0 };
     return {
-      progress: { step: 0, ...counts, first: null, last: null, best: null, checkpoint: null },
+      progress: { step: 0, ...counts, passedOver: {}, first: null, last: null, best: null, checkpoint: null },
       notes: [],
     };
   }

@@ -1,10 +1,11 @@
 /** The classifier's trainer: it learns what can be learnt, says how well, goes on exactly, and leaves a file that opens. */
 import assert from "node:assert/strict";
-import { mkdirSync } from "node:fs";
+import { cpSync, mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { before, test } from "node:test";
 import { classifierKind } from "../../src/config/classifier.js";
 import { resolveConfig } from "../../src/config/resolve.js";
+import { configAt, readRun } from "../../src/dashboard/run.js";
 import { writePng } from "../../src/data/index.js";
 import { openClassifier } from "../../src/rl_ar_finetune/builder.js";
 import { Clock } from "../../src/run/metrics.js";
@@ -248,4 +249,40 @@ test("images that the network is slow on are pointed out", () => {
   const notes = (...overrides: string[]): readonly string[] => configOf(...overrides).notes;
   assert.deepEqual(notes(), []);
   assert.match(notes("data.size=256").join("\n"), /^data\.size is 256.*data\.size=64.*classifier\.widths\.$/);
+});
+
+test("images that cannot be read are named on the screen and in the report, those of a resumed run too", async () => {
+  const source = join(folder, "damaged");
+  cpSync(join(folder, "images"), source, { recursive: true });
+  for (const name of ["rows/a.png", "disc/b.png"]) writeFileSync(join(source, name), "bad");
+  const dir = join(folder, "damaged_run");
+  const run = async (iters: number): Promise<string> => {
+    const screen = new Shown();
+    const changes = [
+      `data.source=${source}`,
+      `run.dir=${dir}`,
+      "run.ifExists=resume",
+      "eval.every=0",
+      "data.evalPart=0",
+    ];
+    const resolved = configOf(
+      ...changes,
+      "optimizer.schedule=constant",
+      "data.maxUnreadable=2",
+      `train.iters=${iters}`,
+    );
+    await fitLoop(resolved, () => openClassifierTask(resolved.config), { screen, force: iters > 6 });
+    return screen.text;
+  };
+  const shown = await run(6); // an epoch has 82 images, a batch 16
+  for (const name of ["rows/a.png", "disc/b.png"]) {
+    assert.equal(shown.split(`unreadable image: ${name}: expected an image`).length, 2, name);
+  }
+  await run(7);
+  const { metrics, values } = readRun(dir);
+  assert.equal(metrics.get("progress/unreadable")?.values.at(-1), 2);
+  assert.deepEqual(Object.keys(configAt(values, "progress.passedOver") as object).sort(), [
+    "disc/b.png",
+    "rows/a.png",
+  ]);
 });
