@@ -54,7 +54,7 @@ export interface ConfigCommandOptions {
 
 /** `rlar config`: print a whole configuration, explain keys, list presets, give the JSON schema, or write the page of the documentation. */
 export function config(what: string, args: readonly string[], options: ConfigCommandOptions): void {
-  const kind = kinds[options.for];
+  const kind = Object.hasOwn(kinds, options.for) ? kinds[options.for] : undefined;
   if (kind === undefined) {
     throw new ConfigError([`--for: expected ${Object.keys(kinds).join(", ")}, got ${options.for}.`]);
   }

@@ -5,7 +5,7 @@
 import type * as z from "zod";
 import { key, type Section, section } from "./key.js";
 import { type ConfigKind, configKind, type KindParts, type Preset } from "./kind.js";
-import { checkBest, checkData, requireImages } from "./rules.js";
+import { checkBest, checkData, noteEval, requireImages } from "./rules.js";
 import * as shared from "./shared.js";
 import { count, integer0, positive, size } from "./shared.js";
 import { resumedBy } from "./train.js";
@@ -110,6 +110,7 @@ export function fitKind<T extends FitConfig>(parts: FitKindParts<T>): ConfigKind
     },
     notes: (config, found) => {
       if (config.train.iters !== null) found.unread("with train.iters", ["train.epochs"]);
+      noteEval(config.eval, found);
       parts.notes?.(config, found);
     },
     onResume: (path, { optimizer: { schedule, warmup } }) => {

@@ -219,5 +219,6 @@ function gotOf({ type }: Key, value: unknown): string {
   if (typeof value !== "object" && takes(String(value)) && value !== undefined) {
     return `${shown(value)}. Write it in quotes: "${value}".`;
   }
-  return `${shown(value)}.`;
+  const isInexact = Number.isInteger(value) && !Number.isSafeInteger(value);
+  return `${shown(value)}.${isInexact ? ` Integers are exact up to ${Number.MAX_SAFE_INTEGER}.` : ""}`;
 }

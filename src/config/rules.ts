@@ -124,6 +124,16 @@ export function checkBest(
   }
 }
 
+/** Note which keys of `eval` were given although nothing is evaluated. */
+export function noteEval(evaluation: { every: number }, found: Findings): void {
+  const names = Object.keys(evaluation).filter((name) => name !== "every");
+  if (evaluation.every === 0)
+    found.unread(
+      "while eval.every is 0",
+      names.map((name) => `eval.${name}`),
+    );
+}
+
 /** Refuse what keys of `data` do not allow. */
 export function checkData({ group, classNames }: DataConfig, found: Findings): void {
   if (group !== null && !isPattern(group)) {
@@ -418,7 +428,7 @@ export function notesOf(config: TrainConfig, found: Findings): void {
   if (config.reward.credit === "sequence") unread("while reward.credit is sequence", ["reward.creditDecay"]);
   else if (algorithm === "ppo") unread("by ppo, which has ppo.lambda", ["reward.creditDecay"]);
   if (algorithm === "ste") unread("while algorithm is ste", ["update.tokenDropout"]);
-  if (config.eval.every === 0) unread("while eval.every is 0", ["eval.best", "eval.mode", "eval.patience"]);
+  noteEval(config.eval, found);
   for (const other of ["reinforce", "rloo", "grpo", "ppo", "ste"] as const) {
     if (other === algorithm) continue;
     unread(

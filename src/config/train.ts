@@ -16,7 +16,7 @@ import type { AliasValues, ConfigInput, SnakeCase, SpelledValues } from "./spell
 const number = z.number();
 const temperature = number
   .min(1e-4)
-  .describe("a number of at least 0.0001, below which logits overflow (topK=1 is greedy)");
+  .describe("a number of at least 0.0001 (below it logits overflow; topK=1 is greedy)");
 const topK = integer0;
 const topP = number.gt(0).max(1);
 const strings = z.array(shared.text).min(1).readonly();
@@ -213,8 +213,8 @@ const clips = (low: number, high: number) => ({
 
 /** The zod schema of a whole configuration. */
 export const configSchema = section({
-  preset: key(shared.text.nullable(), null).describe(
-    "Values to start from: seed, vapi or completion. Start from completion; vapi and seed reproduce what others describe.",
+  preset: key(shared.text.describe("seed, vapi or completion").nullable(), null).describe(
+    "Values to start from. Start from completion; vapi and seed reproduce what others describe.",
   ),
   seed: shared.seed,
   run: shared.run,
@@ -363,7 +363,7 @@ export const configSchema = section({
   save: section({
     ...shared.saveKeys(100, 3, "iterations"),
     ckptPath: pathKey().describe(
-      "File that the policy's weights are also written to at each checkpoint. Set it for programs that expect the weights at a fixed path.",
+      "File that the policy's weights are also written to at each checkpoint: .safetensors, or .pt, .pth, .ckpt or .bin, which torch.load reads. Set it for programs that expect the weights at a fixed path.",
     ),
   }),
   log: section({

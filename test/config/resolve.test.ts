@@ -323,6 +323,9 @@ test("text that should be a number, and the other way round, is said to be so", 
   assertRefused(["kl.stop='null'"], ["kl.stop", 'the text "null"', /quotes/]);
   assertRefused(["data.label=12"], ["data.label", "12", 'quotes: "12"']);
   assertRefused(["optimizer.lr='-1'"], ["optimizer.lr", 'the text "-1"']);
+  assertRefused(["seed=9007199254740993"], ["seed", "9007199254740992", "9007199254740991"]);
+  assertRefused(["optimizer.lr=1e999"], ["optimizer.lr", "Infinity"]);
+  assertRefused(["optimizer.lr=.nan"], ["optimizer.lr", "NaN"]);
   assertRefused(["optimizer.lr=[1]"], ["optimizer.lr", "[1]."]);
   assertRefused(["rollout.temperature=1e-30"], ["rollout.temperature", "1e-30", "0.0001", "topK=1"]);
   assertRefused(["eval.temperature=0"], ["eval.temperature", "0.", "topK=1"]);

@@ -252,7 +252,10 @@ test("keys that nothing reads are named", () => {
       ["rloo.minStd", "ppo.epochs"],
     ],
     [["rollout.context.noise=0.1"], ["rollout.context.noise"]],
-    [["eval.every=0", "eval.patience=3"], ["eval.patience"]],
+    [
+      ["eval.every=0", "eval.patience=3", "eval.images=8"],
+      ["eval.images", "eval.patience"],
+    ],
   ];
   for (const [overrides, keys] of cases) assert.deepEqual(unread(...overrides), keys, overrides.join(" "));
 });
