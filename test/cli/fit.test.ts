@@ -161,15 +161,10 @@ test("--dry-run prints a configuration that reads back, and makes nothing", () =
 test("rlar config --for a command", () => {
   const explained = rlar("config", "explain", "pretrain.noise", "--for", "pretrain");
   assert.equal(explained.code, 0);
-  assert.match(explained.out, /^pretrain\.noise = 0\n {2}Most noise of a context: /);
+  assert.match(explained.out, /^pretrain\.noise = 0\n {2}[A-Z].*noise/);
   const none = rlar("config", "explain", "rollout", "--for", "pretrain");
-  assert.deepEqual(
-    [none.code, none.err],
-    [
-      2,
-      "rlar: config explain: expected a key or a section, got rollout. rlar config explain --for pretrain lists all.\n",
-    ],
-  );
+  assert.equal(none.code, 2);
+  assert.match(none.err, /^rlar: config explain: expected a key or a section, got rollout\. .*pretrain/);
   const shown = rlar("config", "show", "preset=small", "--for", "pretrain");
   assert.match(shown.out, /^ {2}nEmbd: 192$/m);
   assert.doesNotMatch(shown.out, /^rollout:/m);

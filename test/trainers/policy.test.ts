@@ -105,7 +105,7 @@ test("the loss is the mean negative log-probability of the images' codes", async
 test("images a forward pass change nothing but memory", async (t) => {
   const folder = await tinyFolder(t, 12);
   const results = [];
-  for (const microBatch of [null, 4, 1]) {
+  for (const microBatch of [null, 5, 4, 1]) {
     using task = await openTask(folder, { ...ALL, pretrain: { microBatch } });
     const { metrics } = await task.step(0, new Clock());
     results.push({ metrics, weights: (task.network.module as GPT).blocks[0]?.attn.key.weight.toList() });
