@@ -50,11 +50,13 @@ export function layerOfValues(
   const problems: string[] = [];
   const visit = (value: unknown, path: readonly string[]): void => {
     if (value === undefined) return;
-    if (!isPlainObject(value) || isWhole(kind, path)) written.push({ path, value, place: `${name}.` });
+    const isValue = !isPlainObject(value) || isEmptyValue(kind, path, Object.keys(value).length);
+    if (isValue || isWhole(kind, path)) written.push({ path, value, place: `${name}.` });
     else if (path.length === MAX_DEPTH) problems.push(`${name}.${path.join(".")}: ${TOO_MUCH}`);
     else for (const [key, item] of Object.entries(value)) visit(item, [...path, key]);
   };
-  visit(values, []);
+  if (isPlainObject(values)) visit(values, []);
+  else problems.push(`${name}: expected keys with values, got ${shown(values)}.`);
   return layerOf(kind, written, { mayBeLive: true, problems });
 }
 
@@ -78,6 +80,7 @@ export function layerOfOverrides(kind: KeyTable, overrides: readonly string[]): 
       );
       return [];
     }
+    if (isText(kind, path) && !/^(["']|null$|~$)/.test(source)) return [{ path, value: source, place }];
     const { found, errors } = readYaml(kind, source, () => place, path);
     problems.push(...errors.map(({ reason }) => `${place}${path.join(".")}: ${reason}`));
     return found;
@@ -157,8 +160,10 @@ function readYaml(
   // What follows a mistake of syntax is read wrongly, so the first is all that helps.
   const isDuplicate = ({ code }: { code: string }): boolean => code === "DUPLICATE_KEY";
   const [mistake] = [...document.errors.filter((error) => !isDuplicate(error)), ...document.warnings];
-  if (mistake !== undefined) refuse(mistake.pos[0], `expected YAML, got a mistake. ${mistake.message}.`);
-  else {
+  if (mistake?.code === "MULTIPLE_DOCS") refuse(mistake.pos[0], "expected one document, got another one.");
+  else if (mistake !== undefined) {
+    refuse(mistake.pos[0], `expected YAML, got a mistake. ${mistake.message.replace(/\.$/, "")}.`);
+  } else {
     for (const { pos } of document.errors) {
       refuse(pos[0], `expected each key once, got ${/[^\s:]*/.exec(text.slice(pos[0]))?.[0]} again.`);
     }
@@ -166,15 +171,20 @@ function readYaml(
   if (errors.length > 0) return { found, errors };
   const visit = (given: Node | null, path: readonly string[], offset: number): void => {
     if (errors.length > 0) return;
-    const node = isAlias(given) ? (given.resolve(document) ?? null) : given;
-    if (!isMap(node) || isWhole(kind, path)) {
+    const node = isAlias(given) ? given.resolve(document) : given;
+    if (node === undefined) {
+      refuse(offset, undefinedName(String(given)));
+      return;
+    }
+    if (!isMap(node) || isWhole(kind, path) || isEmptyValue(kind, path, node.items.length)) {
       if (path.length === 0) {
         const got = node === null || (isScalar(node) && node.value === null) ? null : kindOf(node);
         if (got !== null) refuse(offset, `expected keys with values, got ${got}.`);
         return;
       }
       const value = plainOf(node, document);
-      if (value === undefined || found.length === MAX_VALUES) refuse(offset, TOO_MUCH);
+      if (value instanceof Error) refuse(offset, value.message);
+      else if (found.length === MAX_VALUES) refuse(offset, TOO_MUCH);
       else found.push({ path, value, place: placeAt(offset) });
       return;
     }
@@ -206,13 +216,17 @@ function parsed(text: string, lineCounter: LineCounter): Document.Parsed | null 
   }
 }
 
-/** The value of a node; undefined for one that holds itself, or grows without bounds by aliases. */
+const undefinedName = (name: string): string =>
+  `expected a name that is defined above, got ${name}. Quote text that begins with *.`;
+
+/** The value of a node, or what is wrong with it: it contains itself, grows without bounds by aliases, or has an unknown one. */
 function plainOf(node: Node | null, document: Document.Parsed): unknown {
   try {
     return node?.toJS(document as Document, { maxAliasCount: 100 }) ?? null;
   } catch (error) {
-    if (error instanceof ReferenceError || error instanceof RangeError) return undefined;
-    throw error;
+    if (!(error instanceof ReferenceError || error instanceof RangeError)) throw error;
+    const [, name] = /^Unresolved alias.*: (.*)$/.exec(error.message) ?? [];
+    return new RangeError(name === undefined ? TOO_MUCH : undefinedName(`*${name}`));
   }
 }
 
@@ -224,11 +238,25 @@ function isDeep(value: unknown, depth = 0): boolean {
 
 const kindOf = (node: Node): string => (isScalar(node) ? String(node.value) : "a list");
 
+/** Whether an empty object stands where there is no section: a value, not no values. */
+const isEmptyValue = (kind: KeyTable, path: readonly string[], items: number): boolean =>
+  items === 0 && path.length > 0 && !kind.isSection(path.map(camelCase).join("."));
+
+/** The key that a path as written names, or the first key that another name stands for. */
+function keyOf(kind: KeyTable, path: readonly string[]): Key | undefined {
+  const name = path.map(camelCase).join(".");
+  return kind.keyAt(name) ?? (kind.isSection(name) ? undefined : kind.keyAt(kind.aliases[name]?.[0] ?? ""));
+}
+
+/** Whether a key takes any text, so that a command line need not quote it. */
+function isText(kind: KeyTable, path: readonly string[]): boolean {
+  const key = keyOf(kind, path);
+  return key?.live === undefined && key?.type.safeParse("any text").success === true;
+}
+
 /** Whether what stands here is one value, even if it is written with keys. */
 function isWhole(kind: KeyTable, path: readonly string[]): boolean {
-  const name = path.map(camelCase).join(".");
-  const key =
-    kind.keyAt(name) ?? (kind.isSection(name) ? undefined : kind.keyAt(kind.aliases[name]?.[0] ?? ""));
+  const key = keyOf(kind, path);
   return key?.isRecord === true || key?.live !== undefined;
 }
 
@@ -281,8 +309,10 @@ function layerOf(
         continue;
       }
       if (key.live !== undefined && meant !== null && options.mayBeLive !== true) {
+        const file = target.replace(/[^.]+$/, "path");
+        const remedy = kind.keyAt(file) === undefined ? "" : ` Set ${file} for a file.`;
         problems.push(
-          `${where}: expected nothing, got ${shown(meant)}. Only a program can pass ${key.live}.`,
+          `${where}: expected nothing, got ${shown(meant)}. Only a program can pass ${key.live}.${remedy}`,
         );
         continue;
       }
@@ -323,12 +353,12 @@ export function shown(value: unknown): string {
   return text.length > 60 ? `${text.slice(0, 60)}...` : text;
 }
 
-/** JSON of a value, or what it is where it has none: a bigint, an object that holds itself. */
+/** JSON of a value, or what it is where it has none: a bigint, an object that contains itself. */
 function jsonOf(value: unknown): string {
   try {
     return JSON.stringify(value) ?? String(value);
   } catch {
-    return typeof value === "object" ? "an object that holds itself" : String(value);
+    return typeof value === "object" ? "an object that JSON cannot hold" : String(value);
   }
 }
 
@@ -341,7 +371,7 @@ const namesOf = (kind: KeyTable): string[] => [
 export function adviceOn(kind: KeyTable, text: string): string {
   const path = configPath(text);
   const names = path.split(".");
-  const above = names.map((_, i) => kind.keyAt(names.slice(0, i).join("."))).find((key) => key !== undefined);
+  const above = names.map((_, i) => keyOf(kind, names.slice(0, i))).find((key) => key !== undefined);
   if (above !== undefined) return `${above.path.join(".")} takes ${above.expects}, and no keys.`;
   const depth = names.findIndex((_, i) => !kind.isSection(names.slice(0, i + 1).join(".")));
   const parent = names.slice(0, depth);

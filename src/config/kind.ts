@@ -149,7 +149,8 @@ export function configKind<T extends object>(parts: KindParts<T>): ConfigKind<T>
       meanings[path]?.(value) ??
       (aliases[path] ?? [path]).map((target) => {
         const spelled = own(spellings[target]);
-        return { path: target, value: String(value) in spelled ? spelled[String(value)] : value };
+        const isPlain = typeof value === "string" || typeof value === "boolean";
+        return { path: target, value: isPlain && `${value}` in spelled ? spelled[`${value}`] : value };
       }),
   };
 }

@@ -3,7 +3,7 @@
  * line, each over the one before. Every problem is found at once, each with its place.
  */
 import type * as z from "zod";
-
+import { isPlainObject } from "../torch/arguments.js";
 import {
   type Given,
   type Layer,
@@ -92,7 +92,9 @@ export function resolveConfig(
   const problems = given.flatMap((layer) => layer.problems);
   const named = given.map((layer) => layer.values.get("preset")).findLast((value) => value !== undefined);
   const preset: Given = named ?? { value: sources.preset ?? null, where: "preset" };
-  const presetValues = presetOf(kind, preset, problems);
+  const ofPreset = presetOf(kind, preset, problems);
+  const presetValues = ofPreset ?? new Map<string, Given>();
+  const used = new Map([["preset", ofPreset === null ? { ...preset, value: null } : preset]]);
   const implied = new Map(given.flatMap(({ defaults }) => [...defaults]));
   const layers = [implied, presetValues, ...given.map(({ values }) => values)];
 
@@ -108,7 +110,7 @@ export function resolveConfig(
   const replaced = new Map<string, Given>();
   const notes: string[] = [];
   while (true) {
-    const tree = treeOf(kind, [...layers, replaced, new Map([["preset", preset]])]);
+    const tree = treeOf(kind, [...layers, replaced, used]);
     const parsed = kind.schema.safeParse(tree);
     if (!parsed.success) problems.push(...rangeProblems(kind, parsed.error, known));
     if (!parsed.success || problems.length > 0) throw new ConfigError([...new Set(problems)]);
@@ -141,7 +143,7 @@ function presetOf(
   kind: ConfigKind<object>,
   { value, where }: Given,
   problems: string[],
-): ReadonlyMap<string, Given> {
+): ReadonlyMap<string, Given> | null {
   if (value === null) return new Map();
   const { presets } = kind;
   const found = typeof value === "string" ? presets[value] : undefined;
@@ -150,7 +152,7 @@ function presetOf(
   }
   const names = Object.keys(presets).join(", ");
   problems.push(`${where}: expected ${names === "" ? "" : `${names} or `}null, got ${shown(value)}.`);
-  return new Map();
+  return null;
 }
 
 /** Which values a key of the original description brought along. */
@@ -180,7 +182,8 @@ function treeOf(kind: KeyTable, layers: readonly ReadonlyMap<string, Given>[]): 
         at[name] = next === undefined || next === null ? {} : next;
         at = at[name] as Record<string, unknown>;
       }
-      const isRecord = kind.keyAt(path)?.isRecord === true && typeof value === "object" && value !== null;
+      // A copy, which later values of its keys go into.
+      const isRecord = kind.keyAt(path)?.isRecord === true && isPlainObject(value);
       at[names.at(-1) as string] = isRecord ? { ...value } : value;
     }
   }
@@ -213,7 +216,7 @@ function gotOf({ type }: Key, value: unknown): string {
     if (other !== undefined && takes(other)) return `the text "${value}". Remove the quotes.`;
     if (isNumeric(plain) && !takes("text")) {
       const remedy = plain === value ? "Remove the quotes." : `Write ${plain}.`;
-      return `the text "${value}"${takes(Number(plain)) ? `. ${remedy}` : "."}`;
+      return `the text ${JSON.stringify(value)}${takes(Number(plain)) ? `. ${remedy}` : "."}`;
     }
   }
   if (typeof value !== "object" && takes(String(value)) && value !== undefined) {

@@ -22,7 +22,7 @@ export const size = (unit?: string) => key(count.nullable(), null, unit);
 export const flag = (value: boolean) => key(z.boolean(), value);
 const textKey = () => key(text.nullable(), null);
 
-const isObject = (value: unknown): boolean => typeof value === "object" && value !== null;
+export const isObject = (value: unknown): boolean => typeof value === "object" && value !== null;
 export const isFunction = (value: unknown): boolean => typeof value === "function";
 const has = (value: unknown, method: string): boolean =>
   isObject(value) && isFunction((value as Record<string, unknown>)[method]);

@@ -10,10 +10,22 @@ import { type ConfigKind, configKind, type Meaning, type Resumed } from "./kind.
 import { presets } from "./presets.js";
 import { missingParts, notesOf, problemsOf } from "./rules.js";
 import * as shared from "./shared.js";
-import { atLeast0, below1, count, flag, integer0, isFunction, positive, size, unit } from "./shared.js";
+import {
+  atLeast0,
+  below1,
+  count,
+  flag,
+  integer0,
+  isFunction,
+  isObject,
+  positive,
+  size,
+  unit,
+} from "./shared.js";
 import type { AliasValues, ConfigInput, SnakeCase, SpelledValues } from "./spelling.js";
 
 const number = z.number();
+const ITERATORS = [Symbol.iterator, Symbol.asyncIterator];
 const temperature = number
   .min(1e-4)
   .describe("a number of at least 0.0001 (below it logits overflow; topK=1 is greedy)");
@@ -221,7 +233,7 @@ export const configSchema = section({
   data: shared.data,
   dataloader: liveKey<Loader>(
     "an iterable of images or batches, or a function that returns one",
-    (value) => isFunction(value) || Symbol.iterator in Object(value) || Symbol.asyncIterator in Object(value),
+    (value) => isFunction(value) || (isObject(value) && ITERATORS.some((of) => of in (value as object))),
   ).describe(
     "Batches of training images, in place of data.source. Pass one from a program for data that no reader here knows.",
   ),
@@ -494,7 +506,9 @@ const MEANINGS: Readonly<Record<string, (value: unknown) => Meaning>> = {
   },
   // Sets the other weights to 0, unless they are given too.
   "reward.type": (value) => {
-    const name = String(value).replace(/[_-]([a-z])/g, (_, letter: string) => letter.toUpperCase());
+    const name = (typeof value === "string" ? value : "").replace(/[_-]([a-z])/g, (_, letter: string) =>
+      letter.toUpperCase(),
+    );
     if (!REWARD_TERMS.some((term) => term === name)) return { expected: `one of ${REWARD_TERMS.join(", ")}` };
     return REWARD_TERMS.map((term) => ({
       path: `reward.${term}.weight`,

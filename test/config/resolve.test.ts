@@ -238,7 +238,7 @@ test("an unknown key has its place and the nearest name", () => {
     ["kl.ceof=1", "kl.ceof", '"kl.coef"'],
     ["ar.gizmos=1", "ar.gizmos", "ar.extra"],
     ["ema.wobbly=1", "ema.wobbly", "decay, warmup"],
-    ["data.source={path: x}", "data.source.path", "a path, or null"],
+    ["seed={path: x}", "seed.path", "an integer of at least 0"],
     ["qqqqqq=1", "qqqqqq", /preset, seed, run, /],
   ];
   for (const [given, key, advice] of cases) {
@@ -321,7 +321,12 @@ test("text that should be a number, and the other way round, is said to be so", 
   assertRefused(["train.iters=10_000"], ["train.iters", 'the text "10_000"', "Write 10000"]);
   assertRefused(["data.flip='true'"], ["data.flip", 'the text "true"', /quotes/]);
   assertRefused(["kl.stop='null'"], ["kl.stop", 'the text "null"', /quotes/]);
-  assertRefused(["data.label=12"], ["data.label", "12", 'quotes: "12"']);
+  assertNamed(problems({ text: "data: {label: 12}" }), [
+    "configuration:1:8: data.label",
+    "12",
+    'quotes: "12"',
+  ]);
+  assertNamed(problems({ text: "seed: |\n  3\n" }), ["seed", 'the text "3\\n"']);
   assertRefused(["optimizer.lr='-1'"], ["optimizer.lr", 'the text "-1"']);
   assertRefused(["seed=9007199254740993"], ["seed", "9007199254740992", "9007199254740991"]);
   assertRefused(["optimizer.lr=1e999"], ["optimizer.lr", "Infinity"]);
@@ -348,6 +353,43 @@ test("what a command line gets wrong", () => {
   );
   assertRefused(["grpo.enabled=1"], ["grpo.enabled", "1.", "true or false"]);
   assertRefused(["preset=vapy"], ["preset", "vapy.", "seed, vapi, completion or null"]);
+});
+
+test("text on a command line needs no quotes", () => {
+  const texts = ["*.tar", "@x", "#1", "{a..b}.tar", "a: b", "true", "12", "x # y", "[x]", "%x", "`x`", "!x"];
+  for (const text of texts) {
+    assert.equal(set(`data.source=${text}`).data.source, text);
+    assert.equal(set(`train.ckpt_path=${text}`).save.ckptPath, text);
+  }
+  assert.equal(set("data.group=[^/]+").data.group, "[^/]+");
+  assert.equal(set("data.source=null").data.source, null);
+  assert.equal(set("data.source='null'").data.source, "null");
+  assert.equal(set('data.source="a\\tb"').data.source, "a\tb");
+});
+
+test("nothing that is written is dropped", () => {
+  assert.match(problems({ text: "data: {source: *.tar}\n" })[0] ?? "", /defined above, got \*\.tar/);
+  assertRefused(["seed=*a"], ["seed", "*a"]);
+  assert.match(problems({ text: "ar: {extra: {a: *b}}\n" })[0] ?? "", /defined/);
+  for (const text of ["seed: {}\n", "optimizer: {lr: {}}\n", "train: {log_every: {}}\n"])
+    assert.match(problems({ text })[0] ?? "", /expected .*, got \{\}/);
+  assert.match(problems({ text: "foo: {}\n" })[0] ?? "", /foo: unknown key/);
+  for (const value of [{}, { a: {} }]) assert.match(problems({ values: { seed: value } })[0] ?? "", /seed/);
+  assert.deepEqual(resolved({ text: "rollout: {}\nar: {extra: {}}\n" }).ar.extra, {});
+  assert.match(
+    problems({ text: "ar: {extra: [1]}\n" })[0] ?? "",
+    /ar\.extra: expected keys with values, got \[1\]/,
+  );
+  assert.match(problems({ values: { ar: { extra: new Map() } } })[0] ?? "", /ar\.extra: .*class Map/);
+  assert.match(problems({ text: "reward: {type: [l1]}\n" })[0] ?? "", /reward\.type: .*got \["l1"\]/);
+  assert.match(problems({ text: "ar: {type: [llammagen]}\n" })[0] ?? "", /ar\.type: .*got/);
+  assert.match(problems({ text: "seed: 1\n---\nseed: 2\n" })[0] ?? "", /:2:1: expected one document/);
+  assert.match(problems({ text: "tokenizer: vq.pt\n" })[0] ?? "", /got vq\.pt\..*tokenizer\.path/);
+  assert.match(refused("ar.lr={a: 1}")[0] ?? "", /ar\.lr\.a: unknown key\. optimizer\.lr takes a number/);
+  assert.match(problems({ values: { dataloader: "images" } })[0] ?? "", /dataloader: .*got images/);
+  for (const values of [[], 3, "x", new Map()] as object[])
+    assert.match(problems({ values })[0] ?? "", /^config: expected keys with values, got /);
+  assert.equal(problems({ text: "preset: 3\n" }).length, 1);
 });
 
 test("of a key that a command line repeats, the last wins", () => {

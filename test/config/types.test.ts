@@ -4,10 +4,13 @@ import { test } from "node:test";
 import {
   type GPT,
   type PretrainConfigInput,
+  pretrainPolicy,
   resolveConfig,
   type TrainConfig,
   type TrainConfigInput,
   type torch,
+  trainRlLoop,
+  trainTokenizer,
 } from "../../src/index.js";
 import type { ImageTokenizer } from "../../src/tokenizers/index.js";
 
@@ -78,6 +81,27 @@ export const pretraining: readonly PretrainConfigInput[] = [
   // @ts-expect-error a misspelt key
   { pretrain: { class_drop: 0.1 } },
 ];
+
+/** The functions that take a configuration check it in the same way. Never called. */
+export async function programs(cfg: TrainConfigInput): Promise<void> {
+  await trainRlLoop(cfg);
+  await trainRlLoop({ train: { iters: 3 }, rollout: { max_len: 4 } });
+  await trainRlLoop(resolveConfig({ values: cfg, overrides: ["seed=1"] }));
+  // @ts-expect-error a misspelt key
+  await trainRlLoop({ trian: {} });
+  // @ts-expect-error a misspelt key in a section
+  await trainRlLoop({ train: { iter: 3 } });
+  // @ts-expect-error a wrong type
+  await trainRlLoop({ train: { iters: "3" } });
+  // @ts-expect-error a misspelt key
+  resolveConfig({ values: { rollout: { image: 3 } } });
+  await pretrainPolicy({ ar: { n_layer: 2 }, train: { batch: 4 } });
+  // @ts-expect-error a misspelt key
+  await pretrainPolicy({ train: { batches: 4 } });
+  await trainTokenizer({ model: { ch_mult: [1, 2] } });
+  // @ts-expect-error a wrong type
+  await trainTokenizer({ model: { ch_mult: 2 } });
+}
 
 /** The resolved types are exact and read-only. */
 export function read(config: TrainConfig): number {
