@@ -17,14 +17,14 @@ export const presets: Readonly<Record<PresetName, TrainPreset>> = {
       "GRPO on free rollouts of minGPT with the squared error as reward, as in the original description of this project.",
     values: {
       ar: { type: "gpt", nLayer: 12, nHead: 12, nEmbd: 768 },
-      blockSize: 1024,
-      rollout: { context: { type: "free" }, maxLen: 1024, temperature: 1, numGenerations: 4 },
+      // The lengths, 1024 in the description, follow from the images here, and the device from the machine.
+      rollout: { context: { type: "free" }, temperature: 1, numGenerations: 4 },
       reward: { l2: { weight: 1 }, normalize: "batch" },
       algorithm: "grpo",
       grpo: { clipLow: 0.2, clipHigh: 0.2, advantageClip: null },
       update: { auxCe: 0 },
       optimizer: { lr: 2e-4, schedule: "constant", warmup: 0 },
-      train: { iters: 10_000, device: "cuda" },
+      train: { iters: 10_000 },
       log: { every: 50 },
       save: { every: 1000, ckptPath: "./grpo.pt" },
     },

@@ -247,14 +247,7 @@ export function problemsOf(config: TrainConfig, found: Findings): void {
   if (blockSize !== null) {
     const { maxLen } = rollout;
     if (maxLen !== null && maxLen > blockSize) {
-      const fixes = { "rollout.maxLen": blockSize, blockSize: maxLen };
-      refuse(
-        "rollout.maxLen",
-        `at most blockSize ${blockSize}`,
-        maxLen,
-        "Lower it or raise blockSize",
-        fixes,
-      );
+      refuse("rollout.maxLen", `at most blockSize ${blockSize}`, maxLen, "Lower it or raise blockSize");
     }
     const codes = maxLen ?? blockSize;
     if (context.type === "prefix" && context.length !== null && context.length >= codes) {

@@ -24,8 +24,12 @@ test("seed is the configuration of the original description", () => {
     grpo: { enabled: true, num_generations: 4, clip_range: 0.2 },
     train: { iters: 10000, device: "cuda", log_every: 50, save_every: 1000, ckpt_path: "./grpo.pt" },
   };
-  const { config } = resolveConfig({ preset: "seed", isComplete: false });
-  // Pasted over the preset it changes nothing, but for the schedule that a bare learning rate leaves alone.
+  // The preset fits images of any size and machines without a GPU.
+  const { blockSize, rollout, train } = resolveConfig({ preset: "seed", isComplete: false }).config;
+  assert.deepEqual([blockSize, rollout.maxLen, train.device], [null, null, "auto"]);
+  // With its lengths and device, the description pasted over the preset changes nothing.
+  const overrides = ["blockSize=1024", "rollout.maxLen=1024", "train.device=cuda"];
+  const { config } = resolveConfig({ preset: "seed", overrides, isComplete: false });
   assert.deepEqual(resolveConfig({ preset: "seed", values: cfg, isComplete: false }).config, config);
   assert.equal(config.rollout.context.type, "free");
   assert.deepEqual([config.update.auxCe, config.kl.coef, config.update.entropyCoef], [0, 0, 0]);

@@ -168,8 +168,6 @@ test("a value of a preset that does not fit what the user set is replaced, with 
     [["preset=completion", "grpo.level=sequence"], "reward.credit", "sequence"],
     [["preset=completion", "algorithm=ste"], "rollout.temperature", 1],
     [["preset=completion", "algorithm=ste"], "rollout.context.type", "teacher_forced"],
-    [["preset=seed", "blockSize=256"], "rollout.maxLen", 256],
-    [["preset=seed", "rollout.maxLen=2048"], "blockSize", 2048],
     [["preset=seed", "algorithm=ste"], "reward.normalize", "none"],
   ];
   for (const [overrides, path, value] of cases) {
