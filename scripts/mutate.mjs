@@ -237,6 +237,29 @@ const MUTATIONS = {
     ],
     ["one noise for all images", "place * g + k", "k"],
   ],
+  "rl_ar_finetune/train_loop": [
+    ["average moved on a skipped step", "result.steps > 0", "result.steps >= 0", "rl_ar_finetune/state"],
+  ],
+  "rl_ar_finetune/state": [
+    [
+      "eval.mode=max picks the worst",
+      'mode === "max" ? value > before.value',
+      'mode === "max" ? value < before.value',
+    ],
+    ["saved learning rate wins over a forced one", "loadOptimizer(optimizer,", "optimizer.loadStateDict("],
+    ["limits count on after a resume", "progress.skipped - limits.skippedBefore", "progress.skipped"],
+  ],
+  "trainers/loop": [
+    ["eval.mode=max picks the worst", 'mode === "max" ? value > before', 'mode === "max" ? value < before'],
+  ],
+  "trainers/network": [["average moved on a skipped update", "if (!skipped)", "if (true)"]],
+  "trainers/policy": [
+    ["cursor not restored", "this.#cursor = (state.values.cursor ?? undefined)", "this.#cursor = undefined"],
+  ],
+  "run/checkpoint": [
+    ["best not in the manifest", "files, best: record }", "files }"],
+    ["best deleted with the old", "...latest.slice(-keep), best", "...latest.slice(-keep)"],
+  ],
 };
 
 const fileOf = (module) => join(floor, "src", `${module}.js`);

@@ -20,7 +20,14 @@ import {
   UnreadableImages,
 } from "../data/index.js";
 import type { ArPolicy, Condition } from "../policies/index.js";
-import { castOf, classesOfPolicy, deviceOf, policyOf, tokenizerOf } from "../rl_ar_finetune/parts.js";
+import {
+  castOf,
+  classesOfPolicy,
+  deviceOf,
+  fingerprintOf,
+  policyOf,
+  tokenizerOf,
+} from "../rl_ar_finetune/parts.js";
 import { mapCondition, type Start, sampleCodesWithLogprobs } from "../rl_ar_finetune/sampling.js";
 import { chunkOf, rangesOf } from "../rl_ar_finetune/scoring.js";
 import { conditionOf } from "../rl_ar_finetune/step.js";
@@ -183,6 +190,7 @@ interface PretrainParts {
 export class PretrainTask implements FitTask {
   readonly total: number;
   readonly fingerprint: string;
+  readonly frozen: Readonly<Record<string, string>>;
   readonly about: FitTask["about"];
   readonly notes: readonly string[];
   readonly unreadable: UnreadableImages;
@@ -203,6 +211,7 @@ export class PretrainTask implements FitTask {
     this.#cast = castOf(config.precision.model, device);
     this.total = updatesOf(config, images);
     this.fingerprint = source.fingerprint;
+    this.frozen = fingerprintOf("tokenizer", tokenizer.vq);
     const { path } = config.tokenizer;
     const { codebookSize } = tokenizer;
     this.about = { images, classes: source.classNames, tokenizer: { path, codebookSize }, codes };

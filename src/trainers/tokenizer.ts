@@ -24,7 +24,7 @@ import {
   openDistance,
   openTokenizer,
 } from "../rl_ar_finetune/builder.js";
-import { castOf, deviceOf } from "../rl_ar_finetune/parts.js";
+import { castOf, deviceOf, fingerprintOf } from "../rl_ar_finetune/parts.js";
 import { reconstructionTerm } from "../rl_ar_finetune/rewards.js";
 import { openImages, type RunImages } from "../run/images.js";
 import type { TrainOptions } from "../run/log.js";
@@ -180,6 +180,7 @@ interface TokenizerParts {
 class TokenizerTask implements FitTask {
   readonly total: number;
   readonly fingerprint: string | null;
+  readonly frozen: Readonly<Record<string, string>>;
   readonly about: FitTask["about"];
   readonly notes: readonly string[];
   readonly unreadable: RunImages["unreadable"];
@@ -201,6 +202,7 @@ class TokenizerTask implements FitTask {
     const { length, classNames } = images.source as NonNullable<RunImages["source"]>;
     this.total = total;
     this.fingerprint = images.fingerprint;
+    this.frozen = distance === null ? {} : fingerprintOf("network of loss.perceptual", distance.network);
     this.about = { images: length, classes: classNames, size: data.size };
     this.notes = [...notesOf(config, length), ...images.notes];
     this.unreadable = images.unreadable;

@@ -4,7 +4,10 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { type TestContext, test } from "node:test";
 
+import { resolveConfig } from "../../src/config/resolve.js";
 import { GPT } from "../../src/policies/index.js";
+import type { Evaluation } from "../../src/rl_ar_finetune/evaluate.js";
+import { noteEvaluation, type Progress } from "../../src/rl_ar_finetune/state.js";
 import type { TrainOptions, TrainResult } from "../../src/rl_ar_finetune/train_loop.js";
 import { loadSafetensors, manualSeed, saveSafetensors, type Tensor, tidy } from "../../src/torch/index.js";
 import { expectClose } from "../support/close.js";
@@ -147,14 +150,14 @@ test("the value head's own rate counts too when it is forced", async (t) => {
 test("another measure of the best, forced, is not compared with the best so far; a file of weights has no effect", async (t) => {
   const run = await runsIn(t);
   const evaluation = { every: 1, images: 4, numGenerations: 1 };
-  const { dir } = await run({ eval: { ...evaluation, best: "eval/l2/mean", mode: "max" } }, once);
+  const { dir } = await run({ eval: { ...evaluation, best: "eval/psnr/mean", mode: "max" } }, once);
   const read = (): { metric: string; step: number } =>
     JSON.parse(readFileSync(join(dir, "checkpoints", "best.json"), "utf8"));
-  assert.deepEqual([read().metric, read().step], ["eval/l2/mean", 1]);
+  assert.deepEqual([read().metric, read().step], ["eval/psnr/mean", 1]);
   const screen = new Shown();
   await run({ eval: { ...evaluation, best: "eval/l2/mean", mode: "min" } }, { ...forced, screen });
   assert.match(screen.text, /^--force: eval\.mode: max -> min: .*best/m);
-  assert.equal(read().step, 2);
+  assert.deepEqual([read().metric, read().step], ["eval/l2/mean", 2]);
   const path = join(dir, "checkpoints", "step_000001", "policy.safetensors");
   await run(
     { ar: { type: null, path }, eval: { ...evaluation, best: "eval/l2/mean", mode: "min" } },
@@ -213,6 +216,51 @@ test("learning rates beyond all measure end a run, and its checkpoints hold fini
       { name: "DivergedError" },
       `${lr}`,
     );
+  }
+});
+
+test("a skipped step moves neither the weights nor their average", async (t) => {
+  const run = await runsIn(t);
+  let calls = 0;
+  const fn = (_: Tensor, samples: Tensor): Tensor =>
+    tidy(() => samples.mean([1, 2, 3]).mul(calls++ === 4 ? 1e38 : 1)); // the samples of the third step
+  const { dir } = await run({
+    reward: { l2: { weight: 0 }, custom: { weight: 1, fn } },
+    grpo: { advantageClip: null, scale: "none" },
+    ema: { decay: 0.5, warmup: false },
+  });
+  const path = (step: number): string => join(dir, "checkpoints", `step_00000${step}`);
+  const bytes = (step: number, part: string): Buffer => readFileSync(join(path(step), `${part}.safetensors`));
+  const updates = (step: number): number =>
+    JSON.parse(readFileSync(join(path(step), "values.json"), "utf8")).emaUpdates as number;
+  for (const part of ["policy", "ema"]) {
+    assert.ok(bytes(3, part).equals(bytes(2, part)), part);
+    assert.ok(!bytes(4, part).equals(bytes(3, part)), part);
+  }
+  assert.deepEqual([1, 2, 3, 4].map(updates), [1, 2, 2, 3]);
+  assert.ok(!bytes(2, "ema").equals(bytes(2, "policy")));
+});
+
+test("the best evaluation is the highest or the lowest, as eval.mode says, and patience counts the others", () => {
+  const evaluationOf = (mean: number): Evaluation => ({
+    spreads: { "eval/reward": { count: 1, mean, std: 0, min: mean, max: mean } },
+    metrics: {},
+  });
+  for (const [mode, best, since] of [
+    ["max", 2, 3],
+    ["min", 4, 1],
+  ] as const) {
+    const config = resolveConfig({
+      values: { eval: { best: "eval/reward/mean", mode: "max" } },
+      isComplete: false,
+    }).config;
+    const progress = { step: 0, best: null, evaluationsSinceBest: 0 } as unknown as Progress;
+    for (const value of [1, 5, 3, -2, Number.NaN]) {
+      progress.step++;
+      progress.last = evaluationOf(value);
+      noteEvaluation({ ...config, eval: { ...config.eval, mode } }, progress);
+    }
+    assert.deepEqual([progress.best?.step, progress.evaluationsSinceBest], [best, since], mode);
   }
 });
 

@@ -1,14 +1,16 @@
 /**
  * Runs of the supervised trainers that are small enough to be made dozens of times: a pre-training of a tiny policy, and
- * a task without images for the loop itself. As a program it makes one pre-training: `node fit_run.js FOLDER CONFIG`,
- * CONFIG in JSON over that of {@link tinyPretraining}.
+ * a task without images for the loop itself. As a program it makes one run: `node fit_run.js FOLDER CONFIG [COMMAND]`,
+ * CONFIG in JSON over that of {@link tinyPretraining}, COMMAND pretrain, tokenizer or classifier.
  */
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { classifierKind } from "../../src/config/classifier.js";
 import { type FitConfig, type FitDefaults, fitKind, fitSchema } from "../../src/config/fit.js";
 import type { ConfigKind } from "../../src/config/kind.js";
 import { type PretrainConfig, pretrainKind } from "../../src/config/pretrain.js";
 import { type ResolvedConfig, resolveConfig } from "../../src/config/resolve.js";
+import { tokenizerKind } from "../../src/config/tokenizer.js";
 import { Linear } from "../../src/nn/index.js";
 import {
   functional as F,
@@ -19,9 +21,17 @@ import {
   tidy,
   zeros,
 } from "../../src/torch/index.js";
-import { type FitState, type FitStep, type FitTask, fitLoop } from "../../src/trainers/loop.js";
+import { openClassifierTask } from "../../src/trainers/classifier.js";
+import {
+  type FitResult,
+  type FitState,
+  type FitStep,
+  type FitTask,
+  fitLoop,
+} from "../../src/trainers/loop.js";
 import { FitNetwork } from "../../src/trainers/network.js";
 import { openPretrainTask } from "../../src/trainers/policy.js";
+import { openTokenizerTask } from "../../src/trainers/tokenizer.js";
 import { Shown } from "./train_run.js";
 
 type Values = Record<string, unknown>;
@@ -171,11 +181,39 @@ export class ToyTask implements FitTask {
   }
 }
 
+/** Values of a run of each command, over those that {@link tinyPretraining} shares with it. */
+const OTHERS: Readonly<Record<string, Values>> = {
+  tokenizer: {
+    model: { ch: 8, chMult: [1, 2], numResBlocks: 1, zChannels: 8, normGroups: 4, codebookSize: 32 },
+    loss: { gan: { weight: 0.1, start: 3, lecam: 0.01, ndf: 8, nLayers: 1 }, restartAfter: 2 },
+  },
+  classifier: { classifier: { widths: [8, 8], shift: 1 } },
+};
+
+/** A run of one command in a folder of `tinyFolder`, with changes. */
+function runOf(command: string, folder: string, changes: Values): Promise<FitResult> {
+  const options = { screen: new Shown() };
+  if (command === "pretrain") {
+    const resolved = tinyPretraining(folder, changes);
+    return fitLoop(resolved, () => openPretrainTask(resolved.config), options);
+  }
+  const values = {
+    run: { dir: join(folder, "run"), ifExists: "fail" },
+    data: { source: join(folder, "images"), size: 16, evalPart: 0.2, workers: 1 },
+    log: { every: 3, imagesEvery: 4 },
+    train: { batch: 4, threads: 1, device: "cpu" },
+    ...OTHERS[command],
+  };
+  if (command === "tokenizer") {
+    const resolved = resolveConfig({ values: merged(values, changes) }, tokenizerKind);
+    return fitLoop(resolved, () => openTokenizerTask(resolved.config), options);
+  }
+  const resolved = resolveConfig({ values: merged(values, changes) }, classifierKind);
+  return fitLoop(resolved, () => openClassifierTask(resolved.config), options);
+}
+
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  const [, , folder = ".", changes = "{}"] = process.argv;
-  const resolved = tinyPretraining(folder, JSON.parse(changes) as Values);
-  const { step, end } = await fitLoop(resolved, () => openPretrainTask(resolved.config), {
-    screen: new Shown(),
-  });
+  const [, , folder = ".", changes = "{}", command = "pretrain"] = process.argv;
+  const { step, end } = await runOf(command, folder, JSON.parse(changes) as Values);
   process.stdout.write(JSON.stringify({ step, end }));
 }

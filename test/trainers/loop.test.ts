@@ -381,26 +381,44 @@ test("a forced optimizer, average and measure of the best count from then on", a
     assert.ok(Math.abs(value - ((was[i] as number) + (is[i] as number)) / 2) < 1e-6, `${i}`);
 });
 
+test("the result is that of the highest or the lowest evaluation, as eval.mode says", async (t) => {
+  const folder = newFolder(t);
+  const values = [4, 1, 5, 3, 2];
+  const evaluate = (step: number): Record<string, number> => ({
+    "eval/score": values[step / 2] as number,
+    "eval/loss": values[step / 2] as number,
+  });
+  for (const [best, mode, step] of [
+    ["eval/score", "max", 4],
+    ["eval/loss", "min", 2],
+  ] as const) {
+    const dir = join(folder, mode);
+    const result = await fit(dir, { eval: { every: 2, best, mode } }, { evaluate });
+    assert.equal(result.best?.[best], values[step / 2]);
+    assert.match(readFileSync(join(dir, "checkpoints", "best.json"), "utf8"), new RegExp(`"step": ${step},`));
+  }
+});
+
 test("another measure of the best, forced, is not compared with the best so far", async (t) => {
   const dir = join(newFolder(t), "run");
   const once = { signal: AbortSignal.abort() };
   const evaluate = (step: number): Record<string, number> => ({
     "eval/loss": 10 - step,
-    "eval/accuracy": step / 100,
+    "eval/score": step / 100,
   });
   const base = { eval: { every: 1 }, save: { every: 1, keep: 20 } };
   await fit(dir, base, { evaluate }, once);
   const changed = {
     ...base,
-    eval: { every: 1, best: "eval/accuracy", mode: "max" },
+    eval: { every: 1, best: "eval/score", mode: "max" },
     run: { ifExists: "resume" },
   };
   // 0.02 is below the 9 of the loss, and still the best accuracy that there is.
   const { best } = await fit(dir, changed, { evaluate }, { ...once, force: true });
-  assert.equal(best?.["eval/accuracy"], 0.02);
+  assert.equal(best?.["eval/score"], 0.02);
   assert.match(
     readFileSync(join(dir, "checkpoints", "best.json"), "utf8"),
-    /"metric": "eval\/accuracy",\s*"value": 0\.02/,
+    /"metric": "eval\/score",\s*"value": 0\.02/,
   );
 });
 

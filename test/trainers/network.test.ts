@@ -95,6 +95,8 @@ test("an update that is not finite changes nothing and drops the gradients", () 
   assert.equal(network.update(1, 1).skipped, true);
   assert.deepEqual(copyOf(network.module.stateDict()), before);
   assert.equal(network.ema?.updates, 0);
+  for (const [name, average] of Object.entries(copyOf(network.ema?.stateDict().tensors ?? {})))
+    assert.deepEqual(average, before[name], name);
   assert.equal(network.module.first.weight.grad, null);
   assert.deepEqual(network.optimizer.stateDict().tensors, {});
 });
@@ -137,10 +139,14 @@ test("a state that is loaded goes on as if nothing had been", () => {
   }
   assert.deepEqual(copyOf(b.weights()), copyOf(a.weights()));
   assert.deepEqual(copyOf(b.module.stateDict()), copyOf(a.module.stateDict()));
+  // Without an average in the checkpoint, one that is new starts from the weights.
   const { critic_ema: _, ...rest } = a.state().tensors;
+  b.load({ tensors: rest, values: a.state().values });
+  assert.deepEqual(copyOf(b.weights()), copyOf(a.module.stateDict()));
+  const { critic: __, ...nothing } = rest;
   assert.throws(
-    () => b.load({ tensors: rest, values: a.state().values }),
-    /^RangeError: resume: expected a checkpoint with critic_ema, got critic, critic_optimizer\.$/,
+    () => b.load({ tensors: nothing, values: a.state().values }),
+    /expected a checkpoint with critic, got/,
   );
 });
 

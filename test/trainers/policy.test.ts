@@ -11,6 +11,7 @@ import type { Condition, GPT } from "../../src/policies/index.js";
 import { openPolicy, openTokenizer } from "../../src/rl_ar_finetune/builder.js";
 import { someOf } from "../../src/run/images.js";
 import { Clock } from "../../src/run/metrics.js";
+import { decodeData, encodeData } from "../../src/run/plain_data.js";
 import {
   cat,
   Generator,
@@ -24,6 +25,7 @@ import {
   tensor,
   tidy,
 } from "../../src/torch/index.js";
+import type { FitTask } from "../../src/trainers/loop.js";
 import { type FitResult, fitLoop } from "../../src/trainers/loop.js";
 import {
   crossEntropySum,
@@ -447,6 +449,35 @@ test("a pre-training that is killed and resumed ends as the one left alone, bit 
   const [wanted, got] = [outcome(whole, iters), outcome(dir, iters)];
   assert.deepEqual(Object.keys(got), Object.keys(wanted));
   for (const [name, value] of Object.entries(wanted)) assert.deepEqual(got[name], value, name);
+});
+
+test("a task that goes on from a state is the one that never stopped, images included", async (t) => {
+  const folder = await tinyFolder(t as TestContext, 20);
+  for (const cache of [true, false]) {
+    const changes = { pretrain: { cache, noise: 0.3, classDropout: 0.2 }, train: { batch: 4, iters: 9 } };
+    const lossesOf = async (task: FitTask, from: number, to: number): Promise<unknown[]> => {
+      const found: unknown[] = [];
+      for (let step = from; step < to; step++) {
+        const { metrics, cursor } = await task.step(step, new Clock());
+        found.push([metrics["train/loss"], cursor]);
+      }
+      return found;
+    };
+    using whole = await openTask(folder, changes);
+    await lossesOf(whole, 0, 3);
+    const { tensors, values } = whole.state();
+    const copy = Object.fromEntries(
+      Object.entries(tensors).map(([part, state]) => [
+        part,
+        Object.fromEntries(Object.entries(state).map(([name, value]) => [name, value.clone()])),
+      ]),
+    );
+    const wanted = await lossesOf(whole, 3, 9);
+    using resumed = await openTask(folder, changes);
+    resumed.load({ tensors: copy, values: decodeData(encodeData(values)) as typeof values });
+    assert.deepEqual(await lossesOf(resumed, 3, 9), wanted);
+    for (const state of Object.values(copy)) for (const value of Object.values(state)) value.dispose();
+  }
 });
 
 test("a run frees what it takes", async (t) => {
