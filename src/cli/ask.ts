@@ -22,8 +22,8 @@ interface Terminal {
 }
 
 /**
- * Asks whoever sits at the terminal; nothing where nobody does. An answer that is none is asked for again; the end of
- * the input is a no.
+ * A function that asks the user at the terminal, or undefined where there is no terminal. It asks again after an answer
+ * that is not understood; the end of the input means no.
  */
 export function askOnTerminal(
   { input, output }: Terminal = { input: process.stdin, output: process.stderr },

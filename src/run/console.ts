@@ -36,15 +36,15 @@ export function print(screen: Screen, text: string): void {
 export interface ConsoleOptions {
   /** Iterations of the whole run. */
   readonly total: number;
-  /** `process.stdout` where left out. */
+  /** Default `process.stdout`. */
   readonly screen?: Screen;
   /** One JSON object an iteration on the screen and nothing else; what is said goes to `errors`. */
   readonly json?: boolean;
-  /** `process.stderr` where left out. */
+  /** Default `process.stderr`. */
   readonly errors?: Screen;
   /** Nothing but what `say` is given. */
   readonly quiet?: boolean;
-  /** `process.env` where left out: `NO_COLOR` and `TERM` count. */
+  /** Default `process.env`; `NO_COLOR` and `TERM` are read. */
   readonly env?: Readonly<Record<string, string | undefined>>;
   /** Milliseconds, for the time left. */
   readonly now?: () => number;

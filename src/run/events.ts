@@ -1,6 +1,6 @@
 /**
- * TensorBoard's event files: scalars, images and text, written record by record. Which metrics there are is the
- * caller's affair. The format is TensorFlow's: records framed by lengths and checksums, each an `Event` in the wire
+ * TensorBoard's event files: scalars, images and text, written record by record. The
+ * caller decides which metrics there are. The format is TensorFlow's: records framed by lengths and checksums, each an `Event` in the wire
  * format of protocol buffers.
  */
 import { closeSync, fsyncSync, openSync } from "node:fs";

@@ -37,7 +37,7 @@ interface RunOwner {
 /**
  * Make the folder of a run ready, as `run.dir` and `run.ifExists` say, and keep other processes out of it.
  *
- * @param options.ask - asks the user about a folder that holds a run, for `ask`; `fail` where left out.
+ * @param options.ask - asks the user about a folder that holds a run, for `ask`; without it such a folder is refused.
  * @throws ConfigError when the folder holds a run and `ifExists` is `fail`, or another process writes to it.
  */
 export async function openRunFolder<T extends RunOwner = TrainConfig>(

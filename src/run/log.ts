@@ -156,7 +156,7 @@ export class RunLog implements Disposable {
 
   /**
    * @param folder - the run's; created where absent.
-   * @throws RangeError when it holds another run's metrics and `resumeAt` is left out.
+   * @throws RangeError when it holds another run's metrics and there is no `resumeAt`.
    */
   constructor(folder: string, options: RunLogOptions) {
     const { resumeAt, tensorboard = true } = options;
@@ -279,7 +279,7 @@ export interface TrainOptions {
   readonly signal?: AbortSignal;
   /** Go on with a run although its configuration or images changed. */
   readonly force?: boolean;
-  /** Asks the user what to do about a folder that holds a run, for `run.ifExists: ask`; such a folder is refused where left out. */
+  /** Asks the user what to do about a folder that holds a run, for `run.ifExists: ask`; without it such a folder is refused. */
   readonly ask?: (folder: string) => Promise<IfExists>;
   readonly screen?: Screen;
   readonly json?: boolean;

@@ -15,7 +15,7 @@ export interface Spread {
   readonly max: number;
 }
 
-/** Two passes in float64; NaN is left out, and all are NaN where nothing is left. */
+/** Two passes in float64. NaN does not count; without any number all are NaN. */
 export function spreadOf(numbers: Iterable<number>): Spread {
   const finite = [...numbers].filter((x) => !Number.isNaN(x));
   const count = finite.length;
@@ -82,7 +82,7 @@ export class MetricWindow {
    * Add an iteration's metrics.
    *
    * Names that end in `max` or `min` give extremes, counts of steps are added up, `progress/...`, `optim/lr` and
-   * names that end in `_total` stay as they were last, everything else becomes a mean. NaN is left out.
+   * names that end in `_total` stay as they were last, everything else becomes a mean. NaN does not count.
    *
    * @param count - weight in means: the tokens, samples or groups that the values are means of.
    */

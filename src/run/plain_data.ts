@@ -21,7 +21,7 @@ const OBJECT = "$object";
 const MARKS: readonly string[] = [NUMBER, BIGINT, OBJECT];
 
 /**
- * JSON text of a value; keys that are undefined are left out.
+ * JSON text of a value; keys whose value is undefined are omitted.
  *
  * @throws TypeError that names the place of a value that cannot be written.
  */

@@ -75,7 +75,7 @@ export interface FitStep {
   readonly images: number;
   /** Codes that were predicted, where there are such. */
   readonly tokens?: number;
-  /** Whether the update was left out because its loss or gradient is not finite. */
+  /** Whether the update was skipped because its loss or gradient is not finite. */
   readonly skipped: boolean;
   /** Where the images of the next update begin. */
   readonly cursor: Cursor;
@@ -122,7 +122,7 @@ interface Progress {
   imagesSeen: number;
   /** Images that could not be read, by their identities, with what is wrong with each. */
   passedOver: Readonly<Record<string, string>>;
-  /** Seconds of all updates and evaluations, interruptions left out. */
+  /** Seconds of all updates and evaluations, without interruptions. */
   seconds: number;
   first: Metrics | null;
   last: Metrics | null;
@@ -357,7 +357,7 @@ function judge({ eval: { best, mode } }: FitConfig, progress: Progress, metrics:
   const before = progress.best?.value;
   const isBetter = before === undefined || (mode === "max" ? value > before : value < before);
   const isBest = Number.isFinite(value) && isBetter;
-  // The network as it came is what patience is measured from, and is no step without progress.
+  // The evaluation before the first update starts the count of patience and is not part of it.
   progress.evaluationsSinceBest = isBest || progress.step === 0 ? 0 : progress.evaluationsSinceBest + 1;
   if (isBest) progress.best = { step: progress.step, value, metrics };
   return isBest;

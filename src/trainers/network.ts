@@ -19,7 +19,7 @@ export interface FitNetworkOptions {
   readonly ema: EmaSection | null;
   /** Updates in all, which the learning rate runs over. */
   readonly total: number;
-  /** Its parts in a checkpoint are `<name>`, `<name>_ema` and `<name>_optimizer`; `model` where left out. */
+  /** Its parts in a checkpoint are `<name>`, `<name>_ema` and `<name>_optimizer`; default `model`. */
   readonly name?: string;
   /** Leave the module alive when this is disposed of: it is the caller's. */
   readonly keepsModule?: boolean;

@@ -428,7 +428,7 @@ function cacheNotes({ codes, classes, variants, unreadable }: CodeCache): string
   const size = bytes < 1e8 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(1)} GB`;
   return [
     `codes in memory: ${classes.length} images${each} x ${t} codes, ${size}`,
-    ...(unreadable === 0 ? [] : [`${unreadable} images could not be read and are left out`]),
+    ...(unreadable === 0 ? [] : [`${unreadable} images could not be read and are not trained on`]),
   ];
 }
 
@@ -476,7 +476,7 @@ export function mixedNoise(codes: Tensor, noise: number, vocabSize: number, gene
  *
  * @param hidden - float `[B, T, D]`: states at the positions that predict the codes.
  * @param targets - int64 `[B, T]`.
- * @param chunk - positions whose logits may exist at a time; about 16 million logits where left out.
+ * @param chunk - positions whose logits may exist at a time; by default about 16 million logits.
  */
 export function crossEntropySum(
   policy: ArPolicy,
