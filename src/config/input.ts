@@ -381,8 +381,11 @@ export function adviceOn(kind: KeyTable, text: string): string {
   const near = begun ?? nearestName(name, siblings);
   if (near !== undefined) return `Did you mean "${[...parent, near, ...names.slice(depth + 1)].join(".")}"?`;
   const last = (names.at(-1) as string).toLowerCase();
-  const elsewhere = namesOf(kind).find((name) => name.split(".").at(-1)?.toLowerCase() === last);
-  if (depth === names.length - 1 && elsewhere !== undefined) return `Did you mean "${elsewhere}"?`;
+  const elsewhere = namesOf(kind).filter((name) => name.split(".").at(-1)?.toLowerCase() === last);
+  // A key further down in the same section is likelier than one of another section.
+  const inside = elsewhere.filter((name) => depth > 0 && name.startsWith(`${parent.join(".")}.`));
+  const meant = inside.length > 0 ? inside : elsewhere.slice(0, 1);
+  if (depth === names.length - 1 && meant.length > 0) return `Did you mean "${meant.join('" or "')}"?`;
   if (parent.join() === "ar") return "Options of the policy's own class belong in ar.extra.";
   const of = depth === 0 ? "Keys are" : `Keys of ${parent.join(".")} are`;
   return `${of} ${siblings.join(", ")}.`;

@@ -235,6 +235,7 @@ test("an unknown key has its place and the nearest name", () => {
     ["reward.lpip.weight=1", "reward.lpip.weight", '"reward.lpips.weight"'],
     ["temperature=1", "temperature", '"rollout.temperature"'],
     ["rollout.temp=1", "rollout.temp", '"rollout.temperature"'],
+    ["reward.path=x", "reward.path", '"reward.lpips.path"'],
     ["kl.ceof=1", "kl.ceof", '"kl.coef"'],
     ["ar.gizmos=1", "ar.gizmos", "ar.extra"],
     ["ema.wobbly=1", "ema.wobbly", "decay, warmup"],
