@@ -1,4 +1,4 @@
-/** `rlar reconstruct`: what a tokenizer keeps of images, as a grid to look at and as numbers. */
+/** `rlar reconstruct`: images and their reconstructions by a tokenizer, as a grid and as numbers. */
 import { basename } from "node:path";
 
 import { imageGrid, listImages, readImages, writePng } from "../data/images.js";

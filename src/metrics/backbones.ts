@@ -1,6 +1,6 @@
 /**
  * The convolutional parts of VGG16, AlexNet and SqueezeNet 1.1 as torchvision numbers and names them, without the
- * classifiers: what LPIPS sees images with. Weights come from a file of the user's.
+ * classifiers: the backbones of LPIPS. Weights come from a file of the user's.
  *
  * VGG16: Simonyan and Zisserman 2015, configuration D. AlexNet: Krizhevsky 2014, "One weird trick for parallelizing
  * convolutional neural networks". SqueezeNet: Iandola et al. 2016, in its version 1.1.

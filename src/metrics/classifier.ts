@@ -1,6 +1,6 @@
 /**
- * A small residual network that tells classes of images of 28 to 64 px apart: what the perceptual distance and the
- * statistics over sets look at images with. Training it is left to `trainers/classifier.ts`.
+ * A small residual network that tells classes of images of 28 to 64 px apart: the network of the perceptual distance and of
+ * the statistics over sets. Training it is left to `trainers/classifier.ts`.
  *
  * Residual blocks of He et al. 2016, "Deep Residual Learning for Image Recognition", section 3, with group
  * normalisation (Wu and He 2018), whose results do not depend on the batch, and with shortcuts that average before
@@ -29,14 +29,14 @@ const PIXELS_AT_A_TIME = 2 ** 16;
 export interface ClassifierConfig {
   /** K, at least 2. */
   readonly numClasses: number;
-  /** Names of the classes in the order of their ids; numbers where left out. */
+  /** Names of the classes in the order of their ids; numbers by default. */
   readonly classNames?: readonly string[];
   /**
    * Channels at the images' own size and at each halving of it, multiples of 8; the last is the width of the features.
-   * `[32, 48, 96, 128]` where left out.
+   * `[32, 48, 96, 128]` by default.
    */
   readonly widths?: readonly number[];
-  /** Residual blocks after each halving. 1 where left out. */
+  /** Residual blocks after each halving. 1 by default. */
   readonly depth?: number;
 }
 
@@ -73,12 +73,12 @@ class ResidualBlock extends Module {
 
 /**
  * The network: a 3 x 3 convolution at the images' own size, then stages that each halve it, the mean over positions, and
- * one linear layer. Any size from 8 px on; with the widths left out 0.4 million parameters.
+ * one linear layer. Any size from 8 px on; with the default widths 0.4 million parameters.
  *
  * State-dict keys: `stem.weight`, `norm.*`, `blocks.<stage>.<block>.{conv1,norm1,conv2,norm2,shortcut}.*`, `head.*`.
  */
 export class FeatureClassifier extends Module implements FeatureNetwork {
-  /** Said beside every number that comes of it; `openClassifier` puts the file's name in. */
+  /** Printed beside every number that it gives; `openClassifier` puts the file's name in. */
   name = "feature classifier";
   readonly config: Required<ClassifierConfig>;
   readonly stem: Conv2d;

@@ -1,7 +1,7 @@
 /**
- * How far a set of images is from another, by their features, and how good a set is by its class probabilities:
+ * Distances between sets of images by their features, and quality of a set by its class probabilities:
  * Fréchet distance, kernel distance, inception score; and intervals of such numbers by the bootstrap. Measures of
- * neighbourhoods are in neighbours.ts. Which network made the features is the caller's to say.
+ * neighbourhoods are in neighbours.ts. The caller says which network made the features.
  *
  * All of it is computed in float64, whatever the features are in.
  */
@@ -124,7 +124,7 @@ export function moments(features: Tensor): Moments {
  *
  * It is lower the more samples there are, so that distances of different numbers of samples do not compare; published
  * ones are of 50,000. The last trace is the sum of the singular values of `F^T F'` with `C = F F^T`, F from the
- * eigenvectors of C; eigenvalues that are zero but for rounding are left out. So it holds for singular covariances
+ * eigenvectors of C; eigenvalues that are zero up to rounding are ignored. So it holds for singular covariances
  * too, of fewer samples than features, where the square root of the product is hard to compute. Takes about 10 s for
  * D = 2048 on one core.
  *
@@ -207,7 +207,7 @@ const KERNEL_NAMES = { degree: true, gamma: true, coef: true } as const;
  *
  * @param real - float `[N, D]`, N >= 2.
  * @param fake - float `[M, D]`, M >= 2.
- * @param options.isUnbiased - whether a sample is not compared with itself; true where left out.
+ * @param options.isUnbiased - whether a sample is not compared with itself; true by default.
  * @see Bińkowski et al. 2018, "Demystifying MMD GANs", sec. 4; Gretton et al. 2012, "A Kernel Two-Sample Test", eq. 3.
  */
 export function kernelDistance(
@@ -228,9 +228,9 @@ export function kernelDistance(
  *
  * @param real - float `[N, D]`, N >= `options.size`.
  * @param fake - float `[M, D]`, M >= `options.size`.
- * @param options.subsets - 100 where left out.
- * @param options.size - samples of either set in a subset; 1,000 where left out.
- * @param options.seed - of the draw; 0 where left out.
+ * @param options.subsets - 100 by default.
+ * @param options.size - samples of either set in a subset; 1,000 by default.
+ * @param options.seed - of the draw; 0 by default.
  * @returns mean, and standard deviation of the subsets (divided by their number), which is no error of the mean.
  * @see Bińkowski et al. 2018, sec. 4 and appendix E.
  */
@@ -302,7 +302,7 @@ export interface InceptionScore {
  *
  * @param probabilities - float `[N, K]`, rows that sum to 1.
  * @param options.splits - parts, of consecutive samples, that are scored on their own: so give samples in random order.
- *   Published scores are of 10 parts of 5,000. Where left out, 10, but fewer where a part would have less than 100
+ *   Published scores are of 10 parts of 5,000. By default, 10, but fewer where a part would have less than 100
  *   samples: scores of small parts are too low.
  * @see Salimans et al. 2016, "Improved Techniques for Training GANs", sec. 4.
  */
@@ -437,9 +437,9 @@ function meanAndStd(values: readonly number[]): { mean: number; std: number } {
 export interface BootstrapOptions {
   /** Resamples. */
   samples?: number;
-  /** Of the draw; 0 where left out. */
+  /** Of the draw; 0 by default. */
   seed?: number;
-  /** Share of the resamples in the interval; 0.95 where left out. */
+  /** Share of the resamples in the interval; 0.95 by default. */
   level?: number;
 }
 
@@ -458,7 +458,7 @@ export interface Interval {
  *
  * @param count - samples, N.
  * @param statistic - given int64 `[N]` indices, some of them several times, freed afterwards.
- * @param options.samples - 1,000 where left out.
+ * @param options.samples - 1,000 by default.
  * @throws RangeError when the statistic is not finite.
  */
 export function bootstrap(
@@ -482,7 +482,7 @@ export function bootstrap(
  *
  * @param real - float `[N, D]`, N >= 2, or moments.
  * @param fake - float `[M, D]`, M >= 2.
- * @param options.samples - 200 where left out.
+ * @param options.samples - 200 by default.
  */
 export function frechetInterval(
   real: Moments | Tensor,

@@ -1,12 +1,11 @@
 /**
- * What a network that measures whole sets of images offers: one feature vector and one row of class probabilities an
- * image. The statistics over them are in distribution.ts.
+ * Interface of networks that measure sets of images: one feature vector and one row of class probabilities an image. The statistics over them are in distribution.ts.
  */
 import type { Tensor } from "../torch/index.js";
 
 /** A frozen network whose features and class probabilities describe images. */
 export interface FeatureNetwork {
-  /** Said beside every number, for numbers of different networks do not compare: "Inception v3 (FID)". */
+  /** Printed beside every number, since numbers of different networks do not compare: "Inception v3 (FID)". */
   readonly name: string;
   /** Width of a feature vector, D. */
   readonly featureSize: number;

@@ -369,7 +369,7 @@ export class InceptionV3 extends Module implements FeatureNetwork {
    * Unscaled log-probabilities of the classes.
    *
    * @param features - float32 `[N, 2048]`.
-   * @param options.bias - whether to add the last layer's bias; where left out, not for the network of FIDs.
+   * @param options.bias - whether to add the last layer's bias; by default, not for the network of FIDs.
    * @returns float32 `[N, K]`.
    */
   logits(features: Tensor, options: { bias?: boolean } = {}): Tensor {

@@ -45,9 +45,9 @@ export interface LpipsOptions {
    * (`net.slice1.0.weight`), which the `loss.perceptual_loss.` part of a VQGAN checkpoint has. Copied.
    */
   backbone: Weights;
-  /** Weights of the heads (`lin0.model.1.weight`); the published ones where left out. Copied. */
+  /** Weights of the heads (`lin0.model.1.weight`); the published ones by default. Copied. */
   heads?: Weights;
-  /** Whether to check the range of all images; see {@link RangeGuard}. On where left out. */
+  /** Whether to check the range of all images; see {@link RangeGuard}. On by default. */
   checkRange?: boolean;
 }
 

@@ -1,5 +1,5 @@
 /**
- * What the neighbourhoods of features tell of two sets of images: precision and recall, density and coverage, copies
+ * Measures of two sets of images by neighbourhoods of their features: precision and recall, density and coverage, copies
  * of training images, and diversity.
  *
  * Distances are Euclidean, in float64, a portion of rows at a time. They come from inner products, which is fast and
@@ -29,7 +29,7 @@ export interface PrecisionRecall {
  *
  * @param real - float `[N, D]`, N > k.
  * @param fake - float `[M, D]`, M > k.
- * @param options.k - 3 where left out, as published.
+ * @param options.k - 3 by default, as published.
  * @see Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric for Assessing Generative Models", eq. 1 and 2.
  */
 export function precisionRecall(real: Tensor, fake: Tensor, options: { k?: number } = {}): PrecisionRecall {
@@ -61,7 +61,7 @@ export interface DensityCoverage {
  *
  * @param real - float `[N, D]`, N > k.
  * @param fake - float `[M, D]`, M >= 1.
- * @param options.k - 5 where left out, as published.
+ * @param options.k - 5 by default, as published.
  * @see Naeem et al. 2020, "Reliable Fidelity and Diversity Metrics for Generative Models", eq. 3 and 4.
  */
 export function densityCoverage(real: Tensor, fake: Tensor, options: { k?: number } = {}): DensityCoverage {
@@ -89,7 +89,7 @@ export interface Neighbours {
 
 /**
  * The nearest member of the base to each sample: near ones that a generator has learnt by heart, where the base is what
- * it was trained on. What is near, the distances of held-out images to the base tell.
+ * it was trained on. The distances of held-out images to the base show what is near.
  *
  * @param query - float `[N, D]`, N >= 1.
  * @param base - float `[M, D]`, M >= 1.

@@ -7,7 +7,7 @@ import { cat, DTYPES, expected, expectedType, readOptions, type Tensor, tidy } f
 /** How much is compared at a time. */
 export interface ChunkOptions {
   /**
-   * Samples at a time; where left out, as many as make 2^21 pixels, which is 32 samples of 256 x 256. It bounds
+   * Samples at a time; by default, as many as make 2^21 pixels, which is 32 samples of 256 x 256. It bounds
    * memory and changes no result by more than rounding. With gradients on, the graph keeps every portion anyway.
    */
   chunk?: number;

@@ -14,9 +14,9 @@ const SLOPE = 0.2;
 
 /** Size of an {@link NLayerDiscriminator}. */
 export interface DiscriminatorOptions {
-  /** Channels of the first layer; doubled by each of the next, up to eightfold. 64 where left out. */
+  /** Channels of the first layer; doubled by each of the next, up to eightfold. 64 by default. */
   ndf?: number;
-  /** Layers that halve the image. 3 where left out, which makes patches of 70 x 70 pixels. */
+  /** Layers that halve the image. 3 by default, which makes patches of 70 x 70 pixels. */
   nLayers?: number;
 }
 

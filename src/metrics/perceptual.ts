@@ -35,7 +35,7 @@ export class PerceptualDistance {
     tidy(() => this.network.stages(images).map((map, k) => tidy(() => use(map, k))));
   readonly #weightOf: TapWeight = () => 1 / this.network.config.widths.length;
 
-  /** @param options.checkRange - whether to check the range of all images; see {@link RangeGuard}. On where left out. */
+  /** @param options.checkRange - whether to check the range of all images; see {@link RangeGuard}. On by default. */
   constructor(network: FeatureClassifier, options: { checkRange?: boolean } = {}) {
     this.network = network;
     const { checkRange = true } = readOptions<{ checkRange?: boolean }>("PerceptualDistance", [options], {

@@ -1,6 +1,6 @@
 /**
- * Distances and similarities of pixels: L1, L2, PSNR, SSIM and MS-SSIM, an image at a time or a position at a time.
- * Nothing is clamped, scaled or checked for range here: RangeGuard does the last.
+ * Distances and similarities of images by their pixels: L1, L2, PSNR, SSIM and MS-SSIM, an image at a time or a position at a time.
+ * Nothing is clamped or scaled here; RangeGuard checks ranges.
  *
  * SSIM after Wang et al. 2004, "Image Quality Assessment: From Error Visibility to Structural Similarity"; MS-SSIM
  * after Wang et al. 2003, "Multi-scale Structural Similarity for Image Quality Assessment". Differences from the

@@ -1,5 +1,5 @@
 /**
- * A watch over the range of images: metrics of [-1, 1] give plausible numbers for [0, 1], all of them wrong.
+ * Check of the range of images: for images in [0, 1] the metrics of [-1, 1] give plausible numbers that are wrong.
  */
 import { call, expected, type Tensor, tidy } from "../torch/index.js";
 

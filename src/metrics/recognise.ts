@@ -1,5 +1,5 @@
 /**
- * Which metric's network a file holds, judged by names and shapes alone.
+ * Which network of a metric a file holds, recognised by names and shapes alone.
  */
 import { BACKBONES, backboneShapes, headKey, lpipsKey } from "./backbones.js";
 import { type ClassifierConfig, classifierShapes } from "./classifier.js";

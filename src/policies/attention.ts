@@ -1,6 +1,5 @@
 /**
- * The one attention of all policies, with and without a cache, and its masks. Projections and positions are the
- * models' own.
+ * The one attention of all policies, with and without a cache, and its masks. Projections and positions are in the models.
  */
 import {
   autocast,
@@ -72,7 +71,7 @@ function attendOne(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | null,
     .to({ dtype });
 }
 
-/** Attention of every query to every key that `mask` leaves, for features beside the sequence. Shapes as {@link attend}. */
+/** Attention of every query to every key that `mask` leaves, for cross-attention to features. Shapes as {@link attend}. */
 export function attendTo(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | null, dropout: number): Tensor {
   return join(attention(q, k, v, mask, dropout, false, false));
 }

@@ -1,4 +1,4 @@
-/** Conditions as data: checking, joining and repeating them. What a condition means is each policy's own. */
+/** Conditions as data: checking, joining and repeating them. Each policy decides what a condition means. */
 import { cat, expected, expectedType, onesLike, Tensor } from "../torch/index.js";
 import type { Condition } from "./policy.js";
 

@@ -60,7 +60,7 @@ export interface GptOptions {
   clsTokenNumber?: 1;
   /** Whether codes are embedded by rows of the tokenizer's codebook and a projection. They are trained all the same. */
   usePretrainedCodebook?: boolean;
-  /** float `[V, nCodebookEmbd]`: those rows, copied. Drawn from N(0, 0.02) where left out, for weights to be loaded. */
+  /** float `[V, nCodebookEmbd]`: those rows, copied. Drawn from N(0, 0.02) by default, for weights to be loaded. */
   codebook?: Tensor;
   nCodebookEmbd?: number;
   features?: GptFeatures;

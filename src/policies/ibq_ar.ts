@@ -6,7 +6,7 @@
  * Xie 2022, "Scalable Diffusion Models with Transformers".
  *
  * Deviations: labels are dropped where the condition says so; the variants that no released model uses (one AdaLN for
- * all blocks, codes embedded by a codebook) are left out; the class's scales and shifts are computed once an image in
+ * all blocks, codes embedded by a codebook) are not implemented; the class's scales and shifts are computed once an image in
  * incremental decoding, not at every step.
  */
 import { Buffer, type Embedding, type Linear, Module, RMSNorm } from "../nn/index.js";
@@ -40,7 +40,7 @@ export interface IbqArOptions {
   nLayer?: number;
   nHead?: number;
   nEmbd?: number;
-  /** Key heads, as many as `nHead` where left out. */
+  /** Key heads, as many as `nHead` by default. */
   nKvHead?: number;
   classNum?: number;
   tokenDrop?: number;

@@ -1,6 +1,6 @@
 /**
  * What LlamaGen and IBQ's transformer have in common: attention with turned positions and a gated feed-forward, both
- * without biases. Norms and residuals are each model's own.
+ * without biases. Norms and residuals are in the models.
  *
  * Touvron et al. 2023, "LLaMA"; Shazeer 2020, "GLU Variants Improve Transformer".
  */

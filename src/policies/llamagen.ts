@@ -45,7 +45,7 @@ export interface LlamaGenOptions {
   dim: number;
   nLayer: number;
   nHead: number;
-  /** Key heads, as many as `nHead` where left out. */
+  /** Key heads, as many as `nHead` by default. */
   nKvHead?: number;
   vocabSize?: number;
   /** T: codes in a full image, a square number. */

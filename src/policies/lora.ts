@@ -28,9 +28,9 @@ export const LORA_TARGETS: readonly string[] = [
 export interface LoraOptions {
   /** r: width of the bottleneck. */
   rank: number;
-  /** The adapter's output is multiplied by alpha / r; alpha is r where left out. */
+  /** The adapter's output is multiplied by alpha / r; alpha is r by default. */
   alpha?: number;
-  /** Ends of layers' paths, such as `wqkv` or `layers.0.attention.wo`, or a choice by path. {@link LORA_TARGETS} where left out. */
+  /** Ends of layers' paths, such as `wqkv` or `layers.0.attention.wo`, or a choice by path. {@link LORA_TARGETS} by default. */
   targets?: readonly string[] | ((path: string, layer: Linear) => boolean);
   /** Dropout of the adapter's input, while the layer is in training. */
   dropout?: number;
@@ -222,7 +222,7 @@ function noTarget(where: string, paths: readonly string[], idle: readonly string
 /**
  * Freeze a module and put adapters beside its linear layers: train `lora.parameters()`, save `lora.stateDict()`.
  *
- * @param where - who asks, for messages; `addLora` where left out.
+ * @param where - who asks, for messages; `addLora` by default.
  * @throws RangeError when no layer is a target, a target names none, a number is out of range, or a layer has an
  *   adapter already.
  */

@@ -1,20 +1,20 @@
 /**
- * What a policy is to the rest of the house: logits of the next code, teacher-forced or step by step. The models
+ * Interface of policies: logits of the next code, teacher-forced or step by step. The models
  * are in `gpt.ts`, `llamagen.ts` and `ibq_ar.ts`; sampling, losses and updates are elsewhere.
  */
 import type { Module } from "../nn/index.js";
 import type { Tensor } from "../torch/index.js";
 
 /**
- * What an image is asked to be. A policy takes the parts that it was built for and refuses the others; a part left
- * out is the null condition, so `{}` asks for any image at all (the empty prefix).
+ * What an image is asked to be. A policy takes the parts that it was built for and refuses the others; an omitted
+ * part is the null condition, so `{}` asks for any image at all (the empty prefix).
  */
 export interface Condition {
   /** int64 `[B]` in `[0, numClasses]`; `numClasses` itself is the null class of classifier-free guidance. */
   classes?: Tensor;
   /** float `[B, S, C]`: features of a text or of anything else, from an encoder of the user's. */
   features?: Tensor;
-  /** bool `[B, S]`, true where a feature is real and not padding; all are where it is left out. */
+  /** bool `[B, S]`, true where a feature is real and not padding; all are by default. */
   isReal?: Tensor;
   /** bool `[B]`, true where the condition is replaced by the null condition, as in pre-training for guidance. */
   isDropped?: Tensor;
@@ -64,7 +64,7 @@ export interface ArPolicy extends Module {
   nullCondition(condition: Condition): Condition;
 
   /**
-   * Memory for `batch` sequences of up to `maxLen` codes (blockSize where left out) and their condition. It is taken
+   * Memory for `batch` sequences of up to `maxLen` codes (blockSize by default) and their condition. It is taken
    * at the first {@link prefill}: on a GPU in the dtype in which the keys then come, the weights' or autocast's, on a
    * CPU in float32.
    */

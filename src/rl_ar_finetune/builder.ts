@@ -441,7 +441,7 @@ function finite(where: string, tensor: Tensor): Tensor {
 }
 
 /**
- * LPIPS on a backbone of the user's: torchvision's VGG16, AlexNet or SqueezeNet 1.1, told by its shapes, with the
+ * LPIPS on a backbone of the user's: torchvision's VGG16, AlexNet or SqueezeNet 1.1, recognised by its shapes, with the
  * published heads unless the file has heads of its own. A VQGAN's training file, which holds it, is taken too.
  *
  * @throws RangeError when the file holds none of them, or weights that are not finite or too large.
@@ -509,7 +509,7 @@ function filled<N extends Module & FeatureNetwork>(
 }
 
 /**
- * A network whose features describe images, told by its file: a classifier of `rlar classifier`, or Inception v3 with
+ * A network whose features describe images, recognised by its file: a classifier of `rlar classifier`, or Inception v3 with
  * the weights of published FIDs or torchvision's. Its `name` says which.
  *
  * @throws RangeError when the file holds none, or weights that are not finite or too large.
@@ -535,7 +535,7 @@ export function openPerceptual(path: string, ...given: [options?: OpenNetworkOpt
   return new PerceptualDistance(openClassifier(path, { device: deviceOf("openPerceptual", given) }));
 }
 
-/** A network that says how far apart images look, told by its file: LPIPS, or the distance of a classifier. */
+/** A network that says how far apart images look, recognised by its file: LPIPS, or the distance of a classifier. */
 export function openDistance(
   path: string,
   ...given: [options?: OpenNetworkOptions]

@@ -1,5 +1,5 @@
 /**
- * What a file of weights holds, told from its header alone: which model, how large, which of its state dicts, and what
+ * What a file of weights holds, read from its header alone: which model, how large, which of its state dicts, and what
  * is said beside them. Building a model from it is left to `builder.ts`.
  */
 import { statSync } from "node:fs";

@@ -2,7 +2,7 @@
 import { expected, expectedType, stack, type Tensor, tidy } from "../torch/index.js";
 import type { Grid, ImageTokenizer } from "./tokenizer.js";
 
-/** Room for rounding around [-1, 1]. */
+/** Tolerance for rounding around [-1, 1]. */
 const RANGE_SLACK = 1e-3;
 
 /**
@@ -46,7 +46,7 @@ export function checkRange(where: string, images: Tensor): void {
 /**
  * Check type and shape of codes, reading no value, and find their grid.
  *
- * @param grid - rows and columns; a square one where left out.
+ * @param grid - rows and columns; a square one by default.
  * @throws TypeError when they are not int64. RangeError when they are not `[B, T]` or the grid has not T places.
  */
 export function gridOf(where: string, codes: Tensor, grid: Grid | undefined): Grid {

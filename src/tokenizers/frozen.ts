@@ -1,5 +1,5 @@
 /**
- * A tokenizer that only serves: no gradient, no training behaviour, and inputs checked down to their values.
+ * A frozen tokenizer: no gradient, evaluation mode, and inputs checked including their values.
  */
 import { Module } from "../nn/index.js";
 import { expectedType, noGrad, type Tensor, tidy } from "../torch/index.js";
@@ -42,7 +42,7 @@ export class FrozenTokenizer implements ImageTokenizer {
    * Images of codes, not clamped. Waits for a GPU, to check the codes' range.
    *
    * @param codes - int64 `[B, T]` in `[0, codebookSize)`.
-   * @param grid - rows and columns; a square grid where left out.
+   * @param grid - rows and columns; a square grid by default.
    * @returns float32 `[B, 3, H, W]`, about [-1, 1].
    * @throws TypeError, RangeError when the codes are not that or the grid has not T places.
    */

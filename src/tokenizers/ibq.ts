@@ -148,7 +148,7 @@ export const IBQ_DEFAULTS: Omit<TokenizerConfig, "codebookSize"> = {
 };
 
 /**
- * What the arguments say of the configuration: those that are left out say nothing.
+ * What the arguments say of the configuration: those that are omitted say nothing.
  *
  * @throws RangeError for an argument that asks for what IBQ is not.
  */

@@ -1,6 +1,6 @@
 /**
- * From a state dict to the tokenizer in it: which family, which architecture, which of its tensors. Told by names and
- * shapes alone, so that a file can be described without reading it. Files, and the dicts around a state dict, are left
+ * Recognise the tokenizer in a state dict: its family, its architecture and its tensors. Names and shapes suffice, so
+ * a file can be described without reading its weights. Files, and the dicts around a state dict, are left
  * to the caller.
  */
 import { init, plainName, plainNames, requireShapes, type Shapes, shapesOf } from "../nn/index.js";

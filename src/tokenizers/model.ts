@@ -14,7 +14,7 @@ import {
 } from "./quantizers.js";
 import type { Grid, ImageTokenizer } from "./tokenizer.js";
 
-/** Everything that a tokenizer is built from, as plain data: keep it beside the weights and build from it again. */
+/** Everything that a tokenizer is built from, as plain data, to be kept beside its weights. */
 export interface TokenizerConfig extends AutoencoderConfig, QuantizerConfig {}
 
 /** Names of all keys of a {@link TokenizerConfig}. */

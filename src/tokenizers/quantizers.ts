@@ -3,7 +3,7 @@
  * the scores of all codes for all positions; the trainable forward of index propagation and of the entropy terms does.
  *
  * Deviations from the published code: the straight-through value of index propagation is the codebook's row itself,
- * without the rounding of `hard - soft + soft`; the entropy term is left out where its weight is 0; a batch longer than
+ * without the rounding of `hard - soft + soft`; the entropy term is not computed where its weight is 0; a batch longer than
  * the record of used codes records its last ones. Scores are float32 even under autocast.
  *
  * @see van den Oord et al. 2017, "Neural Discrete Representation Learning"; Yu et al. 2022, "Vector-quantized Image

@@ -1,5 +1,5 @@
 /**
- * What a tokenizer is to the rest of the house: images to codes and back. The models are in `ibq.ts` and
+ * Interface of tokenizers: images to codes and back. The models are in `ibq.ts` and
  * `vq_model.ts`; training losses, data and checkpoints are elsewhere.
  */
 import type { Tensor } from "../torch/index.js";
@@ -26,7 +26,7 @@ export interface ImageTokenizer {
    * Images of codes, not clamped.
    *
    * @param codes - int64 `[B, T]` in `[0, V)`.
-   * @param grid - rows and columns; a square grid where left out.
+   * @param grid - rows and columns; a square grid by default.
    * @returns float32 `[B, 3, H, W]`, about [-1, 1].
    */
   decodeCode(codes: Tensor, grid?: Grid): Tensor;
