@@ -196,7 +196,7 @@ export const precisionKey = key(z.enum(["auto", "float32", "bfloat16"]), "auto")
 
 /** Keys that decide which checkpoint is the best. */
 export const bestKeys = (best: string, mode: "max" | "min") => ({
-  best: key(text, best).describe(
+  best: key(text.describe("the name of a metric, such as eval/psnr/mean"), best).describe(
     "Held-out metric that chooses the best checkpoint. Take one that is not part of the reward, such as eval/psnr/mean, to notice reward hacking.",
   ),
   mode: key(z.enum(["max", "min"]), mode).describe(
