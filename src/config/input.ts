@@ -95,25 +95,24 @@ export function layerOfFile(kind: KeyTable, file: string): Layer {
     defaults: new Map(),
     problems: [`${file}: expected ${what}, got ${got}.`],
   });
-  let bytes: Buffer;
+  let text: string;
+  let folder = dirname(file);
   try {
     const info = statSync(file);
-    if (!info.isFile()) return refused("a configuration file", info.isDirectory() ? "a folder" : "no file");
+    if (info.isFIFO())
+      folder = "."; // what a shell's <(...) gives
+    else if (!info.isFile())
+      return refused("a configuration file", info.isDirectory() ? "a folder" : "no file");
     if (info.size > MAX_BYTES) return refused("a configuration of at most 1 MiB", `${info.size} bytes`);
-    bytes = readFileSync(file);
+    text = new TextDecoder("utf-8", { fatal: true }).decode(readFileSync(file));
   } catch (error) {
+    if (error instanceof TypeError) return refused("text in UTF-8", "other bytes");
     const { code } = error as NodeJS.ErrnoException;
     const got =
       code === "ENOENT" ? "no such file" : code === "EACCES" ? "no permission to read it" : `${code}`;
     return refused("a configuration that can be read", got);
   }
-  try {
-    const text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
-    return layerOfYaml(kind, text, file, dirname(file));
-  } catch (error) {
-    if (!(error instanceof TypeError)) throw error;
-    return refused("text in UTF-8", "other bytes");
-  }
+  return layerOfYaml(kind, text, file, folder);
 }
 
 /** Values of YAML text; `name` stands for the file in messages, and relative paths are relative to `folder`. */
