@@ -44,16 +44,17 @@ export function explainConfig(
   const names = kind.isSection(asked) ? [asked] : (kind.aliases[asked] ?? [asked]);
   const isInside = (name: string): boolean =>
     path === "" || names.some((of) => name === of || name.startsWith(`${of}.`));
-  return kind.keys.map((key) => explain(kind, key)).filter((explanation) => isInside(explanation.path));
+  const usual = kind.schema.parse({});
+  return kind.keys.filter((key) => isInside(key.path.join("."))).map((key) => explain(kind, key, usual));
 }
 
-function explain(kind: ConfigKind<object>, key: Key): KeyExplanation {
+function explain(kind: ConfigKind<object>, key: Key, usual: object): KeyExplanation {
   const path = key.path.join(".");
   const aliases = Object.keys(kind.aliases).filter(
     (name) => kind.aliases[name]?.includes(path) && !kind.isSection(name),
   );
   const { expects, help, when, unit = null, live } = key;
-  const onResume = kind.onResume(path, kind.schema.parse({}));
+  const onResume = kind.onResume(path, usual);
   return {
     path,
     expects,

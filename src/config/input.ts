@@ -337,7 +337,7 @@ function layerOf(
 }
 
 /** The key whose record a path goes into, such as `ar.extra` for `ar.extra.rope`. */
-export function recordAt(kind: KeyTable, path: string): Key | undefined {
+function recordAt(kind: KeyTable, path: string): Key | undefined {
   return kind.keys.find((key) => key.isRecord && path.startsWith(`${key.path.join(".")}.`));
 }
 
