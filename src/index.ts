@@ -87,18 +87,32 @@ export type { Evaluation } from "./rl_ar_finetune/evaluate.js";
 export {
   type GrpoOptions,
   grpoUpdate,
+  type KlOptions,
   type Optimizer,
   type PpoOptions,
   ppoUpdate,
+  type ReinforceOptions,
+  type RlooOptions,
   reinforceUpdate,
   rlooUpdate,
+  type UpdateArguments,
   type UpdateBatch,
   type UpdateOptions,
   type UpdateResult,
   ValueHead,
 } from "./rl_ar_finetune/optimize.js";
-export { type ReconstructionType, type Rewards, reconstructionReward } from "./rl_ar_finetune/rewards.js";
-export { type Rollout, type RolloutContext, sampleRollout } from "./rl_ar_finetune/rollout.js";
+export {
+  type ReconstructionOptions,
+  type ReconstructionType,
+  type Rewards,
+  reconstructionReward,
+} from "./rl_ar_finetune/rewards.js";
+export {
+  type Rollout,
+  type RolloutContext,
+  type RolloutOptions,
+  sampleRollout,
+} from "./rl_ar_finetune/rollout.js";
 export {
   type Sampled,
   type SampleOptions,

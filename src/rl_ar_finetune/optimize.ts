@@ -89,7 +89,10 @@ export function reinforceUpdate(
   ...given: UpdateArguments<ReinforceOptions>
 ): UpdateResult {
   const where = "reinforceUpdate";
-  const { batch, options } = readUpdate<ReinforceOptions>(where, given, { ...UPDATE_NAMES, ...SPREAD_NAMES });
+  const { batch, options } = readUpdate<ReinforceOptions>(where, policy, given, {
+    ...UPDATE_NAMES,
+    ...SPREAD_NAMES,
+  });
   checkSpread(where, options);
   const advantagesOf = (rewards: Tensor): Advantages => standardizedAdvantages(rewards, options);
   const defaults = { aggregation: "sum" as const, ...options };
@@ -109,7 +112,7 @@ export function rlooUpdate(
   ...given: UpdateArguments<RlooOptions>
 ): UpdateResult {
   const where = "rlooUpdate";
-  const { batch, options } = readUpdate<RlooOptions>(where, given, { ...UPDATE_NAMES, minStd: true });
+  const { batch, options } = readUpdate<RlooOptions>(where, policy, given, { ...UPDATE_NAMES, minStd: true });
   checkSpread(where, options);
   const advantagesOf = (rewards: Tensor): Advantages => rlooAdvantages(rewards, options);
   const defaults = { aggregation: "sum" as const, ...options };
@@ -147,7 +150,7 @@ export function grpoUpdate(
   ...given: UpdateArguments<GrpoOptions>
 ): UpdateResult {
   const where = "grpoUpdate";
-  const { batch, options } = readUpdate<GrpoOptions>(where, given, {
+  const { batch, options } = readUpdate<GrpoOptions>(where, policy, given, {
     ...UPDATE_NAMES,
     ...SPREAD_NAMES,
     ...CLIP_NAMES,
@@ -207,7 +210,7 @@ function checkClip(
 ): void {
   if (clipLow !== undefined) requireNumber(`${where}.clipLow`, clipLow, 0);
   if (clipHigh !== undefined) requireNumber(`${where}.clipHigh`, clipHigh, 0);
-  if (dualClip !== undefined && !(dualClip > 1))
+  if (dualClip !== undefined && !(typeof dualClip === "number" && dualClip > 1))
     throw expected(`${where}.dualClip`, "a number above 1", dualClip);
 }
 
@@ -320,6 +323,10 @@ export class ValueHead extends Module {
   /** @param hiddenSize - D of the policy. */
   constructor(hiddenSize: number) {
     super();
+    if (!Number.isInteger(hiddenSize) || hiddenSize < 1) {
+      const remedy = "Give the policy's: new ValueHead(policy.hiddenSize)";
+      throw expected("ValueHead", "a hidden size, an integer of at least 1", hiddenSize, remedy);
+    }
     this.out = new Linear(hiddenSize, 1);
     noGrad(() => {
       for (const parameter of this.parameters()) parameter.zero_();
@@ -367,7 +374,7 @@ export function ppoUpdate(
   ...given: UpdateArguments<PpoOptions>
 ): UpdateResult {
   const where = "ppoUpdate";
-  const { batch, options } = readUpdate<PpoOptions>(where, given, {
+  const { batch, options } = readUpdate<PpoOptions>(where, policy, given, {
     ...UPDATE_NAMES,
     ...CLIP_NAMES,
     gamma: true,

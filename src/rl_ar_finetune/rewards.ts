@@ -131,8 +131,8 @@ export function reconstructionTerm(type: ReconstructionType, options: TermOption
       if (network === undefined) {
         const remedy =
           type === "lpips"
-            ? "Its backbone is torchvision's VGG16, AlexNet or SqueezeNet 1.1: set reward.lpips.path"
-            : "rlar classifier trains one: set reward.perceptual.path";
+            ? "Its backbone is torchvision's VGG16, AlexNet or SqueezeNet 1.1: set reward.lpips.path, or pass lpips: openLpips(path)"
+            : "rlar classifier trains one: set reward.perceptual.path, or pass perceptual: openPerceptual(path)";
         throw expected(`reward.${type}`, "the metric's network", "none", remedy);
       }
       return {

@@ -28,6 +28,8 @@ import {
   readSampling,
   requireChoice,
   requireFinite,
+  requireNumber,
+  requireOnDevice,
   type Sampling,
   type Start,
   type StartParts,
@@ -117,6 +119,8 @@ export function sampleRollout(policy: ArPolicy, start: Start, ...given: [options
   const { context = { type: "free" }, trueCodes, keepGraph = false } = options;
   return tidy(() => {
     const parts = startParts(where, start, trueCodes);
+    requireOnDevice(where, policy, { trueCodes });
+    requireOnDevice(`${where}.start`, policy, { ...parts.condition, tokens: parts.given });
     const [b, s] = parts.given.dims(2);
     if (trueCodes !== undefined && (trueCodes.ndim !== 2 || trueCodes.size(0) !== b)) {
       throw expected(where, `trueCodes int64 [${b}, T]`, trueCodes);
@@ -191,9 +195,7 @@ function readContext(where: string, given: unknown): RolloutContext {
   if (type === "prefix" && !(Number.isInteger(length) && length >= 0)) {
     throw expected(`${where}.length`, "an integer of at least 0", length);
   }
-  if (type === "noisy_teacher_forced" && !(noise >= 0 && noise <= 1)) {
-    throw expected(`${where}.noise`, "a probability in [0, 1]", noise);
-  }
+  if (type === "noisy_teacher_forced") requireNumber(`${where}.noise`, noise, 0, 1);
   return { type, ...rest } as RolloutContext;
 }
 

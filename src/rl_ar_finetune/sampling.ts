@@ -18,7 +18,7 @@ import {
   empty,
   expected,
   expectedType,
-  type Generator,
+  Generator,
   isPlainObject,
   noGrad,
   type Operand,
@@ -67,16 +67,20 @@ const LEAST_TEMPERATURE = 1e-4;
  */
 export function checkSampling(where: string, sampling: Sampling): void {
   const { temperature = 1, topK = 0, topP = 1, guidance } = sampling;
-  if (!(temperature >= LEAST_TEMPERATURE && temperature < Infinity)) {
+  if (!(typeof temperature === "number" && temperature >= LEAST_TEMPERATURE && temperature < Infinity)) {
     const remedy = "Use greedy: true for the limit at 0, which takes the most probable code";
-    throw expected(`${where}.temperature`, `a number of at least ${LEAST_TEMPERATURE}`, temperature, remedy);
+    const what = `a number of at least ${LEAST_TEMPERATURE}`;
+    throw expected(`${where}.temperature`, what, shownValue(temperature), remedy);
   }
-  if (!Number.isInteger(topK) || topK < 0) throw expected(`${where}.topK`, "an integer of at least 0", topK);
-  if (!(topP > 0 && topP <= 1)) throw expected(`${where}.topP`, "a number in (0, 1]", topP);
+  if (!Number.isInteger(topK) || topK < 0)
+    throw expected(`${where}.topK`, "an integer of at least 0", shownValue(topK));
+  if (!(typeof topP === "number" && topP > 0 && topP <= 1))
+    throw expected(`${where}.topP`, "a number in (0, 1]", shownValue(topP));
   if (guidance === undefined) return;
   const { scale, power = 1 } = guidance;
-  if (!Number.isFinite(scale)) throw expected(`${where}.guidance.scale`, "a finite number", scale);
-  if (!(power > 0)) throw expected(`${where}.guidance.power`, "a positive number", power);
+  if (!Number.isFinite(scale))
+    throw expected(`${where}.guidance.scale`, "a finite number", shownValue(scale));
+  requirePositive(`${where}.guidance.power`, power);
 }
 
 const SAMPLING_NAMES = { temperature: true, topK: true, topP: true, guidance: true, greedy: true } as const;
@@ -112,8 +116,17 @@ function withGuidance<T extends Sampling>(where: string, sampling: T): T {
 export function requireNumber(where: string, value: unknown, least: number, most: number = Infinity): void {
   if (typeof value === "number" && value >= least && value <= most) return;
   const range = most < Infinity ? `a number in [${least}, ${most}]` : `a number of at least ${least}`;
-  throw expected(where, least === -Infinity ? "a number" : range, value);
+  throw expected(where, least === -Infinity ? "a number" : range, shownValue(value));
 }
+
+/** @throws RangeError unless the value is a number above 0. */
+export function requirePositive(where: string, value: unknown): void {
+  if (typeof value === "number" && value > 0) return;
+  throw expected(where, "a number above 0", shownValue(value));
+}
+
+/** A text in quotes, so that "5" is not taken for 5. */
+const shownValue = (value: unknown): unknown => (typeof value === "string" ? `the text "${value}"` : value);
 
 /** @throws RangeError unless the value is one of the choices, or undefined. */
 export function requireChoice(where: string, value: unknown, choices: readonly string[]): void {
@@ -140,11 +153,29 @@ export function uniforms(
   });
 }
 
-/** @throws RangeError for a generator that is not on the CPU. */
+/** @throws TypeError for what is no generator, RangeError for one that is not on the CPU. */
 export function checkGenerator(where: string, generator: Generator | undefined): void {
-  if (generator === undefined || generator.device === "cpu") return;
+  if (generator === undefined) return;
   const remedy = "Make it with new Generator(seed): it serves policies on every device, with the same draws";
+  if (!(generator instanceof Generator)) {
+    throw expectedType(`${where}.generator`, "a Generator", shownValue(generator), remedy);
+  }
+  if (generator.device === "cpu") return;
   throw expected(`${where}.generator`, "a generator on the CPU", `one on ${generator.device}`, remedy);
+}
+
+/** @throws RangeError for a tensor of another device than the policy's. */
+export function requireOnDevice(
+  where: string,
+  policy: ArPolicy,
+  tensors: Readonly<Record<string, unknown>>,
+): void {
+  const device = policy.parameters()[0]?.device;
+  for (const [name, tensor] of Object.entries(tensors)) {
+    if (!(tensor instanceof Tensor) || device === undefined || tensor.device === device) continue;
+    const remedy = `Move it there: tensor.to({ device: "${device}" })`;
+    throw expected(`${where}.${name}`, `a tensor on ${device}, as the policy is`, tensor, remedy);
+  }
 }
 
 /** What {@link distribution} needs besides logits with guidance or with a recorded support. */
@@ -415,6 +446,7 @@ export function sampleCodesWithLogprobs(
     noGrad(() =>
       tidy(() => {
         const { given: first, condition } = startParts(name, start);
+        requireOnDevice(`${name}.start`, policy, { ...condition, tokens: first });
         const [b, s] = first.dims(2);
         const length = s + maxLen;
         if (length > policy.blockSize) {

@@ -31,6 +31,7 @@ import {
   isPlain,
   mapStart,
   readSampling,
+  requireOnDevice,
   type Sampling,
   type Start,
   type StartParts,
@@ -195,6 +196,7 @@ export function scoreCodes(policy: ArPolicy, drawn: Drawn, ...given: [options?: 
   }
   return tidy(() =>
     withoutDropout(reference ? [policy, reference] : [policy], () => {
+      requireOnDevice(`${where}.drawn`, policy, { ...batch });
       const passes = passesOf(where, batch);
       const parts = rangesOf(passes.rows, microBatch ?? passes.rows).map(([from, count]) => {
         return scoreRows(policy, someRows(passes, from, count), null, truthOf(options, from, count));

@@ -21,14 +21,15 @@ import {
   type Device,
   deriveSeed,
   expected,
+  expectedType,
   noGrad,
   type OptionNames,
   readOptions,
-  type Tensor,
+  Tensor,
   tidy,
 } from "../torch/index.js";
 import { type Term, termValue } from "./rewards.js";
-import { type Start, withoutDropout } from "./sampling.js";
+import { requireOnDevice, requirePositive, type Start, withoutDropout } from "./sampling.js";
 import {
   type Passes,
   passesOf,
@@ -134,11 +135,16 @@ export function steUpdate(
     names: { images: true, start: true, trueCodes: true, context: true },
   });
   const options = readOptions<SteOptions>(where, more, { names: STE_NAMES });
+  for (const name of ["images", "trueCodes", "context"] as const) {
+    if (!(batch[name] instanceof Tensor))
+      throw expectedType(`${where}.batch.${name}`, "a Tensor", batch[name]);
+  }
+  requireOnDevice(`${where}.batch`, policy, { ...batch });
   checkOptions(where, options);
   const { microBatch, maxGradNorm = Infinity, generator, lrFactor, numGenerations = 1, tau = 1 } = options;
   if (!Number.isInteger(numGenerations) || numGenerations < 1)
     throw expected(`${where}.numGenerations`, "an integer of at least 1", numGenerations);
-  if (!(tau > 0)) throw expected(`${where}.tau`, "a number above 0", tau);
+  requirePositive(`${where}.tau`, tau);
   if (options.seed === undefined) throw expected(`${where}.seed`, "an integer", "none");
   const decoder = decoderOf(options.tokenizer);
   const trained = options.trained ?? policy.parameters();

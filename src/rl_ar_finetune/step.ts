@@ -21,6 +21,7 @@ import {
   stream,
   type Tensor,
   tidy,
+  zeros,
 } from "../torch/index.js";
 import { latentsOf } from "./builder.js";
 import {
@@ -35,6 +36,7 @@ import {
 import type { RunParts } from "./parts.js";
 import { type Judged, judge, judgeByPlace, type Term } from "./rewards.js";
 import { type Rollout, type RolloutOptions, sampleRollout } from "./rollout.js";
+import { readNumbers } from "./sampling.js";
 import { algorithmOptions } from "./settings.js";
 import { steUpdate } from "./ste.js";
 
@@ -219,26 +221,41 @@ export function rolloutMetrics(
 ): Record<string, number> {
   return tidy(() => {
     const { tokens, entropy } = rollout;
-    const [mean, best] = [meanOf(plain.total), meanOf(ceiling)];
     const counts = tokens.flatten().bincount(codebookSize).double();
     const used = counts.div(counts.sum());
-    const usage = callTensor<Tensor>("aten::special_entr", [used]).sum().exp().item();
     const sequences = tokens.flatten(0, 1); // [N, T]
-    const different = (call("aten::unique_dim", [sequences, 0]) as Tensor[])[0] as Tensor;
-    const nats = meanOf(entropy);
+    const distinct = (call("aten::unique_dim", [sequences, 0]) as Tensor[])[0] as Tensor;
+    const read = readNumbers({
+      mean: plain.total.mean(),
+      ceiling: ceiling.mean(),
+      groupStd:
+        plain.total.size(1) > 1 ? plain.total.std(1).mean() : zeros([], { device: tokens.device as Device }),
+      nats: entropy.mean(),
+      codes: counts.ne(0).sum(),
+      perplexity: callTensor<Tensor>("aten::special_entr", [used]).sum().exp(),
+      ...Object.fromEntries(terms.map(({ name }) => [`term ${name}`, (plain.terms[name] as Tensor).mean()])),
+    });
+    const {
+      mean,
+      ceiling: best,
+      groupStd,
+      nats,
+      codes,
+      perplexity,
+    } = read as Record<"mean" | "ceiling" | "groupStd" | "nats" | "codes" | "perplexity", number>;
     const weighted = terms.map(({ name, weight, sign }) => {
-      return [`reward/${name}/weighted`, weight * sign * meanOf(plain.terms[name] as Tensor)] as const;
+      return [`reward/${name}/weighted`, weight * sign * (read[`term ${name}`] as number)] as const;
     });
     return {
       "reward/vq_ceiling": best,
       "reward/gap": best - mean,
-      "reward/group_std": plain.total.size(1) > 1 ? plain.total.std(1).mean().item() : 0,
+      "reward/group_std": groupStd,
       ...Object.fromEntries(weighted),
       "policy/entropy": nats,
       "policy/entropy_frac": nats / Math.log(codebookSize),
-      "tokens/codebook_usage": counts.ne(0).sum().item() / codebookSize,
-      "tokens/token_perplexity": usage,
-      "tokens/unique_frac": different.size(0) / sequences.size(0),
+      "tokens/codebook_usage": codes / codebookSize,
+      "tokens/token_perplexity": perplexity,
+      "tokens/unique_frac": distinct.size(0) / sequences.size(0),
     };
   });
 }
@@ -283,8 +300,6 @@ export function machineMetrics(
     "perf/native_tensors": memory().tensors,
   };
 }
-
-const meanOf = (tensor: Tensor): number => tensor.mean().item();
 
 /** Samples of an image that are shown. */
 const SHOWN = 6;

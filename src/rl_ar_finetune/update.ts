@@ -27,7 +27,15 @@ import {
   klLoss,
   tokenDropout,
 } from "./losses.js";
-import { checkGenerator, mapStart, readNumbers, requireChoice, requireNumber } from "./sampling.js";
+import {
+  checkGenerator,
+  mapStart,
+  readNumbers,
+  requireChoice,
+  requireNumber,
+  requireOnDevice,
+  requirePositive,
+} from "./sampling.js";
 import {
   BATCH_NAMES,
   type Drawn,
@@ -192,6 +200,7 @@ export type UpdateArguments<Options> =
  */
 export function readUpdate<Options extends UpdateOptions>(
   where: string,
+  policy: ArPolicy,
   given: readonly unknown[],
   names: OptionNames<Options>,
 ): { batch: UpdateBatch; options: Options } {
@@ -225,6 +234,7 @@ export function readUpdate<Options extends UpdateOptions>(
       throw expectedType(`${where}.batch.${name}`, "a Tensor", tensor);
     }
   }
+  requireOnDevice(`${where}.batch`, policy, { ...batch });
   checkOptions(where, options);
   const kl = options.kl && readKl(`${where}.kl`, options.kl);
   return { batch, options: { ...options, ...(kl && { kl }) } };
@@ -254,9 +264,8 @@ export function checkOptions(where: string, options: UpdateOptions): void {
     throw expected(`${where}.aggregation`, "mean or sum", options.aggregation, remedy);
   }
   requireChoice(`${where}.aggregation`, options.aggregation, ["mean", "sum"]);
-  const positive = { advantageClip, maxGradNorm, targetKl };
-  for (const [name, value] of Object.entries(positive)) {
-    if (value !== undefined && !(value > 0)) throw expected(`${where}.${name}`, "a number above 0", value);
+  for (const [name, value] of Object.entries({ advantageClip, maxGradNorm, targetKl })) {
+    if (value !== undefined) requirePositive(`${where}.${name}`, value);
   }
   for (const [name, value] of Object.entries({ auxCe, maxRatioGap, lrFactor })) {
     if (value !== undefined) requireNumber(`${where}.${name}`, value, 0);

@@ -234,3 +234,22 @@ test("the straight-through baseline draws, decodes and steps", () => {
     }),
   );
 });
+
+test("tensors of another device than the policy's are refused in words", () => {
+  const policy = onMeta(new TinyPolicy({ blockSize: T }));
+  const { optimizer } = trained(policy);
+  const cpu = { classes: zeros([B], { dtype: "int64" }) };
+  const trueCodes = zeros([B, T], { dtype: "int64" });
+  const refused = (fn: () => unknown, name: string): void =>
+    assert.throws(fn, { name: "RangeError", message: new RegExp(`${name}: .*on meta.*cpu.*to\\(`) });
+  refused(() => sampleCodesWithLogprobs(policy, cpu, T), "start\\.classes");
+  refused(() => sampleRollout(policy, cpu, {}), "start\\.classes");
+  refused(
+    () => sampleRollout(policy, start, { context: { type: "teacher_forced" }, trueCodes }),
+    "trueCodes",
+  );
+  refused(() => scoreCodes(policy, { tokens: trueCodes, start }), "drawn\\.tokens");
+  const batch = { ...batchOf(policy, { type: "free" }), rewards: zeros([B, G]) };
+  for (const update of [reinforceUpdate, rlooUpdate, grpoUpdate])
+    refused(() => update(policy, optimizer, batch), "batch\\.rewards");
+});

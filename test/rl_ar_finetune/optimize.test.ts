@@ -949,6 +949,18 @@ test("updates take Python's names and the seed's order of arguments, and refuse 
     wanted,
   );
   expectSame(gradient(tokens, logprobs, rewards, mask, 0.1, 0.5, { start: { classes } }), wanted);
+  // The same with types.
+  const typed = (o: Recorder): unknown =>
+    reinforceUpdate(policy, o, tokens, logprobs, rewards, mask, 0.1, 0.5, { start: { classes } });
+  expectSame(gradientOf(policy, typed), wanted);
+  const byName = (o: Recorder): unknown =>
+    reinforceUpdate(policy, o, tokens, logprobs, rewards, {
+      mask,
+      entropyCoef: 0.1,
+      maxGradNorm: 0.5,
+      start: { classes },
+    });
+  expectSame(gradientOf(policy, byName), wanted);
   const named = { mask, entropy_coef: 0.1, max_grad_norm: 0.5, start: { classes } };
   expectSame(gradient(tokens, logprobs, rewards, named), wanted);
   expectDifferent(gradient(tokens, logprobs, rewards, null, 0.1, null, { start: { classes } }), wanted);
@@ -991,6 +1003,10 @@ test("updates take Python's names and the seed's order of arguments, and refuse 
   refused(grpoUpdate, {}, { objective: "cipso" }, /objective: .*clip or cispo.*cipso/);
   refused(grpoUpdate, {}, { objective: "cispo", level: "sequence" }, /level: .*token/);
   refused(rlooUpdate, {}, { epsilon: 1 }, /epsilon/);
+  refused(grpoUpdate, {}, { maxGradNorm: "1" }, /maxGradNorm: .*above 0.*the text "1"/);
+  refused(grpoUpdate, {}, { auxCe: "0.1" }, /auxCe: .*the text "0\.1"/);
+  refused(grpoUpdate, {}, { generator: 7 }, /generator: .*Generator.*7/, "TypeError");
+  assert.throws(() => new ValueHead(0), { name: "RangeError", message: /^ValueHead: .*policy\.hiddenSize/ });
   refused(ppoUpdate, {}, {}, /ppoUpdate\.valueHead: .*new ValueHead/, "TypeError");
   assert.throws(() => (reinforceUpdate as Any)(policy, new Recorder([policy]), tokens, logprobs), {
     name: "TypeError",

@@ -189,7 +189,7 @@ test("contexts that cannot be served are refused", () => {
     message: "sampleRollout.context.length: expected an integer of at least 0, got -1.",
   });
   assert.throws(() => roll({ type: "noisy_teacher_forced", noise: 1.2 }), {
-    message: "sampleRollout.context.noise: expected a probability in [0, 1], got 1.2.",
+    message: /context\.noise: .*\[0, 1\].*1\.2/,
   });
   assert.throws(
     () => sampleRollout(policy, start, { context: { type: "teacher_forced" }, numGenerations: 2 }),

@@ -374,6 +374,8 @@ test("what cannot be served is refused", () => {
     });
   }
   sample(3, { temperature: 1e-4 });
+  for (const name of ["temperature", "topK", "topP"])
+    assert.throws(() => sample(3, { [name]: "1" }), { message: new RegExp(`${name}: .*the text "1"`) });
   assert.throws(() => sample(3, { topK: 1.5 }), {
     message: `${name}.topK: expected an integer of at least 0, got 1.5.`,
   });
