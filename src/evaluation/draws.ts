@@ -13,7 +13,7 @@ import {
   sampleCodesWithLogprobs,
   withoutDropout,
 } from "../rl_ar_finetune/sampling.js";
-import { chunkOf, distributionAt, passesOf, rangesOf, statesOf } from "../rl_ar_finetune/scoring.js";
+import { distributionAt, logitChunk, passesOf, rangesOf, statesOf } from "../rl_ar_finetune/scoring.js";
 import type { FrozenTokenizer } from "../tokenizers/index.js";
 import {
   cat,
@@ -111,7 +111,7 @@ export function likelihoodOf(
   const rowsFrom = (from: number, some: number): Tensor => {
     const tokens = trueCodes.narrow(0, from, some).to({ device });
     const passes = passesOf("likelihoodOf", { tokens, start: rowsOf(condition, from, some, device) });
-    const chunk = chunkOf(policy);
+    const chunk = logitChunk(policy);
     const states = statesOf(policy, passes).hidden.reshape(tokens.numel, -1).split(chunk);
     const truth = tokens.reshape(-1, 1).split(chunk);
     const columns = states.map((piece, i) =>

@@ -38,7 +38,7 @@ import {
 } from "./advantages.js";
 import { type ClipOptions, cispoLoss, explainedVariance, pgLoss, reinforceLoss } from "./losses.js";
 import { requireChoice, requireNumber, withoutDropout } from "./sampling.js";
-import { rangesOf, someRows, statesOf } from "./scoring.js";
+import { rangesOf, sliceRows, statesOf } from "./scoring.js";
 import {
   asRows,
   type KlOptions,
@@ -461,7 +461,7 @@ function valuesOf(policy: ArPolicy, head: ValueHead, prepared: Prepared): Tensor
   return noGrad(() => {
     if (states !== null) return head.forward(states.hidden).double();
     const parts = rangesOf(passes.rows, microBatch).map(([from, count]) => {
-      return tidy(() => head.forward(statesOf(policy, someRows(passes, from, count)).hidden).double());
+      return tidy(() => head.forward(statesOf(policy, sliceRows(passes, from, count)).hidden).double());
     });
     return cat(parts);
   });

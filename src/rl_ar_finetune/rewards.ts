@@ -137,8 +137,8 @@ export function reconstructionTerm(type: ReconstructionType, options: TermOption
       }
       return {
         ...head,
-        measure: (j) => inCast(amp, () => network.distance(referenceOf(network, j), j.samples, parts)),
-        map: (j) => inCast(amp, () => network.distanceMap(referenceOf(network, j), j.samples, parts)),
+        measure: (j) => inCast(amp, () => network.distance(imageFeatures(network, j), j.samples, parts)),
+        map: (j) => inCast(amp, () => network.distanceMap(imageFeatures(network, j), j.samples, parts)),
         dispose: () => {
           for (const feature of references.get(network)?.reference.features ?? []) feature.dispose();
           references.delete(network);
@@ -157,7 +157,7 @@ function inCast<T>(amp: AutocastState | undefined, fn: () => T): T {
 /** Features of the last images by network, which the samples of a batch and its ceiling share. */
 const references = new WeakMap<LPIPS | PerceptualDistance, { images: Tensor; reference: UnitFeatures }>();
 
-function referenceOf(network: LPIPS | PerceptualDistance, { images }: Judged): UnitFeatures {
+function imageFeatures(network: LPIPS | PerceptualDistance, { images }: Judged): UnitFeatures {
   const held = references.get(network);
   if (held !== undefined && held.images === images) return held.reference;
   for (const feature of held?.reference.features ?? []) feature.dispose();

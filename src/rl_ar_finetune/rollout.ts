@@ -22,12 +22,12 @@ import {
   where,
 } from "../torch/index.js";
 import {
-  draw,
+  drawStep,
   isFiltered,
   mapStart,
   readSampling,
   requireChoice,
-  requireFinite,
+  requireFiniteLogits,
   requireNumber,
   requireOnDevice,
   type Sampling,
@@ -39,14 +39,14 @@ import {
   withoutDropout,
 } from "./sampling.js";
 import {
-  chunkOf,
   type Drawn,
   distributionAt,
+  logitChunk,
   passesOf,
   rangesOf,
   type States,
   scalesOf,
-  someRows,
+  sliceRows,
   statesOf,
 } from "./scoring.js";
 
@@ -285,14 +285,14 @@ function sharedContext(
   let kept: States | null = null;
   const drawn = withoutDropout([policy], () =>
     rangesOf(b, size).map(([from, count]) => {
-      const rows = someRows(passes, from, count);
+      const rows = sliceRows(passes, from, count);
       const run = (): States => statesOf(policy, rows);
       const states = keepGraph ? enableGrad(run) : noGrad(run);
       if (keepGraph) kept = states;
       const flat = (tensor: Tensor): Tensor => tensor.reshape(count * t, -1); // one position a row
       return noGrad(() =>
         tidy(() => {
-          const chunk = chunkOf(policy);
+          const chunk = logitChunk(policy);
           const hidden = flat(states.hidden).split(chunk);
           const nullHidden = states.nullHidden && flat(states.nullHidden).split(chunk);
           const scale = flat(scalesOf(policy, rows, states.hidden)).split(chunk);
@@ -300,7 +300,7 @@ function sharedContext(
           const steps = hidden.map((piece, i) => {
             const guided = nullHidden && { nullHidden: nullHidden[i] as Tensor, scale: scale[i] as Tensor };
             const { logp } = distributionAt(policy, sampling, { hidden: piece, ...guided });
-            return draw(logp, sampling.greedy ? null : (drawBy[i] as Tensor), isFiltered(sampling));
+            return drawStep(logp, sampling.greedy ? null : (drawBy[i] as Tensor), isFiltered(sampling));
           });
           const grouped = (of: Tensor[]): Tensor =>
             cat(of)
@@ -320,7 +320,7 @@ function sharedContext(
   );
   const tokens = cat(drawn.map((part) => part.tokens));
   const logprobs = cat(drawn.map((part) => part.logprobs));
-  requireFinite("sampleRollout", logprobs);
+  requireFiniteLogits("sampleRollout", logprobs);
   const supports = drawn.map((part) => part.support).filter((support) => support !== null);
   return {
     tokens,

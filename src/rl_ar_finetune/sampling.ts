@@ -283,7 +283,7 @@ export function drawCodes(probabilities: Tensor, uniforms: Tensor): Tensor {
       .long()
       .contiguous(); // [R, K], below the last sum
     const codes = callTensor<Tensor>("aten::searchsorted.Tensor", [sums, marks, false, true]);
-    return codes.clamp(0, v - 1); // only rows of NaN reach beyond; requireFinite finds them
+    return codes.clamp(0, v - 1); // only rows of NaN reach beyond; requireFiniteLogits finds them
   });
 }
 
@@ -471,7 +471,7 @@ export function sampleCodesWithLogprobs(
                   scale: guidanceScale(guidance, s + t, policy.blockSize),
                 })
               : distribution(logits, options); // [N, V]
-            const drawn = draw(logp, greedy ? null : u.narrow(1, t, 1), isFiltered(options));
+            const drawn = drawStep(logp, greedy ? null : u.narrow(1, t, 1), isFiltered(options));
             const token = drawn.tokens.squeeze(1); // [N]
             return { ...drawn, next: isLast ? null : run.decode(isGuided ? cat([token, token]) : token) };
           });
@@ -480,7 +480,7 @@ export function sampleCodesWithLogprobs(
           logits = next ?? logits;
         }
         const sampled = joinSteps(steps);
-        requireFinite(name, sampled.logprobs);
+        requireFiniteLogits(name, sampled.logprobs);
         return sampled;
       }),
     ),
@@ -500,7 +500,7 @@ interface Step {
  *
  * @returns tokens int64 `[R, K]`, logprobs `[R, K]`, entropy `[R]`, support uint8 `[R, ceil(V / 8)]` when wanted.
  */
-export function draw(logp: Tensor, uniforms: Tensor | null, wantsSupport: boolean): Step {
+export function drawStep(logp: Tensor, uniforms: Tensor | null, wantsSupport: boolean): Step {
   return tidy(() => {
     const p = logp.exp();
     const tokens = uniforms === null ? logp.argmax(-1, true) : drawCodes(p, uniforms);
@@ -537,7 +537,7 @@ function joinSteps(steps: readonly Step[]): Sampled {
  *
  * @throws Error when one is NaN or infinite.
  */
-export function requireFinite(name: string, logprobs: Tensor): void {
+export function requireFiniteLogits(name: string, logprobs: Tensor): void {
   if (tidy(() => readNumbers({ isFinite: logprobs.isfinite().all() }, 1)).isFinite === 1) return;
   throw new Error(
     `${name}: expected finite logits from the policy, got NaN or Infinity. ` +

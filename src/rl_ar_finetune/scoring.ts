@@ -115,7 +115,7 @@ export function passesOf(where: string, drawn: Drawn): Passes {
 }
 
 /** Rows `from` ... `from + count - 1`. Starts are repeated here and not before, so that features stay B rows. */
-export function someRows(passes: Passes, from: number, count: number): Passes {
+export function sliceRows(passes: Passes, from: number, count: number): Passes {
   const { repeats, start, inputs, tokens, support } = passes;
   const narrow = (rows: Tensor): Tensor => rows.narrow(0, from, count);
   const images = arange(from, from + count, 1, { device: inputs.device as Device }).floorDivide(repeats);
@@ -130,7 +130,7 @@ export function someRows(passes: Passes, from: number, count: number): Passes {
   };
 }
 
-/** Run a policy's trunk over rows as {@link someRows} gives them: one start each. */
+/** Run a policy's trunk over rows as {@link sliceRows} gives them: one start each. */
 export function statesOf(policy: ArPolicy, passes: Passes): States {
   return tidy(() => {
     const { start, inputs, sampling } = passes;
@@ -199,7 +199,7 @@ export function scoreCodes(policy: ArPolicy, drawn: Drawn, ...given: [options?: 
       requireOnDevice(`${where}.drawn`, policy, { ...batch });
       const passes = passesOf(where, batch);
       const parts = rangesOf(passes.rows, microBatch ?? passes.rows).map(([from, count]) => {
-        return scoreRows(policy, someRows(passes, from, count), null, truthOf(options, from, count));
+        return scoreRows(policy, sliceRows(passes, from, count), null, truthOf(options, from, count));
       });
       const join = (of: (part: Scores) => Tensor | null): Tensor | null => {
         const tensors = parts.map(of).filter((part) => part !== null);
@@ -255,7 +255,7 @@ export function scoreRows(
       if (other.nullHidden !== null) arrays.otherNullHidden = flat(other.nullHidden);
     }
     const names = Object.keys(arrays) as (keyof Chunk)[];
-    const size = options.chunk ?? chunkOf(policy);
+    const size = options.chunk ?? logitChunk(policy);
     // `split` gathers its gradients once; a slice a chunk would add up as many full-size gradients as chunks.
     const pieces = names.map((name) => (arrays[name] as Tensor).split(size));
     const columnsOf = (...inputs: Tensor[]): Tensor => {
@@ -344,7 +344,7 @@ export function straightThroughVectors(
   codebook: Tensor,
   options: { seed: number | bigint; tau?: number; chunk?: number },
 ): Tensor {
-  const { seed, chunk = chunkOf(policy), ...gumbel } = options;
+  const { seed, chunk = logitChunk(policy), ...gumbel } = options;
   return tidy(() => {
     const [r, t, d] = states.hidden.dims(3);
     const vectors = states.hidden
@@ -367,7 +367,7 @@ export function straightThroughVectors(
 }
 
 /** Positions whose logits may exist at a time: about 4 million logits. */
-export function chunkOf(policy: ArPolicy): number {
+export function logitChunk(policy: ArPolicy): number {
   return Math.max(1, Math.floor(2 ** 22 / policy.vocabSize));
 }
 

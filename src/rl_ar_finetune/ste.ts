@@ -35,7 +35,7 @@ import {
   passesOf,
   rangesOf,
   scoreRows,
-  someRows,
+  sliceRows,
   statesOf,
   straightThroughVectors,
 } from "./scoring.js";
@@ -90,7 +90,7 @@ export interface SteOptions
 type Decoder = Pick<TokenizerModel, "quantize" | "decode">;
 
 /** The rows of one optimizer step. */
-interface Window {
+interface SteRows {
   readonly passes: Passes;
   readonly images: Tensor;
   /** The place of each row in the batch. */
@@ -155,11 +155,11 @@ export function steUpdate(
       const passes = passesOf(where, { tokens: trueCodes.unsqueeze(1), start, context });
       if (passes.rows !== b) throw expected(where, `images of ${passes.rows} rows, as trueCodes has`, images);
       const plan = planBatches({ ...options, images: b, rowsAnImage: 1 }, where);
-      const full: Window = { passes, images, places: Array.from({ length: b }, (_, i) => i) };
+      const full: SteRows = { passes, images, places: Array.from({ length: b }, (_, i) => i) };
       const totals = new Totals();
       for (const indices of imageOrder(b, plan.miniBatches, generator)) {
         const [sums, norm] = tidy(() => {
-          const window = indices === null ? full : someImages(full, indices);
+          const window = indices === null ? full : pickRows(full, indices);
           optimizer.zeroGrad();
           const parts = rangesOf(window.places.length, microBatch ?? b).map(([from, count]) => {
             return tidy(() => rowsGradient(policy, decoder, window, from, count, options));
@@ -200,7 +200,7 @@ function decoderOf(tokenizer: FrozenTokenizer | undefined): Decoder {
 }
 
 /** The rows of some images. */
-function someImages({ passes, images, places }: Window, indices: Tensor): Window {
+function pickRows({ passes, images, places }: SteRows, indices: Tensor): SteRows {
   const chosen = indices.to({ device: images.device as Device });
   return {
     passes: pickPasses(passes, chosen, chosen),
@@ -213,14 +213,14 @@ function someImages({ passes, images, places }: Window, indices: Tensor): Window
 function rowsGradient(
   policy: ArPolicy,
   decoder: Decoder,
-  window: Window,
+  window: SteRows,
   from: number,
   count: number,
   options: SteOptions,
 ): Record<string, Tensor> {
   const { tokenizer, terms, numGenerations: g = 1, tau = 1, seed, auxCe = 0, entropyCoef = 0 } = options;
   const share = count / window.places.length;
-  const passes = someRows(window.passes, from, count);
+  const passes = sliceRows(window.passes, from, count);
   const states = statesOf(policy, passes);
   const images = window.images.narrow(0, from, count);
   const table = noGrad(() => decoder.quantize.table()); // [V, C]

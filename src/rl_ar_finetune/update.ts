@@ -44,7 +44,7 @@ import {
   rangesOf,
   type States,
   scoreRows,
-  someRows,
+  sliceRows,
 } from "./scoring.js";
 import { type Objective, type Window, type WindowSums, windowGradient } from "./window.js";
 
@@ -400,7 +400,7 @@ export function scoreReference(
   const inParts = (score: (rows: Passes) => Tensor): Tensor =>
     cat(
       rangesOf(passes.rows, microBatch).map(([from, count]) =>
-        tidy(() => score(someRows(passes, from, count))),
+        tidy(() => score(sliceRows(passes, from, count))),
       ),
     );
   return noGrad(() =>

@@ -17,7 +17,15 @@ import {
   valueLoss,
 } from "./losses.js";
 import { readNumbers } from "./sampling.js";
-import { type Passes, rangesOf, type Scores, type States, scoreRows, someRows, statesOf } from "./scoring.js";
+import {
+  type Passes,
+  rangesOf,
+  type Scores,
+  type States,
+  scoreRows,
+  sliceRows,
+  statesOf,
+} from "./scoring.js";
 
 /** What is known of a window's rows before the step; every tensor has one row for each row of a forward pass. */
 export interface Window {
@@ -93,7 +101,7 @@ export function windowGradient(
     const sums = rangesOf(passes.rows, size).map(([from, count]) => {
       const some = someOf(rows, from, count);
       return tidy(() =>
-        microBatchGradient(policy, someRows(passes, from, count), states, some, objective, passes.rows),
+        microBatchGradient(policy, sliceRows(passes, from, count), states, some, objective, passes.rows),
       );
     });
     if (window.prior !== null && objective.auxCe !== 0) {
@@ -199,7 +207,7 @@ function priorGradient(
   count: number,
   auxCe: number,
 ): Record<string, Tensor> {
-  const { logprobs } = scoreRows(policy, someRows(prior, from, count), null);
+  const { logprobs } = scoreRows(policy, sliceRows(prior, from, count), null);
   const loss = logprobs.sum().mul(-auxCe / (prior.rows * logprobs.size(2)));
   loss.backward();
   return { "loss/aux_ce": loss.detach(), "loss/total": loss.detach() };

@@ -29,7 +29,7 @@ import {
   tokenizerOf,
 } from "../rl_ar_finetune/parts.js";
 import { mapCondition, type Start, sampleCodesWithLogprobs } from "../rl_ar_finetune/sampling.js";
-import { chunkOf, rangesOf } from "../rl_ar_finetune/scoring.js";
+import { logitChunk, rangesOf } from "../rl_ar_finetune/scoring.js";
 import { conditionOf } from "../rl_ar_finetune/step.js";
 import { notesOfSources, openSources, readOptionsOf, someOf } from "../run/images.js";
 import type { TrainOptions } from "../run/log.js";
@@ -482,7 +482,7 @@ export function crossEntropySum(
   policy: ArPolicy,
   hidden: Tensor,
   targets: Tensor,
-  chunk: number = 4 * chunkOf(policy),
+  chunk: number = 4 * logitChunk(policy),
 ): Tensor {
   const sum = (states: Tensor, codes: Tensor): Tensor =>
     tidy(() => F.crossEntropy(policy.logits(states), codes, { reduction: "sum" }));
