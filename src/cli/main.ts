@@ -219,11 +219,16 @@ program
   .addOption(new Option("--config <file>", "a training's configuration: its images, tokenizer and policy"))
   .addOption(new Option("--tokenizer <file>", "weights of the tokenizer"))
   .addOption(new Option("--policy <file>", "A: weights of the policy, or of the one before"))
-  .addOption(new Option("--against <file>", "B: weights of the one after, set against A's frontier"))
+  .addOption(
+    new Option(
+      "--against <file>",
+      "B: weights of the policy after, set against all that A reaches at any temperature and scale",
+    ),
+  )
   .addOption(
     new Option(
       "--features <file>",
-      "a network to measure sets by, of rlar classifier or Inception v3; again for each, the reward's own first",
+      "a network to measure sets by, of rlar classifier or Inception v3; repeat it for several; those that the reward of --run or --config used are marked",
     )
       .argParser((file: string, before: string[]) => [...before, file])
       .default([], "none"),

@@ -5,6 +5,7 @@
 import { createHash } from "node:crypto";
 import { join } from "node:path";
 import { duration } from "../run/console.js";
+import { readOptions } from "../torch/arguments.js";
 import { replaceFile } from "../torch/files.js";
 import { expected } from "../torch/index.js";
 import { commandSection, configSection, summaryOf, valueText } from "./config.js";
@@ -33,12 +34,13 @@ export async function writeReport(
   folders: string | readonly string[],
   options: { out?: string } = {},
 ): Promise<string> {
+  const { out: given } = readOptions<{ out?: string }>("writeReport", [options], { names: { out: true } });
   const list = typeof folders === "string" ? [folders] : folders;
   if (list.length === 0) throw expected("report", "at least one folder of a run", "none");
   const page = await reportHtml(list);
   // A run's own page stays what it is when the run is compared.
   const name = list.length === 1 ? "report.html" : "comparison.html";
-  const out = options.out ?? join(list[0] as string, name);
+  const out = given ?? join(list[0] as string, name);
   replaceFile(out, page);
   return out;
 }

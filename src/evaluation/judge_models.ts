@@ -57,6 +57,7 @@ import {
   type Measures,
   type ModelEvalOptions,
   type Point,
+  readEvalOptions,
   settingsOf,
 } from "./options.js";
 import {
@@ -145,7 +146,8 @@ const PUBLISHED_SAMPLES = 50_000;
  * @throws ConfigError or RangeError for options, files and images that cannot be used, before anything is computed
  *   where that can be seen before.
  */
-export async function evaluateModels(options: ModelEvalOptions): Promise<ModelEvaluation> {
+export async function evaluateModels(given: ModelEvalOptions): Promise<ModelEvaluation> {
+  const options = readEvalOptions(given);
   const say = options.say ?? (() => {});
   prepareOutputs(options);
   using inputs = await openInputs(options);

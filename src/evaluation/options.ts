@@ -13,6 +13,7 @@ import { describeWeights } from "../rl_ar_finetune/builder.js";
 import { checkSampling } from "../rl_ar_finetune/sampling.js";
 import { bestCheckpoint, listCheckpoints } from "../run/checkpoint.js";
 import type { FrozenTokenizer } from "../tokenizers/index.js";
+import { type OptionNames, readOptions } from "../torch/arguments.js";
 import { type Device, type DType, expected, openWeights, type Tensor } from "../torch/index.js";
 
 /** A network whose features images are judged by, and its distance of images where it has one. */
@@ -92,6 +93,52 @@ export interface ModelEvalOptions {
   readonly json?: string;
   /** Told what is being done, a line at a time. */
   readonly say?: (line: string) => void;
+}
+
+/** All of them. */
+const OPTIONS: OptionNames<ModelEvalOptions> = {
+  tokenizer: true,
+  policy: true,
+  against: true,
+  features: true,
+  lpips: true,
+  data: true,
+  start: true,
+  samples: true,
+  classes: true,
+  prefixes: true,
+  draws: true,
+  images: true,
+  trainImages: true,
+  temperatures: true,
+  cfg: true,
+  cfgSchedule: true,
+  topK: true,
+  topP: true,
+  seeds: true,
+  resamples: true,
+  batch: true,
+  device: true,
+  dtype: true,
+  rewardNetworks: true,
+  judged: true,
+  chosenOn: true,
+  out: true,
+  npz: true,
+  json: true,
+  say: true,
+};
+
+/**
+ * Options in camelCase, whichever spelling they were given in.
+ *
+ * @throws RangeError for an option that there is not, and for a tokenizer or data that are missing.
+ */
+export function readEvalOptions(given: ModelEvalOptions): ModelEvalOptions {
+  const options = readOptions<ModelEvalOptions>("evaluateModels", [given], { names: OPTIONS });
+  if (options.tokenizer === undefined) throw expected("evaluateModels", "a tokenizer", "none");
+  if (options.data === undefined) throw expected("evaluateModels", "images: data.source", "none");
+  return options;
 }
 
 /** Which checkpoint of a run is judged. */

@@ -311,6 +311,21 @@ test("networks that the reward used are marked in the result; where that is not 
   assert.deepEqual(await found({}), [null]);
 });
 
+test("options may be spelt as in Python; one that there is not is refused with the nearest name", async () => {
+  const snake = { train_images: 5, cfg_schedule: "constant" } as Partial<ModelEvalOptions>;
+  const { settings } = await evaluateModels(
+    options({ ...snake, policy: uniformPolicy(), prefixes: [], samples: 2 }),
+  );
+  assert.equal(settings.trainImages, 5);
+  const wrong = { tempratures: [1] } as Partial<ModelEvalOptions>;
+  await assert.rejects(evaluateModels(options(wrong)), /evaluateModels: .*tempratures.*"temperatures"/);
+  const { tokenizer: _, ...rest } = options();
+  await assert.rejects(
+    evaluateModels(rest as ModelEvalOptions),
+    /evaluateModels: expected a tokenizer, got none/,
+  );
+});
+
 test("a best checkpoint is not judged by the images that it was chosen on", async () => {
   const whole = await evaluateModels(options({ features: [] }));
   const rest = await evaluateModels(options({ features: [], chosenOn: 10 }));
