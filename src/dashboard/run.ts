@@ -112,18 +112,18 @@ export function readRun(folder: string): Run {
   };
   const { records, damaged } = attempt("metrics.jsonl", { records: [], damaged: 0 }, readRecords);
   const starts = readStarts(folder, attempt, unread);
-  const checkpoints = listCheckpoints(join(folder, "checkpoints"));
+  const checkpoints = attempt("checkpoints", [], listCheckpoints);
   const newest = checkpoints.at(-1);
   const values =
     newest === undefined
       ? {}
       : attempt(`checkpoints/${newest}/values.json`, {}, (path) =>
-          objectOf(plainTree(decodeData(readFileSync(path, "utf8")))),
+          keysOf(plainTree(decodeData(readFileSync(path, "utf8")))),
         );
   const config = attempt("config.yaml", {}, (path) =>
-    objectOf(plainTree(parse(readFileSync(path, "utf8"), { logLevel: "error" }))),
+    keysOf(plainTree(parse(readFileSync(path, "utf8"), { logLevel: "error" }))),
   );
-  const pages = attempt("samples.jsonl", [] as SamplePage[], (path) => readPages(folder, path));
+  const pages = attempt("samples.jsonl", [] as SamplePage[], (path) => readPages(folder, path, unread));
   return {
     name: basename(resolve(folder)),
     folder,
@@ -137,15 +137,13 @@ export function readRun(folder: string): Run {
     pages,
     checkpoints,
     best: attempt("checkpoints/best.json", null, (path) =>
-      bestOf(objectOf(decodeData(readFileSync(path, "utf8")))),
+      bestOf(keysOf(decodeData(readFileSync(path, "utf8")))),
     ),
     values,
     models: modelsOf(folder, newest, objectOf({ ...config, ...objectOf(values.config) })),
     evaluations: readEvaluations(folder, unread),
     isUnderWay: isHeld(folder),
-    dumps: has("dumps")
-      ? readdirSync(join(folder, "dumps")).filter((name) => !name.startsWith(".")).length
-      : 0,
+    dumps: attempt("dumps", 0, (path) => readdirSync(path).filter((name) => !name.startsWith(".")).length),
     unread,
   };
 }
@@ -221,8 +219,10 @@ function secondsOf(starts: readonly Start[], records: readonly LogRecord[]): num
   return isKnown ? total : null;
 }
 
-function readPages(folder: string, path: string): SamplePage[] {
-  return readRecords(path).records.flatMap((record) => {
+function readPages(folder: string, path: string, unread: string[]): SamplePage[] {
+  const { records, damaged } = readRecords(path);
+  if (damaged > 0) unread.push(`samples.jsonl: ${damaged} damaged ${damaged === 1 ? "line" : "lines"}`);
+  return records.flatMap((record) => {
     const { step, name, file, ...about } = record;
     const image = join(folder, String(file));
     // Only what the run itself wrote: an index is no reason to read files from elsewhere.
@@ -231,8 +231,16 @@ function readPages(folder: string, path: string): SamplePage[] {
   });
 }
 
+/** @throws RangeError for what is no object with keys. */
+function keysOf(value: unknown): Record<string, unknown> {
+  if (typeof value !== "object" || value === null || Array.isArray(value))
+    throw new RangeError("expected keys and values, got other data.");
+  return objectOf(value);
+}
+
 function bestOf({ name, step, metric, value }: Record<string, unknown>): BestCheckpoint | null {
-  if (typeof step !== "number" || typeof metric !== "string") return null;
+  if (typeof step !== "number" || typeof metric !== "string")
+    throw new RangeError("expected a step and a metric, got other data.");
   return { name: String(name), step, metric, value: typeof value === "number" ? value : Number.NaN };
 }
 

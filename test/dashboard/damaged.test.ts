@@ -232,7 +232,26 @@ test("other files: checkpoints' values, the index of samples, pictures that are 
   const page = await reportHtml([folder]);
   assertHarmless(page, "samples");
   assert.match(page, /Not read: broken\.png/);
+  for (const file of ["samples\\.jsonl", "checkpoints/best\\.json"])
+    assert.match(page, new RegExp(`Not read: ${file}: `));
   assert.match(page, /Not read: free_A_t1_cfg1\.png/);
+});
+
+test("folders and files in each other's place, and files that hold something else", async (t) => {
+  const page = async (files: Record<string, unknown>): Promise<string> =>
+    await reportHtml([writeRun(newFolder(t), { metrics: [{ step: 1, a: 1 }], files })]);
+  const names = ["config.yaml", "env.json", "eval.json", "samples.jsonl", "checkpoints/best.json"];
+  for (const name of names)
+    assert.match(await page({ [`${name}/x`]: "1" }), new RegExp(`Not read: ${name}`), name);
+  for (const name of ["checkpoints", "dumps"])
+    assert.match(await page({ [name]: "1" }), new RegExp(`Not read: ${name}`), name);
+  for (const [name, text] of [
+    ["config.yaml", "- 1\n"],
+    ["config.yaml", ""],
+    ["checkpoints/step_000001/values.json", "[]"],
+    ["env.json", "[]"],
+  ] as const)
+    assert.match(await page({ [name]: text }), new RegExp(`Not read: ${name}`), name);
 });
 
 test("the case that was reported", async (t) => {
