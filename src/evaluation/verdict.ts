@@ -160,7 +160,7 @@ export function verdictText(
     count("even") > 0 ? `${count("even")} not told apart from it` : "",
     count("behind") > 0 ? `${count("behind")} behind it` : "",
   ].filter((text) => text !== "");
-  const settings = `${beyond} of ${standings.length} ${standings.length === 1 ? "setting" : "settings"}`;
+  const settings = `${beyond === 0 ? "none" : beyond} of ${standings.length} ${standings.length === 1 ? "setting" : "settings"}`;
   const others = rest.length === 0 ? "" : ` (${rest.join(", ")})`;
   const best = bestStanding(verdict);
   const example =
@@ -169,9 +169,8 @@ export function verdictText(
       : ` At ${pointText(best.point)} B has ${name} ${short(best.point.value)}, ${gainText(best.gain)} A's ` +
         `${short(best.rival.value)} at ${pointText(best.rival)}; FD ${short(best.point.fd.value)} and ` +
         `${short(best.rival.fd.value)}${isApart(best.point.fd, best.rival.fd) ? "" : ", not told apart"}.`;
-  const sum = beyond > 0 ? "B lies beyond A's frontier" : "B does not lie beyond A's frontier";
   const of = `completions after ${prefix} codes; network ${networkMark(networks, network)}`;
-  return [`${sum} in ${name} at ${settings}${others}.${example} (${of})`, ...lines];
+  return [`B lies beyond A's frontier in ${name} at ${settings}${others}.${example} (${of})`, ...lines];
 }
 
 /** The free samples' verdict in words. */
