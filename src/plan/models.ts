@@ -54,6 +54,8 @@ export interface PolicySizes {
   /** Elements a token that autograd saves in the blocks, and before and after them. */
   readonly savedByBlocks: number;
   readonly savedAround: number;
+  /** Elements a token that a backward works with beside those. */
+  readonly working: number;
 }
 
 /** A tokenizer. */
@@ -229,6 +231,7 @@ function sizesOf(name: string, shapes: Shapes, blockSize: number | null, lora?: 
       layers *
       (qkv === undefined ? 8 * width + 2 * hidden + cross : (isModulated ? 16 : 12) * width + 4 * hidden),
     savedAround: (qkv === undefined ? 2 : isModulated ? 4 : 3) * width,
+    working: qkv === undefined ? width + hidden : 3 * hidden,
   };
 }
 

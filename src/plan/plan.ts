@@ -114,13 +114,14 @@ export async function planTrain(
   const models = modelsOf(config);
   const { policy, tokenizer, reference, valueHead, networks } = models;
   const images = await imagesOf(config);
-  const { step, evaluation } = costsOf(config, models, where);
   const { iters, threads } = config.train;
   const { every } = config.eval;
   const judged = every > 0 ? Math.min(config.eval.images, images?.heldOut ?? 0) : 0;
   /** Evaluations before the first step, every so often, and after the last, of batches as large as a step's. */
   const evaluations = judged === 0 ? 0 : 1 + Math.ceil(iters / every);
-  const batches = judged / config.rollout.images;
+  const evalBatch = Math.min(config.rollout.images, judged || Infinity);
+  const batches = judged / evalBatch;
+  const { step, evaluation } = costsOf(config, models, where, evalBatch);
 
   const fixed = sharesOf(fixedParts(config, models, where));
   const taken = PHASES.map((phase) => ({ name: phase as string, parts: step[phase].parts }));

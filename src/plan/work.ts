@@ -1,6 +1,6 @@
 /**
  * What each phase of a step needs: bytes of memory on top of what stays, and work. Shapes are exact; how many arrays are
- * alive at a time was counted on the code, and tests hold the peak to within a quarter of real runs. What a machine does
+ * alive at a time was counted on the code, and a test holds the peak to within an eighth of real runs. What a machine does
  * a second is in `rates.ts`.
  */
 import { batchNumbers, sharesContext, type TrainConfig } from "../config/resolve.js";
@@ -63,10 +63,8 @@ const FLOAT = 4;
 const CHUNK = 2 ** 22;
 /** Bytes a logit: alive while a code is drawn; alive while it is scored, and for its entropy; moved by either. */
 const LOGIT = { drawing: 36, scoring: 8, entropy: 8, drawn: 60, scored: 80 } as const;
-/** Arrays `[tokens, D]` that a backward works with beside what autograd saved. */
-const WORKING = 10;
 /** Maps that structural similarity compares at a time, in the size of the samples. */
-const BLURRED = 28;
+const BLURRED = 34;
 /** Pixels that a metric compares at a time. */
 const COMPARED = 2 ** 21;
 /** Operator calls a block: one step of a rollout, a forward, a forward and backward; and those of drawing a code. */
@@ -124,20 +122,23 @@ export function fixedParts(config: TrainConfig, models: PlanModels, { isNarrow }
   };
 }
 
-/** What the phases of a step need, and those of a batch of an evaluation, whose last phase scores the true codes. */
+/**
+ * What the phases of a step need, and those of an evaluation's batch of `evalBatch` images, whose last phase scores the
+ * true codes.
+ */
 export function costsOf(
   config: TrainConfig,
   models: PlanModels,
   device: PlanDevice,
+  evalBatch: number = config.rollout.images,
 ): { readonly step: StepCosts; readonly evaluation: StepCosts } {
   const { policy, tokenizer, valueHead } = models;
   const { vocabSize, width, layers, blockWeights } = policy;
   const headWeights = vocabSize * width;
-  const { images, numGenerations, guidance, keepGraph, topK, topP } = config.rollout;
+  const { guidance, topK, topP } = config.rollout;
   const { size: side } = config.data;
   const codes = (side / tokenizer.downsample) ** 2;
   const pixels = 3 * side ** 2 * FLOAT;
-  const some = config.rollout.microBatch ?? images;
   const isSte = config.algorithm === "ste";
   const isShared = sharesContext(config);
   const hasLora = config.ar.lora.rank !== null;
@@ -167,7 +168,7 @@ export function costsOf(
       traffic: rows * codes * vocabSize * LOGIT.drawn,
     });
 
-  const encode: PhaseCost = {
+  const encode = (images: number): PhaseCost => ({
     parts: {
       "activations of the encoder": Math.min(images, partImages) * costs.activationBytes,
       ...held(0, images),
@@ -177,9 +178,9 @@ export function costsOf(
       traffic: images * costs.decodeGraphBytes,
       calls: 300,
     }),
-  };
+  });
 
-  const teacherForced = (each: number): PhaseCost => {
+  const teacherForced = (images: number, some: number, each: number, keepGraph: boolean): PhaseCost => {
     const tokens = (keepGraph ? images : some) * codes * drawStreams;
     return {
       parts: {
@@ -195,7 +196,7 @@ export function costsOf(
   };
 
   /** `each` sequences an image, code by code after those that are given. */
-  const oneByOne = (each: number): PhaseCost => {
+  const oneByOne = (images: number, some: number, each: number): PhaseCost => {
     const context = contextAt(config, Number.MAX_SAFE_INTEGER, codes);
     const given = context.type === "prefix" ? context.length : 0;
     const steps = codes - given;
@@ -232,7 +233,7 @@ export function costsOf(
   };
 
   /** Decoding `decoded` images of codes, of which `sequences` were drawn. */
-  const decode = (sequences: number, decoded: number): PhaseCost => {
+  const decode = (images: number, sequences: number, decoded: number): PhaseCost => {
     const atATime = config.tokenizer.decodeBatch ?? 8;
     return {
       parts: {
@@ -248,7 +249,7 @@ export function costsOf(
   };
 
   /** Comparing samples with their images, by the rewards or by all metrics of an evaluation. */
-  const reward = (sequences: number, isEvaluation: boolean): PhaseCost => {
+  const reward = (images: number, sequences: number, isEvaluation: boolean): PhaseCost => {
     const { ssim, msSsim, chunk: chunks } = config.reward;
     const chunk = Math.min(sequences, chunks ?? Math.max(1, Math.floor(COMPARED / side ** 2)));
     const isBlurred = ssim.weight !== 0 || msSsim.weight !== 0;
@@ -280,39 +281,57 @@ export function costsOf(
   };
 
   const update = (): PhaseCost => {
+    const { images, numGenerations } = config.rollout;
     const { microBatch, sequences, rows, steps, miniBatches, microBatchesAStep } = batchNumbers(config);
     const { coef, stop, estimator } = config.kl;
-    const streams = isSte ? 1 : drawStreams;
-    const tokens = microBatch * codes * streams;
-    const epochs = steps / miniBatches;
     const { auxCe, entropyCoef } = config.update;
     const { gradientCheckpointing } = config.ar;
+    const streams = isSte ? 1 : drawStreams;
+    const epochs = steps / miniBatches;
     const moved = policy.trained + valueHead;
-    // True codes are rows of their own unless every sequence reads them.
-    const all = epochs * (rows * streams + (auxCe !== 0 && !isShared ? images : 0));
-    const scored = LOGIT.scoring + (entropyCoef === 0 ? 0 : LOGIT.entropy);
-    // A forward, and a backward to inputs and to weights; with checkpointing a second forward.
-    const passes = 1 + (hasLora ? 1.2 : 2) + (gradientCheckpointing ? 1 : 0);
-    const isExact = coef !== 0 && estimator === "exact";
-    const asked =
-      (coef !== 0 || stop !== null ? 1 : 0) +
-      (config.algorithm === "ppo" ? 1 : 0) +
-      (isExact ? epochs - 1 : 0);
     const drawn = images * numGenerations;
-    return {
-      parts: {
-        gradients: (moved + policy.largest) * FLOAT,
+    // True codes are rows of their own unless every sequence reads them.
+    const trueRows = auxCe !== 0 && !isShared ? images : 0;
+    const all = epochs * (rows * streams + trueRows);
+    const scored = LOGIT.scoring + (entropyCoef === 0 ? 0 : LOGIT.entropy);
+    const isExact = coef !== 0 && estimator === "exact";
+    const inLoss = (config.kl.placement ?? (config.algorithm === "ppo" ? "reward" : "loss")) === "loss";
+    /** The first backward of a step makes the gradients while it frees what autograd saved. */
+    const backward = (passRows: number, gradients: number): Parts => {
+      const tokens = passRows * codes;
+      const working = policy.working + (gradientCheckpointing ? 6 * width : 0);
+      return {
+        gradients: gradients * FLOAT,
         "activations of the policy": graphBytes(policy, tokens, device, gradientCheckpointing),
         "activations of the decoder": isSte ? microBatch * numGenerations * costs.decodeGraphBytes : 0,
-        statistics: 12 * 8 * sequences * codes,
         ...most(
-          { "gradients of activations": tokens * WORKING * width * FLOAT },
-          { logits: Math.min(CHUNK, microBatch * codes * vocabSize) * scored * streams },
-          // An exact divergence runs the reference while the policy's graph is alive.
-          { "activations of the reference": isExact ? passBytes(tokens) : 0 },
-          // What layers give before their adapters' part is added is alive until the forward ends.
-          { "outputs under adapters": tokens * policy.loraOutputs * FLOAT },
+          { "gradients of activations": tokens * working * FLOAT },
+          { logits: Math.min(CHUNK, tokens * vocabSize) * scored },
+          // An exact divergence in the loss runs the reference while the policy's graph is alive.
+          { "activations of the reference": isExact && inLoss ? passBytes(tokens) : 0 },
+          // What a block's layers give before their adapters' part is added is alive until its forward ends.
+          {
+            "outputs under adapters": hasLora
+              ? tokens * (policy.loraOutputs / layers + 3 * width) * FLOAT
+              : 0,
+          },
         ),
+      };
+    };
+    const first = microBatch * streams;
+    const isRepeated = microBatchesAStep > 1 || gradientCheckpointing;
+    const later = isRepeated ? first : Math.min(trueRows, microBatch);
+    // A forward, and a backward to inputs and to weights; with checkpointing a second forward.
+    const passes = 1 + (hasLora ? 1.2 : 2) + (gradientCheckpointing ? 1 : 0);
+    // Forwards without a gradient: of the reference, of the policy for values or for an exact divergence in the reward.
+    const asked =
+      (coef !== 0 || stop !== null ? (isExact && inLoss ? epochs : 1) : 0) +
+      (isExact && !inLoss ? 1 : 0) +
+      (config.algorithm === "ppo" ? 1 : 0);
+    return {
+      parts: {
+        ...most(backward(first, 0), backward(later, moved + policy.largest)),
+        statistics: 12 * 8 * sequences * codes,
         ...held(drawn, 2 * images + drawn),
       },
       work: add(
@@ -329,24 +348,31 @@ export function costsOf(
     };
   };
 
-  const rollout = isShared ? teacherForced : oneByOne;
-  const [drawn, judged] = [images * numGenerations, images * config.eval.numGenerations];
+  /** All that comes before the update, for `each` sequences an image. */
+  const before = (images: number, each: number, isEvaluation: boolean): Omit<StepCosts, "update"> => {
+    const some = Math.min(config.rollout.microBatch ?? images, images);
+    const sequences = images * each;
+    const keepGraph = config.rollout.keepGraph && !isEvaluation;
+    return {
+      encode: encode(images),
+      rollout: isShared ? teacherForced(images, some, each, keepGraph) : oneByOne(images, some, each),
+      // A step decodes the true codes too: the reward's ceiling.
+      decode: decode(images, sequences, sequences + (isEvaluation ? 0 : images)),
+      reward: reward(images, sequences, isEvaluation),
+    };
+  };
+  const judged = evalBatch * config.eval.numGenerations;
+  const scoredAtATime = Math.min(config.rollout.microBatch ?? evalBatch, evalBatch);
   return {
-    step: {
-      encode,
-      rollout: rollout(numGenerations),
-      decode: decode(drawn, drawn + images), // true codes too: the reward's ceiling
-      reward: reward(drawn, false),
-      update: update(),
-    },
+    step: { ...before(config.rollout.images, config.rollout.numGenerations, false), update: update() },
     evaluation: {
-      encode,
-      rollout: rollout(config.eval.numGenerations),
-      decode: decode(judged, judged),
-      reward: reward(judged, true),
+      ...before(evalBatch, config.eval.numGenerations, true),
       update: {
-        parts: { "activations of the policy": passBytes(some * codes), ...held(judged, images + judged) },
-        work: scoring(images),
+        parts: {
+          "activations of the policy": passBytes(scoredAtATime * codes),
+          ...held(judged, evalBatch + judged),
+        },
+        work: scoring(evalBatch),
       },
     },
   };
