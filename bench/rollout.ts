@@ -27,7 +27,7 @@ setNumThreads(Number(values.threads));
 function time(policy: ArPolicy, rows: number, packAs: DType | null): number {
   const used = process.cpuUsage();
   tidy(() => {
-    // Here and not by the rollout itself, which would leave it out where it does not pay.
+    // Here, not by the rollout itself, which packs only where that pays.
     using _packed = packAs === null ? null : packLinears(policy, { dtype: packAs });
     using generator = stream(0, "rollout", 0);
     const group = Math.min(8, rows);

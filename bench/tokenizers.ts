@@ -3,7 +3,7 @@
  * memory above the weights, in parts against the whole batch at once; and the search of a codebook against the scores
  * of all codes.
  *
- *   npm run bench -- tokenizers [images, 4 where left out]
+ *   npm run bench -- tokenizers [images, default 4]
  */
 import { IBQ, nearestCodes, type TokenizerModel, VQModel } from "../src/tokenizers/index.js";
 import { getNumThreads, manualSeed, memory, noGrad, rand, randn, tidy, version } from "../src/torch/index.js";
