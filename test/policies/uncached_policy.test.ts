@@ -52,12 +52,12 @@ test("a policy without a cache draws the codes of one with a cache, and frees wh
   for (const [i, value] of logprobs.entries()) assert.ok(Math.abs(value - (exact[i] as number)) < 1e-5);
 });
 
-test("guidance asks for a null condition, and caches of others are refused", () => {
+test("guidance without a null class and the caches of other policies are refused", () => {
   using policy = new Plain();
   using classes = tensor([1], { dtype: "int64" });
   assert.throws(
     () => sampleCodesWithLogprobs(policy, { classes }, 2, { guidance: { scale: 2 } }),
-    /Plain\.nullCondition: expected a null condition for guidance.*nullCondition/,
+    /expected classes in both conditions/,
   );
   using other = policy.gpt.openCache(1);
   assert.throws(() => policy.decode(other, classes), /UncachedPolicy: expected a cache of openCache/);
