@@ -68,9 +68,8 @@ export interface ResolvedConfig<T extends object = TrainConfig> {
  *
  * Keys may be in camelCase or snake_case, and have the other names that `rlar config explain` lists. `null` unsets a
  * value, a list replaces the whole list before it. A value of a preset that does not fit what the user set is replaced,
- * with a note.
+ * with a note. `kind` says which command is configured, by default `rlar train`.
  *
- * @param kind - which command it configures; `rlar train` by default.
  * @throws ConfigError with every problem: unknown keys with the nearest name, values out of range, keys that do not
  *   fit together, syntax of the file with line and column.
  */
