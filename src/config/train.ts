@@ -375,7 +375,7 @@ export const configSchema = section({
   save: section({
     ...shared.saveKeys(100, 3, "iterations"),
     ckptPath: pathKey().describe(
-      "File that the policy's weights are also written to at each checkpoint: .safetensors, or .pt, .pth, .ckpt or .bin, which torch.load reads. Set it for programs that expect the weights at a fixed path.",
+      "File that the policy's weights are also written to at each checkpoint: safetensors for .safetensors, for .pt, .pth, .ckpt or .bin a dict with them under model, which torch.load reads. Set it for programs that expect the weights at a fixed path.",
     ),
   }),
   log: section({

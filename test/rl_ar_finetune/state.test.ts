@@ -1,11 +1,12 @@
 /** Resumes: what a run goes on with, what is refused, and what force can change. */
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { type TestContext, test } from "node:test";
 
 import { resolveConfig } from "../../src/config/resolve.js";
 import { GPT } from "../../src/policies/index.js";
+import { openPolicy } from "../../src/rl_ar_finetune/builder.js";
 import type { Evaluation } from "../../src/rl_ar_finetune/evaluate.js";
 import { noteEvaluation, type Progress } from "../../src/rl_ar_finetune/state.js";
 import type { TrainOptions, TrainResult } from "../../src/rl_ar_finetune/train_loop.js";
@@ -42,6 +43,15 @@ async function runsIn(t: TestContext): Promise<Run> {
 /** One iteration, and then an interruption. */
 const once: TrainOptions = { signal: AbortSignal.abort() };
 const forced: TrainOptions = { ...once, force: true };
+
+/** The policy of the first checkpoint of a run. */
+function loadSafetensorsIn(dir: string): { tensors: Record<string, Tensor> } & Disposable {
+  const { tensors } = loadSafetensors(join(dir, "checkpoints", "step_000001", "policy.safetensors"));
+  const dispose = (): void => {
+    for (const tensor of Object.values(tensors)) tensor.dispose();
+  };
+  return { tensors, [Symbol.dispose]: dispose };
+}
 
 function newPolicy(): GPT {
   manualSeed(1);
@@ -262,6 +272,43 @@ test("the best evaluation is the highest or the lowest, as eval.mode says, and p
     }
     assert.deepEqual([progress.best?.step, progress.evaluationsSinceBest], [best, since], mode);
   }
+});
+
+test("save.ckptPath: PyTorch's format or safetensors by its ending, tried before the first step", async (t) => {
+  const run = await runsIn(t);
+  const { dir } = await run({ train: { iters: 1 } });
+  const folder = join(dir, "..");
+  for (const name of ["w.pt", "w.pth", "w.ckpt", "w.bin", "w.safetensors", "W.PT"]) {
+    const ckptPath = join(folder, name);
+    await run({ save: { ckptPath }, train: { iters: 1 }, run: { ifExists: "overwrite" } });
+    const isTorch = name !== "w.safetensors";
+    assert.equal(readFileSync(ckptPath).subarray(0, 2).toString() === "PK", isTorch, name); // a zip
+    // Nothing needs to be told about it: sizes, heads and codes are in the file.
+    const { policy } = openPolicy(ckptPath, { codebookSize: 32 });
+    using whole = loadSafetensorsIn(dir);
+    for (const [key, value] of Object.entries(policy.stateDict()))
+      expectClose(value, whole.tensors[key] as Tensor, { rtol: 0, atol: 0, where: `${name}: ${key}` });
+    assert.equal((policy as GPT).options.nHead, 2);
+    policy.dispose();
+  }
+  const refused: [string, RegExp][] = [
+    [
+      join(folder, "absent", "w.pt"),
+      /^save\.ckptPath: expected a file that can be written, .*Make the folder/,
+    ],
+    [join(folder, "w.h5"), /^save\.ckptPath: expected a name that ends in /],
+    [join(folder, "w"), /^save\.ckptPath: expected a name that ends in /],
+    ["/dev/null.pt/x.pt", /^save\.ckptPath: /],
+  ];
+  for (const [ckptPath, message] of refused)
+    await assert.rejects(run({ save: { ckptPath }, run: { ifExists: "new" } }), {
+      name: "ConfigError",
+      message,
+    });
+  assert.deepEqual(
+    readdirSync(folder).filter((name) => name.endsWith(".tmp")),
+    [],
+  );
 });
 
 test("an error in mid-run leaves a checkpoint of the last whole step", async (t) => {
