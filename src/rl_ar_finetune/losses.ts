@@ -145,32 +145,44 @@ function ratioOf(logprobs: Tensor, oldLogprobs: Tensor, level: "token" | "sequen
 }
 
 /** How losses of tokens become one number; see {@link tokenWeights}. */
-export type Aggregation = "mean" | "sum";
+export type Aggregation = "mean" | "sum" | "grpo" | "bnpo" | "dapo" | "dr_grpo";
 
 /**
  * Weights w of tokens such that `sum(w * loss)` is the loss of one optimizer step. They are made once for the step,
  * before its rows are cut into micro-batches, so that the cut changes nothing.
  *
- * - `mean`: mean over the tokens that count (DAPO's token-level loss). All sequences of a rollout have the same length,
- *   so this is also GRPO's mean over sequences of means over tokens, and Dr. GRPO's sum over a constant length.
+ * - `mean`, which is `dapo` and `bnpo`: mean over the tokens that count.
+ * - `grpo`: mean over sequences of the mean over their tokens.
+ * - `dr_grpo`: sum over tokens / (sequences * maxLen).
  * - `sum`: mean over sequences of the sum over their tokens, as REINFORCE's expectation has it.
  *
+ * Where all tokens count, all but `sum` are the same: the sequences of a rollout have one length. They differ under a mask.
+ *
  * @param mask - bool or float `[..., T]`: 1 where a token counts.
+ * @param maxLen - for `dr_grpo`; default T.
  * @returns float64 in the shape of the mask.
  * @see Yu et al. 2025, "DAPO", eq. 8, arXiv 2503.14476; Shao et al. 2024, "DeepSeekMath", eq. 3, arXiv 2402.03300; Liu
  *   et al. 2025, "Understanding R1-Zero-Like Training", sec. 3.2, arXiv 2503.20783.
  */
-export function tokenWeights(mask: Tensor, aggregation: Aggregation): Tensor {
+export function tokenWeights(mask: Tensor, aggregation: Aggregation, maxLen?: number): Tensor {
   return tidy(() => {
     const m = mask.double();
+    const t = m.size(-1);
+    const sequences = m.numel / t;
     switch (aggregation) {
       case "mean":
+      case "dapo":
+      case "bnpo":
         return m.div(m.sum().clamp(1));
+      case "grpo":
+        return m.div(m.sum(-1, { keepdim: true }).clamp(1).mul(sequences));
+      case "dr_grpo":
+        return m.div(sequences * (maxLen ?? t));
       case "sum":
-        return m.div(m.numel / m.size(-1));
+        return m.div(sequences);
     }
     aggregation satisfies never;
-    throw expected("tokenWeights", "mean or sum", aggregation);
+    throw expected("tokenWeights", "mean, sum, grpo, bnpo, dapo or dr_grpo", aggregation);
   });
 }
 

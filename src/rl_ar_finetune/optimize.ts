@@ -294,10 +294,11 @@ function objectiveOf(
   options: UpdateOptions,
   kl: Required<KlOptions> | null,
 ): Omit<Objective, "policyLoss" | "clip" | "value"> {
-  const { aggregation = "mean", entropyCoef = 0, auxCe = 0 } = options;
+  const { aggregation = "mean", maxLen, entropyCoef = 0, auxCe = 0 } = options;
   const inLoss = kl !== null && kl.placement === "loss" && kl.coef !== 0;
   return {
     aggregation,
+    ...(maxLen !== undefined && { maxLen }),
     entropyCoef,
     auxCe,
     kl: inLoss ? { coef: kl.coef, reference: kl.reference, kind: kl.estimator } : null,

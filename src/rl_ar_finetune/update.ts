@@ -98,8 +98,13 @@ export interface UpdateOptions {
    * it need not divide the rows, and the gradient is that of one batch.
    */
   readonly microBatch?: number;
-  /** How losses of tokens become one number; default `"mean"` (REINFORCE and RLOO: `"sum"`). */
+  /**
+   * How losses of tokens become one number; default `"mean"` (REINFORCE and RLOO: `"sum"`). TRL's and verl's names are
+   * taken; without a mask all but `"sum"` are the same.
+   */
   readonly aggregation?: Aggregation;
+  /** The length that `"dr_grpo"` divides by; default T. */
+  readonly maxLen?: number;
   /**
    * With rewards per token: a token is credited with its own reward and with later ones times `creditDecay` for each token
    * in between, in [0, 1]; default 1. PPO has `lambda` for that.
@@ -159,6 +164,7 @@ export const UPDATE_NAMES: OptionNames<UpdateOptions> = {
   miniBatch: true,
   microBatch: true,
   aggregation: true,
+  maxLen: true,
   creditDecay: true,
   advantageClip: true,
   entropyCoef: true,
@@ -252,19 +258,15 @@ function readKl(where: string, given: KlOptions): KlOptions {
   return kl;
 }
 
-/** Names that other trainers have for `mean`. */
-const MEANS: ReadonlySet<string> = new Set(["grpo", "bnpo", "dapo", "dr_grpo"]);
+const AGGREGATIONS: readonly Aggregation[] = ["mean", "sum", "grpo", "bnpo", "dapo", "dr_grpo"];
 
 /** @throws RangeError for a value out of range; numbers of rows are checked by {@link planBatches}. */
 export function checkOptions(where: string, options: UpdateOptions): void {
   const { creditDecay, advantageClip, entropyCoef, auxCe, maxGradNorm, targetKl, maxRatioGap, lrFactor } =
     options;
-  if (MEANS.has(options.aggregation ?? "mean")) {
-    const remedy = "With sequences of one length the means of grpo, bnpo, dapo and dr_grpo are all mean";
-    throw expected(`${where}.aggregation`, "mean or sum", options.aggregation, remedy);
-  }
-  requireChoice(`${where}.aggregation`, options.aggregation, ["mean", "sum"]);
-  for (const [name, value] of Object.entries({ advantageClip, maxGradNorm, targetKl })) {
+  requireChoice(`${where}.aggregation`, options.aggregation, AGGREGATIONS);
+  const { maxLen } = options;
+  for (const [name, value] of Object.entries({ advantageClip, maxGradNorm, targetKl, maxLen })) {
     if (value !== undefined) requirePositive(`${where}.${name}`, value);
   }
   for (const [name, value] of Object.entries({ auxCe, maxRatioGap, lrFactor })) {

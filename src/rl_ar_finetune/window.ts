@@ -62,6 +62,7 @@ export interface Objective {
   /** Where the ratio is clipped, for counting. */
   readonly clip: readonly [low: number, high: number];
   readonly aggregation: Aggregation;
+  readonly maxLen?: number;
   readonly entropyCoef: number;
   readonly auxCe: number;
   readonly kl: {
@@ -125,7 +126,7 @@ function rowsOf(window: Window, objective: Objective): Rows {
     oldLogprobs,
     mask,
     advantages,
-    policyWeights: tokenWeights(policyMask, objective.aggregation),
+    policyWeights: tokenWeights(policyMask, objective.aggregation, objective.maxLen),
     weights: tokenWeights(mask, "mean"), // for entropy and values
     ...(referenceLogprobs && { referenceLogprobs }),
     ...(oldValues && { oldValues }),

@@ -48,12 +48,16 @@ const clip = { clipLow: golden.pg_loss.eps_low, clipHigh: golden.pg_loss.eps_hig
 
 const NAMES: readonly (readonly [Aggregation, keyof typeof golden.kl.k1])[] = [
   ["mean", "token_mean"],
+  ["grpo", "grpo"],
+  ["bnpo", "token_mean"],
+  ["dapo", "token_mean"],
+  ["dr_grpo", "dr_grpo"],
   ["sum", "seq_mean_token_sum"],
 ];
 
 function expectAggregated(loss: Tensor, wanted: Record<keyof typeof golden.kl.k1, number>): void {
   for (const [aggregation, name] of NAMES) {
-    const weights = tokenWeights(mask, aggregation);
+    const weights = tokenWeights(mask, aggregation, golden.pg_loss.L_max);
     expectClose(loss.mul(weights).sum().item(), wanted[name], { ...TIGHT, where: aggregation });
   }
 }
