@@ -63,7 +63,7 @@ export const WEIGHT_FILES: readonly string[] = [".safetensors", ".pt", ".pth", "
 
 /** Without adapters the weights of a policy's file are replaced by the checkpoint's. */
 const POLICY_FILE: Effects = [
-  [/^ar\.(path|wrapper|policy)$/, "has no effect: the weights are the checkpoint's"],
+  [/^ar\.(path|wrapper|weights|policy|type)$/, "has no effect: the weights are the checkpoint's"],
 ];
 
 /**
@@ -104,6 +104,7 @@ export function restore(
     frozen: values.frozen as Record<string, string>,
   };
   const now = { config, data: parts.fingerprint, frozen: parts.frozen };
+  if (force) requireSameTrained(parts, saved); // says more than the names of the keys
   const changes = requireSameRun(identity, now, { force });
   requireSameTrained(parts, saved);
   const { policy, lora, trained, optimizer, ema, valueHead } = parts;

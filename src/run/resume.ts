@@ -72,7 +72,10 @@ export function requireSameRun<T extends object = TrainConfig>(
   });
   const isSameData = saved.data === now.data;
   const parts = [...(isSameData ? [] : ["images"]), ...frozen.map(([name]) => name)];
-  if (options.force === true) return { config: changes, parts };
+  if (options.force === true) {
+    requireFixed(changes, config, kind);
+    return { config: changes, parts };
+  }
   const problems: string[] = [];
   if (changes.length > 0) {
     const list = changesText(changes).replaceAll("\n", "; ");
@@ -110,6 +113,28 @@ export function loadOptimizer(optimizer: AdamW, state: AdamWState): void {
   }));
   optimizer.loadStateDict(state);
   for (const [i, group] of optimizer.groups.entries()) Object.assign(group, numbers[i]);
+}
+
+/**
+ * Refuse changes that the checkpoint's weights decide, such as another number of heads. Where its files lay may change: they
+ * are not read for their weights. A key without a value leaves the decision to the checkpoint.
+ *
+ * @throws ConfigError that names the keys.
+ */
+function requireFixed<T extends object>(
+  changes: readonly ConfigChange[],
+  config: T,
+  kind: ConfigKind<T>,
+): void {
+  const fixed = changes.filter(({ path, after }) => {
+    const isPlace = /\.(path|wrapper|weights|policy)$/.test(path);
+    return kind.onResume(path, config) === "fixed" && !isPlace && after !== null && after !== undefined;
+  });
+  if (fixed.length === 0) return;
+  const list = changesText(fixed).replaceAll("\n", "; ");
+  throw new ConfigError([
+    `resume: expected what the checkpoint's weights were made with, with --force too, got ${list}. Undo it, or start a new run.`,
+  ]);
 }
 
 /** What is said of keys whose forced change does more, or less, than to count from now on. */

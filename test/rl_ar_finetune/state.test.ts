@@ -382,5 +382,8 @@ test("other trained parameters cannot be forced", async (t) => {
   };
   for (const changes of [{ ar: { lora: { rank: 2 } } }, { algorithm: "ppo" }, { ar: { nEmbd: 32 } }])
     await assert.rejects(run(changes, forced), refused);
+  // Of the same shapes, and still another network.
+  for (const ar of [{ nHead: 4 }, { extra: { classNum: 3, residPdrop: 0.5 } }])
+    await assert.rejects(run({ ar }, forced), { name: "ConfigError", message: /with --force too, got ar\./ });
   assert.equal((await run({ algorithm: "rloo" }, forced)).step, 2);
 });
