@@ -41,7 +41,11 @@ test("a run, its samples, and the same command again", () => {
   const dir = join(folder, "run");
   const { code, out, err } = rlar("pretrain", ...keys("run"));
   assert.equal(code, 0, err);
-  const lines = out.trimEnd().split("\n");
+  const isOfImages = (line: string): boolean => /^(\d+ classes: |no image to evaluate on )/.test(line);
+  const lines = out
+    .trimEnd()
+    .split("\n")
+    .filter((line) => !isOfImages(line));
   assert.match(lines[0] ?? "", /^codes in memory: \d+ images x 16 codes, 0\.0 MB$/);
   assert.match(lines[1] ?? "", /^step=0\/4 eval\/nats_per_token=3\.\d+ eval\/perplexity=/);
   assert.match(
@@ -101,7 +105,7 @@ test("--json is one object a line, and what is said goes to the other stream", (
     [1, 2, 3, 4],
   );
   assert.equal(typeof lines[3]["eval/nats_per_token"], "number");
-  assert.match(err, /^codes in memory: /);
+  assert.match(err, /^codes in memory: /m);
 });
 
 test("what cannot be used ends with an exit code and what to do", () => {
@@ -138,7 +142,7 @@ test("what cannot be used ends with an exit code and what to do", () => {
   assert.equal(diverged.code, 4, diverged.err);
   assert.match(
     diverged.err,
-    /^rlar: step \d+: expected finite losses and gradients, got 2 updates in a row/m,
+    /^rlar: step \d+: expected finite weights after the update, got .*optimizer\.lr/m,
   );
 });
 
