@@ -31,7 +31,6 @@ export {
   type LoaderImage,
   type LoaderItem,
   type LoaderOptions,
-  loaderIgnores,
 } from "./iterable.js";
 export { type ClassCount, checkClassIds, classCounts, describeClasses } from "./labels.js";
 export type { Features } from "./npy.js";

@@ -64,13 +64,6 @@ export interface LoaderOptions {
   readonly cursor?: Cursor;
 }
 
-/** Keys of `data` that nothing reads where a program passes a loader. */
-export function loaderIgnores(hasEvalSource: boolean): string[] {
-  const training = ["source", "evalPart", "flip", "balance", "group"];
-  const reading = ["label", "image", "classNames", "featureTokens", "maxUnreadable", "workers"];
-  return hasEvalSource ? training : [...training, ...reading];
-}
-
 /** Rounding of a tokenizer or a resize may leave the range by a little. */
 const RANGE = 1.01;
 
