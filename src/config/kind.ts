@@ -77,8 +77,8 @@ export interface Assigned {
 export type Meaning = readonly Assigned[] | { readonly expected: string };
 
 /**
- * What a changed key does to a run that is resumed: `free` may change, `forced` is refused without --force and takes
- * effect with it, `fixed` is refused with --force as well, since the checkpoint decides it.
+ * What a changed key does to a run that is resumed: `free` may change; `forced` is refused without --force and takes
+ * effect with it; so is `fixed`, but with --force the weights stay the checkpoint's, and other shapes are refused.
  */
 export type Resumed = "free" | "forced" | "fixed";
 

@@ -538,7 +538,10 @@ const FREE =
 
 /** Keys that a checkpoint's weights decide, so that a resumed run cannot take other values. */
 const FIXED =
-  /^(ar\.(type|path|wrapper|weights|nLayer|nHead|nEmbd|extra|extra\..*|cls|policy|lora\.(rank|targets))|blockSize|model\..*|classifier\.(widths|depth))$/;
+  /^(ar\.(type|path|wrapper|weights|nLayer|nHead|nEmbd|extra|extra\..*|cls|policy|lora\.(rank|targets))|blockSize|model\..*|loss\.gan\.path|classifier\.(widths|depth))$/;
+
+/** Keys that say which weights adapters are added to: a checkpoint of adapters does not hold those. */
+const ADAPTED = /^ar\.(path|wrapper|weights|policy)$/;
 
 /** What a change of a key of any command does to a resumed run, but for the length of the run. */
 export function resumedBy(path: string): Resumed {
@@ -560,6 +563,7 @@ export const trainKind: ConfigKind<TrainConfig> = configKind<TrainConfig>({
   onResume: (path, after) => {
     // Nothing else depends on where the run ends; whether its warm-up is over, the run knows.
     if (path === "train.iters") return after.optimizer.schedule === "constant" ? "free" : "forced";
+    if (after.ar.lora.rank !== null && ADAPTED.test(path)) return "forced";
     return resumedBy(path);
   },
   nameOf: ({ preset, algorithm }) => preset ?? algorithm,

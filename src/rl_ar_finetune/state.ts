@@ -48,7 +48,7 @@ export interface Progress {
   best: (Omit<BestCheckpoint, "name"> & { readonly name?: string }) | null;
 }
 
-/** What becomes of a key that `--force` changes, where more, or less, happens than that it counts from now on. */
+/** What becomes of a key that `--force` changes, where more happens than that it counts from now on. */
 const EFFECTS: Effects = [
   [/^ema\.decay$/, "counts from now on; an average that is new starts from the present weights"],
   [/^kl\.(path|estimator)$/, "counts from now on; the running mean for kl.stop starts anew"],
@@ -60,11 +60,6 @@ const EFFECTS: Effects = [
 
 /** What a file of `save.ckptPath` may end in: the first is safetensors, the others are what `torch.load` reads. */
 export const WEIGHT_FILES: readonly string[] = [".safetensors", ".pt", ".pth", ".ckpt", ".bin"];
-
-/** Without adapters the weights of a policy's file are replaced by the checkpoint's. */
-const POLICY_FILE: Effects = [
-  [/^ar\.(path|wrapper|weights|policy|type)$/, "has no effect: the weights are the checkpoint's"],
-];
 
 /**
  * Put the parts where a checkpoint left them.
@@ -140,7 +135,7 @@ export function restore(
       best: isComparable ? saved.best : null,
       ...(!isComparable && { first: null, evaluationsSinceBest: 0 }),
     },
-    notes: forcedNotes(changes, step, lora === null ? [...POLICY_FILE, ...EFFECTS] : EFFECTS),
+    notes: forcedNotes(changes, step, EFFECTS),
   };
 }
 

@@ -10,6 +10,7 @@ import {
   diffConfigs,
   plainConfig,
 } from "../config/explain.js";
+import type { Resumed } from "../config/kind.js";
 import { ConfigError, type ConfigKind, type TrainConfig } from "../config/resolve.js";
 import { trainKind } from "../config/train.js";
 import type { AdamW, AdamWState, StateDict } from "../nn/index.js";
@@ -43,8 +44,8 @@ type PresentRun<T extends object> = Omit<RunIdentity, "config"> & {
 
 /** What differs between a run and its checkpoint, and makes another run of it. */
 export interface RunChanges {
-  /** Keys of the configuration, in the order of the schema. */
-  readonly config: readonly ConfigChange[];
+  /** Keys of the configuration, in the order of the schema, and what a change of each does. */
+  readonly config: readonly (ConfigChange & { readonly onResume: Resumed })[];
   /** What else differs: `images`, and names of frozen models. */
   readonly parts: readonly string[];
 }
@@ -65,7 +66,9 @@ export function requireSameRun<T extends object = TrainConfig>(
 ): RunChanges {
   const { config, kind = trainKind as unknown as ConfigKind<T> } = now;
   const differing = diffConfigs(saved.config, plainConfig(config, kind));
-  const changes = changesThatMatter(differing, config, kind);
+  const changes = changesThatMatter(differing, config, kind).map((change) => {
+    return { ...change, onResume: kind.onResume(change.path, config) };
+  });
   const frozen = Object.entries(saved.frozen ?? {}).filter(([name, before]) => {
     const here = now.frozen?.[name];
     return here !== undefined && here !== before;
@@ -73,7 +76,7 @@ export function requireSameRun<T extends object = TrainConfig>(
   const isSameData = saved.data === now.data;
   const parts = [...(isSameData ? [] : ["images"]), ...frozen.map(([name]) => name)];
   if (options.force === true) {
-    requireFixed(changes, config, kind);
+    requireFixed(changes);
     return { config: changes, parts };
   }
   const problems: string[] = [];
@@ -116,19 +119,15 @@ export function loadOptimizer(optimizer: AdamW, state: AdamWState): void {
 }
 
 /**
- * Refuse changes that the checkpoint's weights decide, such as another number of heads. Where its files lay may change: they
+ * Refuse changes that the checkpoint's weights decide, such as another number of heads. Where its files lie may change: they
  * are not read for their weights. A key without a value leaves the decision to the checkpoint.
  *
  * @throws ConfigError that names the keys.
  */
-function requireFixed<T extends object>(
-  changes: readonly ConfigChange[],
-  config: T,
-  kind: ConfigKind<T>,
-): void {
-  const fixed = changes.filter(({ path, after }) => {
+function requireFixed(changes: RunChanges["config"]): void {
+  const fixed = changes.filter(({ path, after, onResume }) => {
     const isPlace = /\.(path|wrapper|weights|policy)$/.test(path);
-    return kind.onResume(path, config) === "fixed" && !isPlace && after !== null && after !== undefined;
+    return onResume === "fixed" && !isPlace && after !== null && after !== undefined;
   });
   if (fixed.length === 0) return;
   const list = changesText(fixed).replaceAll("\n", "; ");
@@ -137,7 +136,7 @@ function requireFixed<T extends object>(
   ]);
 }
 
-/** What is said of keys whose forced change does more, or less, than to count from now on. */
+/** What is said of keys whose forced change does more than to count from now on. */
 export type Effects = readonly (readonly [key: RegExp, effect: string])[];
 
 /** Keys on which the numbers of an evaluation depend: with another value they cannot be compared with earlier ones. */
@@ -153,10 +152,14 @@ export const JUDGES: RegExp =
 export function forcedNotes(changes: RunChanges, step: number, effects: Effects = []): string[] {
   const count = `counts from step ${step + 1} on`;
   const lines = changes.config.map((change) => {
-    const effect = effects.find(([key]) => key.test(change.path))?.[1];
-    return `--force: ${changesText([change])}: ${effect ?? count}`;
+    const usual = change.onResume === "fixed" ? KEPT : count;
+    const effect = effects.find(([key]) => key.test(change.path))?.[1] ?? usual;
+    return `--force: ${changesText([change])}: ${effect}`;
   });
   return [...lines, ...changes.parts.map((name) => `--force: other ${name}: ${count}`)];
 }
+
+/** Of keys that say what the weights are before the first step. */
+const KEPT = "has no effect on the weights, which are the checkpoint's";
 
 const short = (fingerprint: string | null): string => fingerprint?.slice(0, 12) ?? "none";

@@ -296,12 +296,8 @@ function untouched(dir: string, saved: LoadedCheckpoint | null): FitResult {
   return { dir, step: saved?.step ?? 0, end: "interrupted", model, first, last, best: best?.metrics ?? null };
 }
 
-/** What becomes of a key that `--force` changes, where more, or less, happens than that it counts from now on. */
+/** What becomes of a key that `--force` changes, where more happens than that it counts from now on. */
 const EFFECTS: Effects = [
-  [
-    /^(ar|model|loss\.gan)\.(path|wrapper|weights|policy)$/,
-    "has no effect: the weights are the checkpoint's",
-  ],
   [/^ema\.decay$/, "counts from now on; an average that is new starts from the present weights"],
   [JUDGES, "counts from now on; earlier evaluations are not compared with any more"],
 ];

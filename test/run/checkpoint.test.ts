@@ -449,6 +449,21 @@ test("another configuration or data set is refused, unless forced", () => {
   assert.throws(() => requireSameRun(saved, { config: config(), data: null }), /got others \(none\)/);
 });
 
+test("a forced file of weights has no effect, unless adapters are added to it", () => {
+  const config = (...overrides: string[]) => resolveConfig({ overrides, isComplete: false }).config;
+  const notes = (...always: string[]): string[] => {
+    const saved = { config: plainConfig(config(...always)), data: null };
+    const now = { config: config(...always, "ar.path=/other", "ar.weights=ema"), data: null };
+    return forcedNotes(requireSameRun(saved, now, { force: true }), 7);
+  };
+  const plain = notes();
+  assert.deepEqual(
+    plain.map((line) => /^--force: (ar\.\w+): .*has no effect/.exec(line)?.[1]),
+    ["ar.path", "ar.weights"],
+  );
+  for (const line of notes("ar.lora.rank=4")) assert.match(line, /counts from step 8 on$/);
+});
+
 /** Operations that change the disk. */
 const CHANGING = [
   "openSync",
