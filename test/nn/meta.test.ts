@@ -48,7 +48,7 @@ const isOnMeta = (tensors: Iterable<Tensor>): void => {
   for (const tensor of tensors) assert.equal(tensor.device, "meta");
 };
 
-test("a network moved to meta trains there: forward, backward, clipping's refusal, AdamW, EMA, schedules", () => {
+test("a network moved to meta trains there: forward, backward, clipping, AdamW, EMA, schedules", () => {
   noLeak(() =>
     tidy(() => {
       const net = onMeta(new Net());
@@ -62,7 +62,7 @@ test("a network moved to meta trains there: forward, backward, clipping's refusa
           assert.deepEqual([logits.device, logits.shape], ["meta", [2, 3, 5]]);
           F.crossEntropy(logits.flatten(0, 1), toMeta(index).flatten()).backward();
           isOnMeta(net.parameters().map(({ grad }) => grad as Tensor));
-          assert.throws(() => clipGradNorm(net.parameters(), 1), /expected a tensor with values/);
+          assert.equal(clipGradNorm(net.parameters(), 1), 0); // no values, so no norm
           optimizer.step({ lrFactor: schedule(step) });
           optimizer.zeroGrad();
           ema.update();

@@ -186,7 +186,7 @@ test("a task that does not exist, and a bench", async () => {
   const unknown = await machine.run(["biuld"]);
   assert.deepEqual(
     [unknown.code, unknown.stderr],
-    [1, "run: expected one of build, check, format, test, asan, bench, start, rlar, got biuld.\n"],
+    [1, "run: expected one of build, check, format, test, asan, bench, fuzz, start, rlar, got biuld.\n"],
   );
   mkdirSync(machine.path("project/bench"));
   machine.write("project/bench/add.ts", "console.log(process.argv.slice(2));\nprocess.exitCode = 3;\n");

@@ -233,7 +233,7 @@ test("only a classifier's file opens as one, and only with finite weights", asyn
   noGrad(() => (tensors["norm.bias"] as Tensor).fill_(Number.NaN));
   saveSafetensors(path, tensors, metadata);
   assert.throws(() => openClassifier(path), {
-    message: `${path}: norm.bias: expected finite weights, got some that are not. Take another checkpoint.`,
+    message: new RegExp(`^${path}: norm\\.bias: expected finite weights, got NaN`),
   });
   const { "norm.bias": _, ...less } = tensors;
   saveSafetensors(path, less, metadata);

@@ -107,11 +107,12 @@ test("a code in use is as young as its last use", () => {
 });
 
 test("rows of other codebooks are the features as they are", () => {
+  const { normGroups, ...sizes } = SIZES;
   using model = new IBQ({
-    ddconfig: { ...SIZES, resolution: 4, attnResolutions: [] },
+    ddconfig: { ...sizes, resolution: 4, attnResolutions: [] },
     nEmbed: 3,
     embedDim: 2,
-    normGroups: 2,
+    normGroups,
   });
   using restarts = new CodeRestarts(model, 1);
   using generator = new Generator(1);
