@@ -28,7 +28,7 @@ import {
   type Tensor,
   tidy,
 } from "../torch/index.js";
-import type { FitState, FitStep, FitTask } from "./loop.js";
+import type { FitModel, FitState, FitStep, FitTask } from "./loop.js";
 import { FitNetwork } from "./network.js";
 
 /** Mistakes on a page, and in a row of it. */
@@ -206,9 +206,9 @@ class ClassifierTask implements FitTask {
     this.#cursor = (state.values.cursor ?? undefined) as Cursor | undefined;
   }
 
-  model(): ReturnType<FitTask["model"]> {
+  model(): FitModel {
     const { config } = this.#network.module;
-    return { tensors: this.#network.weights(), config: { ...config } as PlainData };
+    return { ...this.#network.weights(), config: { ...config } as PlainData };
   }
 
   dispose(): void {

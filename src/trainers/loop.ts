@@ -64,8 +64,8 @@ export interface FitTask extends Disposable {
   state(): FitState;
   /** Back to a state of {@link FitTask.state}, whose tensors are read and not kept. */
   load(state: FitState): void;
-  /** What is kept as the run's result: weights (averaged where there is an average) and the config that builds them again. */
-  model(): { tensors: Readonly<StateDict>; config: PlainData };
+  /** What is kept as the run's result. */
+  model(): FitModel;
 }
 
 /** What an update says of itself. */
@@ -79,6 +79,15 @@ export interface FitStep {
   readonly skipped: boolean;
   /** Where the images of the next update begin. */
   readonly cursor: Cursor;
+}
+
+/** What `model.safetensors` holds. */
+export interface FitModel {
+  readonly tensors: Readonly<StateDict>;
+  /** Whether the tensors are a moving average of the weights. */
+  readonly isAverage: boolean;
+  /** What builds the network again. */
+  readonly config: PlainData;
 }
 
 /** What a checkpoint holds of a task. */
@@ -442,7 +451,7 @@ class ResultFile<T extends FitConfig> {
 
   write({ step, seconds, best }: Progress): void {
     const { kind, config } = this.#resolved;
-    const { tensors, config: built } = this.#task.model();
+    const { tensors, isAverage, config: built } = this.#task.model();
     const training = {
       command: kind.name,
       seed: config.seed,
@@ -453,7 +462,12 @@ class ResultFile<T extends FitConfig> {
       commit: this.#commit,
       metrics: best?.metrics ?? {},
     };
-    const metadata = { config: JSON.stringify(built), format: "pt", training: JSON.stringify(training) };
+    const metadata = {
+      config: JSON.stringify(built),
+      format: "pt",
+      training: JSON.stringify(training),
+      ...(isAverage && { weights: "ema" }),
+    };
     noGrad(() =>
       tidy(() => {
         const entries = Object.entries(tensors).map(([name, tensor]) => {

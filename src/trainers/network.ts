@@ -10,7 +10,7 @@ import { requireFiniteWeights } from "../run/failure.js";
 import type { PlainData } from "../run/plain_data.js";
 import { loadOptimizer } from "../run/resume.js";
 import { expected, type Tensor } from "../torch/index.js";
-import type { FitState } from "./loop.js";
+import type { FitModel, FitState } from "./loop.js";
 
 /** How a {@link FitNetwork} learns. */
 export interface FitNetworkOptions {
@@ -86,9 +86,9 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
   }
 
   /** The weights as they will be used: the averages themselves where there are any, not copies. */
-  weights(): StateDict {
+  weights(): Pick<FitModel, "tensors" | "isAverage"> {
     const own = this.module.stateDict();
-    if (this.ema === null) return own;
+    if (this.ema === null) return { tensors: own, isAverage: false };
     const { tensors } = this.ema.stateDict();
     const averageOf = new Map<Tensor, Tensor>(
       this.module.namedParameters().flatMap(([name, parameter]) => {
@@ -96,9 +96,8 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
         return average === undefined ? [] : [[parameter, average] as const];
       }),
     );
-    return Object.fromEntries(
-      Object.entries(own).map(([name, tensor]) => [name, averageOf.get(tensor) ?? tensor]),
-    );
+    const used = Object.entries(own).map(([name, tensor]) => [name, averageOf.get(tensor) ?? tensor]);
+    return { tensors: Object.fromEntries(used), isAverage: true };
   }
 
   /** For a checkpoint; the tensors stay the network's. */

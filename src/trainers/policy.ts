@@ -62,6 +62,7 @@ import {
 } from "../torch/index.js";
 import { CodeBatches, type CodeCache, cacheCodes } from "./code_cache.js";
 import {
+  type FitModel,
   type FitOpening,
   type FitResult,
   type FitState,
@@ -362,8 +363,8 @@ export class PretrainTask implements FitTask {
     this.#batches = this.#parts.batchesFrom(this.#cursor);
   }
 
-  model(): { tensors: ReturnType<FitNetwork["weights"]>; config: PlainData } {
-    return { tensors: this.network.weights(), config: this.network.module.options as PlainData };
+  model(): FitModel {
+    return { ...this.network.weights(), config: this.network.module.options as PlainData };
   }
 
   [Symbol.dispose](): void {

@@ -50,7 +50,7 @@ import {
   tidy,
 } from "../torch/index.js";
 import { CodeRestarts } from "./code_restarts.js";
-import { type FitResult, type FitState, type FitStep, type FitTask, fitLoop } from "./loop.js";
+import { type FitModel, type FitResult, type FitState, type FitStep, type FitTask, fitLoop } from "./loop.js";
 import { FitNetwork } from "./network.js";
 import {
   backwardThroughImage,
@@ -432,9 +432,9 @@ class TokenizerTask implements FitTask {
     this.#cursor = (state.values.cursor ?? undefined) as Cursor | undefined;
   }
 
-  model(): ReturnType<FitTask["model"]> {
+  model(): FitModel {
     const { config } = this.#network.module;
-    return { tensors: this.#network.weights(), config: { ...config } as unknown as PlainData };
+    return { ...this.#network.weights(), config: { ...config } as unknown as PlainData };
   }
 
   dispose(): void {

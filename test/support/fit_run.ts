@@ -173,7 +173,7 @@ export class ToyTask implements FitTask {
   }
 
   model(): ReturnType<FitTask["model"]> {
-    return { tensors: this.network.weights(), config: { inFeatures: 2 } };
+    return { ...this.network.weights(), config: { inFeatures: 2 } };
   }
 
   [Symbol.dispose](): void {

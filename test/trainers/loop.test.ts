@@ -112,7 +112,7 @@ test("a run leaves its configuration, metrics, pages, checkpoints and a model", 
 
   const { metadata } = loadSafetensors(result.model);
   assert.deepEqual(JSON.parse(metadata.config ?? ""), { inFeatures: 2 });
-  assert.equal(metadata.format, "pt");
+  assert.deepEqual([metadata.format, metadata.weights], ["pt", "ema"]);
   const { seconds, commit, ...training } = JSON.parse(metadata.training ?? "");
   assert.deepEqual(training, {
     command: "toy",
@@ -124,6 +124,11 @@ test("a run leaves its configuration, metrics, pages, checkpoints and a model", 
   });
   assert.ok(seconds >= 0);
   assert.ok(commit === null || /^[0-9a-f]{40}( with changes)?$/.test(commit));
+});
+
+test("without an average, model.safetensors does not say that its weights are one", async (t) => {
+  const { model } = await fit(join(newFolder(t), "run"), { train: { iters: 1 }, ema: { decay: null } });
+  assert.equal(loadSafetensors(model).metadata.weights, undefined);
 });
 
 test("model.safetensors holds the averaged weights of the best evaluation", async (t) => {

@@ -115,7 +115,7 @@ test("as a result it has no dropout and the averaged weights, under every name a
   });
   assert.equal(network.module.drop.training, true);
   assert.deepEqual(network.module.first.weight.toList(), raw);
-  const weights = copyOf(network.weights());
+  const weights = copyOf(network.weights().tensors);
   assert.deepEqual(weights["first.weight"], averaged);
   assert.deepEqual(weights["again.weight"], averaged);
   assert.deepEqual(weights["frozen.weight"], network.module.frozen.weight.toList());
@@ -137,12 +137,12 @@ test("a state that is loaded goes on as if nothing had been", () => {
     backward(network.module);
     network.update(3, 1);
   }
-  assert.deepEqual(copyOf(b.weights()), copyOf(a.weights()));
+  assert.deepEqual(copyOf(b.weights().tensors), copyOf(a.weights().tensors));
   assert.deepEqual(copyOf(b.module.stateDict()), copyOf(a.module.stateDict()));
   // Without an average in the checkpoint, one that is new starts from the weights.
   const { critic_ema: _, ...rest } = a.state().tensors;
   b.load({ tensors: rest, values: a.state().values });
-  assert.deepEqual(copyOf(b.weights()), copyOf(a.module.stateDict()));
+  assert.deepEqual(copyOf(b.weights().tensors), copyOf(a.module.stateDict()));
   const { critic: __, ...nothing } = rest;
   assert.throws(
     () => b.load({ tensors: nothing, values: a.state().values }),

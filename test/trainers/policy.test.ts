@@ -260,7 +260,7 @@ test("the model opens as a policy, and is what was evaluated", async (t) => {
     ar: { nHead: 4 },
   });
   const { policy, description } = openPolicy(model, { codebookSize: 32 });
-  assert.equal(description.family, "gpt");
+  assert.deepEqual([description.family, description.weights], ["gpt", "ema"]);
   const { metadata } = loadSafetensors(model);
   assert.deepEqual(JSON.parse(metadata.config ?? ""), {
     classNum: 3,
