@@ -8,7 +8,7 @@ import { configurationPage } from "../config/page.js";
 import { pretrainKind } from "../config/pretrain.js";
 import { ConfigError, type ConfigKind, type ResolvedConfig, resolveConfig } from "../config/resolve.js";
 import { tokenizerKind } from "../config/tokenizer.js";
-import { trainKind } from "../config/train.js";
+import { trainKind } from "../config/train_kind.js";
 
 /** A kind whose configurations are only shown. */
 type AnyKind = ConfigKind<object>;

@@ -5,7 +5,7 @@
 import { copyFileSync, existsSync } from "node:fs";
 import { join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
-import { trainKind } from "../config/train.js";
+import { trainKind } from "../config/train_kind.js";
 import { writeReport } from "../dashboard/report.js";
 import { evaluateModels, type ModelEvaluation } from "../evaluation/judge_models.js";
 import { type Estimate, type EvalRow, optionsOfRun } from "../evaluation/options.js";

@@ -2,7 +2,7 @@
 
 import type { PresetName } from "../config/presets.js";
 import type { TrainConfig } from "../config/resolve.js";
-import { trainKind } from "../config/train.js";
+import { trainKind } from "../config/train_kind.js";
 import { type Fits, planTrain, type TrainPlan } from "../plan/plan.js";
 import { readConfig } from "./config.js";
 

@@ -3,7 +3,7 @@
 import { configYaml, plainConfig } from "../config/explain.js";
 import type { PresetName } from "../config/presets.js";
 import type { ResolvedConfig } from "../config/resolve.js";
-import { trainKind } from "../config/train.js";
+import { trainKind } from "../config/train_kind.js";
 import { writeReport } from "../dashboard/report.js";
 import { planTrain } from "../plan/plan.js";
 import { type TrainResult, trainRlLoop } from "../rl_ar_finetune/train_loop.js";

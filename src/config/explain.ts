@@ -9,7 +9,8 @@ import { isPlainObject } from "../torch/arguments.js";
 import type { Key } from "./key.js";
 import type { ConfigKind, KeyTable, Resumed } from "./kind.js";
 import { configPath } from "./spelling.js";
-import { type TrainConfig, trainKind } from "./train.js";
+import type { TrainConfig } from "./train.js";
+import { trainKind } from "./train_kind.js";
 
 /** What there is to know of one key. */
 export interface KeyExplanation {

@@ -9,7 +9,7 @@ import { type Document, isAlias, isMap, isScalar, LineCounter, type Node, parseD
 import { isPlainObject, nearestName } from "../torch/arguments.js";
 import type { Key } from "./key.js";
 import type { KeyTable } from "./kind.js";
-import { camelCase, configPath } from "./spelling.js";
+import { camelCase, configPath, shown } from "./spelling.js";
 
 /** A value, and how to name its place in a message. */
 export interface Given {
@@ -339,26 +339,6 @@ function layerOf(
 /** The key whose record a path goes into, such as `ar.extra` for `ar.extra.rope`. */
 function recordAt(kind: KeyTable, path: string): Key | undefined {
   return kind.keys.find((key) => key.isRecord && path.startsWith(`${key.path.join(".")}.`));
-}
-
-/** A value in a message, on one line and short. */
-export function shown(value: unknown): string {
-  if (typeof value === "string") return value === "" ? "empty text" : value;
-  if (typeof value === "function") return value.name === "" ? "a function" : `the function ${value.name}`;
-  if (typeof value === "object" && value !== null && !isPlainObject(value) && !Array.isArray(value)) {
-    return `an object of class ${value.constructor?.name ?? "unknown"}`;
-  }
-  const text = typeof value === "number" ? String(value) : jsonOf(value);
-  return text.length > 60 ? `${text.slice(0, 60)}...` : text;
-}
-
-/** JSON of a value, or what it is where it has none: a bigint, an object that contains itself. */
-function jsonOf(value: unknown): string {
-  try {
-    return JSON.stringify(value) ?? String(value);
-  } catch {
-    return typeof value === "object" ? "an object that JSON cannot hold" : String(value);
-  }
 }
 
 const namesOf = (kind: KeyTable): string[] => [

@@ -3,8 +3,8 @@
  * Reading one is done in `resolve.ts`, showing one in `explain.ts`; both take the kind as a parameter.
  */
 import type * as z from "zod";
-import { shown } from "./input.js";
 import { type Key, keysOf } from "./key.js";
+import { shown } from "./spelling.js";
 
 /** Which keys were given, and how to name them in a message. */
 export interface Origins {

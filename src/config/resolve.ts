@@ -2,6 +2,7 @@
  * A configuration from what a user gave: defaults, then a preset, a file, a program's values and the command
  * line, each over the one before. Every problem is found at once, each with its place.
  */
+
 import type * as z from "zod";
 import { isPlainObject } from "../torch/arguments.js";
 import {
@@ -11,11 +12,12 @@ import {
   layerOfOverrides,
   layerOfValues,
   layerOfYaml,
-  shown,
 } from "./input.js";
 import type { Key } from "./key.js";
 import { type ConfigKind, Findings, type KeyTable } from "./kind.js";
-import { type TrainConfig, type TrainConfigInput, trainKind } from "./train.js";
+import { shown } from "./spelling.js";
+import type { TrainConfig, TrainConfigInput } from "./train.js";
+import { trainKind } from "./train_kind.js";
 
 export type { ConfigKind } from "./kind.js";
 export { type BatchNumbers, batchNumbers, sharesContext } from "./rules.js";

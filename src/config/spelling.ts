@@ -1,5 +1,9 @@
-/** The ways in which a key may be written: in camelCase, snake_case or kebab-case, and under its other names. */
+/**
+ * The ways in which a key may be written: in camelCase, snake_case or kebab-case, and under its other names; and how a
+ * value is written in a message.
+ */
 import type * as z from "zod";
+import { isPlainObject } from "../torch/arguments.js";
 import type { Section } from "./key.js";
 
 /** `max_len` and `max-len` as `maxLen`. */
@@ -57,3 +61,23 @@ export type ConfigInput<S, Names = Record<never, never>, Path extends string = "
           | (`${Path}${K}` extends keyof Names ? Names[`${Path}${K}`] : never);
       }
     : z.input<S>;
+
+/** A value in a message, on one line and short. */
+export function shown(value: unknown): string {
+  if (typeof value === "string") return value === "" ? "empty text" : value;
+  if (typeof value === "function") return value.name === "" ? "a function" : `the function ${value.name}`;
+  if (typeof value === "object" && value !== null && !isPlainObject(value) && !Array.isArray(value)) {
+    return `an object of class ${value.constructor?.name ?? "unknown"}`;
+  }
+  const text = typeof value === "number" ? String(value) : jsonOf(value);
+  return text.length > 60 ? `${text.slice(0, 60)}...` : text;
+}
+
+/** JSON of a value, or what it is where it has none: a bigint, an object that contains itself. */
+function jsonOf(value: unknown): string {
+  try {
+    return JSON.stringify(value) ?? String(value);
+  } catch {
+    return typeof value === "object" ? "an object that JSON cannot hold" : String(value);
+  }
+}

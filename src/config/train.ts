@@ -1,14 +1,13 @@
 /**
  * The configuration of `rlar train`: its keys with their types, defaults and descriptions, the other names that they
- * have, and what may change when a run is resumed. What keys require of each other is in `rules.ts`.
+ * have, and what may change when a run is resumed. What keys require of each other is in `rules.ts`;
+ * `train_kind.ts` puts all of it together.
  */
 import * as z from "zod";
 import type { Loader } from "../data/index.js";
 import type { Tensor } from "../torch/index.js";
 import { key, keysOf, liveKey, pathKey, section } from "./key.js";
-import { type ConfigKind, configKind, type Meaning, type Resumed } from "./kind.js";
-import { presets } from "./presets.js";
-import { missingParts, notesOf, problemsOf } from "./rules.js";
+import type { Meaning, Resumed } from "./kind.js";
 import * as shared from "./shared.js";
 import {
   atLeast0,
@@ -496,7 +495,7 @@ const ORIGINAL: Readonly<Record<string, unknown>> = {
 };
 
 /** Names whose value means another value under the key that they stand for. */
-const MEANINGS: Readonly<Record<string, (value: unknown) => Meaning>> = {
+export const MEANINGS: Readonly<Record<string, (value: unknown) => Meaning>> = {
   "grpo.enabled": (value) => {
     if (typeof value !== "boolean") return { expected: "true or false" };
     return [
@@ -540,31 +539,8 @@ const FREE =
 const FIXED =
   /^(ar\.(type|path|wrapper|weights|nLayer|nHead|nEmbd|extra|extra\..*|cls|policy|lora\.(rank|targets))|blockSize|model\..*|loss\.gan\.path|classifier\.(widths|depth))$/;
 
-/** Keys that say which weights adapters are added to: a checkpoint of adapters does not hold those. */
-const ADAPTED = /^ar\.(path|wrapper|weights|policy)$/;
-
 /** What a change of a key of any command does to a resumed run, but for the length of the run. */
 export function resumedBy(path: string): Resumed {
   if (FREE.test(path)) return "free";
   return FIXED.test(path) ? "fixed" : "forced";
 }
-
-/** What `rlar train` is configured by. */
-export const trainKind: ConfigKind<TrainConfig> = configKind<TrainConfig>({
-  name: "train",
-  schema: configSchema,
-  presets,
-  aliases: CONFIG_ALIASES,
-  meanings: MEANINGS,
-  spellings: SPELLINGS,
-  problems: problemsOf,
-  missing: missingParts,
-  notes: notesOf,
-  onResume: (path, after) => {
-    // Nothing else depends on where the run ends; whether its warm-up is over, the run knows.
-    if (path === "train.iters") return after.optimizer.schedule === "constant" ? "free" : "forced";
-    if (after.ar.lora.rank !== null && ADAPTED.test(path)) return "forced";
-    return resumedBy(path);
-  },
-  nameOf: ({ preset, algorithm }) => preset ?? algorithm,
-});

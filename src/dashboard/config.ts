@@ -7,7 +7,7 @@ import { diffConfigs } from "../config/explain.js";
 import { type ConfigKind, Findings } from "../config/kind.js";
 import { pretrainKind } from "../config/pretrain.js";
 import { tokenizerKind } from "../config/tokenizer.js";
-import { trainKind } from "../config/train.js";
+import { trainKind } from "../config/train_kind.js";
 import { type Html, html, table } from "./page.js";
 import { configAt, type Run } from "./run.js";
 

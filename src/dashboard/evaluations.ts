@@ -2,13 +2,12 @@
  * What `rlar eval --json` found of a run's models, where its file lies in the run's folder: tables of one policy or of
  * two with intervals, verdicts, and charts of closeness against realism.
  */
+
+import { bestStanding, isApart, leastBy } from "../evaluation/frontier.js";
 import type { Estimate, EvalRow, Measures } from "../evaluation/options.js";
 import {
-  bestStanding,
   FRONTIER_TEXT,
   freeVerdictText,
-  isApart,
-  leastBy,
   networkMark,
   pointText,
   verdictText,

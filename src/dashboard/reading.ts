@@ -5,6 +5,7 @@
 import { readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
+import type { FreeVerdict, Standing, Verdict } from "../evaluation/frontier.js";
 import type { ModelEvaluation } from "../evaluation/judge_models.js";
 import type {
   Completion,
@@ -14,7 +15,6 @@ import type {
   Likelihood,
   Measures,
 } from "../evaluation/options.js";
-import type { FreeVerdict, Standing, Verdict } from "../evaluation/verdict.js";
 import type { Environment } from "../run/environment.js";
 
 /** Values that a file may hold; more come from an alias that repeats itself. */

@@ -19,6 +19,14 @@ import {
   likelihoodOf,
 } from "./draws.js";
 import {
+  type FreeVerdict,
+  type FrontierPoint,
+  leastBy,
+  percentUnder,
+  standingsOf,
+  type Verdict,
+} from "./frontier.js";
+import {
   describeKept,
   type EvalInputs,
   type FileFact,
@@ -70,14 +78,6 @@ import {
   writeFreePage,
   writeSamples,
 } from "./pages.js";
-import {
-  type FreeVerdict,
-  type FrontierPoint,
-  leastBy,
-  percentUnder,
-  standingsOf,
-  type Verdict,
-} from "./verdict.js";
 
 /** Images of one side of the split. */
 export interface ImagesRead {

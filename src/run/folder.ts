@@ -8,7 +8,7 @@ import { isLocked, tryLock } from "#lock";
 
 import { configYaml } from "../config/explain.js";
 import { ConfigError, type ConfigKind, type RunConfig, type TrainConfig } from "../config/resolve.js";
-import { trainKind } from "../config/train.js";
+import { trainKind } from "../config/train_kind.js";
 import { makeFolder, replaceFile, writing } from "../torch/files.js";
 import { listCheckpoints } from "./checkpoint.js";
 

@@ -12,7 +12,7 @@ import {
 } from "../config/explain.js";
 import type { Resumed } from "../config/kind.js";
 import { ConfigError, type ConfigKind, type TrainConfig } from "../config/resolve.js";
-import { trainKind } from "../config/train.js";
+import { trainKind } from "../config/train_kind.js";
 import type { AdamW, AdamWState, StateDict } from "../nn/index.js";
 
 /** SHA-256 of weights, in hexadecimal: of their names, types, shapes and every bit. Waits for a GPU. */

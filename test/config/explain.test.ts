@@ -21,7 +21,7 @@ import { configurationPage } from "../../src/config/page.js";
 import { pretrainKind } from "../../src/config/pretrain.js";
 import { resolveConfig, type TrainConfig } from "../../src/config/resolve.js";
 import { tokenizerKind } from "../../src/config/tokenizer.js";
-import { trainKind } from "../../src/config/train.js";
+import { trainKind } from "../../src/config/train_kind.js";
 import type { Tensor } from "../../src/torch/index.js";
 
 const set = (...overrides: string[]): TrainConfig => resolveConfig({ overrides, isComplete: false }).config;

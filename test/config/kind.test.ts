@@ -7,7 +7,7 @@ import { key, liveKey, section } from "../../src/config/key.js";
 import { type ConfigKind, configKind } from "../../src/config/kind.js";
 import { pretrainKind } from "../../src/config/pretrain.js";
 import { ConfigError, resolveConfig } from "../../src/config/resolve.js";
-import { trainKind } from "../../src/config/train.js";
+import { trainKind } from "../../src/config/train_kind.js";
 
 const schema = section({
   preset: key(z.string().nullable(), null).describe("Values to start from. Rarely changed."),

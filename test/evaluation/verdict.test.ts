@@ -4,13 +4,11 @@ import { test } from "node:test";
 
 import {
   type FrontierPoint,
-  freeVerdictText,
   percentUnder,
   standingsOf,
   type Verdict,
-  verdictText,
-  warningsOf,
-} from "../../src/evaluation/verdict.js";
+} from "../../src/evaluation/frontier.js";
+import { freeVerdictText, verdictText, warningsOf } from "../../src/evaluation/verdict.js";
 
 const at = (temperature: number, fd: number, value: number): FrontierPoint => ({
   temperature,

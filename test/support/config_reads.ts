@@ -2,7 +2,7 @@
 
 import type { ConfigKind } from "../../src/config/kind.js";
 import type { TrainConfig } from "../../src/config/resolve.js";
-import { trainKind } from "../../src/config/train.js";
+import { trainKind } from "../../src/config/train_kind.js";
 
 /** A configuration whose reads are watched. */
 export interface Watched<T> {

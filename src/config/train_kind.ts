@@ -1,0 +1,28 @@
+/** The kind of configuration that `rlar train` reads: its schema, presets, rules and names, as one value. */
+import { type ConfigKind, configKind } from "./kind.js";
+import { presets } from "./presets.js";
+import { missingParts, notesOf, problemsOf } from "./rules.js";
+import { CONFIG_ALIASES, configSchema, MEANINGS, resumedBy, SPELLINGS, type TrainConfig } from "./train.js";
+
+/** Keys that say which weights adapters are added to: a checkpoint of adapters does not hold those. */
+const ADAPTED = /^ar\.(path|wrapper|weights|policy)$/;
+
+/** What `rlar train` is configured by. */
+export const trainKind: ConfigKind<TrainConfig> = configKind<TrainConfig>({
+  name: "train",
+  schema: configSchema,
+  presets,
+  aliases: CONFIG_ALIASES,
+  meanings: MEANINGS,
+  spellings: SPELLINGS,
+  problems: problemsOf,
+  missing: missingParts,
+  notes: notesOf,
+  onResume: (path, after) => {
+    // Nothing else depends on where the run ends; whether its warm-up is over, the run knows.
+    if (path === "train.iters") return after.optimizer.schedule === "constant" ? "free" : "forced";
+    if (after.ar.lora.rank !== null && ADAPTED.test(path)) return "forced";
+    return resumedBy(path);
+  },
+  nameOf: ({ preset, algorithm }) => preset ?? algorithm,
+});
