@@ -4,6 +4,7 @@ import { basename } from "node:path";
 
 import { type ModelDescription, openModel, usedBy, weightsOf } from "../rl_ar_finetune/builder.js";
 import { expected, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
+import { namesIn } from "./classes.js";
 import { askedOf, type FileOptions, nameOf, sayNotes } from "./inspect.js";
 
 /** Options of `rlar convert`. */
@@ -34,7 +35,14 @@ export function convert(path: string, out: string, options: ConvertOptions): voi
     for (const [key, name] of Object.entries(usedBy(found))) {
       tensors[key] = requireFinite(`${path}: ${name}`, file.tensor(name));
     }
-    const metadata = { model: nameOf(found), ...configMetadata(found), weights, source: basename(path) };
+    const classes = found.kind === "policy" ? namesIn(file.metadata) : [];
+    const metadata = {
+      model: nameOf(found),
+      ...configMetadata(found),
+      ...(classes.length > 0 && { classes: JSON.stringify(classes) }),
+      weights,
+      source: basename(path),
+    };
     saveSafetensors(out, tensors, metadata);
     const which = weights === "ema" ? "the average of the weights" : "raw weights";
     const under = file.wrapper === "" ? "" : ` (${file.wrapper})`;

@@ -168,17 +168,41 @@ program
 program
   .command("sample")
   .description("Draw images from a policy; the same seed gives the same images.")
-  .requiredOption("--policy <file>", "weights of the policy")
-  .requiredOption("--tokenizer <file>", "weights of the tokenizer")
+  .addOption(new Option("--run <dir>", "a run's folder: its policy as trained, and its tokenizer"))
+  .addOption(
+    new Option("--checkpoint <which>", "of --run: the last, or the best")
+      .choices(["last", "best"])
+      .default("last"),
+  )
+  .addOption(new Option("--policy <file>", "weights of the policy, rather than those of --run"))
+  .addOption(new Option("--tokenizer <file>", "weights of the tokenizer, rather than those of --run"))
   .addOption(new Option("--out <png>", "the grid to write: a row for each class").default("sample.png"))
-  .addOption(new Option("--class <ids>", "classes, such as 207 or 1,7,7").argParser(integers))
+  .addOption(
+    new Option(
+      "--class <classes>",
+      "numbers or names of classes, such as 207 or 1,7,7 or cat,dog; may be repeated",
+    )
+      .argParser((text: string, before: string[]) => [...before, text])
+      .default([], "none"),
+  )
+  .addOption(
+    new Option("--data <images>", "a data set whose classes have names, where the policy's file has none"),
+  )
+  .addOption(new Option("--label <name>", "what holds the class in --data, as data.label"))
   .addOption(
     new Option("--features <file>", "text features as safetensors: features [B, S, C], and isReal [B, S]"),
   )
-  .addOption(new Option("--per-class <n>", "images a class").argParser(integer).default(4))
+  .addOption(new Option("--unconditional", "sequences start from no class and no text"))
+  .addOption(
+    new Option("--per-class <n>", "images a class (default: 4; 1 with --temperature 0)").argParser(integer),
+  )
   .addOption(new Option("--cfg <scale>", "classifier-free guidance; 1 is none").argParser(number).default(1))
   .addOption(cfgSchedule())
-  .addOption(new Option("--temperature <t>", "logits are divided by it").argParser(number).default(1))
+  .addOption(
+    new Option("--temperature <t>", "logits are divided by it; 0 takes the likeliest code each time (greedy)")
+      .argParser(number)
+      .default(1),
+  )
   .addOption(topK())
   .addOption(topP())
   .addOption(new Option("--seed <n>", "seed of the draw").argParser(integer).default(0))

@@ -216,12 +216,15 @@ export class Saver implements Disposable {
     const [config, progress] = [this.#config, this.#progress];
     const { ckptPath } = config.save;
     const { log, folder, batches } = this.#context;
-    const { policy, lora, optimizer, ema, valueHead, fingerprint, frozen } = this.#parts;
+    const { policy, lora, optimizer, ema, valueHead, fingerprint, frozen, source } = this.#parts;
     log.flush();
     const optimizerState = optimizer.stateDict();
     const average = ema?.stateDict();
     const { step, best, ...rest } = progress;
-    const metadata = policyMetadata(policy);
+    const metadata: Record<string, string> = {
+      ...policyMetadata(policy),
+      ...(source !== null && { classes: JSON.stringify(source.classNames) }),
+    };
     tidy(() => {
       // `policy` and `ema` are whole policies, with adapters added to their weights.
       const whole = (): StateDict => ({ ...policy.stateDict(), ...lora?.mergedWeights() });

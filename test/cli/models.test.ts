@@ -1,7 +1,15 @@
 /** `rlar inspect | convert | reconstruct | sample` as a user runs them, on small models made here. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
@@ -26,7 +34,12 @@ import {
 
 const folder = mkdtempSync(join(tmpdir(), "rlar-cli-"));
 const at = (name: string): string => join(folder, name);
-after(() => rmSync(folder, { recursive: true }));
+/** Another folder, for what is drawn: images in the first are counted. */
+const drawnFolder = mkdtempSync(join(tmpdir(), "rlar-cli-drawn-"));
+const drawnAt = (name: string): string => join(drawnFolder, name);
+after(() => {
+  for (const made of [folder, drawnFolder]) rmSync(made, { recursive: true });
+});
 
 function rlar(...args: string[]): { code: number | null; out: string; err: string } {
   const { status, stdout, stderr } = spawnSync(process.execPath, ["dist/src/cli/main.js", ...args], {
@@ -42,6 +55,10 @@ before(async () => {
   noGrad(() => tidy(() => call("aten::normal_", [policy.output.weight, 0, 0.5])));
   saveSafetensors(at("tokenizer.safetensors"), tokenizer.stateDict());
   saveSafetensors(at("policy.safetensors"), policy.stateDict());
+  saveSafetensors(at("named.safetensors"), policy.stateDict(), {
+    config: JSON.stringify(policy.options),
+    classes: JSON.stringify(["ant", "cow", "a, b", "dog", "eel"]),
+  });
   using other = new LlamaGen({ vocabSize: 65, dim: 32, nLayer: 1, nHead: 4, blockSize: 16, numClasses: 5 });
   saveSafetensors(at("other.safetensors"), other.stateDict());
   const texts = { modelType: "t2i", clsTokenNum: 3, captionDim: 4 } as const;
@@ -138,6 +155,50 @@ test("what a policy's file does not tell is shown as unknown, not written, and a
   );
   assert.equal(sampled.code, 3);
   assert.match(sampled.err, /unknown\.safetensors: expected blockSize.*--codes/);
+});
+
+/** Arguments of a sample of the policy with named classes. */
+const named = (out: string, ...rest: string[]): string[] => [
+  ...["sample", "--policy", at("named.safetensors"), "--tokenizer", at("tokenizer.safetensors")],
+  ...["--out", drawnAt(out), ...rest],
+];
+
+test("classes are given by number or name, from the policy's file or a data set", () => {
+  const sampled = rlar(...named("byName.png", "--class", "dog,1", "--class", "a, b", "--class", "eel"));
+  assert.equal(sampled.code, 0, sampled.err);
+  assert.match(sampled.out, /3 \(dog\), 1 \(cow\), 2 \(a, b\), 4 \(eel\)/);
+  for (const [out, words] of [
+    ["number.png", "3"],
+    ["name.png", "dog"],
+    ["other.png", "eel"],
+  ] as const)
+    assert.equal(rlar(...named(out, "--class", words)).code, 0);
+  assert.deepEqual(readFileSync(drawnAt("name.png")), readFileSync(drawnAt("number.png")));
+  assert.notDeepEqual(readFileSync(drawnAt("name.png")), readFileSync(drawnAt("other.png")));
+  const whole = JSON.parse(rlar(...named("whole.png", "--class", "a, b", "--json")).out);
+  assert.deepEqual(whole.classes, [2]);
+  // A name from a data set, for a policy whose file has none.
+  for (const name of ["x", "y"]) {
+    mkdirSync(drawnAt(`set/${name}`), { recursive: true });
+    copyFileSync(at("a.png"), drawnAt(`set/${name}/1.png`));
+  }
+  const ofData = rlar(
+    ...["sample", "--policy", at("p.safetensors"), "--tokenizer", at("tokenizer.safetensors")],
+    ...["--data", drawnAt("set"), "--class", "y", "--out", drawnAt("y.png"), "--json"],
+  );
+  assert.deepEqual(JSON.parse(ofData.out || ofData.err).classes, [1]);
+});
+
+test("--temperature 0 takes the likeliest codes whatever the seed, --unconditional starts from nothing", () => {
+  const drawn = (out: string, ...rest: string[]): Buffer => {
+    const { code, err } = rlar(...named(out, ...rest));
+    assert.equal(code, 0, err);
+    return readFileSync(drawnAt(out));
+  };
+  const greedy = drawn("g0.png", "--class", "1", "--temperature", "0", "--seed", "0");
+  assert.deepEqual(drawn("g1.png", "--class", "1", "--temperature", "0", "--seed", "1"), greedy);
+  const free = drawn("u.png", "--unconditional");
+  assert.deepEqual(drawn("null.png", "--class", "5"), free, "the null class");
 });
 
 test("convert takes raw weights or their average, and says which", () => {
@@ -255,7 +316,7 @@ test("what cannot be used is refused in one sentence, with exit code 3; a wrong 
     [
       ["sample", "--policy", at("p.safetensors"), ...tokenizer, "--class", "9"],
       3,
-      /classes in \[0, 5\], got 9\./,
+      /--class: expected a class in \[0, 5\].*, got 9\./,
     ],
     [
       ["sample", "--policy", at("texts.safetensors"), ...tokenizer, "--class", "1"],
@@ -270,9 +331,33 @@ test("what cannot be used is refused in one sentence, with exit code 3; a wrong 
     [
       ["sample", "--policy", at("p.safetensors"), ...tokenizer],
       3,
-      /sample: expected either --class or --features, got neither\./,
+      /sample: expected one of --class.*--unconditional, got none\. .*--class.* 0 to 4/,
     ],
-    [["sample", "--policy", at("p.safetensors"), ...tokenizer, "--class", "x"], 2, /Expected a number\./],
+    [["sample", "--policy", at("p.safetensors"), ...tokenizer, "--class", "x"], 3, /got x\. .*--data IMAGES/],
+    [
+      ["sample", "--policy", at("named.safetensors"), ...tokenizer, "--class", "dogs"],
+      3,
+      /Did you mean dog\?/,
+    ],
+    [
+      ["sample", "--policy", at("named.safetensors"), ...tokenizer, "--class", "1,"],
+      3,
+      /--class: .*got nothing/,
+    ],
+    [
+      ["sample", "--policy", at("named.safetensors"), ...tokenizer, "--class", "1", "--unconditional"],
+      3,
+      /got --class and --unconditional\./,
+    ],
+    [
+      [
+        ...["sample", "--policy", at("named.safetensors"), ...tokenizer, "--class", "1"],
+        ...["--temperature", "0", "--per-class", "2"],
+      ],
+      3,
+      /--per-class: expected 1 .*got 2\./,
+    ],
+    [["sample", "--policy", at("p.safetensors"), "--class", "1"], 3, /--tokenizer FILE, or --run DIR/],
     [["inspectt", at("p.safetensors")], 2, /unknown command 'inspectt'/],
     [["reconstruct", folder], 2, /required option '--tokenizer <file>' not specified/],
   ];
