@@ -2,6 +2,7 @@
 import { existsSync } from "node:fs";
 
 import { classifierKind } from "../config/classifier.js";
+import { rlarCommand } from "../config/command.js";
 import { configJsonSchema, configYaml, explainConfig, explanationText } from "../config/explain.js";
 import { adviceOn } from "../config/input.js";
 import { configurationPage } from "../config/page.js";
@@ -91,7 +92,7 @@ export function config(what: string, args: readonly string[], options: ConfigCom
       return;
     default:
       throw new ConfigError([
-        `config: expected show, explain, presets, schema or docs, got ${what}. rlar config --help tells more.`,
+        `config: expected show, explain, presets, schema or docs, got ${what}. ${rlarCommand(["config", "--help"])} tells more.`,
       ]);
   }
 }

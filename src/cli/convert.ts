@@ -1,7 +1,7 @@
 /** `rlar convert`: the weights that a model takes from any file, as safetensors that say what they are. */
 import { existsSync } from "node:fs";
 import { basename } from "node:path";
-
+import { rlarCommand } from "../config/command.js";
 import { type ModelDescription, openModel, usedBy, weightsOf } from "../rl_ar_finetune/builder.js";
 import { expected, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
 import { namesIn } from "./classes.js";
@@ -26,7 +26,7 @@ export function convert(path: string, out: string, options: ConvertOptions): voi
       path,
       "a tokenizer, a policy or a metric's network",
       `${file.names.length} tensors of an unknown model`,
-      "rlar inspect FILE --all lists them",
+      `${rlarCommand(["inspect", path, "--all"])} lists them`,
     );
   }
   const weights = weightsOf(found);

@@ -1,6 +1,8 @@
 /** `rlar pretrain`, `rlar tokenizer` and `rlar classifier`: the commands that learn from examples. */
-import { existsSync } from "node:fs";
+import { existsSync, statSync } from "node:fs";
+import { join } from "node:path";
 import { classifierKind } from "../config/classifier.js";
+import { rlarCommand } from "../config/command.js";
 import { configYaml } from "../config/explain.js";
 import { pretrainKind } from "../config/pretrain.js";
 import type { ConfigKind } from "../config/resolve.js";
@@ -14,6 +16,7 @@ import { openTokenizerTask } from "../trainers/tokenizer.js";
 import { askOnTerminal } from "./ask.js";
 import { readConfig } from "./config.js";
 import { interruptible, interruptionCode } from "./interrupt.js";
+import { resumeCommand, sampleCommand } from "./next.js";
 
 /** Options of these commands. */
 export interface FitCommandOptions {
@@ -27,8 +30,8 @@ export interface FitCommandOptions {
 interface Trainer<T extends FitConfig> {
   readonly kind: ConfigKind<T>;
   open(config: T, opening: FitOpening): Promise<FitTask>;
-  /** What to do with the result. */
-  next(config: T, model: string): string;
+  /** What to do with the result, a line each. */
+  next(config: T, dir: string, model: string): string[];
 }
 
 /** The action of a command; it gives the exit code: 0, or 128 and the signal's number after an interruption. */
@@ -38,23 +41,37 @@ type FitCommand = (args: readonly string[], options: FitCommandOptions) => Promi
 export const pretrain: FitCommand = command({
   kind: pretrainKind,
   open: openPretrainTask,
-  next: ({ tokenizer: { path } }, model) =>
-    `samples: rlar sample --policy ${model} --tokenizer ${path} --class 0`,
+  next: ({ pretrain: { start } }, dir) => {
+    const samples = sampleCommand(dir, start);
+    return samples === null ? [] : [`samples: ${samples}`];
+  },
 });
 
 /** `rlar tokenizer`. */
 export const tokenizer: FitCommand = command({
   kind: tokenizerKind,
   open: openTokenizerTask,
-  next: ({ data: { size } }, model) =>
-    `reconstructions: rlar reconstruct IMAGES --tokenizer ${model} --size ${size}`,
+  next: ({ data: { source, size, crop } }, dir, model) => {
+    // The command reads folders of image files alone.
+    if (source === null || statSync(source, { throwIfNoEntry: false })?.isDirectory() !== true) return [];
+    const options = [
+      "--tokenizer",
+      model,
+      "--size",
+      String(size),
+      ...(crop === "center" ? [] : ["--crop", crop]),
+    ];
+    return [
+      `reconstructions: ${rlarCommand(["reconstruct", source, ...options, "--out", join(dir, "reconstruct.png")])}`,
+    ];
+  },
 });
 
 /** `rlar classifier`. */
 export const classifier: FitCommand = command({
   kind: classifierKind,
   open: openClassifierTask,
-  next: (_, model) => `what is in it: rlar inspect ${model}`,
+  next: (_, __, model) => [`what is in it: ${rlarCommand(["inspect", model])}`],
 });
 
 function command<T extends FitConfig>(trainer: Trainer<T>): FitCommand {
@@ -78,14 +95,14 @@ function command<T extends FitConfig>(trainer: Trainer<T>): FitCommand {
     const page = await writeReport(dir);
     if (!json) {
       const isOver = end === "patience";
-      const how = isOver ? "no better any more" : end;
-      print(
-        process.stdout,
-        `${how} after update ${step}: ${dir}\n` +
-          `look at it: ${page}\n` +
-          `resume: the same command with run.dir=${dir} run.ifExists=resume${isOver ? " eval.patience=0" : ""}\n` +
-          (existsSync(model) ? `${trainer.next(resolved.config, model)}\n` : ""),
-      );
+      const resume = resumeCommand(kind.name, dir, ...(isOver ? ["eval.patience=0"] : []));
+      const lines = [
+        `${isOver ? "no better any more" : end} after update ${step}: ${dir}`,
+        `look at it: ${page}`,
+        ...(end === "done" ? [] : [`resume: ${resume}`]),
+        ...(existsSync(model) ? trainer.next(resolved.config, dir, model) : []),
+      ];
+      print(process.stdout, `${lines.join("\n")}\n`);
     }
     return end === "interrupted" ? interruptionCode() : 0;
   };

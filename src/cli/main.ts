@@ -329,7 +329,10 @@ program
   .action(command(async () => (await import("./eval.js")).evaluate));
 
 const preset = (names?: readonly string[]): Option => {
-  const option = new Option("--preset <name>", "values to start from; rlar config presets tells of them");
+  const option = new Option(
+    "--preset <name>",
+    `values to start from; ${rlarCommand(["config", "presets"])} tells of them`,
+  );
   return names === undefined ? option : option.choices(names);
 };
 const dryRun = (): Option =>
@@ -340,7 +343,7 @@ const force = (): Option =>
 program
   .command("train")
   .description(
-    "Fine-tune a policy. Defaults < preset < file < key=value; rlar config explain lists the keys.",
+    `Fine-tune a policy. Defaults < preset < file < key=value; ${rlarCommand(["config", "explain"])} lists the keys.`,
   )
   .argument("[config...]", "a YAML file, then key=value such as train.iters=100 reward.lpips.weight=1")
   .addOption(preset(Object.keys(presets)))
@@ -382,7 +385,7 @@ function fitCommand(name: "pretrain" | "tokenizer" | "classifier", description: 
   program
     .command(name)
     .description(
-      `${description} Defaults < preset < file < key=value; rlar config explain --for ${name} lists the keys.`,
+      `${description} Defaults < preset < file < key=value; ${rlarCommand(["config", "explain", "--for", name])} lists the keys.`,
     )
     .argument("[config...]", `a YAML file, then key=value such as ${words}`)
     .addOption(preset(Object.keys(kinds[name]?.presets ?? {})))

@@ -1,16 +1,19 @@
 /** `rlar train`: a run of reinforcement learning. */
 
+import { join } from "node:path";
 import { configYaml, plainConfig } from "../config/explain.js";
 import type { PresetName } from "../config/presets.js";
-import type { ResolvedConfig } from "../config/resolve.js";
+import type { ResolvedConfig, TrainConfig } from "../config/resolve.js";
 import { trainKind } from "../config/train_kind.js";
 import { writeReport } from "../dashboard/report.js";
 import { planTrain } from "../plan/plan.js";
 import { type TrainResult, trainRlLoop } from "../rl_ar_finetune/train_loop.js";
+import { listCheckpoints } from "../run/checkpoint.js";
 import { print } from "../run/console.js";
 import { askOnTerminal } from "./ask.js";
 import { readConfig } from "./config.js";
 import { interruptible, interruptionCode } from "./interrupt.js";
+import { evalCommand, resumeCommand, rewardText, sampleCommand } from "./next.js";
 import { planText } from "./plan.js";
 
 /** Options of `rlar train`. */
@@ -24,9 +27,9 @@ export interface TrainCommandOptions {
 }
 
 /** What a run that ended before its iterations were done has to be resumed with besides. */
-const GO_ON: Partial<Record<TrainResult["end"], string>> = {
-  patience: " eval.patience=0",
-  kl: " kl.stop=null --force",
+const GO_ON: Partial<Record<TrainResult["end"], readonly string[]>> = {
+  patience: ["eval.patience=0"],
+  kl: ["kl.stop=null", "--force"],
 };
 
 /** How a run ended, in words. */
@@ -51,20 +54,31 @@ export async function train(args: readonly string[], options: TrainCommandOption
   }
   const { force = false, json = false } = options;
   const ask = json ? undefined : askOnTerminal();
-  const { dir, step, end } = await interruptible((signal) =>
+  const result = await interruptible((signal) =>
     trainRlLoop(resolved, { signal, force, json, ...(ask && { ask }) }),
   );
+  const { dir, end } = result;
   const page = await writeReport(dir);
-  if (!json) {
-    print(
-      process.stdout,
-      `${ENDS[end]} after step ${step}: ${dir}\n` +
-        `look at it: ${page}\n` +
-        `resume: the same command with run.dir=${dir} run.ifExists=resume${GO_ON[end] ?? ""}\n` +
-        `samples: rlar sample --policy ${dir}/checkpoints/step_${String(step).padStart(6, "0")}/policy.safetensors --tokenizer ${config.tokenizer.path}\n`,
-    );
-  }
+  if (!json) print(process.stdout, endText(config, result, page));
   return end === "interrupted" ? interruptionCode() : 0;
+}
+
+/** What came of a run, and what to do next. */
+function endText(config: TrainConfig, result: TrainResult, page: string): string {
+  const { dir, step, end } = result;
+  const reward = rewardText(result);
+  const isMade = listCheckpoints(join(dir, "checkpoints")).length > 0;
+  const samples = isMade ? sampleCommand(dir, config.rollout.start) : null;
+  const hasHeldOut = config.data.evalSource !== null || config.data.evalPart > 0;
+  return [
+    `${ENDS[end]} after step ${step}: ${dir}`,
+    ...(reward === null ? [] : [reward]),
+    `look at it: ${page}`,
+    ...(end === "done" ? [] : [`resume: ${resumeCommand("train", dir, ...(GO_ON[end] ?? []))}`]),
+    ...(isMade && hasHeldOut ? [`judge it: ${evalCommand(dir, config)}`] : []),
+    ...(samples === null ? [] : [`samples: ${samples}`]),
+    "",
+  ].join("\n");
 }
 
 /** Print the configuration, and what follows from it as comments, so that the output is a configuration file. */

@@ -7,6 +7,7 @@ import { dirname, isAbsolute, join, relative } from "node:path";
 import { type Document, isAlias, isMap, isScalar, LineCounter, type Node, parseDocument } from "yaml";
 
 import { isPlainObject, nearestName } from "../torch/arguments.js";
+import { rlarCommand } from "./command.js";
 import type { Key } from "./key.js";
 import type { KeyTable } from "./kind.js";
 import { camelCase, configPath, shown } from "./spelling.js";
@@ -64,13 +65,12 @@ export function layerOfValues(
 export function layerOfOverrides(kind: KeyTable, overrides: readonly string[]): Layer {
   const place = "command line: ";
   const problems: string[] = [];
+  const explain = ["config", "explain", ...(kind.name === "train" ? [] : ["--for", kind.name])];
   const written = overrides.flatMap((text): Written[] => {
     const at = text.indexOf("=");
     const path = text.slice(0, at).trim().split(".");
     if (at < 1) {
-      problems.push(
-        `${place}expected key=value, got ${text}. rlar config explain${kind.name === "train" ? "" : ` --for ${kind.name}`} lists the keys.`,
-      );
+      problems.push(`${place}expected key=value, got ${text}. ${rlarCommand(explain)} lists the keys.`);
       return [];
     }
     const source = text.slice(at + 1).trim();

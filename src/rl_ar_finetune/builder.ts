@@ -2,6 +2,7 @@
  * From names and files to parts: the one place that knows concrete tokenizers and policies. What it builds goes on
  * as interfaces.
  */
+import { rlarCommand } from "../config/command.js";
 import {
   type ClassifierConfig,
   type DiscriminatorOptions,
@@ -582,7 +583,7 @@ export function openDiscriminator(
     path,
     "a PatchGAN discriminator (main.0.weight, ...)",
     "none",
-    "rlar inspect FILE shows what is in it",
+    `${rlarCommand(["inspect", path])} shows what is in it`,
   );
 }
 

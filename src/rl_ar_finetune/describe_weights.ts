@@ -3,6 +3,7 @@
  * is said beside them. Building a model from it is left to `builder.ts`.
  */
 import { statSync } from "node:fs";
+import { rlarCommand } from "../config/command.js";
 import {
   type ClassifierConfig,
   type MetricNetwork,
@@ -316,7 +317,12 @@ function nameOfDict({ wrapper }: WeightsFile): string {
 
 /** The error for a file that holds something else than is wanted. */
 export function wrongKind(wanted: string, found: ModelDescription | null, file: WeightsFile): RangeError {
-  return expected(file.path, wanted, whatIs(found, file), "rlar inspect FILE shows what is in it");
+  return expected(
+    file.path,
+    wanted,
+    whatIs(found, file),
+    `${rlarCommand(["inspect", file.path])} shows what is in it`,
+  );
 }
 
 function whatIs(found: ModelDescription | null, file: WeightsFile): string {

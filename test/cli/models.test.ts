@@ -286,7 +286,7 @@ test("what cannot be used is refused in one sentence, with exit code 3; a wrong 
     [
       ["reconstruct", folder, "--tokenizer", at("p.safetensors")],
       3,
-      /expected a tokenizer, got a policy \(llamagen\)\. rlar inspect FILE/,
+      /expected a tokenizer, got a policy \(llamagen\)\. .*rlar.* inspect \S*p\.safetensors shows/,
     ],
     [
       ["reconstruct", folder, ...tokenizer, "--size", "18"],

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 
 import { newFolder, writeRun } from "../dashboard/run_files.js";
+import { pasted } from "../support/pasted.js";
 import { tinyFolder, tinyRun } from "../support/train_run.js";
 
 function rlar(...args: string[]): { code: number | null; out: string; err: string } {
@@ -46,6 +47,13 @@ test("train ends with a report that shows what it did", async (t) => {
   assert.equal(code, 0, err);
   const path = join(folder, "run", "report.html");
   assert.ok(out.includes(`look at it: ${path}\n`));
+  assert.match(out, /^reward of held-out images: -\d\S* -> -\d\S* \(ceiling -\d/m);
+  for (const what of ["judge it", "samples"]) {
+    const line = out.split("\n").find((text) => text.startsWith(`${what}: `)) ?? "";
+    const next = pasted(what === "samples" ? line : `${line} --samples 0 --resamples 0`);
+    assert.equal(next.code, 0, next.err);
+  }
+  assert.ok(existsSync(join(folder, "run", "eval.json")) && existsSync(join(folder, "run", "sample.png")));
   const page = readFileSync(path, "utf8");
   assert.match(page, /<p class="what">GRPO · prefix contexts · seed 0<\/p>/);
   assert.match(page, /<span class="state done">done<\/span>/);

@@ -3,8 +3,8 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
-
 import { nameOf } from "../../src/cli/inspect.js";
+import { rlarCommand } from "../../src/config/command.js";
 import { InceptionV3, inceptionClasses, recogniseMetricNetwork } from "../../src/metrics/index.js";
 import { init } from "../../src/nn/index.js";
 import { openFeatureNetwork } from "../../src/rl_ar_finetune/builder.js";
@@ -145,7 +145,7 @@ test("what it cannot take is refused", () => {
     name: "RangeError",
     message:
       `${other}: expected a classifier of rlar classifier, or Inception v3, got 1 tensors of an unknown model ` +
-      "(weight, ...). rlar inspect FILE shows what is in it.",
+      `(weight, ...). ${rlarCommand(["inspect", other])} shows what is in it.`,
   });
   assert.throws(() => network.describe(full([1, 3, 8, 8], 255)), {
     message:

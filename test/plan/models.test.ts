@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
+import { rlarCommand } from "../../src/config/command.js";
 import { resolveConfig, type TrainConfigInput, type TunedArSection } from "../../src/config/resolve.js";
 import { backboneShapes } from "../../src/metrics/backbones.js";
 import { FeatureClassifier, NLayerDiscriminator } from "../../src/metrics/index.js";
@@ -258,7 +259,7 @@ test("files that hold something else are refused by name", () => {
   writeFileSync(at("text.safetensors"), "no tensors");
   const path = at("other.safetensors");
   const unknown = (what: string): { message: string } => ({
-    message: `${path}: expected ${what}, got 1 tensors of an unknown model (some, ...). rlar inspect FILE shows what is in it.`,
+    message: `${path}: expected ${what}, got 1 tensors of an unknown model (some, ...). ${rlarCommand(["inspect", path])} shows what is in it.`,
   });
   assert.throws(() => policySizes(arOf({ path }), options), unknown("a policy"));
   assert.throws(

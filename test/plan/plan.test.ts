@@ -3,6 +3,7 @@ import { readdirSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 
+import { rlarCommand } from "../../src/config/command.js";
 import { resolveConfig, type TrainConfigInput } from "../../src/config/resolve.js";
 import { planTrain, type TrainPlan } from "../../src/plan/plan.js";
 import { openRunParts } from "../../src/rl_ar_finetune/parts.js";
@@ -157,10 +158,10 @@ test("files, sizes and data that do not go together are refused by name", async 
       "data.size: expected images of at most 9 codes, the policy's, got 16. Use images of 12 px, or another policy.",
   });
   await assert.rejects(planOf(folder, { ar: { path } }), {
-    message: `${path}: expected a policy, got a tokenizer (VQ-4 (LlamaGen)). rlar inspect FILE shows what is in it.`,
+    message: `${path}: expected a policy, got a tokenizer (VQ-4 (LlamaGen)). ${rlarCommand(["inspect", path])} shows what is in it.`,
   });
   await assert.rejects(planOf(folder, { reward: { lpips: { weight: 1, path } } }), {
-    message: `${path}: expected LPIPS's backbone, a classifier or a PatchGAN discriminator, got a tokenizer (VQ-4 (LlamaGen)). rlar inspect FILE shows what is in it.`,
+    message: `${path}: expected LPIPS's backbone, a classifier or a PatchGAN discriminator, got a tokenizer (VQ-4 (LlamaGen)). ${rlarCommand(["inspect", path])} shows what is in it.`,
   });
   // By the plan and by the run, the same.
   const { config } = resolveConfig({

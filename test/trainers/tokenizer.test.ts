@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { before, test } from "node:test";
 
 import sharp from "sharp";
+import { rlarCommand } from "../../src/config/command.js";
 import { ConfigError, resolveConfig } from "../../src/config/resolve.js";
 import { tokenizerKind } from "../../src/config/tokenizer.js";
 import {
@@ -333,7 +334,7 @@ test("a discriminator goes on from its file, and a network that measures nothing
   await steps(task, 0, 1);
   assert.ok(!own?.equal(discriminator.stateDict()["main.0.weight"] as Tensor));
   assert.throws(() => openDistance(path), {
-    message: `${path}: expected torchvision's VGG16, AlexNet or SqueezeNet 1.1, got PatchGAN discriminator. rlar inspect FILE shows what is in it.`,
+    message: `${path}: expected torchvision's VGG16, AlexNet or SqueezeNet 1.1, got PatchGAN discriminator. ${rlarCommand(["inspect", path])} shows what is in it.`,
   });
 });
 
