@@ -4,11 +4,11 @@
  */
 import {
   call,
-  checkOptions,
   expected,
   expectedType,
   keep,
   noGrad,
+  readOptions,
   type Tensor,
   tidy,
 } from "../torch/index.js";
@@ -40,8 +40,9 @@ export class Ema {
 
   /** Start from the present values of the parameters that require a gradient. */
   constructor(module: Module, options: EmaOptions = {}) {
-    checkOptions("Ema", options, ["decay", "warmup"]);
-    const { decay = 0.999, warmup = false } = options;
+    const { decay = 0.999, warmup = false } = readOptions<typeof options>("Ema", [options], {
+      names: { decay: true, warmup: true },
+    });
     if (!(decay >= 0 && decay <= 1)) throw expected("Ema", "a decay in [0, 1]", decay);
     this.decay = decay;
     this.warmup = warmup;

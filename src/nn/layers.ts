@@ -3,11 +3,11 @@
  * weights are methods of Tensor or in `torch.functional`.
  */
 import {
-  checkOptions,
   expected,
   functional as F,
   isGradEnabled,
   ones,
+  readOptions,
   type Tensor,
   tensor,
   tidy,
@@ -35,11 +35,11 @@ export class Linear extends Module {
 
   constructor(inFeatures: number, outFeatures: number, options: { bias?: boolean } = {}) {
     super();
-    checkOptions("Linear", options, ["bias"]);
+    const { bias = true } = readOptions<typeof options>("Linear", [options], { names: { bias: true } });
     const shape = [outFeatures, inFeatures];
     const bound = inFeatures > 0 ? 1 / Math.sqrt(inFeatures) : 0;
     this.weight = parameter(() => init.kaimingUniform(shape));
-    this.bias = (options.bias ?? true) ? parameter(() => init.uniform([outFeatures], -bound, bound)) : null;
+    this.bias = bias ? parameter(() => init.uniform([outFeatures], -bound, bound)) : null;
   }
 
   forward(x: Tensor): Tensor {
@@ -81,8 +81,13 @@ export class LayerNorm extends Module {
 
   constructor(features: number, options: { eps?: number; bias?: boolean; elementwiseAffine?: boolean } = {}) {
     super();
-    checkOptions("LayerNorm", options, ["eps", "bias", "elementwiseAffine"]);
-    const { eps = 1e-5, elementwiseAffine = true, bias = elementwiseAffine } = options;
+    const {
+      eps = 1e-5,
+      elementwiseAffine = true,
+      bias = elementwiseAffine,
+    } = readOptions<typeof options>("LayerNorm", [options], {
+      names: { eps: true, bias: true, elementwiseAffine: true },
+    });
     this.#features = features;
     this.eps = eps;
     this.weight = elementwiseAffine ? parameter(() => init.ones([features])) : null;
@@ -106,9 +111,9 @@ export class RMSNorm extends Module {
 
   constructor(features: number, options: { eps?: number } = {}) {
     super();
-    checkOptions("RMSNorm", options, ["eps"]);
+    const { eps = 1e-5 } = readOptions<typeof options>("RMSNorm", [options], { names: { eps: true } });
     this.#features = features;
-    this.eps = options.eps ?? 1e-5;
+    this.eps = eps;
     this.weight = parameter(() => init.ones([features]));
   }
 
@@ -130,9 +135,9 @@ export class GroupNorm extends Module {
 
   constructor(numGroups: number, numChannels: number, options: { eps?: number } = {}) {
     super();
-    checkOptions("GroupNorm", options, ["eps"]);
+    const { eps = 1e-5 } = readOptions<typeof options>("GroupNorm", [options], { names: { eps: true } });
     this.#numGroups = numGroups;
-    this.eps = options.eps ?? 1e-5;
+    this.eps = eps;
     this.weight = parameter(() => init.ones([numChannels]));
     this.bias = parameter(() => init.zeros([numChannels]));
   }
@@ -159,9 +164,11 @@ export class BatchNorm2d extends Module {
 
   constructor(numFeatures: number, options: { eps?: number; momentum?: number } = {}) {
     super();
-    checkOptions("BatchNorm2d", options, ["eps", "momentum"]);
-    this.eps = options.eps ?? 1e-5;
-    this.momentum = options.momentum ?? 0.1;
+    const { eps = 1e-5, momentum = 0.1 } = readOptions<typeof options>("BatchNorm2d", [options], {
+      names: { eps: true, momentum: true },
+    });
+    this.eps = eps;
+    this.momentum = momentum;
     this.weight = parameter(() => init.ones([numFeatures]));
     this.bias = parameter(() => init.zeros([numFeatures]));
     this.running_mean = buffer(() => zeros([numFeatures]));
@@ -190,8 +197,9 @@ export class Conv2d extends Module {
     options: F.Conv2dOptions & { bias?: boolean } = {},
   ) {
     super();
-    checkOptions("Conv2d", options, ["stride", "padding", "dilation", "groups", "bias"]);
-    const { bias = true, ...conv } = options;
+    const { bias = true, ...conv } = readOptions<typeof options>("Conv2d", [options], {
+      names: { stride: true, padding: true, dilation: true, groups: true, bias: true },
+    });
     const { groups = 1 } = conv;
     if (inChannels % groups !== 0 || outChannels % groups !== 0) {
       const what = `inChannels and outChannels that ${groups} groups divide`;

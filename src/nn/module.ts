@@ -4,7 +4,6 @@
  */
 import {
   call,
-  checkOptions,
   type Device,
   DTYPES,
   type DType,
@@ -13,6 +12,7 @@ import {
   keep,
   type MemoryFormat,
   noGrad,
+  readOptions,
   Tensor,
   tidy,
 } from "../torch/index.js";
@@ -146,7 +146,7 @@ export abstract class Module {
     options: { strict?: boolean } = {},
   ): LoadReport {
     const where = `${this.constructor.name}.loadStateDict`;
-    checkOptions(where, options, ["strict"]);
+    const { strict = true } = readOptions<typeof options>(where, [options], { names: { strict: true } });
     const own = Object.entries(this.stateDict());
     const given = new Map(Object.entries(state));
     const differing: string[] = [];
@@ -167,7 +167,7 @@ export abstract class Module {
     const unexpected = [...given.keys()].filter((name) => !known.has(name));
     const problems = some("another shape", differing);
     const hasNone = missing.length === own.length && own.length > 0;
-    if (hasNone || (options.strict ?? true)) {
+    if (hasNone || strict) {
       problems.push(...some("missing", missing), ...some("unexpected", unexpected));
     }
     if (problems.length > 0) throw new Error(`${where}: ${problems.join("; ")}.`);
@@ -190,8 +190,9 @@ export abstract class Module {
    * of four dimensions. The objects stay, so that an optimizer goes on with them.
    */
   to(options: { dtype?: DType; device?: Device; memoryFormat?: MemoryFormat }): this {
-    checkOptions("Module.to", options, ["dtype", "device", "memoryFormat"]);
-    const { dtype, device, memoryFormat } = options;
+    const { dtype, device, memoryFormat } = readOptions<typeof options>("Module.to", [options], {
+      names: { dtype: true, device: true, memoryFormat: true },
+    });
     if (dtype !== undefined && !DTYPES[dtype].isFloat) {
       throw expected("Module.to", "a floating-point dtype", dtype);
     }

@@ -6,13 +6,14 @@
  */
 import {
   call,
-  checkOptions,
   type Device,
   DTYPES,
   emptyLike,
   expected,
   keep,
   noGrad,
+  type OptionNames,
+  readOptions,
   stack,
   type Tensor,
   tidy,
@@ -70,7 +71,7 @@ interface Batch {
   moments: Moments[];
 }
 
-const NUMBERS = ["lr", "betas", "eps", "weightDecay"];
+const NUMBERS: OptionNames<AdamWOptions> = { lr: true, betas: true, eps: true, weightDecay: true };
 
 export class AdamW {
   readonly groups: readonly AdamWGroup[];
@@ -83,15 +84,22 @@ export class AdamW {
    * @param options.fused - `false` computes from the formula, operator by operator: slower, same result up to rounding.
    */
   constructor(params: Trained | readonly ParameterGroup[], options: AdamWOptions & { fused?: boolean } = {}) {
-    checkOptions("AdamW", options, [...NUMBERS, "fused"]);
-    const { lr = 1e-3, betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0.01, fused = true } = options;
+    const {
+      lr = 1e-3,
+      betas = [0.9, 0.999],
+      eps = 1e-8,
+      weightDecay = 0.01,
+      fused = true,
+    } = readOptions<typeof options>("AdamW", [options], { names: { ...NUMBERS, fused: true } });
     this.#isFused = fused;
     const given = isGroups(params) ? params : [{ params }];
     const groups: AdamWGroup[] = [];
     const names = new Set<string>();
     const seen = new Set<Tensor>();
-    for (const group of given) {
-      checkOptions("AdamW's group", group, [...NUMBERS, "params"]);
+    for (const item of given) {
+      const group = readOptions<ParameterGroup>("AdamW's group", [item], {
+        names: { ...NUMBERS, params: true },
+      });
       const first = names.size;
       const named = group.params.map((item, i): readonly [string, Tensor] =>
         isNamed(item) ? item : [String(first + i), item],
@@ -124,8 +132,9 @@ export class AdamW {
    * @param options.lrFactor - factor of every group's learning rate in this step, from a schedule.
    */
   step(options: { lrFactor?: number } = {}): void {
-    checkOptions("AdamW.step", options, ["lrFactor"]);
-    const { lrFactor = 1 } = options;
+    const { lrFactor = 1 } = readOptions<typeof options>("AdamW.step", [options], {
+      names: { lrFactor: true },
+    });
     if (!(lrFactor >= 0 && lrFactor < Infinity)) {
       throw expected("AdamW.step", "a finite lrFactor of at least 0", lrFactor);
     }
@@ -179,8 +188,9 @@ export class AdamW {
     state: AdamWState,
     options: { strict?: boolean; keepHyperparameters?: boolean } = {},
   ): LoadReport {
-    checkOptions(LOAD, options, ["strict", "keepHyperparameters"]);
-    const { strict = true, keepHyperparameters = !strict } = options;
+    const { strict = true, keepHyperparameters = !strict } = readOptions<typeof options>(LOAD, [options], {
+      names: { strict: true, keepHyperparameters: true },
+    });
     if (strict) this.#checkGroups(state.groups);
     const unexpected = new Set(Object.keys(state.tensors));
     const missing: string[] = [];

@@ -6,13 +6,13 @@
 import {
   call,
   callTensor,
-  checkOptions,
   type DType,
   expected,
   functional as F,
   keep,
   noGrad,
   ones,
+  readOptions,
   type Tensor,
   TorchError,
   tidy,
@@ -174,7 +174,7 @@ export class PackedLinears {
  * @throws Error when a layer is packed already.
  */
 export function packLinears(module: Module, options: PackOptions = {}): PackedLinears {
-  checkOptions("packLinears", options, ["dtype"]);
+  options = readOptions<PackOptions>("packLinears", [options], { names: { dtype: true } });
   const layers: Linear[] = [];
   const packed = new PackedLinears(layers);
   try {

@@ -2,7 +2,7 @@
  * Learning rates over time: each schedule is a pure function of the update's number, so that a resumed run
  * needs no state. `optimizer.step({ lrFactor: schedule(step) })` applies one.
  */
-import { checkOptions, expected } from "../torch/index.js";
+import { expected, readOptions } from "../torch/index.js";
 
 /** Factor of every group's learning rate at update `step`, counted from 0. */
 export type Schedule = (step: number) => number;
@@ -19,8 +19,7 @@ export interface DecayOptions {
 
 /** 1 after the warm-up. */
 export function constant(options: { warmup?: number } = {}): Schedule {
-  checkOptions("constant", options, ["warmup"]);
-  const { warmup = 0 } = options;
+  const { warmup = 0 } = readOptions<typeof options>("constant", [options], { names: { warmup: true } });
   check("constant", warmup, Infinity, 1);
   return (step) => rise(step, warmup);
 }
@@ -40,8 +39,11 @@ export function cosine(options: DecayOptions): Schedule {
 }
 
 function decay(where: string, options: DecayOptions, shape: (progress: number) => number): Schedule {
-  checkOptions(where, options, ["total", "warmup", "final"]);
-  const { total, warmup = 0, final = 0 } = options;
+  const {
+    total,
+    warmup = 0,
+    final = 0,
+  } = readOptions<typeof options>(where, [options], { names: { total: true, warmup: true, final: true } });
   check(where, warmup, total, final);
   return (step) => {
     if (step < warmup) return rise(step, warmup);

@@ -2,12 +2,14 @@
  * Gradients: grad mode, gradients of several tensors at once, functions with a backward of their own, gradient
  * checkpointing and autocast. The backward of every operator is LibTorch's.
  */
+import { readOptions } from "./arguments.js";
 import { native, SLOTS, TAG, tags, values } from "./binding.js";
 import { zeros } from "./creation.js";
-import { checkOptions, expected, expectedMessage, expectedType } from "./errors.js";
+import { expected, expectedMessage, expectedType } from "./errors.js";
 import { type RandomState, restoreRandomState, saveRandomState } from "./random.js";
 import { type Owned, surrender, tidy, tidyInto } from "./scope.js";
 import { Tensor } from "./tensor.js";
+import type { BackwardOptions } from "./tensor_options.js";
 
 function withGradMode<T>(on: boolean, fn: () => T): T {
   const before = native.setGradEnabled(on);
@@ -51,14 +53,6 @@ function take(slot: number, count: number): (Tensor | null)[] {
   return handles.map((handle) => (handle === 0 ? null : new Tensor(handle)));
 }
 
-/** What a backward keeps and builds besides the gradients. */
-export interface BackwardOptions {
-  /** Keep what the graph saved, for another backward. */
-  retainGraph?: boolean;
-  /** Build the graph of the gradients too, for second derivatives. */
-  createGraph?: boolean;
-}
-
 /**
  * Accumulate gradients of several tensors into `grad` of the leaves they were made from.
  *
@@ -71,8 +65,13 @@ export function backward(
   gradients: readonly (Tensor | null)[] = roots.map(() => null),
   options: BackwardOptions & { inputs?: readonly Tensor[] } = {},
 ): void {
-  checkOptions("backward", options, ["retainGraph", "createGraph", "inputs"]);
-  const { createGraph = false, retainGraph = createGraph, inputs = [] } = options;
+  const {
+    createGraph = false,
+    retainGraph = createGraph,
+    inputs = [],
+  } = readOptions<typeof options>("backward", [options], {
+    names: { retainGraph: true, createGraph: true, inputs: true },
+  });
   put(inputs, put(gradients, put(roots, 0)));
   native.backward(roots.length, gradients.length, inputs.length, retainGraph, createGraph);
 }
@@ -89,8 +88,13 @@ export function grad(
   gradients: readonly (Tensor | null)[] = roots.map(() => null),
   options: BackwardOptions & { allowUnused?: boolean } = {},
 ): (Tensor | null)[] {
-  checkOptions("grad", options, ["retainGraph", "createGraph", "allowUnused"]);
-  const { createGraph = false, retainGraph = createGraph, allowUnused = false } = options;
+  const {
+    createGraph = false,
+    retainGraph = createGraph,
+    allowUnused = false,
+  } = readOptions<typeof options>("grad", [options], {
+    names: { retainGraph: true, createGraph: true, allowUnused: true },
+  });
   put(inputs, put(gradients, put(roots, 0)));
   native.gradients(roots.length, gradients.length, inputs.length, retainGraph, createGraph, allowUnused);
   return take(0, inputs.length);

@@ -3,7 +3,8 @@
  * each tensor is a {@link LazyTensor} until it is read. Nothing in a file is run (pickle.ts). What the tree
  * means, and where in it the weights are, is left to the callers. Formats after torch/serialization.py.
  */
-import { checkOptions, expected } from "./errors.js";
+import { readOptions } from "./arguments.js";
+import { expected } from "./errors.js";
 import { type ByteSource, FileBytes, MemoryBytes } from "./files.js";
 import { LazyTensor, persistentTensor, readStorage, type Storage, tensorCall } from "./lazy_tensor.js";
 import { unpickle } from "./pickle.js";
@@ -55,8 +56,9 @@ export class CheckpointFile {
    * @throws RangeError when a tensor asked for has a dtype that none here can have.
    */
   load(options: LoadOptions = {}): PyValue<Tensor | LazyTensor> {
-    checkOptions("loadCheckpoint", options, ["only"]);
-    const { only = () => true } = options;
+    const { only = () => true } = readOptions<LoadOptions>("loadCheckpoint", [options], {
+      names: { only: true },
+    });
     const tensors = new Map<LazyTensor, Tensor>();
     const storages = new Map<Storage, Map<string, Tensor>>();
     const read = (lazy: LazyTensor, path: string): Tensor | LazyTensor => {

@@ -1,10 +1,11 @@
 /**
  * Making tensors and joining them. Random ones take the generator of `random.ts`.
  */
+import { isPlainObject, type OptionNames, readOptions } from "./arguments.js";
 import { native } from "./binding.js";
 import { type Argument, call, callTensor, type GeneratorHandle } from "./call.js";
 import type { DType, TypedArray } from "./dtype.js";
-import { checkOptions, expected, expectedType } from "./errors.js";
+import { expected, expectedType } from "./errors.js";
 import type { Device, MemoryFormat, NestedNumbers, Tensor } from "./tensor.js";
 
 /** Type and place of a new tensor: float32 on the CPU where nothing is said. */
@@ -19,32 +20,67 @@ export interface RandomOptions extends TensorOptions {
   generator?: GeneratorHandle;
 }
 
-const OPTIONS = ["dtype", "device", "requiresGrad"];
-const RANDOM_OPTIONS = [...OPTIONS, "generator"];
-const LIKE_OPTIONS = ["dtype"];
+/** Sizes, `zeros(2, 3)` or `zeros([2, 3])`, and options. */
+type Sized<O> =
+  | [shape: readonly number[], options?: O]
+  | [...sizes: number[]]
+  | [...sizes: number[], options: O];
 
+const OPTIONS: OptionNames<TensorOptions> = { dtype: true, device: true, requiresGrad: true };
+const RANDOM_OPTIONS: OptionNames<RandomOptions> = { ...OPTIONS, generator: true };
+
+/** Split the arguments of a call into values and the options after them. */
+function split<O extends object>(
+  where: string,
+  given: readonly unknown[],
+  names: OptionNames<O>,
+): { values: readonly unknown[]; options: O } {
+  const hasOptions = given.length > 0 && (given.at(-1) === undefined || isPlainObject(given.at(-1)));
+  const values = hasOptions ? given.slice(0, -1) : given;
+  return { values, options: readOptions<O>(where, hasOptions ? [given.at(-1)] : [], { names }) };
+}
+
+const isSize = (value: unknown): boolean => Number.isInteger(value) && (value as number) >= 0;
+
+/** One size. */
+function sizeOf(where: string, what: string, value: unknown): number {
+  if (!isSize(value)) throw expected(where, `a whole number from 0 as ${what}`, value);
+  return value as number;
+}
+
+/** Sizes one by one, or as one array. */
+function shapeOf(where: string, values: readonly unknown[]): readonly number[] {
+  const sizes = values.length === 1 && Array.isArray(values[0]) ? values[0] : values;
+  if (values.length === 0) throw expected(where, "sizes", "none", "An empty array makes a scalar");
+  if (!sizes.every(isSize)) throw expected(where, "whole numbers from 0 as sizes", sizes);
+  return sizes as readonly number[];
+}
+
+function numberOf(where: string, what: string, value: unknown): number {
+  if (typeof value !== "number") throw expectedType(where, `a number as ${what}`, value);
+  return value;
+}
+
+/** Run an operator that makes a tensor, its overload with a generator where one is given. */
 function create(
-  name: string,
+  operator: string,
   args: readonly Argument[],
   options: RandomOptions,
   fallback: DType = "float32",
 ): Tensor {
-  checkOptions(name, options, RANDOM_OPTIONS);
   const { dtype = fallback, device = "cpu", generator } = options;
   const drawn = generator === undefined ? args : [...args, generator];
-  const tensor = callTensor<Tensor>(name, [...drawn, dtype, null, device]);
+  const tensor = callTensor<Tensor>(operator, [...drawn, dtype, null, device]);
   return options.requiresGrad ? tensor.requiresGrad_() : tensor;
 }
 
 /** Memory as it comes: every element must be written before it is read. */
-export function empty(
-  shape: readonly number[],
-  options: TensorOptions & { memoryFormat?: MemoryFormat } = {},
-): Tensor {
-  checkOptions("empty", options, [...OPTIONS, "memoryFormat"]);
+export function empty(...given: Sized<TensorOptions & { memoryFormat?: MemoryFormat }>): Tensor {
+  const names = { ...OPTIONS, memoryFormat: true } as const;
+  const { values, options } = split<TensorOptions & { memoryFormat?: MemoryFormat }>("empty", given, names);
   const { dtype = "float32", device = "cpu", memoryFormat = null, requiresGrad = false } = options;
   const tensor = callTensor<Tensor>("aten::empty.memory_format", [
-    shape,
+    shapeOf("empty", values),
     dtype,
     null,
     device,
@@ -54,105 +90,165 @@ export function empty(
   return requiresGrad ? tensor.requiresGrad_() : tensor;
 }
 
-export function zeros(shape: readonly number[], options: TensorOptions = {}): Tensor {
-  return create("aten::zeros", [shape], options);
+export function zeros(...given: Sized<TensorOptions>): Tensor {
+  const { values, options } = split("zeros", given, OPTIONS);
+  return create("aten::zeros", [shapeOf("zeros", values)], options);
 }
 
-export function ones(shape: readonly number[], options: TensorOptions = {}): Tensor {
-  return create("aten::ones", [shape], options);
+export function ones(...given: Sized<TensorOptions>): Tensor {
+  const { values, options } = split("ones", given, OPTIONS);
+  return create("aten::ones", [shapeOf("ones", values)], options);
 }
 
 /** Every element `value`; float32 unless a dtype is given, whatever the value. */
 export function full(shape: readonly number[], value: number | boolean, options: TensorOptions = {}): Tensor {
-  return create("aten::full", [shape, value], options);
+  if (!Array.isArray(shape)) throw expectedType("full", "an array of sizes", shape);
+  const fill = typeof value === "boolean" ? value : numberOf("full", "value", value);
+  const read = readOptions<TensorOptions>("full", [options], { names: OPTIONS });
+  return create("aten::full", [shapeOf("full", [shape]), fill], read);
 }
 
-export function zerosLike(tensor: Tensor, options: { dtype?: DType } = {}): Tensor {
-  checkOptions("zerosLike", options, LIKE_OPTIONS);
-  return callTensor("aten::zeros_like", [tensor], { dtype: options.dtype ?? null });
+/** Options of a tensor like another one. */
+interface LikeOptions {
+  dtype?: DType;
 }
 
-export function onesLike(tensor: Tensor, options: { dtype?: DType } = {}): Tensor {
-  checkOptions("onesLike", options, LIKE_OPTIONS);
-  return callTensor("aten::ones_like", [tensor], { dtype: options.dtype ?? null });
+const like = (where: string, options: LikeOptions): { dtype: DType | null } => ({
+  dtype: readOptions<LikeOptions>(where, [options], { names: { dtype: true } }).dtype ?? null,
+});
+
+export function zerosLike(tensor: Tensor, options: LikeOptions = {}): Tensor {
+  return callTensor("aten::zeros_like", [tensor], like("zerosLike", options));
 }
 
-export function emptyLike(tensor: Tensor, options: { dtype?: DType } = {}): Tensor {
-  checkOptions("emptyLike", options, LIKE_OPTIONS);
-  return callTensor("aten::empty_like", [tensor], { dtype: options.dtype ?? null });
+export function onesLike(tensor: Tensor, options: LikeOptions = {}): Tensor {
+  return callTensor("aten::ones_like", [tensor], like("onesLike", options));
 }
 
-export function fullLike(tensor: Tensor, value: number): Tensor {
-  return callTensor("aten::full_like", [tensor, value]);
+export function emptyLike(tensor: Tensor, options: LikeOptions = {}): Tensor {
+  return callTensor("aten::empty_like", [tensor], like("emptyLike", options));
 }
 
-/** int64 numbers `[start, end)` by `step`; another dtype when one is given. */
-export function arange(start: number, end: number, step = 1, options: TensorOptions = {}): Tensor {
-  return create("aten::arange.start_step", [start, end, step], options, "int64");
+export function fullLike(tensor: Tensor, value: number, options: LikeOptions = {}): Tensor {
+  return callTensor("aten::full_like", [tensor, value], like("fullLike", options));
 }
 
+/**
+ * Numbers `[start, end)` by `step`: `arange(end)`, `arange(start, end)` or `arange(start, end, step)`.
+ *
+ * int64, or float32 where one of them is no whole number; another dtype when one is given.
+ */
+export function arange(
+  ...given:
+    | [end: number, options?: TensorOptions]
+    | [start: number, end: number, options?: TensorOptions]
+    | [start: number, end: number, step: number, options?: TensorOptions]
+): Tensor {
+  const { values, options } = split("arange", given, OPTIONS);
+  if (values.length < 1 || values.length > 3)
+    throw expected("arange", "(end), (start, end) or (start, end, step)", `${values.length} numbers`);
+  const [start, end, step = 1] = (values.length === 1 ? [0, ...values] : values).map((value) =>
+    numberOf("arange", "start, end and step", value),
+  ) as [number, number, number?];
+  const range = [start, end, step];
+  if (!(range.every(Number.isFinite) && step !== 0 && (end - start) / step >= 0))
+    throw expected("arange", "finite numbers, with a step from start towards end", range);
+  return create(
+    "aten::arange.start_step",
+    range,
+    options,
+    range.every(Number.isInteger) ? "int64" : "float32",
+  );
+}
+
+/** `steps` numbers, evenly spaced from `start` to `end`, both included. */
 export function linspace(start: number, end: number, steps: number, options: TensorOptions = {}): Tensor {
-  return create("aten::linspace", [start, end, steps], options);
+  const read = readOptions<TensorOptions>("linspace", [options], { names: OPTIONS });
+  const ends = [numberOf("linspace", "start", start), numberOf("linspace", "end", end)];
+  return create("aten::linspace", [...ends, sizeOf("linspace", "steps", steps)], read);
 }
 
-export function eye(n: number, options: TensorOptions = {}): Tensor {
-  return create("aten::eye", [n], options);
+/** Ones on the diagonal: `eye(n)`, or `eye(n, m)` for n rows and m columns. */
+export function eye(
+  ...given: [n: number, options?: TensorOptions] | [n: number, m: number, options?: TensorOptions]
+): Tensor {
+  const { values, options } = split("eye", given, OPTIONS);
+  if (values.length < 1 || values.length > 2)
+    throw expected("eye", "(n) or (n, m)", `${values.length} numbers`);
+  const [n, m = n] = values;
+  return create("aten::eye.m", [sizeOf("eye", "n", n), sizeOf("eye", "m", m)], options);
 }
 
 /** Standard normal. */
-export function randn(shape: readonly number[], options: RandomOptions = {}): Tensor {
-  return create(options.generator ? "aten::randn.generator" : "aten::randn", [shape], options);
+export function randn(...given: Sized<RandomOptions>): Tensor {
+  const { values, options } = split("randn", given, RANDOM_OPTIONS);
+  const operator = options.generator ? "aten::randn.generator" : "aten::randn";
+  return create(operator, [shapeOf("randn", values)], options);
 }
 
 /** Uniform in [0, 1). */
-export function rand(shape: readonly number[], options: RandomOptions = {}): Tensor {
-  return create(options.generator ? "aten::rand.generator" : "aten::rand", [shape], options);
+export function rand(...given: Sized<RandomOptions>): Tensor {
+  const { values, options } = split("rand", given, RANDOM_OPTIONS);
+  const operator = options.generator ? "aten::rand.generator" : "aten::rand";
+  return create(operator, [shapeOf("rand", values)], options);
 }
 
-/** int64, uniform in `[low, high)`. */
+/** int64, uniform in `[low, high)`: `randint(high, shape)` from 0, or `randint(low, high, shape)`. */
 export function randint(
-  low: number,
-  high: number,
-  shape: readonly number[],
-  options: RandomOptions = {},
+  ...given:
+    | [high: number, shape: readonly number[], options?: RandomOptions]
+    | [low: number, high: number, shape: readonly number[], options?: RandomOptions]
 ): Tensor {
-  return create(
-    options.generator ? "aten::randint.low_generator" : "aten::randint.low",
-    [low, high, shape],
-    options,
-    "int64",
-  );
+  const { values, options } = split("randint", given, RANDOM_OPTIONS);
+  const shape = values.at(-1);
+  if (!Array.isArray(shape) || values.length < 2 || values.length > 3)
+    throw expected("randint", "(high, shape) or (low, high, shape), with an array of sizes", values);
+  const [low, high] = values.length === 2 ? [0, values[0]] : values;
+  if (!(Number.isInteger(low) && Number.isInteger(high) && (low as number) < (high as number)))
+    throw expected("randint", "whole numbers low < high", [low, high]);
+  const operator = options.generator ? "aten::randint.low_generator" : "aten::randint.low";
+  const args = [low as number, high as number, shapeOf("randint", [shape])];
+  return create(operator, args, options, "int64");
 }
 
 /** int64, a random order of 0 ... n - 1. */
 export function randperm(n: number, options: RandomOptions = {}): Tensor {
-  return create(options.generator ? "aten::randperm.generator" : "aten::randperm", [n], options, "int64");
+  const read = readOptions<RandomOptions>("randperm", [options], { names: RANDOM_OPTIONS });
+  const operator = read.generator ? "aten::randperm.generator" : "aten::randperm";
+  return create(operator, [sizeOf("randperm", "n", n)], read, "int64");
+}
+
+/** Options of {@link multinomial}. */
+interface DrawOptions {
+  replacement?: boolean;
+  generator?: GeneratorHandle;
 }
 
 /**
  * Draw category indices with the given weights, which need not sum to one.
  *
  * @param weights - float `[K]` or `[N, K]`, non-negative.
+ * @param given - `replacement`, or an object of options.
  * @returns int64 `[count]` or `[N, count]`.
  */
 export function multinomial(
   weights: Tensor,
   count: number,
-  options: { replacement?: boolean; generator?: GeneratorHandle } = {},
+  ...given: [options?: DrawOptions] | [replacement: boolean, options?: DrawOptions]
 ): Tensor {
-  checkOptions("multinomial", options, ["replacement", "generator"]);
-  return callTensor("aten::multinomial", [
-    weights,
-    count,
-    options.replacement ?? false,
-    options.generator ?? null,
-  ]);
+  const { replacement = false, generator = null } = readOptions<DrawOptions>("multinomial", given, {
+    names: { replacement: true, generator: true },
+    order: ["replacement"],
+  });
+  return callTensor("aten::multinomial", [weights, count, replacement, generator]);
 }
 
 /** 0 or 1 with probability `p` of 1, each element on its own, in the dtype of `p`. */
 export function bernoulli(p: Tensor, options: { generator?: GeneratorHandle } = {}): Tensor {
-  checkOptions("bernoulli", options, ["generator"]);
-  return callTensor("aten::bernoulli", [p], { generator: options.generator ?? null });
+  const { generator = null } = readOptions<{ generator?: GeneratorHandle }>("bernoulli", [options], {
+    names: { generator: true },
+  });
+  return callTensor("aten::bernoulli", [p], { generator });
 }
 
 const ARRAY_DTYPES: ReadonlyMap<unknown, DType> = new Map<unknown, DType>([
@@ -175,7 +271,7 @@ const ARRAY_DTYPES: ReadonlyMap<unknown, DType> = new Map<unknown, DType>([
  * @throws RangeError when the lists are ragged. TypeError when a value is no number.
  */
 export function tensor(data: NestedNumbers | TypedArray | bigint[], options: TensorOptions = {}): Tensor {
-  checkOptions("tensor", options, OPTIONS);
+  options = readOptions<TensorOptions>("tensor", [options], { names: OPTIONS });
   if (ArrayBuffer.isView(data)) return fromTypedArray(data, options);
   const shape: number[] = [];
   for (let level: unknown = data; Array.isArray(level); level = level[0]) shape.push(level.length);

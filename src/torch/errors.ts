@@ -26,17 +26,6 @@ export function expectedType(where: string, what: string, got: unknown, remedy?:
   return new TypeError(expectedMessage(where, what, got, remedy));
 }
 
-/**
- * Refuse options that a function does not know: TypeScript does so only where it sees the object being written.
- *
- * @throws RangeError that lists what is known.
- */
-export function checkOptions(where: string, options: object, known: readonly string[]): void {
-  for (const name in options) {
-    if (!known.includes(name)) throw expected(where, `no options but ${known.join(", ")}`, name);
-  }
-}
-
 /** A LibTorch operator refused its operands, or failed while it ran. Its stack opens at the caller's line. */
 export class TorchError extends Error {
   override readonly name = "TorchError";

@@ -2,8 +2,9 @@
  * Functions of networks: linear maps, convolutions, norms, attention, resampling and losses. Layers with weights of
  * their own are in `nn`.
  */
+import { readOptions } from "./arguments.js";
 import { type Argument, callTensor } from "./call.js";
-import { checkOptions, expected } from "./errors.js";
+import { expected } from "./errors.js";
 import { tidy } from "./scope.js";
 import type { Tensor } from "./tensor.js";
 
@@ -43,8 +44,14 @@ export function conv2d(
   bias: Tensor | null = null,
   options: Conv2dOptions = {},
 ): Tensor {
-  checkOptions("conv2d", options, ["stride", "padding", "dilation", "groups"]);
-  const { stride = 1, padding = 0, dilation = 1, groups = 1 } = options;
+  const {
+    stride = 1,
+    padding = 0,
+    dilation = 1,
+    groups = 1,
+  } = readOptions<typeof options>("conv2d", [options], {
+    names: { stride: true, padding: true, dilation: true, groups: true },
+  });
   return call("aten::conv2d", [x, weight, bias, pair(stride), pair(padding), pair(dilation), groups]);
 }
 
@@ -55,8 +62,15 @@ export function convTranspose2d(
   bias: Tensor | null = null,
   options: Conv2dOptions & { outputPadding?: Pair } = {},
 ): Tensor {
-  checkOptions("convTranspose2d", options, ["stride", "padding", "outputPadding", "dilation", "groups"]);
-  const { stride = 1, padding = 0, outputPadding = 0, dilation = 1, groups = 1 } = options;
+  const {
+    stride = 1,
+    padding = 0,
+    outputPadding = 0,
+    dilation = 1,
+    groups = 1,
+  } = readOptions<typeof options>("convTranspose2d", [options], {
+    names: { stride: true, padding: true, outputPadding: true, dilation: true, groups: true },
+  });
   const args = [x, weight, bias, pair(stride), pair(padding), pair(outputPadding), groups, pair(dilation)];
   return call("aten::conv_transpose2d.input", args);
 }
@@ -105,8 +119,9 @@ export function batchNorm(
   bias: Tensor | null,
   options: { training: boolean; momentum: number; eps: number },
 ): Tensor {
-  checkOptions("batchNorm", options, ["training", "momentum", "eps"]);
-  const { training, momentum, eps } = options;
+  const { training, momentum, eps } = readOptions<typeof options>("batchNorm", [options], {
+    names: { training: true, momentum: true, eps: true },
+  });
   return call("aten::batch_norm", [
     x,
     weight,
@@ -140,8 +155,15 @@ export function scaledDotProductAttention(
   v: Tensor,
   options: AttentionOptions = {},
 ): Tensor {
-  checkOptions("scaledDotProductAttention", options, ["mask", "dropout", "isCausal", "scale", "enableGqa"]);
-  const { mask, dropout = 0, isCausal = false, scale, enableGqa = false } = options;
+  const {
+    mask,
+    dropout = 0,
+    isCausal = false,
+    scale,
+    enableGqa = false,
+  } = readOptions<typeof options>("scaledDotProductAttention", [options], {
+    names: { mask: true, dropout: true, isCausal: true, scale: true, enableGqa: true },
+  });
   return call("aten::scaled_dot_product_attention", [
     q,
     k,
@@ -180,8 +202,15 @@ export function interpolate(
     antialias?: boolean;
   },
 ): Tensor {
-  checkOptions("interpolate", options, ["size", "scale", "mode", "alignCorners", "antialias"]);
-  const { size, scale, mode = "nearest", alignCorners = false, antialias = false } = options;
+  const {
+    size,
+    scale,
+    mode = "nearest",
+    alignCorners = false,
+    antialias = false,
+  } = readOptions<typeof options>("interpolate", [options], {
+    names: { size: true, scale: true, mode: true, alignCorners: true, antialias: true },
+  });
   if ((size === undefined) === (scale === undefined)) {
     throw expected("interpolate", "either size or scale", size === undefined ? "neither" : "both");
   }
@@ -214,8 +243,14 @@ export function avgPool2d(
   kernel: Pair,
   options: { stride?: Pair; padding?: Pair; ceilMode?: boolean; countIncludePad?: boolean } = {},
 ): Tensor {
-  checkOptions("avgPool2d", options, ["stride", "padding", "ceilMode", "countIncludePad"]);
-  const { stride = kernel, padding = 0, ceilMode = false, countIncludePad = true } = options;
+  const {
+    stride = kernel,
+    padding = 0,
+    ceilMode = false,
+    countIncludePad = true,
+  } = readOptions<typeof options>("avgPool2d", [options], {
+    names: { stride: true, padding: true, ceilMode: true, countIncludePad: true },
+  });
   return call("aten::avg_pool2d", [
     x,
     pair(kernel),
@@ -233,8 +268,13 @@ export function maxPool2d(
   kernel: Pair,
   options: { stride?: Pair; padding?: Pair; ceilMode?: boolean } = {},
 ): Tensor {
-  checkOptions("maxPool2d", options, ["stride", "padding", "ceilMode"]);
-  const { stride = kernel, padding = 0, ceilMode = false } = options;
+  const {
+    stride = kernel,
+    padding = 0,
+    ceilMode = false,
+  } = readOptions<typeof options>("maxPool2d", [options], {
+    names: { stride: true, padding: true, ceilMode: true },
+  });
   return call("aten::max_pool2d", [x, pair(kernel), pair(stride), pair(padding), [1, 1], ceilMode]);
 }
 
@@ -245,8 +285,11 @@ export function oneHot(index: Tensor, classes: number): Tensor {
 
 /** Divide by the p-norm along `dim`, which is taken as at least `eps`. */
 export function normalize(x: Tensor, options: { p?: number; dim?: number; eps?: number } = {}): Tensor {
-  checkOptions("normalize", options, ["p", "dim", "eps"]);
-  const { p = 2, dim = 1, eps = 1e-12 } = options;
+  const {
+    p = 2,
+    dim = 1,
+    eps = 1e-12,
+  } = readOptions<typeof options>("normalize", [options], { names: { p: true, dim: true, eps: true } });
   return tidy(() => x.div(x.norm(p, dim, true).clamp(eps)));
 }
 
@@ -263,8 +306,14 @@ export function crossEntropy(
   target: Tensor,
   options: { reduction?: Reduction; weight?: Tensor; ignoreIndex?: number; labelSmoothing?: number } = {},
 ): Tensor {
-  checkOptions("crossEntropy", options, ["reduction", "weight", "ignoreIndex", "labelSmoothing"]);
-  const { reduction = "mean", weight, ignoreIndex = -100, labelSmoothing = 0 } = options;
+  const {
+    reduction = "mean",
+    weight,
+    ignoreIndex = -100,
+    labelSmoothing = 0,
+  } = readOptions<typeof options>("crossEntropy", [options], {
+    names: { reduction: true, weight: true, ignoreIndex: true, labelSmoothing: true },
+  });
   const args = [logits, target, weight ?? null, REDUCTIONS[reduction], ignoreIndex, labelSmoothing];
   return call("aten::cross_entropy_loss", args);
 }
@@ -295,7 +344,8 @@ export function klDiv(
   target: Tensor,
   options: { reduction?: Reduction; logTarget?: boolean } = {},
 ): Tensor {
-  checkOptions("klDiv", options, ["reduction", "logTarget"]);
-  const { reduction = "mean", logTarget = false } = options;
+  const { reduction = "mean", logTarget = false } = readOptions<typeof options>("klDiv", [options], {
+    names: { reduction: true, logTarget: true },
+  });
   return call("aten::kl_div", [logp, target, REDUCTIONS[reduction]], { log_target: logTarget });
 }

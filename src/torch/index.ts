@@ -11,7 +11,6 @@ export {
 export {
   type AutocastState,
   autocast,
-  type BackwardOptions,
   backward,
   checkpoint,
   customFunction,
@@ -68,7 +67,7 @@ export {
   version,
 } from "./device.js";
 export { DTYPES, type DType, type TypedArray } from "./dtype.js";
-export { checkOptions, expected, expectedMessage, expectedType, TorchError } from "./errors.js";
+export { expected, expectedMessage, expectedType, TorchError } from "./errors.js";
 export * as functional from "./functional.js";
 export {
   deriveSeed,
@@ -82,4 +81,5 @@ export {
 export { loadSafetensors, openSafetensors, SafetensorsFile, saveSafetensors } from "./safetensors.js";
 export { keep, tidy } from "./scope.js";
 export { type Device, type MemoryFormat, type NestedNumbers, type Operand, Tensor } from "./tensor.js";
+export type { BackwardOptions } from "./tensor_options.js";
 export { openWeights, type WeightInfo, WeightsFile, type WeightsOptions } from "./weights.js";

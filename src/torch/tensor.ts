@@ -3,6 +3,7 @@
  * `creation.ts`, networks' functions are in `functional.ts`, gradients in `autograd.ts`. Names, arguments and
  * results are PyTorch's, in camelCase; a trailing underscore works in place.
  */
+import { readOptions } from "./arguments.js";
 import { native, TAG, tags, values } from "./binding.js";
 import {
   type Argument,
@@ -13,8 +14,9 @@ import {
   TensorHandle,
 } from "./call.js";
 import type { DType, TypedArray } from "./dtype.js";
-import { checkOptions, expected } from "./errors.js";
+import { expected } from "./errors.js";
 import { tidy } from "./scope.js";
+import * as given from "./tensor_options.js";
 
 /** Where a tensor lives. */
 export type Device = "cpu" | "cuda" | `cuda:${number}` | "meta";
@@ -51,9 +53,9 @@ type Ints = readonly number[] | readonly [readonly number[]];
 const call = (name: string, args: readonly Argument[], options?: Record<string, Argument>): Tensor =>
   callTensor<Tensor>(name, args, options);
 
-const TO_OPTIONS = ["dtype", "device", "memoryFormat", "copy", "nonBlocking"];
-const SUM_OPTIONS = ["keepdim", "dtype"];
-const STD_OPTIONS = ["keepdim", "correction"];
+const TO = {
+  names: { dtype: true, device: true, memoryFormat: true, copy: true, nonBlocking: true },
+} as const;
 
 const asOne = (list: Ints): readonly Argument[] =>
   list.length === 1 && Array.isArray(list[0]) ? list[0] : (list as readonly number[]);
@@ -71,8 +73,8 @@ export class Tensor extends TensorHandle {
     copy?: boolean;
     nonBlocking?: boolean;
   }): Tensor {
-    checkOptions("Tensor.to", options, TO_OPTIONS);
-    const { dtype, device, memoryFormat, copy, nonBlocking } = options;
+    const read = readOptions<typeof options>("Tensor.to", [options], TO);
+    const { dtype, device, memoryFormat, copy, nonBlocking } = read;
     const args = [this, dtype ?? null, null, device ?? null, null, nonBlocking, copy, memoryFormat ?? null];
     return call("aten::to.dtype_layout", args);
   }
@@ -231,9 +233,8 @@ export class Tensor extends TensorHandle {
    * @param options.retainGraph - keep what the graph saved, for a second backward.
    * @param options.createGraph - build the graph of the gradients too, for second derivatives.
    */
-  backward(gradient?: Tensor, options: { retainGraph?: boolean; createGraph?: boolean } = {}): void {
-    checkOptions("Tensor.backward", options, ["retainGraph", "createGraph"]);
-    const { createGraph = false, retainGraph = createGraph } = options;
+  backward(gradient?: Tensor, options: given.BackwardOptions = {}): void {
+    const { createGraph, retainGraph } = given.readBackward(options);
     tags[0] = TAG.tensor;
     values[0] = this.live;
     if (gradient !== undefined) {
@@ -610,22 +611,22 @@ export class Tensor extends TensorHandle {
   // ---- Reductions ----
 
   /** Sum over all elements, or over `dim`. */
-  sum(dim: Dims | null = null, options: { keepdim?: boolean; dtype?: DType } = {}): Tensor {
-    checkOptions("Tensor.sum", options, SUM_OPTIONS);
-    return call("aten::sum.dim_IntList", [this, dim, options.keepdim, options.dtype]);
+  sum(dim: Dims | null = null, ...options: given.SumOptions): Tensor {
+    const { keepdim, dtype } = given.readSum("Tensor.sum", options);
+    return call("aten::sum.dim_IntList", [this, dim, keepdim, dtype]);
   }
-  mean(dim: Dims | null = null, options: { keepdim?: boolean; dtype?: DType } = {}): Tensor {
-    checkOptions("Tensor.mean", options, SUM_OPTIONS);
-    return call("aten::mean.dim", [this, dim, options.keepdim, options.dtype]);
+  mean(dim: Dims | null = null, ...options: given.SumOptions): Tensor {
+    const { keepdim, dtype } = given.readSum("Tensor.mean", options);
+    return call("aten::mean.dim", [this, dim, keepdim, dtype]);
   }
   /** Standard deviation; `correction` 1 divides by n - 1, as PyTorch does. */
-  std(dim: Dims | null = null, options: { keepdim?: boolean; correction?: number } = {}): Tensor {
-    checkOptions("Tensor.std", options, STD_OPTIONS);
-    return call("aten::std.correction", [this, dim, options.correction ?? 1, options.keepdim]);
+  std(dim: Dims | null = null, options: given.SpreadOptions = {}): Tensor {
+    const { keepdim, correction = 1 } = given.readSpread("Tensor.std", options);
+    return call("aten::std.correction", [this, dim, correction, keepdim]);
   }
-  var(dim: Dims | null = null, options: { keepdim?: boolean; correction?: number } = {}): Tensor {
-    checkOptions("Tensor.var", options, STD_OPTIONS);
-    return call("aten::var.correction", [this, dim, options.correction ?? 1, options.keepdim]);
+  var(dim: Dims | null = null, options: given.SpreadOptions = {}): Tensor {
+    const { keepdim, correction = 1 } = given.readSpread("Tensor.var", options);
+    return call("aten::var.correction", [this, dim, correction, keepdim]);
   }
   /** p-norm over all elements, or over `dim`. */
   norm(p = 2, dim: Dims | null = null, keepdim = false): Tensor {
@@ -653,13 +654,13 @@ export class Tensor extends TensorHandle {
   min(dim: number, keepdim = false): Found {
     return pair(callUntyped("aten::min.dim", [this, dim, keepdim]));
   }
-  topk(k: number, dim = -1, options: { largest?: boolean; sorted?: boolean } = {}): Found {
-    checkOptions("Tensor.topk", options, ["largest", "sorted"]);
-    return pair(callUntyped("aten::topk", [this, k, dim, options.largest, options.sorted]));
+  topk(k: number, dim = -1, ...options: given.TopKOptions): Found {
+    const { largest, sorted } = given.readTopK(options);
+    return pair(callUntyped("aten::topk", [this, k, dim, largest, sorted]));
   }
-  sort(dim = -1, options: { descending?: boolean; stable?: boolean } = {}): Found {
-    checkOptions("Tensor.sort", options, ["descending", "stable"]);
-    return pair(callUntyped("aten::sort.stable", [this, options.stable ?? false, dim, options.descending]));
+  sort(dim = -1, ...options: given.SortOptions): Found {
+    const { descending, stable = false } = given.readSort(options);
+    return pair(callUntyped("aten::sort.stable", [this, stable, dim, descending]));
   }
   argsort(dim = -1, descending = false): Tensor {
     return call("aten::argsort", [this, dim, descending]);

@@ -5,8 +5,9 @@
  */
 import { existsSync, readdirSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
+import { readOptions } from "./arguments.js";
 import { openCheckpoint } from "./checkpoint.js";
-import { checkOptions, expected } from "./errors.js";
+import { expected } from "./errors.js";
 import { FileBytes } from "./files.js";
 import { isObject, parseJson } from "./json.js";
 import { LazyTensor } from "./lazy_tensor.js";
@@ -73,8 +74,10 @@ export class WeightsFile {
   /** @throws RangeError when the file is neither format, holds no state dict, or is one shard of several. */
   constructor(path: string, options: WeightsOptions = {}) {
     this.path = path;
-    checkOptions("openWeights", options, ["wrapper"]);
-    const source = openSource(path, options);
+    const source = openSource(
+      path,
+      readOptions<WeightsOptions>("openWeights", [options], { names: { wrapper: true } }),
+    );
     this.#source = source;
     this.format = source.format;
     this.wrapper = source.wrapper;

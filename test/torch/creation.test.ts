@@ -184,7 +184,6 @@ test("creation takes dtype, device and requiresGrad", () => {
     );
     assert.deepEqual([emptyLike(like).shape, emptyLike(like, { dtype: "bool" }).dtype], [[2, 1], "bool"]);
     assert.deepEqual(fullLike(like, 2.5).toList(), [[2.5], [2.5]]);
-    assert.throws(() => empty([-1]), /Trying to create tensor with negative dimension -1/);
     assert.deepEqual(
       [stack([like, like]).shape, cat([like, like]).shape],
       [
@@ -213,4 +212,95 @@ test("random numbers have the dtype and range they say", () => {
     );
     assert.deepEqual(bernoulli(tensor([0, 1])).toList(), [0, 1]);
   });
+});
+
+test("sizes are an array or one by one, with options last", () => {
+  tidy(() => {
+    for (const make of [zeros, ones, empty, rand, randn]) {
+      assert.deepEqual(make(2, 3).shape, [2, 3], make.name);
+      assert.deepEqual(make(4).shape, [4], make.name);
+      assert.deepEqual(make([2, 3]).shape, [2, 3], make.name);
+      const double = make(2, 0, { dtype: "float64" });
+      assert.deepEqual([double.shape, double.dtype], [[2, 0], "float64"], make.name);
+      assert.deepEqual(make([]).shape, [], make.name);
+      const refused: readonly unknown[][] = [
+        [],
+        [-1],
+        [1.5],
+        [[2, -1]],
+        ["2"],
+        [[2], 3],
+        [Number.NaN],
+        [[null]],
+      ];
+      for (const sizes of refused) {
+        const odd = make as (...given: unknown[]) => unknown;
+        assert.throws(() => odd(...sizes), { name: "RangeError", message: /^\w+: expected .*sizes, got / });
+      }
+    }
+  });
+});
+
+test("arange, eye and randint take PyTorch's forms", () => {
+  tidy(() => {
+    assert.deepEqual(arange(4).toList(), [0, 1, 2, 3]);
+    assert.deepEqual(arange(2, 4).toList(), [2, 3]);
+    assert.deepEqual(arange(4, 0, -3).toList(), [4, 1]);
+    assert.deepEqual([arange(3).dtype, arange(0).shape, arange(5, 5).shape], ["int64", [0], [0]]);
+    const halves = arange(0, 1, 0.25);
+    assert.deepEqual([halves.dtype, halves.toList()], ["float32", [0, 0.25, 0.5, 0.75]]);
+    assert.deepEqual(arange(0.5, 3).toList(), [0.5, 1.5, 2.5]);
+    assert.equal(arange(3, { dtype: "float64" }).dtype, "float64");
+    assert.equal(arange(1, 3, { dtype: "int32" }).dtype, "int32");
+    assert.deepEqual(eye(2, 3).toList(), [
+      [1, 0, 0],
+      [0, 1, 0],
+    ]);
+    assert.deepEqual(eye(1, { dtype: "int64" }).toList(), [[1]]);
+    const codes = randint(3, [100]);
+    assert.deepEqual([codes.shape, codes.dtype, codes.unique().toList()], [[100], "int64", [0, 1, 2]]);
+    assert.deepEqual(randint(7, 8, [2]).toList(), [7, 7]);
+    assert.equal(fullLike(ones([2]), 3, { dtype: "float64" }).dtype, "float64");
+  });
+});
+
+test("what creation functions cannot make is refused in their own words", () => {
+  const use = { arange, eye, full, linspace, randint, randperm } as unknown as Record<
+    string,
+    (...given: unknown[]) => unknown
+  >;
+  const cases: readonly [string, ...unknown[]][] = [
+    ["arange"],
+    ["arange", "4"],
+    ["arange", 1, 2, 3, 4],
+    ["arange", 0, 5, 0],
+    ["arange", 5, 0],
+    ["arange", 0, -5],
+    ["arange", 0, Number.POSITIVE_INFINITY],
+    ["arange", Number.NaN],
+    ["eye"],
+    ["eye", -1],
+    ["eye", 2.5],
+    ["eye", 2, 2, 2],
+    ["full", 3, 1],
+    ["full", [2]],
+    ["full", [2], "1"],
+    ["full", [-2], 1],
+    ["linspace", 0, 1],
+    ["linspace", 0, 1, -2],
+    ["linspace", 0, 1, 2.5],
+    ["linspace", "0", 1, 2],
+    ["randint", 5],
+    ["randint", 5, 2],
+    ["randint", 5, 5, [2]],
+    ["randint", 0, 5, 2, 3],
+    ["randint", 0.5, 5, [2]],
+    ["randperm"],
+    ["randperm", -1],
+    ["randperm", 2.5],
+  ];
+  for (const [name, ...given] of cases) {
+    const message = new RegExp(`^${name}: expected .+, got `);
+    assert.throws(() => use[name]?.(...given), { name: /^(Range|Type)Error$/, message }, `${name}(${given})`);
+  }
 });

@@ -1,4 +1,4 @@
-/** Options that a function does not know are refused by name, in the tensor floor and in nn. */
+/** Options: unknown names are refused, PyTorch's names and places are taken, in the tensor floor and in nn. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import * as nn from "../../src/nn/index.js";
@@ -6,12 +6,12 @@ import * as torch from "../../src/torch/index.js";
 
 const { functional: F, tidy } = torch;
 
-test("an option that is misspelt, or spelt as in Python, is refused", () => {
+test("an option that a function does not know is refused", () => {
   tidy(() => {
     const x = torch.ones([2, 2]);
     const image = torch.ones([1, 1, 4, 4]);
     const linear = new nn.Linear(2, 2);
-    const odd = { requires_grad: true } as never;
+    const odd = { colour: true } as never;
     const uses: Record<string, () => unknown> = {
       zeros: () => torch.zeros([2], odd),
       ones: () => torch.ones([2], odd),
@@ -48,7 +48,7 @@ test("an option that is misspelt, or spelt as in Python, is refused", () => {
       BatchNorm2d: () => new nn.BatchNorm2d(2, odd),
       Conv2d: () => new nn.Conv2d(1, 1, 1, odd),
       AdamW: () => new nn.AdamW(linear.parameters(), odd),
-      "AdamW's group": () => new nn.AdamW([{ params: linear.parameters(), requires_grad: true } as never]),
+      "AdamW's group": () => new nn.AdamW([{ params: linear.parameters(), colour: true } as never]),
       "AdamW.step": () => new nn.AdamW(linear.parameters()).step(odd),
       "AdamW.loadStateDict": () =>
         new nn.AdamW(linear.parameters()).loadStateDict({ tensors: {}, groups: [] }, odd),
@@ -57,15 +57,37 @@ test("an option that is misspelt, or spelt as in Python, is refused", () => {
       "Module.loadStateDict": () => linear.loadStateDict(linear.stateDict(), odd),
       packLinears: () => nn.packLinears(linear, odd),
       constant: () => nn.schedules.constant(odd),
-      cosine: () => nn.schedules.cosine({ total: 2, requires_grad: true } as never),
+      cosine: () => nn.schedules.cosine({ total: 2, colour: true } as never),
       openWeights: () => torch.openWeights("nowhere", odd),
     };
     for (const [name, use] of Object.entries(uses)) {
-      assert.throws(
-        use,
-        { name: "RangeError", message: /: expected no options but .+, got requires_grad\.$/ },
-        name,
-      );
+      assert.throws(use, { name: "RangeError", message: /: expected a known option, got colour\. / }, name);
     }
+  });
+});
+
+test("options are taken under PyTorch's names, and in its places", () => {
+  tidy(() => {
+    assert.equal(torch.zeros([2], { requires_grad: true } as never).requiresGrad, true);
+    const linear = new nn.Linear(2, 2, { bias: false });
+    new nn.AdamW(linear.parameters(), { weight_decay: 0.5 } as never);
+    const x = torch.tensor([
+      [1, 3],
+      [2, 4],
+    ]);
+    assert.deepEqual(x.sum(0, true).shape, [1, 2]);
+    assert.deepEqual(x.mean(1, true).shape, [2, 1]);
+    assert.deepEqual(x.sort(1, true).values.toList(), [
+      [3, 1],
+      [4, 2],
+    ]);
+    assert.deepEqual(x.topk(1, 1, false).values.toList(), [[1], [2]]);
+    const thrice = torch.multinomial(torch.tensor([0, 1]), 3, true);
+    assert.deepEqual(thrice.toList(), [1, 1, 1]);
+    // PyTorch's second place is `unbiased`, which is no option here.
+    assert.throws(() => x.std(0, true as never), {
+      name: "TypeError",
+      message: /^Tensor\.std: expected an object/,
+    });
   });
 });

@@ -414,8 +414,8 @@ test("a message about a list says what was inside, and where", () => {
       [wrong(x.expand as Any, 2, undefined), /got nothing at index 1/],
       [wrong(x.repeat as Any, x), /got a Tensor at index 0/],
       [wrong(x.sum as Any, [0, true]), /got true at index 1/],
-      [() => zeros([2, 0.5]), /'size': expected a list of integers, got 0\.5 at index 1/],
-      [() => zeros("x" as unknown as number[]), /'size': expected a list of integers, got "x"/],
+      [() => call("aten::zeros", [[2, 0.5]]), /'size': expected a list of integers, got 0\.5 at index 1/],
+      [() => call("aten::zeros", ["x"]), /'size': expected a list of integers, got "x"/],
       [
         () => call("aten::relu", [[1, 2, 3, 4, 5, 6, 7, 8, 9, [10]]]),
         /a Tensor, got \[1, 2, 3, 4, 5, 6, 7, 8, \.\.\. 10 in all\]/,
