@@ -6,6 +6,7 @@ import {
   empty,
   expected,
   expectedType,
+  isGradEnabled,
   keep,
   readOptions,
   Tensor,
@@ -70,8 +71,22 @@ export class KvCache implements DecodeCache {
     this.#extra = extra.map((tensor) => keep(tensor));
   }
 
-  /** Write keys and values `[B, K, n, headDim]` of a layer at the next positions; all of that layer so far. */
+  /**
+   * Write keys and values `[B, K, n, headDim]` of a layer at the next positions.
+   *
+   * @returns all of that layer so far, as views.
+   * @throws RangeError when the writing would be recorded for gradients: the cache would hold the graph of every step.
+   */
   append(layer: number, k: Tensor, v: Tensor): { keys: Tensor; values: Tensor } {
+    if (isGradEnabled() && (k.requiresGrad || v.requiresGrad)) {
+      const remedy = "Call it in noGrad; forward gives gradients";
+      throw expected(
+        "KvCache.append",
+        "keys and values without a graph",
+        "some that require gradients",
+        remedy,
+      );
+    }
     const n = k.size(2);
     const end = this.#length + n;
     if (this.#length === 0) this.#allocate(layer, k);

@@ -76,6 +76,20 @@ test("what was there before is written over, in the same memory", () =>
     }),
   ));
 
+test("keys and values that record a graph are refused: the cache outlives it", () =>
+  tidy(() => {
+    using cache = new KvCache({ batch: 1, capacity: 4, heads: 1, headDim: 2 });
+    const [plain, traced] = [randn([1, 1, 1, 2]), randn([1, 1, 1, 2]).requiresGrad_()];
+    for (const [k, v] of [
+      [traced, plain],
+      [plain, traced],
+    ] as const)
+      assert.throws(() => cache.append(0, k, v), { name: "RangeError", message: /KvCache\.append.*noGrad/ });
+    const { keys, values } = noGrad(() => cache.append(0, traced, traced));
+    assert.deepEqual([keys.requiresGrad, values.requiresGrad], [false, false]);
+    cache.append(0, plain, plain); // records nothing
+  }));
+
 test("a step takes no memory that grows with what is filled, under autocast either", () =>
   tidy(() => {
     using model = new LlamaGen(SIZE).eval();
