@@ -2,13 +2,15 @@
  * A frozen tokenizer: no gradient, evaluation mode, and inputs checked including their values.
  */
 import { Module } from "../nn/index.js";
-import { expectedType, noGrad, type Tensor, tidy } from "../torch/index.js";
+import { expected, expectedType, noGrad, type Tensor, tidy } from "../torch/index.js";
 import { checkCodes, checkImages, checkRange, gridOf } from "./checks.js";
 import type { Grid, ImageTokenizer } from "./tokenizer.js";
 
 export class FrozenTokenizer implements ImageTokenizer {
   /** The model itself. */
   readonly vq: ImageTokenizer;
+  /** Whether it has decoded to finite images: weights that a program sets are checked nowhere else. */
+  #isSound = false;
 
   /** @param vq - a tokenizer; a {@link Module} is put into eval and its parameters no longer require gradients. */
   constructor(vq: ImageTokenizer) {
@@ -44,13 +46,29 @@ export class FrozenTokenizer implements ImageTokenizer {
    * @param codes - int64 `[B, T]` in `[0, codebookSize)`.
    * @param grid - rows and columns; a square grid by default.
    * @returns float32 `[B, 3, H, W]`, about [-1, 1].
-   * @throws TypeError, RangeError when the codes are not that or the grid has not T places.
+   * @throws TypeError, RangeError when the codes are not that, the grid has not T places, or the first images decoded
+   *   are not finite.
    */
   decodeCode(codes: Tensor, grid?: Grid): Tensor {
     const where = "FrozenTokenizer.decodeCode";
     const places = gridOf(where, codes, grid);
     checkCodes(where, codes, this.vq);
-    return noGrad(() => tidy(() => this.vq.decodeCode(codes, places)));
+    return noGrad(() =>
+      tidy(() => {
+        const images = this.vq.decodeCode(codes, places);
+        if (!this.#isSound) this.#requireFinite(where, images);
+        return images;
+      }),
+    );
+  }
+
+  #requireFinite(where: string, images: Tensor): void {
+    if (images.device === "meta") return;
+    if (images.isfinite().all().item() === 0) {
+      const remedy = "Its weights are not finite, or far too large: load others";
+      throw expected(where, `finite images from ${this.vq.constructor.name}`, "NaN or infinity", remedy);
+    }
+    this.#isSound = true;
   }
 
   /** Free the model, where it can be freed. */

@@ -7,7 +7,16 @@ import {
   VQ_MODELS,
   VQModel,
 } from "../../src/tokenizers/index.js";
-import { full, isGradEnabled, rand, randint, type Tensor, tensor, zeros } from "../../src/torch/index.js";
+import {
+  full,
+  isGradEnabled,
+  noGrad,
+  rand,
+  randint,
+  type Tensor,
+  tensor,
+  zeros,
+} from "../../src/torch/index.js";
 import { noLeak } from "../support/leak.js";
 
 const build = (): FrozenTokenizer =>
@@ -56,6 +65,19 @@ test("anything that serves as a tokenizer can be frozen, and runs without a grap
   assert.equal(frozen.vq, model);
   frozen.decodeCode(frozen.encode(zeros([1, 3, 4, 4])));
   assert.deepEqual(seen, [false, false, [2, 2]]);
+});
+
+test("a tokenizer whose weights are not finite is refused when it first decodes", () => {
+  for (const value of [Number.NaN, Number.POSITIVE_INFINITY]) {
+    using frozen = build();
+    const codes = zeros([1, 4], { dtype: "int64" });
+    noGrad(() => (frozen.vq as VQModel).post_quant_conv.bias?.fill_(value));
+    for (let again = 0; again < 2; again++)
+      assert.throws(() => frozen.decodeCode(codes), {
+        name: "RangeError",
+        message: /^FrozenTokenizer\.decodeCode: expected finite images from VQModel, got .*weights/,
+      });
+  }
 });
 
 test("images of another type, shape or range are refused", () => {
