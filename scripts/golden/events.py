@@ -1,4 +1,4 @@
-"""TensorBoard's own bytes for the events of test/rl_ar_finetune/events.test.ts.
+"""TensorBoard's own bytes for the events of test/run/events.test.ts.
 
 Run: python scripts/golden/events.py   (tensorboard 2.21; writes test/golden/events/)
 """
@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
+from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 OUT = Path(__file__).parents[2] / "test" / "golden" / "events"
@@ -58,7 +59,28 @@ def main():
     for step, values in summaries:
         summary = summary_pb2.Summary(value=values)
         events.append(event_pb2.Event(wall_time=1000.5, step=step, summary=summary))
-    with open(OUT / "run.tfevents", "wb") as file:
+    write("run.tfevents", events)
+
+    start = plugin_data_pb2.SessionStartInfo(start_time_secs=1000.5)
+    start.hparams["a.lr"].number_value = 0.001
+    start.hparams["a.zero"].number_value = 0.0
+    start.hparams["b.off"].bool_value = False
+    start.hparams["b.on"].bool_value = True
+    start.hparams["c.empty"].string_value = ""
+    start.hparams["c.name"].string_value = "Grüße"
+    info = plugin_data_pb2.HParamsPluginData(session_start_info=start)
+    values = value(
+        tag=metadata.SESSION_START_INFO_TAG,
+        tensor=metadata.NULL_TENSOR,
+        metadata=metadata.create_summary_metadata(info),
+    )
+    summary = summary_pb2.Summary(value=[values])
+    version = event_pb2.Event(wall_time=1000.5, file_version="brain.Event:2")
+    write("hparams.tfevents", [version, event_pb2.Event(wall_time=1000.5, step=0, summary=summary)])
+
+
+def write(name, events):
+    with open(OUT / name, "wb") as file:
         writer = RecordWriter(file)
         for item in events:
             writer.write(item.SerializeToString(deterministic=True))

@@ -4,6 +4,7 @@
  */
 import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
+import { plainConfig } from "../config/explain.js";
 import { type ResolvedConfig, resolveConfig, type TrainConfigInput } from "../config/resolve.js";
 import { loadCheckpoint } from "../run/checkpoint.js";
 import { explained, requireFiniteWeights } from "../run/failure.js";
@@ -93,7 +94,14 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
   const skippedBefore = progress.skipped; // whoever resumes has mended the cause: the limit counts anew
   const limits = { ...config.limits, total, skippedBefore, folder: folder.path };
   const about = [...notes, ...changes, ...parts.notes];
-  using log = openLog(folder.path, { total, log: config.log, saved, notes: about, options });
+  using log = openLog(folder.path, {
+    total,
+    config: plainConfig(config),
+    log: config.log,
+    saved,
+    notes: about,
+    options,
+  });
   const lrFactor = lrScheduleOf(config);
   using batches = disposable(parts.batchesFrom(progress.cursor, progress.passedOver));
   using saver = new Saver(config, parts, progress, { log, folder: checkpoints, batches });

@@ -62,6 +62,9 @@ const TIMED = 20;
 /** Milliseconds between two live lines, so that fast runs do not flicker. */
 const BETWEEN = 50;
 
+/** Milliseconds after which an iteration within an interval has a line of its own where there is no terminal. */
+const SILENCE = 10_000;
+
 /** The screen of a run. */
 export class RunConsole {
   readonly isLive: boolean;
@@ -80,6 +83,7 @@ export class RunConsole {
     this.isLive = isTerminal && !json && !quiet;
     this.#isColored = isTerminal && (env.NO_COLOR ?? "") === "";
     this.#times.push(now());
+    if (!this.isLive) this.#shownAt = now();
   }
 
   /** An iteration is done: the live line, or its JSON. */
@@ -103,12 +107,24 @@ export class RunConsole {
     this.#hasLine = true;
   }
 
+  /**
+   * An iteration within an interval is done: a line about it alone where there is no terminal and none was printed for
+   * {@link SILENCE}, so that whoever reads a file sees that a slow run goes on.
+   */
+  between(step: number, metrics: Metrics): void {
+    const { total, screen, json, quiet, now } = this.#options;
+    if (this.isLive || json || quiet || now() - this.#shownAt < SILENCE) return;
+    this.#shownAt = now();
+    print(screen, `${plainLine(step, total, metrics, this.secondsLeft(step))}\n`);
+  }
+
   /** An interval is done: a table on a terminal, else one line. */
   interval(step: number, metrics: Metrics): void {
-    const { total, screen, json, quiet } = this.#options;
+    const { total, screen, json, quiet, now } = this.#options;
     if (json || quiet) return;
     const left = this.secondsLeft(step);
     if (!this.isLive) {
+      this.#shownAt = now();
       print(screen, `${plainLine(step, total, metrics, left)}\n`);
       return;
     }

@@ -1,7 +1,7 @@
 /**
- * TensorBoard's event files: scalars, images and text, written record by record. The
- * caller decides which metrics there are. The format is TensorFlow's: records framed by lengths and checksums, each an `Event` in the wire
- * format of protocol buffers.
+ * TensorBoard's event files: scalars, images, text and hyper-parameters, written record by record. The caller decides
+ * what there is. The format is TensorFlow's: records framed by lengths and checksums, each an `Event` in the wire format
+ * of protocol buffers.
  */
 import { closeSync, fsyncSync, openSync } from "node:fs";
 import { hostname } from "node:os";
@@ -71,16 +71,27 @@ function float(field: number, value: number): Buffer {
   return Buffer.concat([tag(field, 5), data]);
 }
 
+function double(field: number, value: number): Buffer {
+  const data = Buffer.alloc(8);
+  data.writeDoubleLE(value);
+  return Buffer.concat([tag(field, 1), data]);
+}
+
+/** A `google.protobuf.Value`. Its zero, false and empty text are written: without them it would have no value. */
+function value(of: number | boolean | string): Buffer {
+  if (typeof of === "number") return double(2, of);
+  return typeof of === "string" ? text(3, of) : Buffer.concat([tag(4, 0), varint(of ? 1 : 0)]);
+}
+
 /** An `Event`: seconds since 1970, step, and what happened. */
 function event(seconds: number, step: number, what: Buffer): Buffer {
-  const time = Buffer.alloc(8);
-  time.writeDoubleLE(seconds);
-  return Buffer.concat([tag(1, 1), time, integer(2, step), what]);
+  return Buffer.concat([double(1, seconds), integer(2, step), what]);
 }
 
 const FIELD = { fileVersion: 3, summary: 5, sessionLog: 7 } as const;
 
-/** TensorFlow's number for a tensor of texts. */
+/** TensorFlow's numbers for tensors of float32 and of texts. */
+const DT_FLOAT = 1;
 const DT_STRING = 7;
 
 /** How {@link EventWriter} begins. */
@@ -136,6 +147,21 @@ export class EventWriter implements Disposable {
     const tensor = message(8, integer(1, DT_STRING), shape, text(8, value));
     const plugin = message(9, message(1, text(1, "text")));
     this.#write(step, message(FIELD.summary, message(1, text(1, name), tensor, plugin)));
+  }
+
+  /**
+   * The hyper-parameters of the run, for TensorBoard's tab of that name, which sets all runs below its folder side by side
+   * and finds their metrics itself.
+   */
+  hparams(values: Readonly<Record<string, number | boolean | string>>): void {
+    const entries = Object.entries(values).map(([name, one]) =>
+      message(1, text(1, name), message(2, value(one))),
+    );
+    const start = message(3, ...entries, double(5, this.#now())); // session_start_info
+    const plugin = message(9, message(1, text(1, "hparams"), bytes(2, start)));
+    const nothing = message(8, integer(1, DT_FLOAT), message(2, message(2)), bytes(5, NOTHING)); // float32 [0]
+    const name = text(1, "_hparams_/session_start_info");
+    this.#write(0, message(FIELD.summary, message(1, name, nothing, plugin)));
   }
 
   /** Wait until all is on the disk. */

@@ -80,6 +80,8 @@ export async function openSources(config: ImagesConfig): Promise<RunSources> {
     : { train: whole, heldOut: own };
 }
 
+const number = (count: number): string => count.toLocaleString("en");
+
 /** The set of `data.evalSource`, whose classes have the ids that the training images give them. */
 async function evalSourceOf(config: ImagesConfig, train?: ImageSource): Promise<ImageSource | undefined> {
   const { evalSource } = config.data;
@@ -100,6 +102,8 @@ export function notesOfSources({ train, heldOut }: Partial<RunSources>, numClass
   }
   const notes = [...new Set([...(train?.notes ?? []), ...(heldOut?.notes ?? [])])];
   if (train === undefined) return notes;
+  const held = heldOut === undefined ? "none is held out" : `${number(heldOut.length)} are held out`;
+  notes.push(`${number(train.length)} images to train on; ${held}`);
   const count = train.classNames.length;
   if (count > 1) notes.push(describeClasses(train));
   if (numClasses !== undefined && numClasses !== count) {

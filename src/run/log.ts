@@ -131,7 +131,7 @@ function csvCell(value: unknown): string {
 
 /** How a {@link RunLog} is kept. */
 export interface RunLogOptions {
-  /** Iterations between points in TensorBoard and tables on the screen; `log.every`. */
+  /** Iterations between tables or lines on the screen; `log.every`. */
   readonly every: number;
   /** Iterations of the whole run. */
   readonly total: number;
@@ -198,10 +198,13 @@ export class RunLog implements Disposable {
     this.#window.add(metrics, count);
     for (const [name, spread] of Object.entries(spreads)) this.#window.addSpread(name, spread);
     const { every, total, console } = this.#options;
+    this.#events?.scalars(step, all);
     if (step > 0) console.step(step, all);
-    if (step % every !== 0 && step !== total && step !== 0) return;
+    if (step % every !== 0 && step !== total && step !== 0) {
+      console.between(step, all);
+      return;
+    }
     const values = this.#window.values();
-    this.#events?.scalars(step, values);
     console.interval(step, values);
     this.#window.reset();
   }
@@ -229,6 +232,14 @@ export class RunLog implements Disposable {
   /** Text for TensorBoard, such as the configuration. */
   text(step: number, name: string, text: string): void {
     this.#events?.text(step, name, text);
+  }
+
+  /**
+   * The configuration as TensorBoard's hyper-parameters: a name a key, such as `optimizer.lr`. What is null is not set; a
+   * list is text.
+   */
+  hparams(config: Readonly<Record<string, unknown>>): void {
+    this.#events?.hparams(leavesOf(config));
   }
 
   /** A line for the user. */
@@ -289,7 +300,9 @@ export interface TrainOptions {
 export interface OpenLog {
   /** Iterations or updates of the whole run. */
   readonly total: number;
-  /** Keys of the configuration. */
+  /** The whole configuration as plain data. */
+  readonly config: Readonly<Record<string, unknown>>;
+  /** Keys of it. */
   readonly log: { readonly every: number; readonly tensorboard: boolean; readonly csv: boolean };
   /** Where the run goes on from; null for a new one. */
   readonly saved: LoadedCheckpoint | null;
@@ -304,15 +317,35 @@ export function openConsole(total: number, { screen, json = false }: TrainOption
 }
 
 /** The log of a run where it was left, with what the user is to know before it goes on. Close it, or hold it with `using`. */
-export function openLog(folder: string, { total, log: keys, saved, notes, options }: OpenLog): RunLog {
+export function openLog(
+  folder: string,
+  { total, config, log: keys, saved, notes, options }: OpenLog,
+): RunLog {
   const { every, tensorboard, csv } = keys;
   const console = openConsole(total, options);
   const resumeAt = saved === null ? {} : { resumeAt: saved.step };
   const log = new RunLog(folder, { every, total, console, tensorboard, csv, ...resumeAt });
   if (saved?.values.log !== undefined) log.load(saved.values.log);
+  log.hparams(config);
   for (const { path, reason } of saved?.damaged ?? []) log.say(`passed over ${path}: ${reason}`);
   for (const note of [...log.notes, ...notes]) log.say(note);
   return log;
+}
+
+/** The values of a configuration by their paths. */
+function leavesOf(
+  config: Readonly<Record<string, unknown>>,
+  place = "",
+): Record<string, number | boolean | string> {
+  const entries = Object.entries(config).flatMap(([name, value]): [string, number | boolean | string][] => {
+    const path = `${place}${name}`;
+    if (value === null || value === undefined) return [];
+    if (typeof value === "number" || typeof value === "boolean" || typeof value === "string")
+      return [[path, value]];
+    if (Array.isArray(value)) return [[path, JSON.stringify(value)]];
+    return Object.entries(leavesOf(value as Record<string, unknown>, `${path}.`));
+  });
+  return Object.fromEntries(entries);
 }
 
 function spreadMetrics(spreads: Readonly<Record<string, Spread>>): Record<string, number> {

@@ -186,7 +186,14 @@ async function run<T extends FitConfig>(
   saved?.dispose(); // as large as all of the run's state
   const skippedBefore = progress.skipped; // whoever resumes has mended the cause: the limit counts anew
   const about = [...notes, ...changes, ...(task.notes ?? [])];
-  using log = openLog(folder.path, { total, log: config.log, saved, notes: about, options });
+  using log = openLog(folder.path, {
+    total,
+    config: plainConfig(config, kind),
+    log: config.log,
+    saved,
+    notes: about,
+    options,
+  });
   const model = new ResultFile(join(folder.path, "model.safetensors"), resolved, task);
   using saver = new Saver(resolved, task, progress, { log, folder: checkpoints, model });
 

@@ -37,6 +37,20 @@ test("version, restart, scalars, images and text are what TensorBoard's writer m
   assert.deepEqual(readFileSync(writer.path), golden("run.tfevents"));
 });
 
+test("hyper-parameters are what TensorBoard's plugin makes, zeros and empty texts included", () => {
+  using writer = new EventWriter(join(folder, "hparams"), { now: () => 1000.5 });
+  // In the order of the golden file: that of a map in protocol buffers has no meaning.
+  writer.hparams({
+    "b.off": false,
+    "c.name": "Grüße",
+    "a.zero": 0,
+    "a.lr": 0.001,
+    "b.on": true,
+    "c.empty": "",
+  });
+  assert.deepEqual(readFileSync(writer.path), golden("hparams.tfevents"));
+});
+
 test("each writer has a file of its own", () => {
   const where = join(folder, "two");
   for (let i = 0; i < 2; i++) new EventWriter(where, { now: () => 5 }).close();

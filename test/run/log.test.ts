@@ -64,7 +64,7 @@ test("a line an iteration, with NaN as null, there as soon as it is added", () =
   log.close();
 });
 
-test("intervals: means over their iterations on the screen and in TensorBoard", () => {
+test("intervals: means over their iterations on the screen; TensorBoard has every step", () => {
   const folder = newFolder();
   const { log, screen } = open(folder);
   log.step(1, { "reward/mean": 1 }, { count: 1 });
@@ -76,9 +76,47 @@ test("intervals: means over their iterations on the screen and in TensorBoard", 
   assert.deepEqual(screen, ["step=2/6 reward/mean=4 left=0s\n", "note\n"]);
   const [file] = readdirSync(join(folder, "tb"));
   const bytes = readFileSync(join(folder, "tb", file as string));
-  const value = Buffer.alloc(4);
-  value.writeFloatLE(4);
-  assert.ok(bytes.includes(Buffer.concat([Buffer.from("\x0breward/mean\x15", "latin1"), value])));
+  const scalar = (number: number): Buffer => {
+    const value = Buffer.alloc(4);
+    value.writeFloatLE(number);
+    return Buffer.concat([Buffer.from("\x0breward/mean\x15", "latin1"), value]);
+  };
+  assert.deepEqual(
+    [1, 5, 7, 4].map((number) => bytes.includes(scalar(number))),
+    [true, true, true, false],
+  );
+});
+
+test("without a terminal a slow run has a line at least every ten seconds", () => {
+  const screen: string[] = [];
+  let time = 0;
+  const console = new RunConsole({
+    total: 100,
+    screen: { write: (text) => screen.push(text) },
+    now: () => time,
+  });
+  using log = new RunLog(newFolder(), { every: 50, total: 100, console });
+  for (let step = 1; step <= 7; step++) {
+    time += 4_000;
+    log.step(step, { "reward/mean": step });
+  }
+  assert.deepEqual(
+    screen.map((line) => line.split(" ").slice(0, 2).join(" ")),
+    ["step=3/100 reward/mean=3", "step=6/100 reward/mean=6"],
+  );
+});
+
+test("the configuration is TensorBoard's hyper-parameters: numbers, switches and text by their paths", () => {
+  const folder = newFolder();
+  const { log } = open(folder);
+  log.hparams({ seed: 0, optimizer: { lr: 0.5, betas: [0.9, 0.95] }, path: null, log: { csv: true } });
+  log.close();
+  const [file] = readdirSync(join(folder, "tb"));
+  const text = readFileSync(join(folder, "tb", file as string)).toString("latin1");
+  assert.match(text, /hparams/);
+  for (const name of ["seed", "optimizer.lr", "optimizer.betas", "[0.9,0.95]", "log.csv"])
+    assert.ok(text.includes(name), name);
+  assert.ok(!text.includes("path"));
 });
 
 test("the last iteration ends an interval", () => {
