@@ -1,6 +1,6 @@
 /**
- * The command line: what can be asked, with units and defaults, and how an error becomes an exit code. Each
- * command's work is in a file of its own.
+ * The command line of `rlar`: its commands and options with their help, and the exit code of each kind of error. The
+ * other files of this folder do the work, a file per command.
  */
 import { readFileSync } from "node:fs";
 
@@ -37,33 +37,37 @@ function numbers(text: string): number[] {
 
 const device = (): Option => new Option("--device <device>", "cpu, cuda or cuda:N").default("cpu");
 const wrapper = (): Option =>
-  new Option("--wrapper <key>", "key of the state dict in the file, where it holds several");
+  new Option("--wrapper <key>", "key of the state dict, for a file that holds several");
 const weights = (): Option =>
   new Option(
     "--weights <which>",
-    "ema: the running average of the weights, raw: those of the last step (default: a tokenizer's average where there is one, a policy's raw weights)",
+    "ema: the exponential moving average of the weights, raw: the weights of the last step (default: ema for a tokenizer that has it, raw for a policy)",
   ).choices(["ema", "raw"]);
 const heads = (): Option =>
-  new Option("--heads <n>", "attention heads, where the file does not tell").argParser(integer);
+  new Option("--heads <n>", "number of attention heads, if the file does not say").argParser(integer);
 const codes = (): Option =>
-  new Option("--codes <n>", "codes an image, where the file does not tell").argParser(integer);
+  new Option("--codes <n>", "number of codes per image, if the file does not say").argParser(integer);
 const cfgSchedule = (): Option =>
-  new Option("--cfg-schedule <s>", "how the scale grows")
+  new Option("--cfg-schedule <s>", "guidance scale along the sequence: constant, or rising from 1")
     .choices(["constant", "power_cosine"])
     .default("constant");
 const topK = (): Option =>
-  new Option("--top-k <k>", "keep the k likeliest codes; 0 keeps all").argParser(integer).default(0);
+  new Option("--top-k <k>", "sample from the k most likely codes; 0: from all").argParser(integer).default(0);
 const topP = (): Option =>
-  new Option("--top-p <p>", "keep the likeliest codes of this total probability")
+  new Option(
+    "--top-p <p>",
+    "sample from the most likely codes that reach this total probability; 1: from all",
+  )
     .argParser(number)
     .default(1);
 const json = (): Option => new Option("--json", "print one JSON object");
+const jsonLines = (): Option => new Option("--json", "print one JSON object per step in place of text");
 const crop = (): Option =>
-  new Option("--crop <crop>", "how an image becomes a square")
+  new Option("--crop <crop>", "how images are cropped to squares, as data.crop")
     .choices(["center", "smallest_side"])
     .default("center");
 
-/** A command's action: its file is read when it is called, for LibTorch takes a while to load; a number is the exit code. */
+/** The action of a command. Its file is loaded when the command is called, since LibTorch loads slowly; a number is the exit code. */
 function command<A extends unknown[]>(load: () => Promise<(...args: A) => unknown>) {
   return async (...args: A): Promise<void> => {
     const code = await (await load())(...args);
@@ -71,7 +75,7 @@ function command<A extends unknown[]>(load: () => Promise<(...args: A) => unknow
   };
 }
 
-/** A worked example at the end of a command's help, as it can be typed here. */
+/** An example at the end of a command's help, as it can be typed here. */
 function example(words: string, what: string): string {
   return `\nExample: ${what}\n  ${rlarCommand(words.split(" "))}`;
 }
@@ -89,38 +93,41 @@ const program = new Command("rlar")
 program
   .command("demo")
   .description(
-    "Fine-tune the shipped policy on the shipped emoji, judge it, and write a page to look at: minutes.",
+    "Fine-tune the shipped policy on the shipped emoji, evaluate it, and write an HTML report. Takes minutes.",
   )
   .addOption(new Option("--seed <n>", "seed of the run").argParser(integer).default(0))
-  .addOption(new Option("--dir <folder>", "where to write").default("runs/demo"))
+  .addOption(new Option("--dir <folder>", "folder to write to").default("runs/demo"))
   .addOption(
     new Option(
       "--from-scratch",
-      "train the shipped models anew first: classifiers, tokenizer, policy; most of an hour",
+      "first train new classifiers, tokenizer and policy in place of the shipped ones; takes most of an hour",
     ),
   )
   .addOption(
-    new Option("--short", "a few steps of everything, to see that it works; the numbers mean nothing"),
+    new Option("--short", "only a few steps, to see that everything works; the numbers mean nothing"),
   )
-  .addHelpText("after", example("demo --dir runs/demo", "a few minutes; then open runs/demo/report.html"))
+  .addHelpText(
+    "after",
+    example("demo --dir runs/demo", "a few minutes; then open runs/demo/completion/report.html"),
+  )
   .action(command(async () => (await import("./demo.js")).demo));
 
 program
   .command("inspect")
-  .description("Say which model a file holds, how large it is, and which of its weights would be used.")
-  .argument("<file>", "safetensors, .pt, .pth or .ckpt; nothing in it is executed and no weight is read")
+  .description("Print which model a file holds, its size, and which of its tensors would be used.")
+  .argument("<file>", "safetensors, .pt, .pth or .ckpt; only headers are read, nothing is executed")
   .addOption(wrapper())
   .addOption(weights())
   .addOption(heads())
   .addOption(codes())
   .addOption(new Option("--all", "list every tensor"))
   .addOption(json())
-  .addHelpText("after", example("inspect policy.safetensors", "which model it is and how large"))
+  .addHelpText("after", example("inspect policy.safetensors", "the model in a file and its size"))
   .action(command(async () => (await import("./inspect.js")).inspect));
 
 program
   .command("convert")
-  .description("Write the weights that would be used as safetensors, with what they are in the metadata.")
+  .description("Write the weights of a model as safetensors, with a description of the model as metadata.")
   .argument("<file>", "safetensors, .pt, .pth or .ckpt")
   .argument("<out>", "the safetensors file to write")
   .addOption(wrapper())
@@ -130,26 +137,28 @@ program
   .addOption(new Option("--force", "replace an existing file"))
   .addHelpText(
     "after",
-    example("convert last.ckpt model.safetensors", "the weights that are used, bit for bit"),
+    example("convert last.ckpt model.safetensors", "the weights of a checkpoint, bit for bit"),
   )
   .action(command(async () => (await import("./convert.js")).convert));
 
 program
   .command("reconstruct")
   .description(
-    "Encode and decode images; write them above their reconstructions, and print how close they are.",
+    "Encode and decode images. Write a grid of inputs above reconstructions, and print PSNR and SSIM.",
   )
-  .argument("<images>", "an image, or a folder of images")
+  .argument("<images>", "an image file, or a folder of images")
   .requiredOption("--tokenizer <file>", "weights of the tokenizer")
   .addOption(new Option("--out <png>", "the grid to write").default("reconstruct.png"))
-  .addOption(new Option("--size <px>", "side of the squares, in pixels").argParser(integer).default(256))
+  .addOption(new Option("--size <px>", "width and height after cropping").argParser(integer).default(256))
   .addOption(crop())
-  .addOption(new Option("--limit <n>", "most images to take").argParser(integer).default(64))
-  .addOption(new Option("--columns <n>", "most images in the grid").argParser(integer).default(8))
+  .addOption(new Option("--limit <n>", "maximum number of images to measure").argParser(integer).default(64))
+  .addOption(
+    new Option("--columns <n>", "maximum number of images in the grid").argParser(integer).default(8),
+  )
   .addOption(
     new Option(
       "--lpips <file>",
-      "torchvision's VGG16, AlexNet or SqueezeNet weights, to print LPIPS as well",
+      "torchvision's weights of VGG16, AlexNet or SqueezeNet, to print LPIPS as well",
     ),
   )
   .addOption(device())
@@ -160,14 +169,14 @@ program
     "after",
     example(
       "reconstruct photos --tokenizer tokenizer.safetensors --size 256 --out reconstruct.png",
-      "inputs above reconstructions, with PSNR and SSIM",
+      "how well a tokenizer reconstructs your images",
     ),
   )
   .action(command(async () => (await import("./reconstruct.js")).reconstruct));
 
 program
   .command("sample")
-  .description("Draw images from a policy; the same seed gives the same images.")
+  .description("Sample images from a policy. The same seed gives the same images.")
   .addOption(new Option("--run <dir>", "a run's folder: its policy as trained, and its tokenizer"))
   .addOption(
     new Option("--checkpoint <which>", "of --run: the last, or the best")
@@ -176,7 +185,7 @@ program
   )
   .addOption(new Option("--policy <file>", "weights of the policy, rather than those of --run"))
   .addOption(new Option("--tokenizer <file>", "weights of the tokenizer, rather than those of --run"))
-  .addOption(new Option("--out <png>", "the grid to write: a row for each class").default("sample.png"))
+  .addOption(new Option("--out <png>", "the grid to write, a row per class").default("sample.png"))
   .addOption(
     new Option(
       "--class <classes>",
@@ -194,24 +203,30 @@ program
   )
   .addOption(new Option("--unconditional", "sequences start from no class and no text"))
   .addOption(
-    new Option("--per-class <n>", "images a class (default: 4; 1 with --temperature 0)").argParser(integer),
+    new Option("--per-class <n>", "images per class (default: 4; 1 with --temperature 0)").argParser(integer),
   )
-  .addOption(new Option("--cfg <scale>", "classifier-free guidance; 1 is none").argParser(number).default(1))
+  .addOption(
+    new Option("--cfg <scale>", "scale of classifier-free guidance; 1: no guidance")
+      .argParser(number)
+      .default(1),
+  )
   .addOption(cfgSchedule())
   .addOption(
-    new Option("--temperature <t>", "logits are divided by it; 0 takes the likeliest code each time (greedy)")
+    new Option("--temperature <t>", "sampling temperature; 0 takes the likeliest code each time (greedy)")
       .argParser(number)
       .default(1),
   )
   .addOption(topK())
   .addOption(topP())
-  .addOption(new Option("--seed <n>", "seed of the draw").argParser(integer).default(0))
+  .addOption(new Option("--seed <n>", "seed of the sampling").argParser(integer).default(0))
   .addOption(wrapper())
   .addOption(weights())
   .addOption(heads())
   .addOption(codes())
   .addOption(
-    new Option("--dtype <dtype>", "of the policy").choices(["float32", "bfloat16"]).default("float32"),
+    new Option("--dtype <dtype>", "type that the policy computes in")
+      .choices(["float32", "bfloat16"])
+      .default("float32"),
   )
   .addOption(device())
   .addOption(json())
@@ -227,72 +242,87 @@ program
 program
   .command("eval")
   .description(
-    "Judge a tokenizer, a policy, or two policies with equal seeds: reconstruction, completion, free samples, likelihood.",
+    "Evaluate a tokenizer, a policy, or two policies with equal seeds, on held-out images: reconstructions, completions, samples from the class alone (free samples) and likelihood.",
   )
-  .addOption(
-    new Option("--run <dir>", "a run's folder: its images, tokenizer and policies, before and after"),
-  )
+  .addOption(new Option("--run <dir>", "folder of a run: compare its policy before (A) and after (B)"))
   .addOption(
     new Option(
       "--checkpoint <which>",
-      "of --run: the last, or the best, which is judged on the held-out images that it was not chosen on",
+      "checkpoint of --run; best is evaluated on those held-out images that it was not chosen on",
     )
       .choices(["last", "best"])
       .default("last"),
   )
-  .addOption(new Option("--config <file>", "a training's configuration: its images, tokenizer and policy"))
+  .addOption(
+    new Option("--config <file>", "configuration file of rlar train that names images, tokenizer and policy"),
+  )
   .addOption(new Option("--tokenizer <file>", "weights of the tokenizer"))
-  .addOption(new Option("--policy <file>", "A: weights of the policy, or of the one before"))
+  .addOption(new Option("--policy <file>", "A: weights of the policy, or of the policy before"))
   .addOption(
     new Option(
       "--against <file>",
-      "B: weights of the policy after, set against all that A reaches at any temperature and scale",
+      "B: weights of the policy after; it is compared with A at all temperatures and scales",
     ),
   )
   .addOption(
     new Option(
       "--features <file>",
-      "a network to measure sets by, of rlar classifier or Inception v3; repeat it for several; those that the reward of --run or --config used are marked",
+      "network for the measures of sets of images, such as the Fréchet distance: Inception v3, or one from rlar classifier; may be repeated; networks that the reward of --run or --config used are marked",
     )
       .argParser((file: string, before: string[]) => [...before, file])
       .default([], "none"),
   )
-  .addOption(new Option("--lpips <file>", "torchvision's VGG16, AlexNet or SqueezeNet weights, for LPIPS"))
-  .addOption(new Option("--data <images>", "images of the training, as data.source"))
-  .addOption(new Option("--eval-data <images>", "held-out images, rather than a part of the others"))
-  .addOption(new Option("--eval-part <p>", "part that is held out (default: 0.1)").argParser(number))
-  .addOption(new Option("--group <regexp>", "what must not be on both sides, as data.group"))
-  .addOption(new Option("--label <name>", "what holds the class, as data.label"))
-  .addOption(new Option("--size <px>", "side of the squares (default: 256)").argParser(integer))
   .addOption(
-    new Option("--crop <crop>", "how an image becomes a square (default: center)").choices([
+    new Option("--lpips <file>", "torchvision's weights of VGG16, AlexNet or SqueezeNet, to measure LPIPS"),
+  )
+  .addOption(new Option("--data <images>", "training images, as data.source"))
+  .addOption(new Option("--eval-data <images>", "held-out images, in place of a part of --data"))
+  .addOption(
+    new Option("--eval-part <p>", "fraction of --data that is held out (default: 0.1)").argParser(number),
+  )
+  .addOption(
+    new Option(
+      "--group <regexp>",
+      "part of a name that must not occur among training and held-out images both, as data.group",
+    ),
+  )
+  .addOption(new Option("--label <name>", "where the class of an image is, as data.label"))
+  .addOption(new Option("--size <px>", "width and height after cropping (default: 256)").argParser(integer))
+  .addOption(
+    new Option("--crop <crop>", "how images are cropped to squares (default: center)").choices([
       "center",
       "smallest_side",
     ]),
   )
-  .addOption(new Option("--unconditional", "sequences start from no class and no text"))
-  .addOption(new Option("--samples <n>", "free samples a row; 0 for none").argParser(integer).default(2000))
+  .addOption(new Option("--unconditional", "sample without class and text"))
   .addOption(
-    new Option("--classes <how>", "their classes: as the training images, or all alike")
+    new Option("--samples <n>", "free samples per policy, temperature and scale; 0: no free samples")
+      .argParser(integer)
+      .default(2000),
+  )
+  .addOption(
+    new Option("--classes <how>", "classes of free samples: as often as in the data, or equally often")
       .choices(["data", "balanced"])
       .default("data"),
   )
   .addOption(
     new Option(
       "--prefix <k>",
-      "codes given to completions, such as 16,32,48, or none (default: half of them)",
+      "numbers of codes given to completions, such as 16,32,48, or none (default: half of an image's codes)",
     ).argParser((text: string) => (text === "none" ? [] : integers(text))),
   )
-  .addOption(new Option("--draws <n>", "completions an image").argParser(integer).default(1))
-  .addOption(new Option("--images <n>", "most held-out images").argParser(integer).default(1000))
-  .addOption(new Option("--train-images <n>", "most training images").argParser(integer).default(50_000))
+  .addOption(new Option("--draws <n>", "completions per image").argParser(integer).default(1))
+  .addOption(new Option("--images <n>", "maximum number of held-out images").argParser(integer).default(1000))
   .addOption(
-    new Option("--temperatures <t>", "logits are divided by it, such as 1,0.9,0.8")
+    new Option("--train-images <n>", "maximum number of training images").argParser(integer).default(50_000),
+  )
+  .addOption(
+    new Option("--temperatures <t>", "sampling temperatures, such as 1,0.9,0.8")
       .argParser(numbers)
       .default([1], "1"),
   )
   .addOption(
-    new Option("--cfg <scales>", "classifier-free guidance, such as 1,1.5,2; 1 is none")
+    new Option("--cfg <scales>", "scales of classifier-free guidance, such as 1,1.5,2; 1: no guidance")
       .argParser(numbers)
       .default([1], "1"),
   )
@@ -300,25 +330,39 @@ program
   .addOption(topK())
   .addOption(topP())
   .addOption(
-    new Option("--seeds <n>", "of the draws, such as 0,1,2: then mean, least and greatest")
+    new Option("--seeds <n>", "seeds of the sampling, such as 0,1,2; several give mean, minimum and maximum")
       .argParser(integers)
       .default([0], "0"),
   )
-  .addOption(new Option("--resamples <n>", "for 95 % intervals; 0 for none").argParser(integer).default(200))
-  .addOption(new Option("--batch <n>", "sequences at a time").argParser(integer).default(128))
+  .addOption(
+    new Option("--resamples <n>", "bootstrap resamples for 95 % intervals; 0: no intervals")
+      .argParser(integer)
+      .default(200),
+  )
+  .addOption(new Option("--batch <n>", "sequences per forward pass").argParser(integer).default(128))
   .addOption(heads())
   .addOption(codes())
   .addOption(
-    new Option("--dtype <dtype>", "of the policies").choices(["float32", "bfloat16"]).default("float32"),
+    new Option("--dtype <dtype>", "type that the policies compute in")
+      .choices(["float32", "bfloat16"])
+      .default("float32"),
   )
   .addOption(device())
+  .addOption(new Option("--threads <n>", "CPU threads (default: LibTorch's)").argParser(integer))
+  .addOption(new Option("--out <dir>", "folder to write pages of samples and completions to"))
   .addOption(
-    new Option("--threads <n>", "of the processor (default: as many as there are)").argParser(integer),
+    new Option(
+      "--npz <file>",
+      "file to write the free samples to: arr_0 uint8 [N, H, W, 3], arr_1 their classes",
+    ),
   )
-  .addOption(new Option("--out <dir>", "a folder for pages of samples and completions"))
-  .addOption(new Option("--npz <file>", "the free samples: arr_0 uint8 [N, H, W, 3], arr_1 their classes"))
-  .addOption(new Option("--json <file>", "everything: numbers, intervals, settings, seeds, hashes, commit"))
-  .addOption(new Option("--explain", "say what each measure is, and stop"))
+  .addOption(
+    new Option(
+      "--json <file>",
+      "file to write all numbers, intervals, settings, seeds and hashes and the commit to",
+    ),
+  )
+  .addOption(new Option("--explain", "print what each measure is, and stop"))
   .addHelpText(
     "after",
     example(
@@ -331,28 +375,46 @@ program
 const preset = (names?: readonly string[]): Option => {
   const option = new Option(
     "--preset <name>",
-    `values to start from; ${rlarCommand(["config", "presets"])} tells of them`,
+    `values to start from; ${rlarCommand(["config", "presets"])} describes them`,
   );
   return names === undefined ? option : option.choices(names);
 };
 const dryRun = (): Option =>
   new Option("--dry-run", "print the whole configuration and the numbers that follow from it, and stop");
 const force = (): Option =>
-  new Option("--force", "go on with a run although its configuration or images changed");
+  new Option("--force", "resume a run although its configuration or images changed");
+
+/** What the line of progress says, for the help of the commands that train. */
+const PROGRESS = `
+Progress on a terminal, as far as the line is wide enough:
+  step 120/1000     steps done, steps in all
+  reward -0.03 ↑    mean reward, with a bar for each of the last steps; (ceil -0.01): reward of the tokenizer's own reconstructions
+  loss 2.31 ↓       training loss, where there is no reward
+  21m left          time left
+  kl 0.002          KL divergence per token from the reference, else from the policy that sampled, in nats
+  H 5.1             entropy of the policy, nats per token
+  clip 0.1/0.3%     tokens whose ratio is clipped below/above, in percent
+  gn 0.8            gradient norm before clipping
+  2.2s (update 1.1) seconds of the step, and of its longest parts
+  2.8k tok/s        sampled codes per second; img/s: images per second
+Elsewhere there is a line every log.every steps, with the names that docs/algorithms.md explains.`;
 
 program
   .command("train")
   .description(
-    `Fine-tune a policy. Defaults < preset < file < key=value; ${rlarCommand(["config", "explain"])} lists the keys.`,
+    `Fine-tune a policy by reinforcement learning. A file overrides the preset, key=value overrides the file. ${rlarCommand(["config", "explain"])} lists the keys.`,
   )
-  .argument("[config...]", "a YAML file, then key=value such as train.iters=100 reward.lpips.weight=1")
+  .argument("[config...]", "a YAML file, then key=value, such as train.iters=100 reward.lpips.weight=1")
   .addOption(preset(Object.keys(presets)))
   .addOption(dryRun())
   .addOption(
-    new Option("--measure", "with --dry-run: time this machine for two seconds, and say how long it takes"),
+    new Option(
+      "--measure",
+      "with --dry-run: time this machine for two seconds, and predict the time of the run",
+    ),
   )
   .addOption(force())
-  .addOption(json())
+  .addOption(jsonLines())
   .addHelpText(
     "after",
     example(
@@ -360,68 +422,79 @@ program
       "a first run",
     ),
   )
+  .addHelpText("after", PROGRESS)
   .action(command(async () => (await import("./train.js")).train));
 
 program
   .command("plan")
   .description(
-    "Say how large a run of rlar train is, whether it fits into memory and how long it takes; reads headers alone.",
+    "Predict memory, time and disk space of a run of rlar train. Of model files only the headers are read.",
   )
   .argument("[config...]", "as for rlar train")
   .addOption(preset(Object.keys(presets)))
-  .addOption(new Option("--no-measure", "do not time this machine: operations instead of seconds"))
+  .addOption(new Option("--no-measure", "do not time this machine; print FLOPs without seconds"))
   .addOption(json())
   .addHelpText(
     "after",
     example(
       "plan --preset completion data.source=photos data.size=256 tokenizer.path=tokenizer.safetensors ar.path=policy.safetensors",
-      "memory and time of the same run",
+      "memory and time of a first run",
     ),
   )
   .action(command(async () => (await import("./plan.js")).plan));
 
-/** A command that learns from examples; all of them are told the same way what to do. */
+/** A command of supervised training. All of them have the same options. */
 function fitCommand(name: "pretrain" | "tokenizer" | "classifier", description: string, words: string): void {
   program
     .command(name)
     .description(
-      `${description} Defaults < preset < file < key=value; ${rlarCommand(["config", "explain", "--for", name])} lists the keys.`,
+      `${description} A file overrides the preset, key=value overrides the file. ${rlarCommand(["config", "explain", "--for", name])} lists the keys.`,
     )
-    .argument("[config...]", `a YAML file, then key=value such as ${words}`)
+    .argument("[config...]", `a YAML file, then key=value, such as ${words}`)
     .addOption(preset(Object.keys(kinds[name]?.presets ?? {})))
     .addOption(dryRun())
     .addOption(force())
-    .addOption(json())
+    .addOption(jsonLines())
     .addHelpText(
       "after",
-      example(`${name} ${words} run.dir=runs/${name}`, "the weights are in model.safetensors"),
+      example(
+        `${name} ${words} run.dir=runs/${name}`,
+        `the weights will be in runs/${name}/model.safetensors`,
+      ),
     )
+    .addHelpText("after", PROGRESS)
     .action(command(async () => (await import("./fit.js"))[name]));
 }
 
 fitCommand(
   "pretrain",
-  "Train a policy on the codes of images, from random weights or going on from a file.",
+  "Train a policy on the codes of images, from random weights or from a file.",
   "data.source=photos tokenizer.path=tokenizer.safetensors ar.type=gpt",
 );
 fitCommand(
   "tokenizer",
-  "Train a tokenizer, from random weights or going on from a file.",
+  "Train a tokenizer on images, from random weights or from a file.",
   "data.source=photos data.size=32 model.preset=VQ-4-small",
 );
 fitCommand(
   "classifier",
-  "Train a small classifier of images, whose features metrics and rewards can use.",
+  "Train a small image classifier, whose features metrics and rewards can use.",
   "data.source=photos data.size=32",
 );
 
 program
   .command("emoji")
-  .description("Make the default data set: 6,880 emoji in two styles, from two npm packages, as one tar.")
+  .description(
+    "Make the data set of the demo from two npm packages: 6,880 emoji in two styles, as one tar file.",
+  )
   .addOption(new Option("--out <tar>", "the file to write (default: emoji_32px.tar)"))
   .addOption(new Option("--size <px>", "width and height").choices(["32", "64"]).default("32"))
-  .addOption(new Option("--google <tgz>", "the package emoji-datasource-google, rather than fetch it"))
-  .addOption(new Option("--fluent <tgz>", "the package @lobehub/fluent-emoji-3d, rather than fetch it"))
+  .addOption(
+    new Option("--google <tgz>", "file of the package emoji-datasource-google, instead of downloading it"),
+  )
+  .addOption(
+    new Option("--fluent <tgz>", "file of the package @lobehub/fluent-emoji-3d, instead of downloading it"),
+  )
   .addOption(new Option("--force", "replace an existing file"))
   .addOption(json())
   .addHelpText("after", example("emoji --size 32 --out emoji_32px.tar", "the images of the demo, made again"))
@@ -429,20 +502,30 @@ program
 
 program
   .command("config")
-  .description("show [FILE] [key=value...] | explain [KEY...] | presets | schema | docs")
-  .argument("<what>", "show, explain, presets, schema or docs")
-  .argument("[args...]", "a file and key=value, or keys")
+  .description(
+    "Show a configuration and explain its keys: show [FILE] [key=value...] | explain [KEY...] | presets | schema | docs.",
+  )
+  .argument(
+    "<what>",
+    "show: the whole configuration as YAML; explain: what keys mean; presets: which presets there are; schema: JSON Schema for editors; docs: docs/configuration.md",
+  )
+  .argument("[args...]", "for show: a file and key=value; for explain: keys or sections")
   .addOption(preset())
   .addOption(
-    new Option("--for <command>", "whose configuration").choices(Object.keys(kinds)).default("train"),
+    new Option("--for <command>", "the command whose configuration it is")
+      .choices(Object.keys(kinds))
+      .default("train"),
   )
-  .addHelpText("after", example("config explain reward.lpips", "what a key means, its default and range"))
+  .addHelpText(
+    "after",
+    example("config explain reward.lpips", "meaning, default and range of the keys of a section"),
+  )
   .action(command(async () => (await import("./config.js")).config));
 
 program
   .command("report")
-  .description("Write a run, or several beside each other, as one HTML page that needs nothing else.")
-  .argument("<runs...>", "folders of runs; an eval.json in one, from rlar eval --json, goes on the page")
+  .description("Write one self-contained HTML page that shows a run, or compares several.")
+  .argument("<runs...>", "folders of runs; eval.json of rlar eval --json is shown too, if it lies in one")
   .addOption(
     new Option(
       "--out <html>",
@@ -452,21 +535,22 @@ program
   .addOption(json())
   .addHelpText(
     "after",
-    example("report runs/first runs/second --out compare.html", "two runs beside each other"),
+    example("report runs/first runs/second --out compare.html", "a comparison of two runs"),
   )
   .action(command(async () => (await import("./report.js")).report));
 
 program
   .command("doctor")
-  .description("Say what this machine has: LibTorch, memory, threads, CUDA.")
+  .description("Print which LibTorch is in use, and this machine's memory, threads and CUDA.")
   .addOption(json())
-  .addHelpText("after", example("doctor", "LibTorch, memory, threads, CUDA"))
+  .addHelpText("after", example("doctor", "what to send with a report of a fault"))
   .action(command(async () => (await import("./doctor.js")).doctor));
 
 program
   .command("completion")
-  .description("Print a script that completes commands, options and keys: source <(rlar completion bash).")
+  .description("Print a script that completes commands, options and keys in a shell.")
   .argument("<shell>", "bash, zsh or fish")
+  .addHelpText("after", "\nExample: completion in this shell\n  source <(npx rlar completion bash)")
   .action(
     command(async () => {
       const { completionScript } = await import("./completion.js");
