@@ -305,7 +305,8 @@ function ownClasses(
 ): Tensor {
   const count = ids.length;
   if (classes instanceof Tensor && /float|complex|bool/.test(classes.dtype)) {
-    throw expectedType("loader", "classes that are whole numbers", classes.dtype);
+    const remedy = "Pass an array, or the tensor's .long()";
+    throw expectedType("loader", "classes that are whole numbers", classes.dtype, remedy);
   }
   const odd = classes instanceof Tensor ? undefined : classes?.findIndex((id) => !Number.isInteger(id));
   if (odd !== undefined && odd >= 0) {

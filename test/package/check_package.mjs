@@ -27,7 +27,7 @@ const tokenizer = {
     codes.double().div(2).sub(0.5).float().view(-1, 1, 2, 2).repeatInterleave(2, 2).repeatInterleave(2, 3).expand(-1, 3, -1, -1),
 };
 async function* loader() {
-  for (;;) yield { images: torch.rand([2, 3, 4, 4]).mul(2).sub(1), classes: torch.tensor([0, 1]) };
+  for (;;) yield { images: torch.rand([2, 3, 4, 4]).mul(2).sub(1), classes: [0, 1] };
 }
 const cfg: TrainConfigInput = {
   run: { dir: "run" },
