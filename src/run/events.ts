@@ -159,7 +159,7 @@ export class EventWriter implements Disposable {
     );
     const start = message(3, ...entries, double(5, this.#now())); // session_start_info
     const plugin = message(9, message(1, text(1, "hparams"), bytes(2, start)));
-    const nothing = message(8, integer(1, DT_FLOAT), message(2, message(2)), bytes(5, NOTHING)); // float32 [0]
+    const nothing = message(8, integer(1, DT_FLOAT), message(2, message(2))); // float32 [0]
     const name = text(1, "_hparams_/session_start_info");
     this.#write(0, message(FIELD.summary, message(1, name, nothing, plugin)));
   }
