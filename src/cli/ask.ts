@@ -1,4 +1,4 @@
-/** The one question that a run may ask: what to do about a folder that holds another one. */
+/** The one question that a command may ask on a terminal: what to do when the folder already holds a run. */
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 

@@ -1,4 +1,4 @@
-/** `rlar config`, and how the commands that train read their configuration from a command line. */
+/** `rlar config`, and reading the configuration of the training commands from a command line. */
 import { existsSync } from "node:fs";
 
 import { classifierKind } from "../config/classifier.js";

@@ -1,4 +1,4 @@
-/** `rlar convert`: the weights that a model takes from any file, as safetensors that say what they are. */
+/** `rlar convert`: write the weights of a model in any file as safetensors, with its configuration as metadata. */
 import { existsSync } from "node:fs";
 import { basename } from "node:path";
 import { rlarCommand } from "../config/command.js";
@@ -13,8 +13,8 @@ export interface ConvertOptions extends FileOptions {
 }
 
 /**
- * Values are copied bit for bit, under the model's own keys; what a model does not use is not copied. Nothing is written
- * unless every weight is there and finite.
+ * Convert a file. Values are copied bit for bit, under the model's own keys; tensors that the model does not use are not
+ * copied. Nothing is written unless every weight is there and finite.
  */
 export function convert(path: string, out: string, options: ConvertOptions): void {
   if (existsSync(out) && !options.force)
@@ -44,7 +44,7 @@ export function convert(path: string, out: string, options: ConvertOptions): voi
       source: basename(path),
     };
     saveSafetensors(out, tensors, metadata);
-    const which = weights === "ema" ? "the average of the weights" : "raw weights";
+    const which = weights === "ema" ? "the EMA of the weights" : "raw weights";
     const under = file.wrapper === "" ? "" : ` (${file.wrapper})`;
     process.stdout.write(
       `${out}: ${nameOf(found)}, ${Object.keys(tensors).length} tensors, ${which}${under}\n`,
@@ -63,7 +63,7 @@ function requireFinite(where: string, tensor: Tensor): Tensor {
   throw expected(where, "finite weights", "NaN or infinity", "The file is damaged, or its training diverged");
 }
 
-/** The configuration as far as it is known: what is only assumed is not written as if the file had told it. */
+/** The part of the configuration that the file states. Assumed values are not written, so that they stay recognisable as such. */
 function configMetadata(found: ModelDescription): Record<string, string> {
   if (found.kind === "tokenizer") return { config: JSON.stringify(found.tokenizer.config) };
   if (found.kind === "classifier") return { config: JSON.stringify(found.config) };

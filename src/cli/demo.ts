@@ -1,6 +1,6 @@
 /**
- * `rlar demo`, which is `npm start`: fine-tune the shipped policy on the shipped images, judge it beside the one it
- * began with, and leave a page to look at. Everything is done by the other commands, from the recipes beside the models.
+ * `rlar demo`, which `npm start` runs: fine-tune the shipped policy on the shipped images, compare it with the policy before,
+ * and write a report. The functions of the other commands do the work, with the recipes in `models/emoji_32px`.
  */
 import { copyFileSync, existsSync } from "node:fs";
 import { join, relative } from "node:path";
@@ -29,7 +29,7 @@ export interface DemoOptions {
 
 const SHIPPED = fileURLToPath(new URL("../../../models/emoji_32px", import.meta.url));
 
-/** What is made of the images before any reinforcement learning, in this order: a recipe and the command that runs it. */
+/** What `--from-scratch` trains before the reinforcement learning, in this order: a recipe and the command that runs it. */
 const STAGES = [
   ["classifier", classifier],
   ["held_out_classifier", classifier],
@@ -55,8 +55,8 @@ export async function demo({ seed, dir, short = false, fromScratch = false }: De
     if (code !== 0) return code;
   }
   say(
-    "Fine-tuning a class-conditional transformer of image codes with GRPO: it gets a part of an emoji's codes, draws\n" +
-      "the rest, and is paid for pixels and features that come close to the emoji. The tokenizer is frozen.\n",
+    "Fine-tuning a class-conditional transformer of image codes with GRPO: it gets a part of an emoji's codes and samples\n" +
+      "the rest; the reward is higher the closer pixels and features are to the emoji. The tokenizer is frozen.\n",
   );
   const resolved = readConfig(
     trainKind,
@@ -77,7 +77,7 @@ export async function demo({ seed, dir, short = false, fromScratch = false }: De
   const run = await interruptible((signal) => trainRlLoop(resolved, { signal }));
   if (run.end === "interrupted") return interruptionCode();
 
-  say("\nJudging it on held-out designs, beside the policy it began with, at equal seeds ...\n");
+  say("\nEvaluating it on held-out designs against the policy before, with equal seeds ...\n");
   const evaluation = await evaluateModels({
     ...optionsOfRun(run.dir),
     data: resolved.config.data,
@@ -94,14 +94,14 @@ export async function demo({ seed, dir, short = false, fromScratch = false }: De
   const rewardOf = (of: Evaluation | null): string => of?.spreads["eval/reward"]?.mean.toFixed(3) ?? "-";
   say(`held-out reward in the run: ${rewardOf(run.first)} before, ${rewardOf(run.last)} after\n`);
   say(tableOf(evaluation));
-  if (short) say("Three steps, sixteen images: this shows that all of it runs, not what it is worth.\n");
+  if (short) say("Three steps, sixteen images: this shows that everything runs; the numbers mean nothing.\n");
   say(
     `pictures  ${evaluation.pages.map((name) => join(run.dir, "eval", name)).join("\n          ")}\n` +
       `report    ${page}\n` +
       `${duration((performance.now() - started) / 1000)} in all\n\n` +
       "With your own images, from nothing:          README.md, My own images\n" +
       "With your own tokenizer and policy:          README.md, My own checkpoints\n" +
-      "What else was tried, and what it came to:    docs/results.md\n",
+      "What else was tried, with all results:       docs/results.md\n",
   );
   return 0;
 }
@@ -133,7 +133,7 @@ async function makeModels(recipes: string, models: string, dir: string, short: b
   return 0;
 }
 
-/** Before and after, a row a temperature: completions and free samples. */
+/** A row per policy and temperature: measures of completions and free samples. */
 function tableOf(evaluation: ModelEvaluation): string {
   const { rows, reconstruction, networks, verdicts } = evaluation;
   const network = networks.at(-1)?.name ?? "";
@@ -167,8 +167,8 @@ function tableOf(evaluation: ModelEvaluation): string {
     "A: before, B: after.",
     FRONTIER_TEXT,
     ...gains,
-    "This network and that of the reward learnt from the same emoji. A network that learnt elsewhere confirms that",
-    "completions are closer, and finds them less real as a set than before: docs/results.md.",
+    "This network and that of the reward learnt from the same emoji. By a network that was trained on other data,",
+    "completions are closer as well, but less real as a set than before: docs/results.md.",
     "",
   ].join("\n");
 }

@@ -1,11 +1,11 @@
-/** `rlar doctor`: whether this machine can run, and with what. */
+/** `rlar doctor`: print which LibTorch is in use and what the machine has. */
 import { readFileSync, statfsSync } from "node:fs";
 import { cpus, freemem, totalmem } from "node:os";
 import { fileURLToPath } from "node:url";
 
 import { cudaDeviceCount, getNumThreads, noGrad, rand, tidy, version } from "../torch/index.js";
 
-/** Print what is there, and time one matrix product as a sign of life. */
+/** Print the facts, and time one matrix product as a check that operators run. */
 export function doctor(options: { json?: boolean }): void {
   const built = JSON.parse(
     readFileSync(fileURLToPath(new URL("../../../build/native/libtorch.json", import.meta.url)), "utf8"),
@@ -19,7 +19,7 @@ export function doctor(options: { json?: boolean }): void {
     memory: `${gib(freemem())} free of ${gib(totalmem())}`,
     disk: `${gib(disk.bavail * disk.bsize)} free here`,
     libtorch: `${version().torch} from ${String(built.source ?? built.path)}`,
-    threads: `${getNumThreads()} for an operator`,
+    threads: `${getNumThreads()} per operator`,
     cuda: cudaDeviceCount() > 0 ? `${cudaDeviceCount()} devices` : "none",
     "matrix product": `${gigaflops().toFixed(0)} GFLOP/s in float32`,
   };

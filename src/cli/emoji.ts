@@ -1,4 +1,4 @@
-/** `rlar emoji`: the default data set as one tar, from two npm packages. */
+/** `rlar emoji`: make the data set of the demo as one tar from two npm packages, which are downloaded once. */
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { createReadStream, existsSync } from "node:fs";
@@ -45,7 +45,7 @@ export async function emoji(options: EmojiCommandOptions): Promise<void> {
   );
 }
 
-/** A package's file: the user's own, one that was fetched before, or a new one. */
+/** The file of a package: the one given, else the one downloaded before, else a new download. */
 async function packageOf(which: Which, own: string | undefined): Promise<string> {
   const { name, version, sha512 } = EMOJI_PACKAGES[which];
   if (own !== undefined) {
@@ -63,7 +63,7 @@ async function packageOf(which: Which, own: string | undefined): Promise<string>
   if (existsSync(kept) && (await hashOf(kept)) === sha512) return kept;
   process.stderr.write(`fetching ${name} ${version}\n`);
   const remedy = `Check the network and the disk, or make the file elsewhere with npm pack ${name}@${version} and give it as --${which} FILE`;
-  // A folder of its own: another run may be fetching the same, and what is cut short never gets its name.
+  // In a temporary folder first: another process may download the same, and an incomplete file never gets the final name.
   let aside: string | undefined;
   try {
     await mkdir(cache, { recursive: true });
@@ -85,7 +85,7 @@ async function packageOf(which: Which, own: string | undefined): Promise<string>
   return kept;
 }
 
-/** Run npm. @returns what went wrong, in its words, or undefined. */
+/** Run npm. @returns npm's own message when it fails, else undefined. */
 async function npmPack(spec: string, folder: string): Promise<string | undefined> {
   return await new Promise((done) => {
     const npm = spawn("npm", ["pack", spec, "--pack-destination", folder, "--loglevel", "error"], {
@@ -119,7 +119,7 @@ async function hashOf(path: string): Promise<string> {
   return hash.digest("base64");
 }
 
-/** Where the set-up keeps what it fetches. */
+/** The folder where the set-up keeps its downloads. */
 function cacheFolder(): string {
   const { RLAR_CACHE, XDG_CACHE_HOME } = process.env;
   if (RLAR_CACHE) return resolve(RLAR_CACHE);

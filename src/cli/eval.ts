@@ -1,4 +1,4 @@
-/** `rlar eval`: how good a tokenizer or a policy is, and whether one policy is better than another. */
+/** `rlar eval`: evaluate a tokenizer or a policy, or compare two policies. The work is done in `src/evaluation`. */
 import { ConfigError, type DataConfig } from "../config/resolve.js";
 import { evaluateModels } from "../evaluation/judge_models.js";
 import { optionsOfConfig, optionsOfRun } from "../evaluation/options.js";
@@ -69,7 +69,7 @@ export async function evaluate(options: EvalCommandOptions): Promise<void> {
   const tokenizer = options.tokenizer ?? known.tokenizer;
   const missing = [
     ...(tokenizer === undefined ? ["--tokenizer, the weights of the tokenizer"] : []),
-    ...((data.source ?? null) === null ? ["--data, images of the training"] : []),
+    ...((data.source ?? null) === null ? ["--data, the training images"] : []),
   ];
   if (tokenizer === undefined || missing.length > 0) {
     throw new ConfigError(
@@ -84,7 +84,7 @@ export async function evaluate(options: EvalCommandOptions): Promise<void> {
   const policy = options.policy === undefined ? known.policy : { path: options.policy, ...sizes };
   const against = options.against === undefined ? known.against : { path: options.against, ...sizes };
   const { lpips, prefix, out, npz, json } = options;
-  // What the command line names in place of the run's own is not the run's checkpoint.
+  // A policy that the command line names replaces the run's own, so it is not the run's checkpoint.
   const own = [
     known.against === undefined ? known.policy : known.against,
     known.policy === undefined ? known.tokenizer : undefined,
@@ -130,7 +130,7 @@ export async function evaluate(options: EvalCommandOptions): Promise<void> {
   if (out !== undefined) process.stdout.write(`\n${out}: ${evaluation.pages.join(", ")}\n`);
 }
 
-/** Keys of `data` that the command line gives. */
+/** The keys of `data` that the command line sets. */
 function dataOf(options: EvalCommandOptions): Record<string, unknown> {
   const { data, evalData, evalPart, group, label, size, crop } = options;
   return {

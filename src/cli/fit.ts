@@ -1,4 +1,4 @@
-/** `rlar pretrain`, `rlar tokenizer` and `rlar classifier`: the commands that learn from examples. */
+/** `rlar pretrain`, `rlar tokenizer` and `rlar classifier`: the commands of supervised training. */
 import { existsSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { classifierKind } from "../config/classifier.js";
@@ -26,7 +26,7 @@ export interface FitCommandOptions {
   json?: boolean;
 }
 
-/** What is trained: its configuration, and how a task is made of one. */
+/** What a command trains: its kind of configuration, and how to make a task from a configuration. */
 interface Trainer<T extends FitConfig> {
   readonly kind: ConfigKind<T>;
   open(config: T, opening: FitOpening): Promise<FitTask>;
@@ -34,7 +34,7 @@ interface Trainer<T extends FitConfig> {
   next(config: T, dir: string, model: string): string[];
 }
 
-/** The action of a command; it gives the exit code: 0, or 128 and the signal's number after an interruption. */
+/** The action of a command. It returns the exit code: 0, or 128 plus the signal's number after an interruption. */
 type FitCommand = (args: readonly string[], options: FitCommandOptions) => Promise<number>;
 
 /** `rlar pretrain`. */

@@ -1,4 +1,4 @@
-/** `rlar inspect`: what a file of weights holds, from its header alone. */
+/** `rlar inspect`: print what a file of weights holds, from its header alone. */
 
 import { POLICY_NAMES } from "../policies/index.js";
 import {
@@ -69,9 +69,9 @@ interface Facts {
   /** What the file holds, in words. */
   model: string;
   config: Record<string, unknown>;
-  /** Which weights are taken; null where the model is unknown. */
+  /** Which weights are used; null where the model is unknown. */
   weights: "raw" | "ema" | null;
-  /** Sizes that nothing tells, and what was assumed. */
+  /** Sizes that the file does not state, and what was assumed. */
   missing: readonly string[];
   notes: readonly string[];
   /** Why the model cannot be used, or null. */
@@ -147,12 +147,12 @@ function ignoredBy(found: ModelDescription | null): Facts["ignored"] {
 }
 
 const UNKNOWN: Readonly<Record<string, string>> = {
-  nHead: "the file does not tell the attention heads; --heads does",
-  blockSize: "the file does not tell the codes of an image; --codes does",
+  nHead: "the file does not say how many attention heads; give --heads",
+  blockSize: "the file does not say how many codes an image has; give --codes",
 };
 
 function whichWeights(weights: "raw" | "ema", file: WeightsFile): string {
-  const taken = weights === "ema" ? "the average of the weights" : "raw, those of the last step";
+  const taken = weights === "ema" ? "the EMA of the weights" : "raw, those of the last step";
   return file.wrapper === "" ? taken : `${taken}, under "${file.wrapper}"`;
 }
 

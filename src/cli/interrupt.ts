@@ -1,21 +1,21 @@
 /**
- * Signals while a run goes on: the first ends it after the step that is under way, with a checkpoint; another one, later,
- * ends it at once. So do Ctrl-C, SIGTERM (container and batch systems), SIGHUP (a closed terminal), SIGUSR1 and SIGUSR2
- * (batch systems before their time limit; Node.js would open a debugger on SIGUSR1).
+ * Signals during a run: the first ends the run after the current step, with a checkpoint; a second one ends it at once. This
+ * holds for Ctrl-C, SIGTERM (container and batch systems), SIGHUP (a closed terminal), SIGUSR1 and SIGUSR2 (batch systems
+ * before their time limit; Node.js would open a debugger on SIGUSR1).
  */
 import { constants } from "node:os";
 import { print } from "../run/console.js";
 
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"] as const;
 
-/** Signals within this many milliseconds of the first are one: npm and its shell pass on what they get themselves. */
+/** Signals within this many milliseconds of the first count as one, since npm and its shell pass on the signals that they get. */
 const TOGETHER_MS = 1000;
 
 let first: { readonly code: number; readonly time: number } | null = null;
 let running: AbortController | null = null;
 let isListening = false;
 
-/** What a shell shows of a process that a signal ended: 130 after Ctrl-C, 143 after SIGTERM. */
+/** The exit code that shells use for a process ended by a signal: 130 after Ctrl-C, 143 after SIGTERM. */
 export function interruptionCode(): number {
   return first?.code ?? 130;
 }
@@ -28,7 +28,7 @@ export async function interruptible<T>(fn: (signal: AbortSignal) => Promise<T>):
   try {
     return await fn(running.signal);
   } finally {
-    // The listeners stay: a signal that is passed on late must not end the process while it writes the report.
+    // The listeners stay, so that a signal passed on late does not end the process while it writes the report.
     running = null;
   }
 }
@@ -40,5 +40,5 @@ function onSignal(name: (typeof SIGNALS)[number]): void {
   if (first !== null || running === null) process.exit(code);
   first = { code, time: now };
   running.abort();
-  print(process.stderr, "\nending after this step, with a checkpoint; once more ends at once\n");
+  print(process.stderr, "\nending after this step, with a checkpoint; repeat to end at once\n");
 }

@@ -1,4 +1,4 @@
-/** `rlar plan`: a training run worked out before it is started, as text or JSON. */
+/** `rlar plan`: print the predicted memory, time and disk space of a run, as text or JSON. `src/plan` computes them. */
 
 import type { PresetName } from "../config/presets.js";
 import type { TrainConfig } from "../config/resolve.js";
@@ -21,7 +21,7 @@ export async function plan(args: readonly string[], options: PlanCommandOptions)
   if (!options.json) for (const note of notes) process.stdout.write(`note: ${note}\n`);
 }
 
-/** Work out and print a configuration. */
+/** Plan a configuration and print the plan. */
 export async function printPlan(
   config: TrainConfig,
   { measure, json }: Pick<PlanCommandOptions, "measure" | "json">,
@@ -72,10 +72,10 @@ const VERDICT: Readonly<Record<Fits, string>> = {
   yes: "it fits",
   tight: "it may not fit: the estimate may be off by a quarter",
   no: "it does not fit",
-  unknown: "how much there is is not known",
+  unknown: "the size of the memory or disk is not known",
 };
 
-/** Columns, the first to the left and the others to the right, below a title. */
+/** A table below a title: the first column aligned left, the others right. */
 function table(title: string, rows: readonly (readonly string[])[]): string {
   const columns = Math.max(...rows.map((row) => row.length));
   const widths = Array.from({ length: columns }, (_, c) =>
@@ -90,7 +90,7 @@ function table(title: string, rows: readonly (readonly string[])[]): string {
   return `${title}\n${lines.join("")}`;
 }
 
-/** A plan for people. */
+/** A plan as text. */
 export function planText(plan: TrainPlan): string {
   return [modelsText(plan), batchText(plan), memoryText(plan), workText(plan), diskText(plan)].join("");
 }
@@ -109,11 +109,11 @@ function batchText({ images, batch }: TrainPlan): string {
   const found =
     images === null
       ? "a program's own"
-      : `${count(images.train)} to train on, ${count(images.heldOut)} set apart`;
+      : `${count(images.train)} to train on, ${count(images.heldOut)} held out`;
   const length =
     stepsPerEpoch === null || epochs === null
       ? some(iters, "step")
-      : `${stepsPerEpoch.toFixed(1)} steps an epoch, ${epochs.toFixed(2)} epochs in ${some(iters, "step")}`;
+      : `${stepsPerEpoch.toFixed(1)} steps per epoch, ${epochs.toFixed(2)} epochs in ${some(iters, "step")}`;
   return table("batch", [
     [`images: ${found}; ${length}`],
     [
@@ -123,7 +123,7 @@ function batchText({ images, batch }: TrainPlan): string {
     [
       `an update: ${some(steps, "optimizer step")}; ${some(rows, "row")} of the policy in ` +
         `${some(miniBatches, "mini-batch")} of ${some(miniBatch, "image")}, ` +
-        `${some(microBatch, "row")} a pass (${some(batch.microBatchesAStep, "pass")} a step)`,
+        `${some(microBatch, "row")} per pass (${some(batch.microBatchesAStep, "pass")} per step)`,
     ],
   ]);
 }
@@ -175,6 +175,6 @@ function workText({ flops, time, batch }: TrainPlan): string {
 function diskText({ disk }: TrainPlan): string {
   const { checkpointBytes, checkpointsBytes, logBytes, freeBytes, fits } = disk;
   const free = freeBytes === null ? "" : `, ${bytes(freeBytes)} free`;
-  const files = `a checkpoint ${bytes(checkpointBytes)}, all that stay ${bytes(checkpointsBytes)}, logs ${bytes(logBytes)}`;
+  const files = `a checkpoint ${bytes(checkpointBytes)}, all that are kept ${bytes(checkpointsBytes)}, logs ${bytes(logBytes)}`;
   return table("disk", [[`${files}${free}: ${VERDICT[fits]}`]]);
 }

@@ -1,4 +1,4 @@
-/** `rlar reconstruct`: images and their reconstructions by a tokenizer, as a grid and as numbers. */
+/** `rlar reconstruct`: images above a tokenizer's reconstructions as a PNG, with PSNR, SSIM and LPIPS. */
 import { basename } from "node:path";
 
 import { imageGrid, listImages, readImages, writePng } from "../data/images.js";
@@ -22,7 +22,7 @@ export interface ReconstructOptions {
   json?: boolean;
 }
 
-/** Images that go through the tokenizer at a time. */
+/** Images per forward pass of the tokenizer. */
 const BATCH = 8;
 
 export async function reconstruct(path: string, options: ReconstructOptions): Promise<void> {
@@ -37,7 +37,11 @@ export async function reconstruct(path: string, options: ReconstructOptions): Pr
   });
   sayNotes(notes);
   if (size % tokenizer.downsample !== 0) {
-    throw expected("--size", `a multiple of ${tokenizer.downsample}, the pixels of a code`, size);
+    throw expected(
+      "--size",
+      `a multiple of ${tokenizer.downsample}, the tokenizer's downsampling factor`,
+      size,
+    );
   }
   using lpips = options.lpips === undefined ? undefined : openLpips(options.lpips, { device });
   const files = (await listImages(path)).slice(0, options.limit);

@@ -1,4 +1,4 @@
-/** `rlar sample`: images drawn from a policy, a row for each class or text. */
+/** `rlar sample`: a PNG of images sampled from a policy, a row for each class or text. */
 import { imageGrid, writePng } from "../data/images.js";
 import { openSource } from "../data/index.js";
 import { optionsOfRun, type PolicyFile } from "../evaluation/options.js";
@@ -81,7 +81,7 @@ export async function sample(options: SampleOptions): Promise<void> {
   const rows = rowsOf(options, path, { ...known, names: names.slice(0, known.numClasses) });
   const side = Math.sqrt(policy.blockSize);
   if (!Number.isInteger(side))
-    throw expected("--codes", "a square number of codes an image", policy.blockSize);
+    throw expected("--codes", "a square number of codes per image", policy.blockSize);
   const started = performance.now();
   using page = tidy(() => {
     // Codes are drawn on the CPU, where the same seed gives the same codes whatever the device.

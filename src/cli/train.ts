@@ -1,4 +1,4 @@
-/** `rlar train`: a run of reinforcement learning. */
+/** `rlar train`: start or resume a run of reinforcement learning, or show its configuration with `--dry-run`. */
 
 import { join } from "node:path";
 import { configYaml, plainConfig } from "../config/explain.js";
@@ -20,13 +20,13 @@ import { planText } from "./plan.js";
 export interface TrainCommandOptions {
   preset?: PresetName;
   dryRun?: boolean;
-  /** With `dryRun`: time this machine too. */
+  /** With `dryRun`: time this machine as well. */
   measure?: boolean;
   force?: boolean;
   json?: boolean;
 }
 
-/** What a run that ended before its iterations were done has to be resumed with besides. */
+/** What must be added to the command to resume a run that ended before its last iteration. */
 const GO_ON: Partial<Record<TrainResult["end"], readonly string[]>> = {
   patience: ["eval.patience=0"],
   kl: ["kl.stop=null", "--force"],

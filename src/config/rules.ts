@@ -373,7 +373,7 @@ export function notesOf(config: TrainConfig, found: Findings): void {
   if (rollout.context.type === "free" && isComparing) {
     notes.push(
       "rollout.context is free: a policy that starts from a class alone cannot know which image it is compared with, so the " +
-        "reward pulls it towards the average of the class. Set rollout.context=prefix to give it a part of the image.",
+        "reward pulls it towards the mean image of the class. Set rollout.context=prefix to give it a part of the image.",
     );
   }
   const { steps } = batchNumbers(config);

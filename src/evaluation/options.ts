@@ -419,7 +419,7 @@ function resultOf(folder: string, which: "last" | "best"): { path: string; judge
     which === "last" && best !== null && best.name !== last
       ? `; the best by ${best.metric} is ${best.name}, which --checkpoint best judges`
       : "";
-  const average = path.endsWith("ema.safetensors") ? " (the average of its weights)" : "";
+  const average = path.endsWith("ema.safetensors") ? " (EMA of its weights)" : "";
   const how = which === "best" ? `the best by ${best?.metric}` : "the last";
   const text = `checkpoint ${name}${average} of ${folder}, ${how}${other}`;
   return { path, judged: { run: folder, checkpoint: name, which, text } };

@@ -95,7 +95,7 @@ export class Ema {
     const parameter = this.#parameters[i] as Parameter;
     const average = this.#averages[i] as Tensor;
     if (parameter.dtype !== average.dtype) {
-      // A round trip through a narrower type would lose digits of the average.
+      // A round trip through a narrower type would lose digits of the EMA.
       throw expected(`Ema.withAverage: ${this.#names[i]}`, average.dtype, parameter.dtype, "Start a new Ema");
     }
     noGrad(() =>

@@ -256,7 +256,7 @@ function lowerFirst(config: TrainConfig, models: PlanModels, phase: string): str
     [phase === "reward", `reward.chunk=${half(reward.chunk ?? 32)}: activations of the rewards`],
     [rollout.images > 1, `rollout.images=${half(rollout.images)}: everything of a rollout`],
     [models.reference > 0, `${reference}: the reference`],
-    [ema.decay !== null, "ema.decay=null: the average of the weights"],
+    [ema.decay !== null, "ema.decay=null: no EMA of the weights"],
     [ar.lora.rank === null, "ar.lora.rank=16: gradients, moments and averages of all but adapters"],
   ];
   return hints.flatMap(([isUseful, hint]) => (isUseful ? [hint] : []));
@@ -265,7 +265,7 @@ function lowerFirst(config: TrainConfig, models: PlanModels, phase: string): str
 function diskOf(config: TrainConfig, { policy, valueHead }: PlanModels): TrainPlan["disk"] {
   const { save, log, train, rollout, ema, run, data } = config;
   const adapters = config.ar.lora.rank === null ? 0 : policy.trained;
-  // With adapters the average is kept as theirs, and as a whole policy for whoever opens it.
+  // With LoRA a checkpoint holds the EMA of the adapters, and a whole policy with it, which other programs can open.
   const average = ema.decay === null ? 0 : policy.trained + (adapters === 0 ? 0 : policy.parameters);
   const moments = 2 * (policy.trained + valueHead);
   const checkpointBytes = 4 * (policy.parameters + adapters + moments + valueHead + average);

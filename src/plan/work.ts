@@ -111,7 +111,7 @@ export function fixedParts(config: TrainConfig, models: PlanModels, { isNarrow }
   return {
     policy: (parameters + adapters) * FLOAT,
     optimizer: 2 * (trained + valueHead) * FLOAT,
-    "average of the weights": config.ema.decay === null ? 0 : trained * FLOAT,
+    "EMA of the weights": config.ema.decay === null ? 0 : trained * FLOAT,
     reference: reference * FLOAT,
     "value head": valueHead * FLOAT,
     tokenizer: tokenizer.parameters * FLOAT,

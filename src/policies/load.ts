@@ -40,7 +40,7 @@ export interface RecogniseOptions extends PolicySizes {
   stated?: Readonly<Record<string, unknown>>;
   /** Sizes to assume where neither the caller nor the file tells; a note says so. */
   assume?: PolicySizes;
-  /** Whether the tensors are an average of the weights. */
+  /** Whether the tensors are an EMA of the weights. */
   isAverage?: boolean;
 }
 

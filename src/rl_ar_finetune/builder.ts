@@ -245,7 +245,7 @@ export interface ToklipOptions {
  * Build a tokenizer from its published arguments and freeze it.
  *
  * With a checkpoint the architecture is read from the file and must agree with the arguments; the file may hold IBQ,
- * LlamaGen's VQ or TokLIP. `useEma: true` takes the average of its weights, `false` the raw weights; where omitted, the
+ * LlamaGen's VQ or TokLIP. `useEma: true` takes the EMA of its weights, `false` the raw weights; where omitted, the
  * average where there is one. Without a checkpoint the weights are random.
  *
  * @param initArgs - of {@link IBQ}. `l2Normalize: true` makes a {@link VQModel}, with the sizes of `ddconfig` where given.

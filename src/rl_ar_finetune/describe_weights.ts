@@ -72,7 +72,7 @@ export interface OpenedModel extends Disposable {
   readonly notes: readonly string[];
 }
 
-/** Keys under which trainers keep a running average of the weights. */
+/** Keys under which trainers store an EMA of the weights. */
 const AVERAGES: ReadonlySet<string> = new Set([
   "ema",
   "ema_state_dict",
@@ -108,9 +108,9 @@ export function openModel(path: string, options: WeightsChoice & DescribeOptions
     const notes = found?.kind === "policy" ? [...found.policy.notes] : [];
     if (found !== null && asked.weights === undefined && (isChoice || hasInnerChoice(found))) {
       const [taken, other] =
-        weightsOf(found) === "ema" ? ["average of the weights", "raw"] : ["raw weights", "ema"];
+        weightsOf(found) === "ema" ? ["EMA of the weights", "raw"] : ["raw weights", "ema"];
       notes.push(
-        `${path}: the ${taken} of the ${found.kind} ${other === "raw" ? "is" : "are"} used; weights ${other} uses the other`,
+        `${path}: using the ${taken} of the ${found.kind}; weights: ${other} selects the other ones`,
       );
     }
     return { file, found, notes, [Symbol.dispose]: () => file.close() };
@@ -160,13 +160,13 @@ export function describeWeights(file: WeightsFile, options: DescribeOptions = {}
   const isAverage = AVERAGES.has(file.wrapper) || file.metadata.weights === "ema";
   if (isAverage && weights === "raw") {
     const remedy = "Ask for ema, or take another file";
-    throw expected(where, "raw weights", `the average of them${nameOfDict(file)}`, remedy);
+    throw expected(where, "raw weights", `their EMA${nameOfDict(file)}`, remedy);
   }
   const found = describe();
   if (found === null) return null;
   const taken = weightsOf(found);
   if (weights !== undefined && taken !== weights) {
-    throw expected(where, "an average of the weights", `raw ones alone${nameOfDict(file)}`, "Ask for raw");
+    throw expected(where, "an EMA of the weights", `raw weights only${nameOfDict(file)}`, "Ask for raw");
   }
   requireWeights(file, usedNames(found));
   return found;

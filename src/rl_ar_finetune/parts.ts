@@ -53,7 +53,7 @@ export interface RunParts extends RunImages, Disposable {
   readonly policy: ArPolicy;
   /** Adapters of the policy, which are trained in place of its weights; null without `ar.lora`. */
   readonly lora: Lora | null;
-  /** What the optimizer moves and the average is of, but for a value head: the adapters, or the policy. */
+  /** The module whose weights the optimizer updates and the EMA follows, beside a value head: the adapters, or the policy. */
   readonly trained: Module;
   /** The frozen policy that KL is measured against; null where nothing measures it, when it is not even loaded. */
   readonly reference: ArPolicy | null;

@@ -77,7 +77,7 @@ export interface IBQArgs extends TrainerArgs {
   batchMaximizationWeight?: number;
   /** Weight of the codebook's term, 0.25. */
   beta?: number;
-  /** Which weights of a checkpoint are wanted, the average or the raw ones. `buildToklipTokenizer` reads it. */
+  /** Whether to use the EMA or the raw weights of a checkpoint. `buildToklipTokenizer` reads it. */
   useEma?: boolean;
   /** Checkpoint of the weights. `buildToklipTokenizer` reads it. */
   ckptPath?: string;

@@ -39,13 +39,13 @@ export interface RecogniseOptions {
   /** Path of the file, for messages. */
   where?: string;
   /**
-   * What cannot be told from shapes, such as `lookup`, `normGroups` and the weights of the losses, is taken from here; what
-   * can must agree.
+   * Values that shapes do not show, such as `lookup`, `normGroups` and the weights of the losses. Values that shapes do show
+   * must agree with the shapes.
    */
   config?: Partial<TokenizerConfig>;
-  /** The running average of the weights or the weights of the last step; the average where there is one. */
+  /** The EMA of the weights or the weights of the last step; by default the EMA where the file has one. */
   weights?: "raw" | "ema";
-  /** Whether the tensors are an average already, whatever their names. */
+  /** Whether the tensors are an EMA already, whatever their names. */
   isAverage?: boolean;
 }
 
@@ -299,9 +299,9 @@ function reasonFor(key: string, prefix: string, used: Record<string, string>): s
   const plain = plainName(key);
   if (!plain.startsWith(prefix)) return "not the tokenizer's";
   const name = plain.slice(prefix.length);
-  if (Object.hasOwn(used, name)) return "raw weights beside their average";
+  if (Object.hasOwn(used, name)) return "raw weights beside their EMA";
   if (name.startsWith("loss.") || name.startsWith(`${EMA}loss`)) return "networks of the training losses";
-  if (name === `${EMA}decay` || name === `${EMA}num_updates`) return "bookkeeping of the average";
+  if (name === `${EMA}decay` || name === `${EMA}num_updates`) return "bookkeeping of the EMA";
   if (name.startsWith(EMA)) return "averages of the raw weights";
   return "not the tokenizer's";
 }

@@ -16,8 +16,8 @@ import { openSafetensors } from "./safetensors.js";
 import type { Tensor } from "./tensor.js";
 
 /**
- * Keys under which trainers store a state dict, the preferred first: an average of the weights where a file holds
- * both, since that is what the published numbers were measured with.
+ * Keys under which trainers store a state dict, the preferred first: the EMA where a file holds both, since published
+ * numbers were measured with it.
  */
 const WRAPPERS: readonly string[] = ["ema", "model", "module", "state_dict", "model_state_dict"];
 

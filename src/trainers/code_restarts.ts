@@ -47,7 +47,7 @@ export class CodeRestarts implements Disposable {
    * @param codes - int64 `[B, T]`.
    * @param latentsOf - features float `[K, D, h, w]` of K of the images, of which `indices`, int64 `[K]`, tell.
    * @param generator - on the CPU.
-   * @param others - further tensors `[V, D]` to move, such as the average of the codebook.
+   * @param others - further tensors `[V, D]` to move, such as the EMA of the codebook.
    * @returns how many codes moved.
    */
   update(

@@ -65,7 +65,7 @@ test("a plan counts images, batches, parameters, bytes and files without loading
   const bytesOf = (name: string): number | undefined => taken.fixed.find((one) => one.name === name)?.bytes;
   const moved = policy + d + 1;
   assert.deepEqual(
-    [bytesOf("policy"), bytesOf("optimizer"), bytesOf("average of the weights"), bytesOf("reference")],
+    [bytesOf("policy"), bytesOf("optimizer"), bytesOf("EMA of the weights"), bytesOf("reference")],
     [4 * policy, 8 * moved, 4 * policy, undefined],
   );
   const largest = Math.max(...taken.phases.map(({ bytes }) => bytes));
@@ -109,7 +109,7 @@ test("the keys to lower follow from where memory is largest", async (t) => {
     "ar.gradientCheckpointing=true: activations, for a third more time",
     "rollout.images=2: everything of a rollout",
     "kl.coef=0: the reference",
-    "ema.decay=null: the average of the weights",
+    "ema.decay=null: no EMA of the weights",
     "ar.lora.rank=16: gradients, moments and averages of all but adapters",
   ]);
   assert.deepEqual(

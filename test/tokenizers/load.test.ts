@@ -94,7 +94,7 @@ test("the published IBQ is told by its shapes, and losses are not its own", () =
   ]);
 });
 
-test("the average of the weights is preferred, and raw ones are taken when asked for", () => {
+test("the EMA is preferred, and raw weights are taken when asked for", () => {
   const file = { ...IBQ_RAW, ...IBQ_EMA, ...LOSS, "model_ema.lossdiscriminatormain0weight": [64, 3, 4, 4] };
   const ema = recognised(file);
   assert.equal(ema.weights, "ema");
@@ -102,9 +102,9 @@ test("the average of the weights is preferred, and raw ones are taken when asked
   // Every weight of the published average, in the order of the raw ones.
   assert.deepEqual(Object.values(ema.used), Object.keys(IBQ_EMA).slice(2));
   assert.equal(ema.used["decoder.up.4.attn.2.proj_out.weight"], "model_ema.decoderup4attn2proj_outweight");
-  const bookkeeping = "bookkeeping of the average";
+  const bookkeeping = "bookkeeping of the EMA";
   const losses = "networks of the training losses";
-  assert.deepEqual(counts(ema), { "raw weights beside their average": 543, [losses]: 3, [bookkeeping]: 2 });
+  assert.deepEqual(counts(ema), { "raw weights beside their EMA": 543, [losses]: 3, [bookkeeping]: 2 });
 
   const raw = recognised(file, { weights: "raw" });
   assert.equal(raw.weights, "raw");
