@@ -123,14 +123,20 @@ export function layerOfYaml(kind: KeyTable, text: string, name: string, folder =
   const values = [...layer.values].map(([path, given]): [string, Given] => {
     const { value } = given;
     const isRelative = kind.keyAt(path)?.isPath === true && typeof value === "string" && !isAbsolute(value);
-    if (!isRelative || folder === ".") return [path, given];
-    // Relative to the working directory, as the command line has them, but for what a file elsewhere has.
-    const whole = join(folder, value);
-    const near = relative("", whole) || ".";
-    const isElsewhere = isAbsolute(folder) && near.startsWith("..");
-    return [path, { ...given, value: isElsewhere ? whole : near }];
+    return isRelative ? [path, { ...given, value: pathIn(folder, value) }] : [path, given];
   });
   return { ...layer, values: new Map(values) };
+}
+
+/**
+ * A path that a configuration file in `folder` has, as a path of this process: relative to the working directory, or
+ * absolute where the file lies elsewhere.
+ */
+export function pathIn(folder: string, path: string): string {
+  if (isAbsolute(path) || folder === ".") return path;
+  const whole = join(folder, path);
+  const near = relative("", whole) || ".";
+  return isAbsolute(folder) && near.startsWith("..") ? whole : near;
 }
 
 type Position = readonly [line: number, column: number];

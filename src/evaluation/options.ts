@@ -4,8 +4,9 @@
  */
 
 import { existsSync, readFileSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { parse } from "yaml";
+import { pathIn } from "../config/input.js";
 import { ConfigError, type DataConfig, type TokenizerSection } from "../config/resolve.js";
 import type { FeatureNetwork } from "../metrics/features.js";
 import type { ArPolicy } from "../policies/index.js";
@@ -327,11 +328,22 @@ export function optionsOfConfig(file: string): RunEvalOptions {
     ]);
   }
   const { data, tokenizer, ar, rollout, reward } = values as Section;
-  const [images, frozen, policy] = [sectionOf(data), sectionOf(tokenizer), sectionOf(ar)];
+  // Relative paths of a file are relative to it.
+  const here = <T extends Section>(section: T, ...names: readonly string[]): T => {
+    const paths = names.flatMap((name) => {
+      const path = section[name];
+      return typeof path === "string" ? [[name, pathIn(dirname(file), path)]] : [];
+    });
+    return { ...section, ...Object.fromEntries(paths) };
+  };
+  const images = here(sectionOf(data), "source", "evalSource", "eval_source");
+  const [frozen, policy] = [here(sectionOf(tokenizer), "path"), here(sectionOf(ar), "path")];
   const heads = policy.nHead ?? policy.n_head;
   return {
     data: images,
-    ...(reward !== undefined && { rewardNetworks: networksOf(sectionOf(reward)) }),
+    ...(reward !== undefined && {
+      rewardNetworks: networksOf(sectionOf(reward)).map((path) => pathIn(dirname(file), path)),
+    }),
     ...(sectionOf(rollout).start === "empty" && { start: "empty" }),
     ...(typeof frozen.path === "string" && {
       tokenizer: frozen as Exclude<RunEvalOptions["tokenizer"], string | undefined>,

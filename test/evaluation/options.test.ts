@@ -80,11 +80,12 @@ test("a configuration gives its images, and both spellings of keys are known", a
       "reward: {l2: {weight: 1}, perceptual: {weight: 3, path: c.safetensors}, lpips: {weight: 0, path: v.pth}}\n",
   );
   assert.deepEqual(optionsOfConfig(file), {
-    data: { source: "x", eval_part: 0.2, group: "^[^_]+" },
+    // Relative paths of a file are relative to it.
+    data: { source: join(folder, "x"), eval_part: 0.2, group: "^[^_]+" },
     start: "empty",
-    tokenizer: { path: "t.safetensors", weights: "raw" },
-    policy: { path: "p.safetensors", nHead: 4 },
-    rewardNetworks: ["c.safetensors"],
+    tokenizer: { path: join(folder, "t.safetensors"), weights: "raw" },
+    policy: { path: join(folder, "p.safetensors"), nHead: 4 },
+    rewardNetworks: [join(folder, "c.safetensors")],
   });
 });
 
