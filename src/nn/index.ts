@@ -23,4 +23,4 @@ export {
 } from "./optim.js";
 export { PackedLinears, type PackOptions, packLinears } from "./packed.js";
 export * as schedules from "./schedules.js";
-export { countParts, plainName, plainNames, requireShapes, type Shapes, shapesOf } from "./state_dict.js";
+export { countParts, requireShapes, type Shapes, shapesOf } from "./state_dict.js";

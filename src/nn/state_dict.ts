@@ -1,6 +1,6 @@
 /**
- * State dicts of files against those of modules: names without what wrappers put into them, and shapes compared before
- * anything is built. Reading a file is left to `src/torch`, knowing a model to the models.
+ * State dicts of files against those of modules: shapes compared before anything is built. Reading a file is left to
+ * `src/torch`, knowing a model to the models.
  */
 import { expected, TorchError } from "../torch/index.js";
 import { onMeta } from "./init.js";
@@ -8,44 +8,6 @@ import type { Module } from "./module.js";
 
 /** Shapes by name, as a file's header gives them. */
 export type Shapes = Readonly<Record<string, readonly number[]>>;
-
-/** Parts of a name that compiling, distributing and checkpointing put around a module. */
-const WRAPPERS: ReadonlySet<string> = new Set([
-  "module",
-  "_orig_mod",
-  "_fsdp_wrapped_module",
-  "_checkpoint_wrapped_module",
-]);
-
-/** What Lightning's average writes before a name, whose dots it takes out: `model_ema.encoderconv_inweight`. */
-const AVERAGE = "model_ema.";
-
-/** A name as the plain module has it: `module.encoder._orig_mod.conv_in.weight` is `encoder.conv_in.weight`. */
-export function plainName(name: string): string {
-  const plain = name
-    .split(".")
-    .filter((part, i, parts) => i === parts.length - 1 || !WRAPPERS.has(part))
-    .join(".");
-  if (!plain.includes(AVERAGE)) return plain;
-  const start = plain.indexOf(AVERAGE) + AVERAGE.length;
-  return plain.slice(0, start) + plain.slice(start).replace(/^(?:module(?!_))+|_orig_mod/g, "");
-}
-
-/**
- * The names of a file by their {@link plainName}.
- *
- * @throws RangeError when two have the same.
- */
-export function plainNames(where: string, names: readonly string[]): Map<string, string> {
-  const plain = new Map<string, string>();
-  for (const name of names) {
-    const key = plainName(name);
-    const other = plain.get(key);
-    if (other !== undefined) throw expected(where, `one tensor ${key}`, `${other} and ${name}`);
-    plain.set(key, name);
-  }
-  return plain;
-}
 
 /**
  * Shapes of a module's state dict, without the memory of its weights.

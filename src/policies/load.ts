@@ -2,16 +2,8 @@
  * Policies out of the weights of a file: which model it is and how large, by names and shapes alone, then a strict
  * load. Finding the state dict in a file, and reading it, is left to the caller.
  */
-import {
-  countParts,
-  init,
-  plainNames,
-  type Readable,
-  requireShapes,
-  type Shapes,
-  shapesOf,
-} from "../nn/index.js";
-import { type Device, DTYPES, type DType, expected, type Tensor, tidy } from "../torch/index.js";
+import { countParts, init, type Readable, requireShapes, type Shapes, shapesOf } from "../nn/index.js";
+import { type Device, DTYPES, type DType, expected, plainNames, type Tensor, tidy } from "../torch/index.js";
 import { GPT, type GptOptions } from "./gpt.js";
 import { IbqAr, type IbqArOptions, ibqArPresets } from "./ibq_ar.js";
 import { gatedWidth } from "./llama_blocks.js";

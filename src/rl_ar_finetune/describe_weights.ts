@@ -10,7 +10,6 @@ import {
   recogniseClassifier,
   recogniseMetricNetwork,
 } from "../metrics/index.js";
-import { plainNames } from "../nn/index.js";
 import { isPolicy, type PolicyDescription, type PolicySizes, recognisePolicy } from "../policies/index.js";
 import {
   isTokenizer,
@@ -25,6 +24,7 @@ import {
   expected,
   isPlainObject,
   openWeights,
+  plainNames,
   type WeightsFile,
 } from "../torch/index.js";
 

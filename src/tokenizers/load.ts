@@ -3,8 +3,8 @@
  * a file can be described without reading its weights. Files, and the dicts around a state dict, are left
  * to the caller.
  */
-import { init, plainName, plainNames, requireShapes, type Shapes, shapesOf } from "../nn/index.js";
-import { expected, noGrad, type Tensor, tidy } from "../torch/index.js";
+import { init, requireShapes, type Shapes, shapesOf } from "../nn/index.js";
+import { expected, noGrad, plainName, plainNames, type Tensor, tidy } from "../torch/index.js";
 import type { Naming } from "./autoencoder.js";
 import { IBQ } from "./ibq.js";
 import type { TokenizerConfig } from "./model.js";

@@ -1,4 +1,5 @@
 /** The tensor floor's public names. */
+
 export {
   type Accepted,
   camelCase,
@@ -69,6 +70,7 @@ export {
 export { DTYPES, type DType, type TypedArray } from "./dtype.js";
 export { expected, expectedMessage, expectedType, TorchError } from "./errors.js";
 export * as functional from "./functional.js";
+export { plainName, plainNames } from "./plain_names.js";
 export {
   deriveSeed,
   Generator,

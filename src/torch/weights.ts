@@ -11,6 +11,7 @@ import { expected } from "./errors.js";
 import { FileBytes } from "./files.js";
 import { isObject, parseJson } from "./json.js";
 import { LazyTensor } from "./lazy_tensor.js";
+import { plainNames } from "./plain_names.js";
 import { kindOf, Opaque } from "./python_values.js";
 import { openSafetensors } from "./safetensors.js";
 import type { Tensor } from "./tensor.js";
@@ -20,12 +21,6 @@ import type { Tensor } from "./tensor.js";
  * numbers were measured with it.
  */
 const WRAPPERS: readonly string[] = ["ema", "model", "module", "state_dict", "model_state_dict"];
-
-/**
- * Parts of names that wrappers of a module add, at its start or inside: data-parallel training, torch.compile, fully
- * sharded training and activation checkpointing.
- */
-const WRAPPER_PARTS = /(^|\.)(?:(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+/g;
 
 /** How to read a file's weights. */
 export interface WeightsOptions {
@@ -84,13 +79,13 @@ export class WeightsFile {
     this.otherWrappers = source.otherWrappers;
     this.extras = source.extras;
     this.metadata = source.metadata;
-    for (const [name, entry] of source.entries) {
-      const bare = name.replace(WRAPPER_PARTS, "$1");
-      if (this.#entries.has(bare)) {
-        source.close();
-        throw expected(path, "names that differ by more than a wrapper's part", `two that mean ${bare}`);
-      }
-      this.#entries.set(bare, entry);
+    try {
+      const entries = new Map(source.entries);
+      for (const [plain, name] of plainNames(path, [...entries.keys()]))
+        this.#entries.set(plain, entries.get(name) as Entry);
+    } catch (error) {
+      source.close();
+      throw error;
     }
   }
 

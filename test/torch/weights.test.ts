@@ -129,7 +129,7 @@ test("what wrappers of a module add to names is taken off, in any order and dept
     }
   }
   tidy(() => saveTorch(path, { "module.a": ones([1]), a: ones([1]) }));
-  assert.throws(() => openWeights(path), /expected names that differ .*, got two that mean a/);
+  assert.throws(() => openWeights(path), /expected one tensor a, got module\.a and a/);
 });
 
 test("an object where the weights should be would run code, which is said", () => {
