@@ -51,7 +51,7 @@ test("weights are found flat and under every usual wrapper", () => {
     assert.equal(bias(golden(name)), 0.5);
 });
 
-test("an average of the weights is preferred, and another state dict can be asked for", () => {
+test("the EMA of the weights is preferred, and another state dict can be asked for", () => {
   assert.equal(bias(golden("averaged.pt")), 10.5);
   assert.equal(bias(golden("averaged.pt"), "model"), 0.5);
   assert.equal(bias(golden("unusual.pt"), "generator"), 0.5);
