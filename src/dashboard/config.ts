@@ -3,6 +3,7 @@
  * that repeat it or go on with it.
  */
 import { classifierKind } from "../config/classifier.js";
+import { shellWord } from "../config/command.js";
 import { diffConfigs } from "../config/explain.js";
 import { type ConfigKind, Findings } from "../config/kind.js";
 import { pretrainKind } from "../config/pretrain.js";
@@ -108,10 +109,6 @@ ${table(
   ]),
 )}</details>`;
 }
-
-/** A word of a command line as a POSIX shell takes it. */
-export const shellWord = (word: string): string =>
-  /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
 
 /** The command line that a run was started by, without the interpreter where that is `rlar` itself. */
 export function commandText(command: readonly string[]): string {

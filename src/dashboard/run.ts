@@ -5,7 +5,7 @@
 import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
 import { parse } from "yaml";
-import { describeWeights, type ModelDescription } from "../rl_ar_finetune/builder.js";
+import { describeWeights, type ModelDescription, usedNames } from "../rl_ar_finetune/builder.js";
 import { type BestCheckpoint, listCheckpoints } from "../run/checkpoint.js";
 import { isHeld } from "../run/folder.js";
 import { decodeData } from "../run/plain_data.js";
@@ -279,19 +279,13 @@ function factsOf(role: string, file: string, path: string): ModelFacts {
   try {
     using weights = openWeights(path);
     const found = describeWeights(weights);
-    const names = usedNames(found) ?? weights.names;
+    const names = found === null ? weights.names : usedNames(found);
     const count = (name: string): number => weights.info(name).shape.reduce((a, b) => a * b, 1);
     const parameters = names.reduce((sum, name) => sum + count(name), 0);
     return { role, file, what: nameOf(found), parameters };
   } catch (error) {
     return { role, file, what: `not read: ${(error as Error).message}`, parameters: null };
   }
-}
-
-/** Names of the weights that a model takes from its file; null for all. */
-function usedNames(found: ModelDescription | null): string[] | null {
-  if (found?.kind === "tokenizer") return Object.values(found.tokenizer.used);
-  return found?.kind === "policy" ? Object.values(found.policy.used) : null;
 }
 
 function nameOf(found: ModelDescription | null): string {

@@ -52,6 +52,7 @@ export {
   readSample,
   type Sample,
   type SourceOptions,
+  spread,
 } from "./source.js";
 export { type SplitOptions, splitSource, subset } from "./split.js";
 export { openTar } from "./tar.js";

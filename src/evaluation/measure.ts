@@ -4,6 +4,7 @@
  *
  * Images are judged as a file would keep them: clamped, 8 bits a channel.
  */
+import { spread } from "../data/index.js";
 import {
   bootstrap,
   classAccuracy,
@@ -202,8 +203,7 @@ export function referenceOf(
 function someRows(features: Tensor, most: number): Tensor {
   const n = features.size(0);
   if (n <= most) return features.clone();
-  const rows = Array.from({ length: most }, (_, i) => Math.floor((i * n) / most));
-  return tidy(() => features.indexSelect(0, tensor(rows, { dtype: "int64" })));
+  return tidy(() => features.indexSelect(0, tensor(spread(n, most), { dtype: "int64" })));
 }
 
 /** Why some numbers are missing or are to be read with care, for the whole evaluation. */

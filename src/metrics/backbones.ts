@@ -203,6 +203,6 @@ export function atTaps<T>(
 }
 
 /** In place: what a convolution leaves is not needed again, not even backwards. */
-function relu_(x: Tensor): Tensor {
+export function relu_(x: Tensor): Tensor {
   return callTensor("aten::relu_", [x]);
 }

@@ -7,15 +7,8 @@
  * their 1 x 1 convolution (He et al. 2019, "Bag of Tricks", ResNet-D).
  */
 import { Conv2d, GroupNorm, Linear, Module } from "../nn/index.js";
-import {
-  callTensor,
-  expected,
-  functional as F,
-  noGrad,
-  readOptions,
-  type Tensor,
-  tidy,
-} from "../torch/index.js";
+import { expected, functional as F, noGrad, readOptions, type Tensor, tidy } from "../torch/index.js";
+import { relu_ } from "./backbones.js";
 import type { FeatureNetwork } from "./features.js";
 import { checkImages, joined, ranges } from "./pairs.js";
 
@@ -223,9 +216,4 @@ function wholeConfig(given: ClassifierConfig): Required<ClassifierConfig> {
     throw expected(`${where}: widths`, `two or more multiples of ${GROUP}`, `[${widths.join(", ")}]`);
   }
   return { numClasses, classNames: [...classNames], widths: [...widths], depth };
-}
-
-/** In place: no backward pass needs what a normalisation or a sum leaves. */
-function relu_(x: Tensor): Tensor {
-  return callTensor("aten::relu_", [x]);
 }

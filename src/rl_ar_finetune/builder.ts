@@ -76,6 +76,7 @@ export {
   openModel,
   policyMetadata,
   usedBy,
+  usedNames,
   type WeightsChoice,
   weightsOf,
 } from "./describe_weights.js";

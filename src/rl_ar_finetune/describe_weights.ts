@@ -258,7 +258,8 @@ export function usedBy(found: ModelDescription): Readonly<Record<string, string>
   return found.kind === "policy" ? found.policy.used : found.used;
 }
 
-const usedNames = (found: ModelDescription): string[] => Object.values(usedBy(found));
+/** Names of the weights that a model takes from its file. */
+export const usedNames = (found: ModelDescription): string[] => Object.values(usedBy(found));
 
 /** Check types and sizes of the weights that a model takes, before anything is built for them. */
 export function requireWeights(file: WeightsFile, names: readonly string[]): void {

@@ -25,6 +25,7 @@ import { join } from "node:path";
 import type { StateDict } from "../nn/index.js";
 import { makeFolder, replaceFile, writing } from "../torch/files.js";
 import { expected, expectedType, loadSafetensors, saveSafetensors, type Tensor } from "../torch/index.js";
+import { isCount } from "../torch/json.js";
 import { type Versions, versions } from "./environment.js";
 import { decodeData, encodeData, type PlainData } from "./plain_data.js";
 
@@ -215,8 +216,6 @@ function isBest(value: unknown): value is BestCheckpoint {
     typeof number === "number"
   );
 }
-
-const isCount = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
 
 function readText(path: string): string | null {
   try {

@@ -23,6 +23,7 @@ import {
   type ReadOptions,
   type SourceOptions,
   splitSource,
+  spread,
   subset,
   UnreadableImages,
 } from "../data/index.js";
@@ -186,11 +187,7 @@ export async function openImages(
 
 /** At most `count` images of a set, spread over it: its order is often that of its classes. */
 export function someOf(source: ImageSource, count: number): ImageSource {
-  const some = Math.min(count, source.length);
-  return subset(
-    source,
-    Array.from({ length: some }, (_, i) => Math.floor((i * source.length) / some)),
-  );
+  return subset(source, spread(source.length, count));
 }
 
 function evalOf(

@@ -2,6 +2,7 @@
  * Writer of PyTorch's checkpoint format, a zip with a pickle of tensors: what `torch.load(weights_only=True)` reads.
  * Reading it is checkpoint.ts. Format after torch/serialization.py; the pickle is of protocol 2.
  */
+import { isPlainObject } from "./arguments.js";
 import { DTYPES, type DType } from "./dtype.js";
 import { describe, expected, expectedType } from "./errors.js";
 import { forTensorData, mustHaveValues, plainValues, replaceFile } from "./files.js";
@@ -94,7 +95,7 @@ class Pickler {
     else if (typeof value === "number") this.#number(value);
     else if (Array.isArray(value)) this.#list(value, at);
     else if (value instanceof Map) this.#dict(value, at);
-    else if (isPlain(value)) this.#dict(new Map(Object.entries(value)), at, value);
+    else if (isPlainObject(value)) this.#dict(new Map(Object.entries(value)), at, value);
     else {
       const where = at === "" ? "saveTorch" : `saveTorch: ${at}`;
       throw expectedType(
@@ -217,9 +218,3 @@ const under = (at: string, key: string | number): string => (at === "" ? String(
 const saving = (at: string): string => (at === "" ? "saveTorch" : `saveTorch: ${at}`);
 
 const kindOf = (value: unknown): string => (typeof value === "function" ? "a function" : describe(value));
-
-function isPlain(value: unknown): value is Record<string, unknown> {
-  if (typeof value !== "object" || value === null) return false;
-  const prototype = Object.getPrototypeOf(value);
-  return prototype === Object.prototype || prototype === null;
-}

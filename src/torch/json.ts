@@ -26,6 +26,10 @@ export function parseJson(bytes: Uint8Array, where: string, what: string, remedy
 export const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
+/** A size, a length, a step: a whole number from 0 that a float holds exactly. */
+export const isCount = (value: unknown): value is number =>
+  Number.isSafeInteger(value) && (value as number) >= 0;
+
 /** Of two equal keys `JSON.parse` keeps the last and says nothing. The text is valid JSON. */
 function checkNesting(text: string, where: string, what: string, remedy?: string): void {
   const open: Set<string>[] = [];

@@ -9,6 +9,7 @@ import { empty } from "./creation.js";
 import { DTYPES, type DType } from "./dtype.js";
 import { expected } from "./errors.js";
 import { type ByteSource, readTensorData } from "./files.js";
+import { isCount } from "./json.js";
 import { kindOf, PyGlobal } from "./python_values.js";
 import type { Tensor } from "./tensor.js";
 
@@ -226,8 +227,6 @@ export function persistentTensor(
   const [, first, length] = Array.isArray(view) ? view : [null, 0, numel];
   return checkedTensor({ storage, dtype, size: [length], stride: [1], offset: first }, where);
 }
-
-const isCount = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
 
 interface Claim {
   storage: Storage;

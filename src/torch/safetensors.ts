@@ -16,7 +16,7 @@ import {
   replaceFile,
   writeAll,
 } from "./files.js";
-import { isObject, parseJson } from "./json.js";
+import { isCount, isObject, parseJson } from "./json.js";
 import { tidy } from "./scope.js";
 import { Tensor } from "./tensor.js";
 
@@ -155,8 +155,6 @@ function parseHeader(bytes: Uint8Array, where: string): RawHeader {
   tensors.sort(([, a], [, b]) => a.begin - b.begin || a.end - b.end);
   return { metadata, tensors };
 }
-
-const isCount = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
 
 function parseEntry(value: unknown, where: string): RawEntry {
   if (!isObject(value)) throw expected(where, "dtype, shape and data_offsets", shown(value), DAMAGED);

@@ -8,7 +8,6 @@ import {
   configSection,
   kindOf,
   notesOf,
-  shellWord,
   summaryOf,
 } from "../../src/dashboard/config.js";
 import { type Run, readRun } from "../../src/dashboard/run.js";
@@ -60,8 +59,6 @@ test("what rlar says of such a configuration is said again", (t) => {
 });
 
 test("command lines are quoted for a shell, and rlar is called by its name", () => {
-  assert.equal(shellWord("data.source=/a/b-c_1.tar"), "data.source=/a/b-c_1.tar");
-  assert.equal(shellWord(" it's $HOME's"), "' it'\\''s $HOME'\\''s'");
   assert.equal(commandText(["/usr/bin/node", "/x/scripts/rlar.mjs", "train", "a=b c"]), "rlar train 'a=b c'");
   assert.equal(commandText(["node", "/x/scripts/run.mjs", "rlar", "train"]), "rlar train");
   assert.equal(commandText(["node", "/x/mine.mjs", "1"]), "node /x/mine.mjs 1");
