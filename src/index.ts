@@ -127,7 +127,11 @@ export {
   type TrainResult,
   trainRlLoop,
 } from "./rl_ar_finetune/train_loop.js";
-export { type Checkpoint, type LoadedCheckpoint, loadCheckpoint } from "./run/checkpoint.js";
+export {
+  type Checkpoint,
+  type LoadedCheckpoint,
+  readCheckpoint as loadCheckpoint,
+} from "./run/checkpoint.js";
 export {
   FrozenTokenizer,
   IBQ,

@@ -137,7 +137,7 @@ export function plainConfig<T extends object>(config: T, kind: ConfigKind<T>): R
 export function plainConfig(config: object, kind: KeyTable = trainKind): Record<string, unknown> {
   const visit = (value: unknown, path: string): unknown => {
     if (!kind.isSection(path) && path !== "")
-      return kind.keyAt(path)?.live !== undefined && value !== null ? nameOf(value) : plain(value);
+      return kind.keyAt(path)?.live !== undefined && value !== null ? objectName(value) : plain(value);
     const entries = Object.entries(value as object);
     return Object.fromEntries(
       entries.map(([name, item]) => [name, visit(item, path === "" ? name : `${path}.${name}`)]),
@@ -150,10 +150,12 @@ function plain(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(plain);
   if (isPlainObject(value))
     return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, plain(item)]));
-  return typeof value === "function" || (typeof value === "object" && value !== null) ? nameOf(value) : value;
+  return typeof value === "function" || (typeof value === "object" && value !== null)
+    ? objectName(value)
+    : value;
 }
 
-const nameOf = (value: unknown): string =>
+const objectName = (value: unknown): string =>
   `<${(typeof value === "function" ? value.name : (value as object).constructor?.name) || "unnamed"}>`;
 
 /**

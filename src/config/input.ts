@@ -10,7 +10,7 @@ import { isPlainObject, nearestName } from "../torch/arguments.js";
 import { rlarCommand } from "./command.js";
 import type { Key } from "./key.js";
 import type { KeyTable } from "./kind.js";
-import { camelCase, configPath, shown } from "./spelling.js";
+import { configPath, schemaName, shown } from "./spelling.js";
 
 /** A value, and how to name its place in a message. */
 export interface Given {
@@ -183,7 +183,7 @@ function readYaml(
     }
     if (!isMap(node) || isWhole(kind, path) || isEmptyValue(kind, path, node.items.length)) {
       if (path.length === 0) {
-        const got = node === null || (isScalar(node) && node.value === null) ? null : kindOf(node);
+        const got = node === null || (isScalar(node) && node.value === null) ? null : nodeText(node);
         if (got !== null) refuse(offset, `expected keys with values, got ${got}.`);
         return;
       }
@@ -241,15 +241,15 @@ function isDeep(value: unknown, depth = 0): boolean {
   return depth === MAX_DEPTH || Object.values(value).some((item) => isDeep(item, depth + 1));
 }
 
-const kindOf = (node: Node): string => (isScalar(node) ? String(node.value) : "a list");
+const nodeText = (node: Node): string => (isScalar(node) ? String(node.value) : "a list");
 
 /** Whether an empty object stands where there is no section: a value, not no values. */
 const isEmptyValue = (kind: KeyTable, path: readonly string[], items: number): boolean =>
-  items === 0 && path.length > 0 && !kind.isSection(path.map(camelCase).join("."));
+  items === 0 && path.length > 0 && !kind.isSection(path.map(schemaName).join("."));
 
 /** The key that a path as written names, or the first key that another name stands for. */
 function keyOf(kind: KeyTable, path: readonly string[]): Key | undefined {
-  const name = path.map(camelCase).join(".");
+  const name = path.map(schemaName).join(".");
   return kind.keyAt(name) ?? (kind.isSection(name) ? undefined : kind.keyAt(kind.aliases[name]?.[0] ?? ""));
 }
 
@@ -267,7 +267,7 @@ function isWhole(kind: KeyTable, path: readonly string[]): boolean {
 
 /** A name that every JavaScript object has, such as `toString`: no key, and not safe to assign. */
 function inheritedName(names: readonly string[], value: unknown): string | undefined {
-  const found = names.find((name) => name in Object.prototype || camelCase(name) in Object.prototype);
+  const found = names.find((name) => name in Object.prototype || schemaName(name) in Object.prototype);
   if (found !== undefined || !isPlainObject(value)) return found;
   for (const [name, item] of Object.entries(value)) {
     const inside = inheritedName([name], item);
@@ -287,7 +287,7 @@ function layerOf(
   const problems = [...options.problems];
   const isWeak = new Set<string>();
   for (const { path, value, place } of written) {
-    const name = path.map(camelCase).join(".");
+    const name = path.map(schemaName).join(".");
     const where = `${place}${path.join(".")}`;
     if (kind.keyAt(name)?.live === undefined && isDeep(value)) {
       problems.push(`${where}: ${TOO_MUCH}`);

@@ -37,11 +37,11 @@ export function configurationPage(kinds: readonly ConfigKind<object>[]): string 
     first === undefined ? [] : explainConfig("", first).map((key) => [key.path, rowOf(key)]),
   );
   const legend = Object.entries(RESUMED).map(([name, text]) => `- \`${name}\`: ${text}`);
-  const commands = kinds.map((kind) => commandText(kind, kind === first ? new Map() : usual));
+  const commands = kinds.map((kind) => commandPage(kind, kind === first ? new Map() : usual));
   return `${INTRO}${legend.join("\n")}\n${commands.join("")}`;
 }
 
-function commandText(kind: ConfigKind<object>, usual: ReadonlyMap<string, string>): string {
+function commandPage(kind: ConfigKind<object>, usual: ReadonlyMap<string, string>): string {
   const presets = Object.entries(kind.presets).map(([name, { about }]) => `- \`preset=${name}\`: ${about}`);
   const all = explainConfig("", kind);
   const same = all.filter((key) => usual.get(key.path) === rowOf(key));

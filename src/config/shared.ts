@@ -22,10 +22,10 @@ export const size = (unit?: string) => key(count.nullable(), null, unit);
 export const flag = (value: boolean) => key(z.boolean(), value);
 const textKey = () => key(text.nullable(), null);
 
-export const isObject = (value: unknown): boolean => typeof value === "object" && value !== null;
+export const isNotPrimitive = (value: unknown): boolean => typeof value === "object" && value !== null;
 export const isFunction = (value: unknown): boolean => typeof value === "function";
 const has = (value: unknown, method: string): boolean =>
-  isObject(value) && isFunction((value as Record<string, unknown>)[method]);
+  isNotPrimitive(value) && isFunction((value as Record<string, unknown>)[method]);
 
 export const seed = key(integer0, 0).describe(
   "Seed of every random number of the run. Compare several seeds before you believe a small difference.",

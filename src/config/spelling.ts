@@ -7,13 +7,13 @@ import { isPlainObject } from "../torch/arguments.js";
 import type { Section } from "./key.js";
 
 /** `max_len` and `max-len` as `maxLen`. */
-export function camelCase(name: string): string {
+export function schemaName(name: string): string {
   return name.replace(/(?<=[A-Za-z0-9])[_-]+([A-Za-z0-9])/g, (_, letter: string) => letter.toUpperCase());
 }
 
 /** A path as a user may write it, in the spelling of the schema. */
 export function configPath(text: string): string {
-  return text.split(".").map(camelCase).join(".");
+  return text.split(".").map(schemaName).join(".");
 }
 
 /** `maxLen` as `max_len`. */

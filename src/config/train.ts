@@ -16,7 +16,7 @@ import {
   flag,
   integer0,
   isFunction,
-  isObject,
+  isNotPrimitive,
   positive,
   size,
   unit,
@@ -232,7 +232,8 @@ export const configSchema = section({
   data: shared.data,
   dataloader: liveKey<Loader>(
     "an iterable of images or batches, or a function that returns one",
-    (value) => isFunction(value) || (isObject(value) && ITERATORS.some((of) => of in (value as object))),
+    (value) =>
+      isFunction(value) || (isNotPrimitive(value) && ITERATORS.some((of) => of in (value as object))),
   ).describe(
     "Batches of training images, in place of data.source. Pass one from a program for data that no reader here knows.",
   ),

@@ -21,7 +21,7 @@ const KINDS: readonly ConfigKind<object>[] = [trainKind, tokenizerKind, pretrain
  * The kind that a configuration is of: the one that has all its sections and fewest others, of which an older run may
  * lack some; null where there is none.
  */
-export function kindOf({ config }: Run): ConfigKind<object> | null {
+export function kindOfRun({ config }: Run): ConfigKind<object> | null {
   const names = Object.keys(config);
   const fitting = KINDS.map((kind) => ({ kind, sections: new Set(kind.keys.map(({ path }) => path[0])) }))
     .filter(({ sections }) => names.every((name) => sections.has(name)) && names.length * 2 >= sections.size)
@@ -32,7 +32,7 @@ export function kindOf({ config }: Run): ConfigKind<object> | null {
 /** The algorithm, the contexts, the preset and the seed in words, as far as there are such. */
 export function summaryOf(run: Run): string {
   const at = (path: string): unknown => configAt(run.config, path);
-  const kind = kindOf(run);
+  const kind = kindOfRun(run);
   const parts = [
     typeof at("algorithm") === "string" ? String(at("algorithm")).toUpperCase() : (kind?.name ?? null),
     typeof at("rollout.context.type") === "string"
@@ -53,7 +53,7 @@ export interface Changed {
 
 /** Keys that differ from the defaults, in the order of the schema; null for a configuration of no known kind. */
 export function changedKeys(run: Run): Changed[] | null {
-  const kind = kindOf(run);
+  const kind = kindOfRun(run);
   if (kind === null) return null;
   return kind.keys.flatMap(({ path, default: usual }) => {
     const name = path.join(".");
@@ -63,8 +63,8 @@ export function changedKeys(run: Run): Changed[] | null {
 }
 
 /** What `rlar` says of such a configuration before it starts; nothing where it cannot be read again. */
-export function notesOf(run: Run): readonly string[] {
-  const kind = kindOf(run);
+export function configNotes(run: Run): readonly string[] {
+  const kind = kindOfRun(run);
   const parsed = kind?.schema.safeParse(run.config);
   if (kind === null || !parsed?.success) return [];
   const given = new Set(changedKeys(run)?.map(({ path }) => path));
@@ -81,7 +81,7 @@ export const valueText = (value: unknown): string =>
 export function configSection(run: Run): Html {
   if (Object.keys(run.config).length === 0) return html`<p>There is no config.yaml in the folder.</p>`;
   const changed = changedKeys(run);
-  const kind = kindOf(run);
+  const kind = kindOfRun(run);
   const head = ["key", "value", "default", "what it is"];
   const rows = (changed ?? []).map(({ path, value, usual }) => [
     html`<code>${path}</code>`,
@@ -120,7 +120,7 @@ export function commandText(command: readonly string[]): string {
 
 /** The section on how to do it again. */
 export function commandSection(run: Run): Html {
-  const kind = kindOf(run);
+  const kind = kindOfRun(run);
   const begun = run.starts[0]?.environment.command;
   const passed = (kind?.keys ?? [])
     .filter(({ live, path }) => live !== undefined && (configAt(run.config, path.join(".")) ?? null) !== null)

@@ -10,7 +10,7 @@ import { configAt, type Run } from "./run.js";
 import {
   type Axis,
   axisOf,
-  meanOf,
+  finiteMean,
   movingMean,
   numberText,
   type Series,
@@ -185,7 +185,7 @@ export function floorOf(run: Run): number | undefined {
 /** The mean reward of the tokenizer's reconstructions of the training images; undefined where there is none. */
 export function ceilingOf(run: Run): number | undefined {
   const series = run.metrics.get("eval/vq_ceiling") ?? run.metrics.get("reward/vq_ceiling");
-  const mean = meanOf(series?.values ?? []);
+  const mean = finiteMean(series?.values ?? []);
   return Number.isNaN(mean) ? undefined : mean;
 }
 
@@ -340,7 +340,7 @@ export function lineChart(chart: LineChart): Html {
   };
   return html`<figure class="chart${chart.isWide ? " wide" : ""}">
 <figcaption><h4>${chart.title}</h4><ul class="legend">${keys}</ul></figcaption>
-${frame(drawn, x, y, { unit, label: `${chart.title}: ${spoken(chart.lines, unit)}`, below: "step" })}
+${chartFrame(drawn, x, y, { unit, label: `${chart.title}: ${spoken(chart.lines, unit)}`, below: "step" })}
 <p class="about">${chart.about}${y.isLog ? " Logarithmic." : ""} <span class="metrics">${[...new Set(chart.lines.map(({ metric }) => metric))].join(", ")}</span></p>
 ${dataElement(data)}
 </figure>`;
@@ -404,7 +404,7 @@ function spoken(lines: readonly Line[], unit: "" | "%"): string {
 }
 
 /** A drawing between its axes. */
-export function frame(
+export function chartFrame(
   drawing: Html,
   x: Axis,
   y: Axis,
@@ -488,7 +488,7 @@ export function stackedChart(
   const label = `${chart.title}: ${layers.map((layer) => layer.label).join(", ")}`;
   return html`<figure class="chart">
 <figcaption><h4>${chart.title}</h4><ul class="legend">${keys}</ul></figcaption>
-${frame(html`${drawn}`, x, y, { label, below: "step" })}
+${chartFrame(html`${drawn}`, x, y, { label, below: "step" })}
 <p class="about">${chart.about}${size > 1 ? ` Each bar is the mean of ${size} steps.` : ""} In ${chart.unit}; the legend has each part's share.</p>
 ${dataElement(data)}
 </figure>`;

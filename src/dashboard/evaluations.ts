@@ -14,7 +14,7 @@ import {
   warningsOf,
 } from "../evaluation/verdict.js";
 import { measureOf } from "../metrics/measures.js";
-import { colorOf, frame, HEIGHT, round, WIDTH } from "./curves.js";
+import { chartFrame, colorOf, HEIGHT, round, WIDTH } from "./curves.js";
 import { type Html, hint, html, type Piece, raw, table } from "./page.js";
 import type { EvalFile, SomeEvaluation } from "./reading.js";
 import { changeText } from "./results.js";
@@ -449,7 +449,7 @@ export function frontierChart({ title, network, prefix, across, series }: Fronti
   });
   return html`<figure class="chart square">
 <figcaption><h4>${title}</h4><ul class="legend">${keys}</ul></figcaption>
-${frame(html`${drawn}`, x, y, { label: `${title}. ${spoken.join(". ")}`, below: `across: ${across}`, beside: "Fréchet distance", over: html`${over}` })}
+${chartFrame(html`${drawn}`, x, y, { label: `${title}. ${spoken.join(". ")}`, below: `across: ${across}`, beside: "Fréchet distance", over: html`${over}` })}
 <p class="about">Completions after ${prefix} codes, a point a temperature (with a guidance scale where there are several); features of ${network}. Lower is better in both.${hasRanges && " Bars: 95 % intervals of the Fréchet distance."}${
     hasBase &&
     " Shaded: what the policy before reaches, or worse. Good: points of the other to the left of that, or below it with their bars."

@@ -3,14 +3,14 @@
 import { POOR_CEILING } from "../evaluation/verdict.js";
 import { measureOf } from "../metrics/measures.js";
 import { duration } from "../run/console.js";
-import { notesOf } from "./config.js";
+import { configNotes } from "./config.js";
 import { ceilingOf, floorOf } from "./curves.js";
 import { shortList } from "./evaluations.js";
 import { type Html, html } from "./page.js";
 import { objectOf } from "./reading.js";
 import { outcomesOf } from "./results.js";
-import { configAt, endOf, type Run, stepsText } from "./run.js";
-import { meanOf, numberText, rowTexts, type Series } from "./scale.js";
+import { configAt, endOfRun, type Run, stepsText } from "./run.js";
+import { finiteMean, numberText, rowTexts, type Series } from "./scale.js";
 
 /** Steps as a short text: `3, 5-9, ... (12 in all)`. */
 export function rangesText(steps: readonly number[]): string {
@@ -45,7 +45,7 @@ export function noticesOf(run: Run): Notice[] {
   const bad = (text: string): number => notices.push({ level: "bad", text });
   const look = (text: string): number => notices.push({ level: "look", text });
   const { metrics } = run;
-  const end = endOf(run);
+  const end = endOfRun(run);
   if (end.state === "stopped") bad(`The run is incomplete${stepsText(run)}: ${end.text}.`);
   const alarms = stepsWhere(metrics.get("eval/hacking_alarm"), (value) => value > 0);
   if (alarms.length > 0)
@@ -81,7 +81,7 @@ export function noticesOf(run: Run): Notice[] {
   const limit = configAt(run.config, "limits.ratioGap");
   if (typeof limit === "number" && gap > limit)
     look(`Sampler and scorer differed by up to ${numberText(gap)} in a token's log-probability.`);
-  const flat = meanOf(metrics.get("advantage/frac_zero_std")?.values ?? []);
+  const flat = finiteMean(metrics.get("advantage/frac_zero_std")?.values ?? []);
   if (flat > 0.5)
     look(
       `In ${numberText(flat, "%")} of the groups all samples were worth the same, so the policy learnt nothing from them.`,
@@ -93,7 +93,7 @@ export function noticesOf(run: Run): Notice[] {
   if (last?.commit?.isDirty) look("The code differed from the commit: files had been changed.");
   const commits = new Set(run.starts.flatMap(({ environment }) => environment.commit?.id ?? []));
   if (commits.size > 1) look(`The run went on under other code: ${[...commits].map(shortId).join(", ")}.`);
-  for (const note of notesOf(run)) look(note);
+  for (const note of configNotes(run)) look(note);
   return notices;
 }
 
@@ -151,7 +151,7 @@ function eventsOf(run: Run): { step: number; text: string }[] {
     step: run.best.step,
     text: `Best ${run.best.metric}: ${numberText(run.best.value)} (checkpoints/${run.best.name}).`,
   };
-  const end = endOf(run);
+  const end = endOfRun(run);
   const time = run.seconds === null ? "" : ` It ran for ${duration(run.seconds)}.`;
   const last = {
     step: run.lastStep,

@@ -15,7 +15,7 @@ import { eventSection, shortId } from "./events.js";
 import { type Html, html, raw, SCRIPT, STYLE, table } from "./page.js";
 import type { SomeEnvironment } from "./reading.js";
 import { comparison, judgedOn, resultSection, runList } from "./results.js";
-import { configAt, endOf, type Run, readRun, totalOf } from "./run.js";
+import { configAt, endOfRun, type Run, readRun, totalOf } from "./run.js";
 import { evalPictures, type Pictures, readEvalPictures, readPictures, sampleSection } from "./samples.js";
 import { numberText } from "./scale.js";
 
@@ -99,10 +99,10 @@ interface Section {
 
 function pageOfOne(shown: Shown): string {
   const { run, samples } = shown;
-  const end = endOf(run);
+  const end = endOfRun(run);
   const state = end.state === "under way" ? "way" : end.state;
   const head = html`<h1>${run.name}</h1><p class="what">${summaryOf(run)}</p>
-<p><span class="state ${state}">${end.text}</span></p>${factsOf(run)}`;
+<p><span class="state ${state}">${end.text}</span></p>${factsTable(run)}`;
   const during = resultSection(run, run.evaluations.length > 0);
   const sections: Section[] = [
     {
@@ -130,7 +130,7 @@ function pageOfSeveral(shown: readonly Shown[]): string {
   const head = html`<h1>${runs.length} runs</h1>${runList(runs)}`;
   const each = shown.map(
     (one, i) => html`<details><summary><i class="dot c${i % 8}"></i>${one.run.name}</summary>
-${factsOf(one.run)}${judgedSection(one)}<h3>What happened</h3>${eventSection(one.run)}<h3>Samples</h3>${sampleSection(one.samples)}
+${factsTable(one.run)}${judgedSection(one)}<h3>What happened</h3>${eventSection(one.run)}<h3>Samples</h3>${sampleSection(one.samples)}
 <h3>Configuration</h3><div class="text">${configSection(one.run)}</div><h3>Run it again</h3>${commandSection(one.run)}
 <h3>Environment</h3><div class="text">${environmentSection(one.run)}</div></details>`,
   );
@@ -155,16 +155,16 @@ function frontiers(runs: readonly Run[]): Html | null {
 }
 
 /** Different images that it was trained on, where an evaluation tells; null where none does. */
-function imagesOf({ evaluations }: Run): number | null {
+function trainImages({ evaluations }: Run): number | null {
   const known = evaluations.map(({ evaluation }) => evaluation.data?.train.images);
   return known.find((images) => images !== undefined) ?? null;
 }
 
 /** What was run, at a glance. */
-function factsOf(run: Run): Html {
+function factsTable(run: Run): Html {
   const at = (path: string): unknown => configAt(run.config, path);
   const total = totalOf(run);
-  const images = imagesOf(run);
+  const images = trainImages(run);
   const seen = run.metrics.get("progress/images_seen")?.values.at(-1);
   const group = at("rollout.numGenerations");
   const environment: SomeEnvironment = run.starts[0]?.environment ?? {};
@@ -215,7 +215,7 @@ function environmentSection({ starts }: Run): Html {
   if (starts.length === 0) return html`<p>There is no env.json in the folder.</p>`;
   return html`${starts.map(({ step, environment }) => {
     const { libtorchConfig, command: _, ...rest } = environment;
-    const rows = Object.entries(rest).flatMap(([name, value]) => rowsOf(name, value));
+    const rows = Object.entries(rest).flatMap(([name, value]) => factRows(name, value));
     return html`<h3>${step === 0 ? "At the start" : `From step ${step} on`}</h3>${table([], rows)}${
       libtorchConfig !== undefined &&
       html`<details><summary>How LibTorch was built</summary><pre>${libtorchConfig}</pre></details>`
@@ -223,11 +223,11 @@ function environmentSection({ starts }: Run): Html {
   })}`;
 }
 
-function rowsOf(name: string, value: unknown): [string, Html][] {
+function factRows(name: string, value: unknown): [string, Html][] {
   if (name === "memoryBytes" && typeof value === "number")
     return [["memory", html`${numberText(value / 2 ** 30)} GiB`]];
   if (typeof value === "object" && value !== null)
-    return Object.entries(value).flatMap(([key, of]) => rowsOf(`${name} ${key}`, of));
+    return Object.entries(value).flatMap(([key, of]) => factRows(`${name} ${key}`, of));
   return [[name, html`<code>${String(value ?? "none")}</code>`]];
 }
 

@@ -10,8 +10,8 @@ import { summaryOf, valueText } from "./config.js";
 import { ceilingOf, floorOf, isRewarded, sparkPath } from "./curves.js";
 import { type Html, hint, html, table } from "./page.js";
 import type { SomeEvaluation } from "./reading.js";
-import { endOf, type Run, totalOf } from "./run.js";
-import { meanOf, numberText, rowTexts, type Series } from "./scale.js";
+import { endOfRun, type Run, totalOf } from "./run.js";
+import { finiteMean, numberText, rowTexts, type Series } from "./scale.js";
 
 /** A held-out metric from the first evaluation to the last. */
 export interface Outcome {
@@ -195,7 +195,7 @@ export function runList(runs: readonly Run[]): Html {
       summaryOf(run),
       `${run.lastStep}${total === null ? "" : ` of ${total}`}`,
       run.seconds === null ? "n/a" : duration(run.seconds),
-      endOf(run).text,
+      endOfRun(run).text,
     ];
   });
   return html`<div class="text">${table(["run", "what", "steps", "wall time", "end"], rows)}</div>`;
@@ -215,7 +215,7 @@ export function seedGroups(runs: readonly Run[]): Run[][] {
 /** Mean and standard deviation (over n - 1) of finite numbers; NaN for the spread of one. */
 export function meanAndSpread(values: readonly number[]): { mean: number; std: number; count: number } {
   const finite = values.filter(Number.isFinite);
-  const mean = meanOf(finite);
+  const mean = finiteMean(finite);
   const squares = finite.reduce((sum, value) => sum + (value - mean) ** 2, 0);
   const std = finite.length < 2 ? Number.NaN : Math.sqrt(squares / (finite.length - 1));
   return { mean, std, count: finite.length };

@@ -132,7 +132,7 @@ export function readRun(folder: string): Run {
     starts,
     metrics: seriesOf(records),
     lastStep: records.at(-1)?.step ?? 0,
-    seconds: secondsOf(starts, records),
+    seconds: secondsOfRun(starts, records),
     damagedLines: damaged,
     pages,
     checkpoints,
@@ -140,7 +140,7 @@ export function readRun(folder: string): Run {
       bestOf(keysOf(decodeData(readFileSync(path, "utf8")))),
     ),
     values,
-    models: modelsOf(folder, newest, objectOf({ ...config, ...objectOf(values.config) })),
+    models: modelFiles(folder, newest, objectOf({ ...config, ...objectOf(values.config) })),
     evaluations: readEvaluations(folder, unread),
     isUnderWay: isHeld(folder),
     dumps: attempt("dumps", 0, (path) => readdirSync(path).filter((name) => !name.startsWith(".")).length),
@@ -205,7 +205,7 @@ function readStarts(folder: string, attempt: Attempt, unread: string[]): Start[]
 }
 
 /** From each start to the last record before the next. */
-function secondsOf(starts: readonly Start[], records: readonly LogRecord[]): number | null {
+function secondsOfRun(starts: readonly Start[], records: readonly LogRecord[]): number | null {
   let total = 0;
   let isKnown = false;
   for (const [i, { step, environment }] of starts.entries()) {
@@ -250,7 +250,7 @@ export function configAt(config: Readonly<Record<string, unknown>>, path: string
 }
 
 /** The models that the run made, then those that it was made with. */
-function modelsOf(
+function modelFiles(
   folder: string,
   newest: string | undefined,
   config: Readonly<Record<string, unknown>>,
@@ -259,7 +259,7 @@ function modelsOf(
   const own = [["model", "model.safetensors"], ...saved] as [string, string][];
   const made = own
     .filter(([, file]) => existsSync(join(folder, file)))
-    .map(([role, file]) => factsOf(role, file, join(folder, file)));
+    .map(([role, file]) => modelFacts(role, file, join(folder, file)));
   const given = [
     ["base policy", "ar.path"],
     ["tokenizer", "tokenizer.path"],
@@ -268,13 +268,13 @@ function modelsOf(
     ["PatchGAN", "reward.patchGan.path"],
   ].flatMap(([role, path]) => {
     const file = configAt(config, path as string);
-    return typeof file === "string" ? [factsOf(role as string, file, file)] : [];
+    return typeof file === "string" ? [modelFacts(role as string, file, file)] : [];
   });
   return [...made, ...given];
 }
 
 /** Names and parameters of a file of weights, from its header. */
-function factsOf(role: string, file: string, path: string): ModelFacts {
+function modelFacts(role: string, file: string, path: string): ModelFacts {
   if (!existsSync(path)) return { role, file, what: "not there any more", parameters: null };
   try {
     using weights = openWeights(path);
@@ -282,13 +282,13 @@ function factsOf(role: string, file: string, path: string): ModelFacts {
     const names = found === null ? weights.names : usedNames(found);
     const count = (name: string): number => weights.info(name).shape.reduce((a, b) => a * b, 1);
     const parameters = names.reduce((sum, name) => sum + count(name), 0);
-    return { role, file, what: nameOf(found), parameters };
+    return { role, file, what: modelText(found), parameters };
   } catch (error) {
     return { role, file, what: `not read: ${(error as Error).message}`, parameters: null };
   }
 }
 
-function nameOf(found: ModelDescription | null): string {
+function modelText(found: ModelDescription | null): string {
   if (found === null) return "unknown model";
   if (found.kind === "metric") return found.network;
   if (found.kind === "tokenizer") return found.tokenizer.name;
@@ -308,7 +308,7 @@ export function totalOf(run: Run): number | null {
   return typeof iters === "number" ? iters : null;
 }
 
-export function endOf(run: Run): End {
+export function endOfRun(run: Run): End {
   const total = totalOf(run);
   const { lastStep } = run;
   if (run.isUnderWay) return { state: "under way", text: `under way${stepsText(run)}` };

@@ -54,15 +54,15 @@ export async function readPictures({ pages }: Pick<Run, "pages">, budget: number
     const own = pages.filter((page) => page.name === name);
     const most = Math.max(2, Math.floor(MOST / names.length));
     let pictures: Picture[] = [];
-    for (const page of spread(own, most)) {
+    for (const page of evenly(own, most)) {
       try {
         pictures.push(await readPicture(page));
       } catch (error) {
         unread.push(`${basename(page.path)}: ${(error as Error).message.split("\n")[0]}`);
       }
     }
-    while (pictures.length > 1 && sizeOf(pictures) > budget / names.length)
-      pictures = spread(pictures, pictures.length - 1);
+    while (pictures.length > 1 && bytesOf(pictures) > budget / names.length)
+      pictures = evenly(pictures, pictures.length - 1);
     shown.push(...pictures);
   }
   return { shown, total: pages.length, unread };
@@ -117,11 +117,11 @@ const unreadText = (unread: readonly string[]): Html | null =>
     ? null
     : html`<ul class="notices">${unread.map((reason) => html`<li class="bad"><b>problem</b> Not read: ${reason}</li>`)}</ul>`;
 
-const sizeOf = (pictures: readonly Picture[]): number =>
+const bytesOf = (pictures: readonly Picture[]): number =>
   pictures.reduce((sum, { bytes }) => sum + bytes.length, 0);
 
 /** At most `count` of a list, its ends among them, the others evenly between. */
-export function spread<T>(list: readonly T[], count: number): T[] {
+export function evenly<T>(list: readonly T[], count: number): T[] {
   if (list.length <= count) return [...list];
   if (count === 1) return [list.at(-1) as T];
   return Array.from(

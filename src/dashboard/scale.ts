@@ -156,11 +156,11 @@ export function smoothingOf(count: number): number {
 export function movingMean(values: readonly number[], window: number): number[] {
   const half = (window - 1) / 2;
   // Each sum anew: running sums would carry the rounding of one huge value to all that come after it.
-  return values.map((_, i) => meanOf(values.slice(Math.max(0, i - half), i + half + 1)));
+  return values.map((_, i) => finiteMean(values.slice(Math.max(0, i - half), i + half + 1)));
 }
 
 /** Of the finite ones; NaN where there is none. */
-export function meanOf(numbers: readonly number[]): number {
+export function finiteMean(numbers: readonly number[]): number {
   let [sum, count] = [0, 0];
   for (const value of numbers) {
     if (!Number.isFinite(value)) continue;
@@ -176,8 +176,8 @@ export function thinned(series: Series, most: number): Series & { readonly size:
   if (size <= 1) return { ...series, size: 1 };
   const starts = Array.from({ length: Math.ceil(series.steps.length / size) }, (_, i) => i * size);
   return {
-    steps: starts.map((at) => meanOf(series.steps.slice(at, at + size))),
-    values: starts.map((at) => meanOf(series.values.slice(at, at + size))),
+    steps: starts.map((at) => finiteMean(series.steps.slice(at, at + size))),
+    values: starts.map((at) => finiteMean(series.values.slice(at, at + size))),
     size,
   };
 }

@@ -50,7 +50,7 @@ export function augment(images: Tensor, options: AugmentOptions, generator: Gene
 }
 
 /** Uniform in [low, high), float32 `[N, count]` on the images' device. */
-function draw(
+function drawUniform(
   images: Tensor,
   count: number,
   [low, high]: readonly [number, number],
@@ -66,7 +66,7 @@ function draw(
 function shifted(x: Tensor, most: number, generator: Generator): Tensor {
   const [n, c, height, width] = x.dims(4);
   const device = x.device as Device;
-  const moves = draw(x, 2, [0, 2 * most + 1], generator)
+  const moves = drawUniform(x, 2, [0, 2 * most + 1], generator)
     .floor()
     .clamp(0, 2 * most)
     .long(); // [N, 2]
@@ -78,7 +78,7 @@ function shifted(x: Tensor, most: number, generator: Generator): Tensor {
 }
 
 function jittered(x: Tensor, jitter: number, generator: Generator): Tensor {
-  const [brightness, contrast, saturation] = draw(x, 3, [-jitter, jitter], generator)
+  const [brightness, contrast, saturation] = drawUniform(x, 3, [-jitter, jitter], generator)
     .view(-1, 3, 1, 1, 1)
     .unbind(1) as [Tensor, Tensor, Tensor]; // [N, 1, 1, 1]
   const grey = x.mean(1, { keepdim: true });
@@ -93,7 +93,7 @@ function jittered(x: Tensor, jitter: number, generator: Generator): Tensor {
 function erased(x: Tensor, erase: number, generator: Generator): Tensor {
   const [n, , height, width] = x.dims(4);
   const device = x.device as Device;
-  const [side, row, column] = draw(x, 3, [0, 1], generator).unbind(1) as [Tensor, Tensor, Tensor]; // [N]
+  const [side, row, column] = drawUniform(x, 3, [0, 1], generator).unbind(1) as [Tensor, Tensor, Tensor]; // [N]
   // Twice the draw less the whole: half of the sides are below 0, which blanks nothing.
   const half = side
     .mul(2)

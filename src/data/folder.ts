@@ -41,7 +41,7 @@ export async function folderOf(
     const got = files.length === 0 ? "an empty folder" : `only ${counts}`;
     throw expected(folder, "at least one image file", got, remedy);
   }
-  const classes = classesOf(folder, ids, options);
+  const classes = folderClasses(folder, ids, options);
   const features = featuresOf(folder, ids, files);
   const read = new Set([...ids, ...(features ?? [])]);
   const unread = unreadFiles(
@@ -75,7 +75,11 @@ export async function folderOf(
   };
 }
 
-function classesOf(folder: string, ids: readonly string[], { label, classNames }: SourceOptions): Classes {
+function folderClasses(
+  folder: string,
+  ids: readonly string[],
+  { label, classNames }: SourceOptions,
+): Classes {
   if (typeof label === "string") {
     throw expected(folder, "no label in a folder of images", label, "Their subfolders are their classes");
   }

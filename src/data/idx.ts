@@ -32,7 +32,7 @@ export async function openIdx(path: string, options: SourceOptions = {}): Promis
   const { shape, data } = readIdx(path, 3);
   const [length = 0, height = 0, width = 0] = shape;
   if (length * height * width === 0) throw expected(path, "at least one image", `[${shape.join(", ")}]`);
-  const classes = classesOf(path, length, options);
+  const classes = idxClasses(path, length, options);
   // The archive's own name for the file comes with no folder.
   const name = basename(path).replace(/\.gz$/, "");
   const idOf = (index: number): string => `${name}#${index}`;
@@ -53,7 +53,7 @@ export async function openIdx(path: string, options: SourceOptions = {}): Promis
   };
 }
 
-function classesOf(path: string, length: number, { label, classNames }: SourceOptions): Classes {
+function idxClasses(path: string, length: number, { label, classNames }: SourceOptions): Classes {
   if (label === null) return oneClass(length, classNames?.[0]);
   const plain = path.replace(/images([-.])idx3/, "labels$1idx1").replace(/\.gz$/, "");
   const file = [plain, `${plain}.gz`].find((one) => one !== path && existsSync(one));

@@ -126,8 +126,8 @@ class LoaderBatches implements Batches {
         this.#size ??= single ? this.#options.batchSize : parts.ids.length;
         const missing = this.#size - count();
         const length = parts.ids.length;
-        pieces.push(length <= missing ? parts : rowsOf(parts, 0, missing));
-        this.#rest = length <= missing ? undefined : rowsOf(parts, missing, length - missing);
+        pieces.push(length <= missing ? parts : batchRows(parts, 0, missing));
+        this.#rest = length <= missing ? undefined : batchRows(parts, missing, length - missing);
         if (this.#rest !== undefined) disposeParts(parts);
         this.#moveOn(single, missing);
       }
@@ -171,7 +171,7 @@ class LoaderBatches implements Batches {
     const parts = tidy(() => ownParts(item, name, device, numClasses));
     if (used === 0) return { parts, single: false };
     try {
-      return { parts: rowsOf(parts, used, parts.ids.length - used), single: false };
+      return { parts: batchRows(parts, used, parts.ids.length - used), single: false };
     } finally {
       disposeParts(parts);
     }
@@ -333,7 +333,7 @@ function ownClasses(
 }
 
 /** Rows of a batch, with tensors of their own. */
-function rowsOf(parts: BatchParts, from: number, count: number): BatchParts {
+function batchRows(parts: BatchParts, from: number, count: number): BatchParts {
   return tidy(() => {
     const rows = (tensor: Tensor): Tensor => tensor.narrow(0, from, count).clone();
     const { images, classes, features, isReal, ids, cursor } = parts;

@@ -60,7 +60,7 @@ export function numberClasses(
     const remedy = "Add it to data.classNames, which lists all classes in the order of their ids";
     throw expected(rowOf(i), `a class among the ${known.length} that are known`, text, remedy);
   });
-  return { ids: Int32Array.from(ids), names: known, notes: names === undefined ? notesOf(known) : [] };
+  return { ids: Int32Array.from(ids), names: known, notes: names === undefined ? labelNotes(known) : [] };
 }
 
 function fromNumbers(
@@ -90,7 +90,7 @@ export function sortNames(names: Iterable<string>): string[] {
 }
 
 /** Names that look like ids, and are other ones. */
-function notesOf(names: readonly string[]): string[] {
+function labelNotes(names: readonly string[]): string[] {
   const moved = names.findIndex((name, i) => name !== String(i));
   if (moved < 0 || !names.every((name) => /^\d+$/.test(name))) return [];
   return [

@@ -84,15 +84,15 @@ export async function openParquet(
     const { file, start, first } = groupOf(index);
     return `${file.name}#${start + index - first}`;
   };
-  const classes = await classesOf(where, opened, groups, options);
-  const notes = await notesOf(opened, groups);
+  const classes = await parquetClasses(where, opened, groups, options);
+  const notes = await parquetNotes(opened, groups);
   const read = keepRecent(CACHE_BYTES, readImages);
   return {
     kind: "images",
     length,
     classNames: classes.names,
     notes: [...notes, ...classes.notes],
-    fingerprint: await fingerprintOf(opened, classes, idOf),
+    fingerprint: await parquetFingerprint(opened, classes, idOf),
     variants: 1,
     blocks: groups,
     idOf,
@@ -252,12 +252,12 @@ function findLabel(path: string, columns: readonly Column[], name: string | null
     throw expected(path, what, listColumns(columns), `Name the right one with data.label. ${LABEL_REMEDY}`);
   }
   if (isList(column) || column.children.length > 0) {
-    throw expected(path, `one class a row in column ${found}`, kindOf(column), LABEL_REMEDY);
+    throw expected(path, `one class a row in column ${found}`, columnType(column), LABEL_REMEDY);
   }
   return found;
 }
 
-function kindOf(column: Column): string {
+function columnType(column: Column): string {
   if (isList(column)) return "a list";
   const { element, children } = column;
   if (children.length > 0) return `records of ${children.map((child) => child.element.name).join(" and ")}`;
@@ -265,9 +265,9 @@ function kindOf(column: Column): string {
 }
 
 const listColumns = (columns: readonly Column[]): string =>
-  columns.map((column) => `${column.element.name} (${kindOf(column)})`).join(", ");
+  columns.map((column) => `${column.element.name} (${columnType(column)})`).join(", ");
 
-async function classesOf(
+async function parquetClasses(
   where: string,
   [first]: readonly ParquetFile[],
   groups: readonly RowGroup[],
@@ -307,7 +307,7 @@ function publishedNames({ metadata, labelColumn }: ParquetFile): string[] | unde
 }
 
 /** The part of a row group that holds one leaf of a column. */
-function chunkOf(file: ParquetFile, number: number, column: string, leaf?: string) {
+function columnChunk(file: ParquetFile, number: number, column: string, leaf?: string) {
   const found = file.metadata.row_groups[number]?.columns.find(({ meta_data }) => {
     const [name, field] = meta_data?.path_in_schema ?? [];
     return name === column && (leaf === undefined || field === undefined || field === leaf);
@@ -329,7 +329,7 @@ async function groupsOf(files: readonly ParquetFile[]): Promise<RowGroup[]> {
       let start = 0;
       for (const [number, { num_rows, columns }] of file.metadata.row_groups.entries()) {
         const length = Number(num_rows);
-        const image = chunkOf(file, number, file.imageColumn, "bytes");
+        const image = columnChunk(file, number, file.imageColumn, "bytes");
         // Every row takes a byte at least: a damaged number must not make a list of billions.
         if (
           !(length >= 0 && start + length <= file.bytes.byteLength && Number(image.num_values) === length)
@@ -351,11 +351,11 @@ async function groupsOf(files: readonly ParquetFile[]): Promise<RowGroup[]> {
 }
 
 /** What the files' footers say of rows without an image. @throws RangeError where no row has one. */
-async function notesOf(files: readonly ParquetFile[], groups: readonly RowGroup[]): Promise<string[]> {
+async function parquetNotes(files: readonly ParquetFile[], groups: readonly RowGroup[]): Promise<string[]> {
   const notes: string[] = [];
   for (const file of files) {
     const own = groups.filter((group) => group.file === file);
-    const chunks = own.map(({ number }) => chunkOf(file, number, file.imageColumn, "bytes"));
+    const chunks = own.map(({ number }) => columnChunk(file, number, file.imageColumn, "bytes"));
     const rows = own.reduce((sum, { length }) => sum + length, 0);
     const nulls = chunks.reduce((sum, { statistics }) => sum + Number(statistics?.null_count ?? 0), 0);
     const size = chunks.reduce((sum, chunk) => sum + Number(chunk.total_uncompressed_size), 0);
@@ -409,7 +409,7 @@ function keepRecent<B extends Block, T>(
 }
 
 /** The files' own ends, which hold sizes, checksums and extremes of every column, stand for their contents. */
-async function fingerprintOf(
+async function parquetFingerprint(
   files: readonly ParquetFile[],
   classes: Classes,
   idOf: (index: number) => string,

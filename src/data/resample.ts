@@ -82,7 +82,7 @@ function tapsOf(from: number, to: number, filter: Filter, first: number, count: 
 const HALF = 2 ** (PRECISION - 1);
 
 /** The source positions that taps read: the first, and the one after the last. */
-function rowsOf({ starts, places }: Taps): [number, number] {
+function rowRange({ starts, places }: Taps): [number, number] {
   const count = starts.length;
   const taps = (places[count] as number) - (places[count - 1] as number);
   return [starts[0] as number, (starts[count - 1] as number) + taps];
@@ -157,7 +157,7 @@ export function resize(
     height === image.height ? undefined : tapsOf(image.height, height, filter, window.top, window.height);
   const across =
     width === image.width ? undefined : tapsOf(image.width, width, filter, window.left, window.width);
-  const [first, last] = down === undefined ? [window.top, window.top + window.height] : rowsOf(down);
+  const [first, last] = down === undefined ? [window.top, window.top + window.height] : rowRange(down);
   const [left, columns] = across === undefined ? [window.left, window.width] : [0, image.width];
   const isWhole = columns === image.width && last - first === image.height;
   if (isWhole && across === undefined && down === undefined) return image;

@@ -46,7 +46,7 @@ export async function openTar(
   const shards = files.map((file, i) => shardOf(file, names[i] as string, options));
   const samples = shards.flatMap((shard) => shard.samples);
   const where = files.length === 1 ? (files[0] as string) : `${files[0]} and ${files.length - 1} more`;
-  const classes = classesOf(where, samples, options);
+  const classes = tarClasses(where, samples, options);
   const without = samples.find((sample) => sample.features === undefined);
   if (without !== undefined && samples.some((sample) => sample.features !== undefined)) {
     throw expected(
@@ -79,7 +79,7 @@ export async function openTar(
   };
 }
 
-function classesOf(
+function tarClasses(
   where: string,
   samples: readonly TarSample[],
   { label, classNames }: SourceOptions,

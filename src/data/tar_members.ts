@@ -85,7 +85,7 @@ function read(file: Pieces, labelEnding: string): Members {
     const isAttribute = /^(pax|gnu)-/.test(type ?? "");
     const about = isAttribute ? {} : { ...shared, ...own };
     const key = (about.path ?? header.name).replace(/^(\.\/)+/, "");
-    const name = nameOf(key);
+    const name = memberName(key);
     // A link has no contents of its own, whatever its header says.
     const length = type === "link" ? 0 : lengthOf(path, name, header.size, about.size);
     if (isAttribute) {
@@ -148,7 +148,7 @@ function memberOf(file: Pieces, head: Head, before: ReadonlyMap<string, Member>)
       const target = (about.linkpath ?? link ?? "").replace(/^(\.\/)+/, "");
       const found = before.get(target);
       if (found === undefined) {
-        const got = `${name}, a hard link to ${nameOf(target)}`;
+        const got = `${name}, a hard link to ${memberName(target)}`;
         throw expected(path, "links to files before them", got, "Write the tar with tar --hard-dereference");
       }
       return { name, key, offset: found.offset, length: found.length };
@@ -219,7 +219,7 @@ function paxOf(path: string, data: string, at: number): Record<string, string> {
 }
 
 /** A name's bytes as text. Names that are not UTF-8 stay distinct. */
-function nameOf(key: string): string {
+function memberName(key: string): string {
   const bytes = Buffer.from(key, "latin1");
   const text = bytes.toString("utf8");
   if (Buffer.from(text, "utf8").equals(bytes)) return text;

@@ -36,7 +36,7 @@ export interface Drawer {
 }
 
 /** Rows of a condition, on the CPU. */
-const rowsOf = (condition: Condition, from: number, count: number, device: Device): Condition =>
+const conditionRows = (condition: Condition, from: number, count: number, device: Device): Condition =>
   mapCondition(condition, (rows) => rows.narrow(0, from, count).to({ device }));
 
 /**
@@ -56,7 +56,7 @@ export function drawFree(
     const parts = rangesOf(count, batch).map(([from, some]) =>
       tidy(() => {
         const none = empty([some, 0], { dtype: "int64", device });
-        const start = [none, rowsOf(condition, from, some, device)] as const;
+        const start = [none, conditionRows(condition, from, some, device)] as const;
         return sampleCodesWithLogprobs(policy, start, codes, { ...sampling, generator }).tokens.cpu();
       }),
     );
@@ -82,7 +82,7 @@ export function drawCompletions(
   return tidy(() => {
     const parts = rangesOf(trueCodes.size(0), Math.max(1, Math.floor(batch / draws))).map(([from, some]) =>
       tidy(() => {
-        const rollout = sampleRollout(policy, rowsOf(condition, from, some, device), {
+        const rollout = sampleRollout(policy, conditionRows(condition, from, some, device), {
           context: { type: "prefix", length: prefix },
           numGenerations: draws,
           trueCodes: trueCodes.narrow(0, from, some).to({ device }),
@@ -110,7 +110,7 @@ export function likelihoodOf(
 ): { nats: Tensor; top1: Tensor } {
   const rowsFrom = (from: number, some: number): Tensor => {
     const tokens = trueCodes.narrow(0, from, some).to({ device });
-    const passes = passesOf("likelihoodOf", { tokens, start: rowsOf(condition, from, some, device) });
+    const passes = passesOf("likelihoodOf", { tokens, start: conditionRows(condition, from, some, device) });
     const chunk = logitChunk(policy);
     const states = statesOf(policy, passes).hidden.reshape(tokens.numel, -1).split(chunk);
     const truth = tokens.reshape(-1, 1).split(chunk);

@@ -416,7 +416,7 @@ function rowsChosen(batch: Batch, first: number, share: number): number[] {
 }
 
 /** Float images of kept ones: `[n, 3, s, s]` in [-1, 1]. */
-export function imagesOf(bytes: Tensor, from: number, count: number, device: Device): Tensor {
+export function imagesFromBytes(bytes: Tensor, from: number, count: number, device: Device): Tensor {
   return tidy(() => bytes.narrow(0, from, count).to({ device }).float().div(127.5).sub(1));
 }
 
@@ -428,7 +428,7 @@ export function describeKept(
 ): Described[] {
   using describer = new Describer(judges);
   for (const [from, count] of rangesOf(images.size(0), batch)) {
-    tidy(() => describer.add(imagesOf(images, from, count, device)));
+    tidy(() => describer.add(imagesFromBytes(images, from, count, device)));
   }
   return describer.all();
 }

@@ -31,7 +31,7 @@ import {
   type EvalInputs,
   type FileFact,
   type HeldOut,
-  imagesOf,
+  imagesFromBytes,
   openInputs,
   readHeldOut,
   readTrained,
@@ -581,7 +581,7 @@ function freeMeasures(
       const networks: Record<string, Estimates> = {};
       if (references.length > 0) {
         using describer = new Describer(inputs.judges);
-        forEachDecoded(inputs.tokenizer, codes, sizeOf(inputs), (images) => describer.add(images));
+        forEachDecoded(inputs.tokenizer, codes, sizeAndDevice(inputs), (images) => describer.add(images));
         const asked = tensor([...classes], { dtype: "int64" });
         for (const [k, described] of describer.all().entries()) {
           const reference = references[k] as Reference;
@@ -600,7 +600,7 @@ function isOnlyPoint({ inputs, settings }: EvalContext): boolean {
   return inputs.policies.length * settings.temperatures.length * settings.cfg.length === 1;
 }
 
-const sizeOf = ({ data, device }: EvalInputs): { size: number; device: EvalInputs["device"] } => ({
+const sizeAndDevice = ({ data, device }: EvalInputs): { size: number; device: EvalInputs["device"] } => ({
   size: data.size,
   device,
 });
@@ -653,8 +653,8 @@ export function measureFollowing(
   return tidy(() => {
     const comparer = new Comparer(judges, data.size, lpips);
     using describer = new Describer(judges);
-    forEachDecoded(tokenizer, codes, { ...sizeOf(inputs), multiple: draws }, (samples, from) => {
-      comparer.add(imagesOf(images, from / draws, samples.size(0) / draws, device), samples);
+    forEachDecoded(tokenizer, codes, { ...sizeAndDevice(inputs), multiple: draws }, (samples, from) => {
+      comparer.add(imagesFromBytes(images, from / draws, samples.size(0) / draws, device), samples);
       describer.add(samples);
     });
     const { plain, perceptual } = comparer;

@@ -7,7 +7,7 @@ import { type NpzArray, writeNpz } from "../data/npz.js";
 import { rangesOf } from "../rl_ar_finetune/scoring.js";
 import { cat, expected, full, fullLike, type Tensor, tensor, tidy, where } from "../torch/index.js";
 import { forEachDecoded } from "./draws.js";
-import { type EvalInputs, type HeldOut, imagesOf } from "./inputs.js";
+import { type EvalInputs, type HeldOut, imagesFromBytes } from "./inputs.js";
 import type { ModelEvalOptions, Point } from "./options.js";
 
 /**
@@ -127,7 +127,7 @@ export async function writeCompletionPage(
     const isGiven = givenPixels(inputs, first.prefix);
     const ids = heldOut.classes.toList() as number[];
     const rows = places.map((place): PageRow => {
-      const image = imagesOf(heldOut.images, place, 1, "cpu");
+      const image = imagesFromBytes(heldOut.images, place, 1, "cpu");
       const reconstruction = decodeSome(inputs, heldOut.codes, [place]);
       const given = where(isGiven, reconstruction, fullLike(reconstruction, 0));
       const drawn = draws.map(({ codes, draws: n }) =>

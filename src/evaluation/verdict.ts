@@ -34,7 +34,7 @@ const intervalText = ({ low, high }: Estimate, text: (value: number) => string):
 
 /** `0.5200 [0.5000, 0.5400]`. */
 const estimateText = (estimate: Estimate): string =>
-  `${short(estimate.value)}${intervalText(estimate, short)}`;
+  `${fewDigits(estimate.value)}${intervalText(estimate, fewDigits)}`;
 
 /** `5.9 % [1.0, 8.0] below`. */
 function gainText(gain: Estimate): string {
@@ -55,13 +55,13 @@ export function verdictText(
   const { network, measure, prefix, standings } = verdict;
   const name = measureOf(measure).title.replace(/^[A-Z](?=[a-z])/, (letter) => letter.toLowerCase());
   const lines = standings.map(({ point, rival, gain, standing }) => {
-    const own = `B ${pointText(point)}: FD ${estimateText(point.fd)}, ${name} ${short(point.value)}`;
+    const own = `B ${pointText(point)}: FD ${estimateText(point.fd)}, ${name} ${fewDigits(point.value)}`;
     const which = isAbove(rival.fd, point.fd)
       ? "A's point of least FD, which is higher"
       : isApart(rival.fd, point.fd)
         ? "A's best with a lower FD"
         : "A's best with an FD not told apart";
-    const of = `${which} (${pointText(rival)}: FD ${estimateText(rival.fd)}, ${short(rival.value)})`;
+    const of = `${which} (${pointText(rival)}: FD ${estimateText(rival.fd)}, ${fewDigits(rival.value)})`;
     const end = standing === "even" ? "; not told apart, the interval holds 0" : "";
     return `  ${own}, ${gainText(gain)} ${of}${end}`;
   });
@@ -79,9 +79,9 @@ export function verdictText(
   const example =
     best === undefined
       ? ""
-      : ` At ${pointText(best.point)} B has ${name} ${short(best.point.value)}, ${gainText(best.gain)} A's ` +
-        `${short(best.rival.value)} at ${pointText(best.rival)}; FD ${short(best.point.fd.value)} and ` +
-        `${short(best.rival.fd.value)}${isApart(best.point.fd, best.rival.fd) ? "" : ", not told apart"}.`;
+      : ` At ${pointText(best.point)} B has ${name} ${fewDigits(best.point.value)}, ${gainText(best.gain)} A's ` +
+        `${fewDigits(best.rival.value)} at ${pointText(best.rival)}; FD ${fewDigits(best.point.fd.value)} and ` +
+        `${fewDigits(best.rival.fd.value)}${isApart(best.point.fd, best.rival.fd) ? "" : ", not told apart"}.`;
   const of = `completions after ${prefix} codes; network ${networkMark(networks, network)}`;
   return [`B lies beyond A's frontier in ${name} at ${settings}${others}.${example} (${of})`, ...lines];
 }
@@ -156,15 +156,15 @@ function poorTokenizer({
       const most = percentUnder(ceiling.value, best.value);
       const left = most > 0 ? `can win at most ${most.toFixed(0)} %` : "can win nothing";
       return [
-        `The tokenizer is poor: its own reconstructions have ${label} ${short(ceiling.value)}, A's completions after ` +
-          `${prefix} codes ${short(best.value)} (${pointText(best)}). Fine-tuning ${left}; train a better tokenizer first.`,
+        `The tokenizer is poor: its own reconstructions have ${label} ${fewDigits(ceiling.value)}, A's completions after ` +
+          `${prefix} codes ${fewDigits(best.value)} (${pointText(best)}). Fine-tuning ${left}; train a better tokenizer first.`,
       ];
     }),
   );
 }
 
 /** Four digits that count. */
-export function short(value: number): string {
+export function fewDigits(value: number): string {
   if (!Number.isFinite(value)) return String(value);
   const size = Math.abs(value);
   if (size >= 1000) return value.toFixed(0);
@@ -262,11 +262,11 @@ function likelihoodText({ likelihoods }: ModelEvaluation): string[] {
   return [`True codes of ${likelihoods[0]?.images} held-out images\n${table}`];
 }
 
-const nameOf = (row: EvalRow): string => `${row.policy} ${pointText(row)}`;
+const rowName = (row: EvalRow): string => `${row.policy} ${pointText(row)}`;
 
 function freeText({ rows, real, settings }: ModelEvaluation, network: string, mark: string): string[] {
   const drawn = rows.flatMap((row): [string, Measures][] =>
-    row.free === null ? [] : [[nameOf(row), row.free]],
+    row.free === null ? [] : [[rowName(row), row.free]],
   );
   if (drawn.length === 0) return [];
   const anchors: [string, Measures | null][] = [
@@ -288,7 +288,7 @@ function completionText(evaluation: ModelEvaluation): string[] {
   return settings.prefixes.flatMap((prefix) => {
     const found = rows.flatMap((row): [string, Measures][] => {
       const own = row.completions.find((each) => each.prefix === prefix);
-      return own === undefined ? [] : [[nameOf(row), own.measures]];
+      return own === undefined ? [] : [[rowName(row), own.measures]];
     });
     if (found.length === 0 || reconstruction === null) return [];
     const table = tableText(followingColumns(evaluation), [
@@ -352,10 +352,10 @@ function tableText(columns: readonly Column[], rows: readonly (readonly [string,
 function cell(estimate: Estimate | undefined): string {
   if (estimate === undefined) return "-";
   const { value, low, high } = estimate;
-  if (low === null || high === null) return short(value);
+  if (low === null || high === null) return fewDigits(value);
   const half = (high - low) / 2;
-  const digits = short(value).split(".")[1]?.length ?? 0;
-  return `${short(value)} ±${half.toFixed(digits).replace(/^0\./, ".")}`;
+  const digits = fewDigits(value).split(".")[1]?.length ?? 0;
+  return `${fewDigits(value)} ±${half.toFixed(digits).replace(/^0\./, ".")}`;
 }
 
 /** Rows of cells, the first column to the left. */

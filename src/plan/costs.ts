@@ -91,7 +91,7 @@ interface FeatureMap {
   readonly isCompared: boolean;
 }
 
-function costsOf(maps: readonly FeatureMap[]): NetworkCosts {
+function networkCosts(maps: readonly FeatureMap[]): NetworkCosts {
   const sum = (of: (map: FeatureMap) => number): number => maps.reduce((total, map) => total + of(map), 0);
   return {
     flops: sum(({ weights, size }) => 2 * weights * size ** 2),
@@ -119,7 +119,7 @@ export function backboneCosts(net: LpipsNet, side: number): NetworkCosts {
     }
     maps.push({ channels, size, weights, isCompared: taps.includes(i) });
   }
-  return costsOf([{ channels: 3, size: side, weights: 0, isCompared: false }, ...maps]);
+  return networkCosts([{ channels: 3, size: side, weights: 0, isCompared: false }, ...maps]);
 }
 
 /** Costs of a feature classifier, up to its last feature map. */
@@ -131,7 +131,7 @@ export function classifierCosts({ widths = [], depth = 1 }: ClassifierConfig, si
     const weights = level === 0 ? 27 * first : from * to * 10 + 9 * to * to + (depth - 1) * 18 * to * to;
     return { channels: to, size, weights, isCompared: true };
   });
-  return costsOf(maps);
+  return networkCosts(maps);
 }
 
 /** Costs of PatchGAN's discriminator, from the shapes of its weights. */
@@ -146,5 +146,5 @@ export function discriminatorCosts(
     size = Math.floor((size + 2 - kernel) / stride) + 1;
     return { channels: to, size, weights: to * from * kernel ** 2, isCompared: false };
   });
-  return costsOf([{ channels: 3, size: side, weights: 0, isCompared: false }, ...maps]);
+  return networkCosts([{ channels: 3, size: side, weights: 0, isCompared: false }, ...maps]);
 }

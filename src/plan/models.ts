@@ -87,7 +87,7 @@ export interface PlanModels {
   readonly networks: Readonly<Record<string, NetworkSizes>>;
 }
 
-const sumOf = (numbers: readonly number[]): number => numbers.reduce((sum, number) => sum + number, 0);
+const sum = (numbers: readonly number[]): number => numbers.reduce((sum, number) => sum + number, 0);
 const numelOf = (shape: Shape): number => shape.reduce((product, size) => product * size, 1);
 
 /**
@@ -212,9 +212,9 @@ function sizesOf(name: string, shapes: Shapes, blockSize: number | null, lora?: 
   const rank = lora?.rank ?? null;
   return {
     name,
-    parameters: sumOf(parameters),
-    trained: rank === null ? sumOf(parameters) : rank * sumOf(adapted.map(([to = 0, from = 0]) => to + from)),
-    loraOutputs: sumOf(adapted.map(([to = 0]) => to)),
+    parameters: sum(parameters),
+    trained: rank === null ? sum(parameters) : rank * sum(adapted.map(([to = 0, from = 0]) => to + from)),
+    loraOutputs: sum(adapted.map(([to = 0]) => to)),
     layers,
     width,
     vocabSize,
@@ -224,7 +224,7 @@ function sizesOf(name: string, shapes: Shapes, blockSize: number | null, lora?: 
     extraPositions:
       positions !== undefined && blockSize !== null ? positions - blockSize : Math.max(0, prefix - 1),
     extraCached: isModulated ? (6 * layers + 2) * width : 0,
-    blockWeights: sumOf(perToken.map(([, shape]) => numelOf(shape))),
+    blockWeights: sum(perToken.map(([, shape]) => numelOf(shape))),
     largest: Math.max(0, ...Object.values(shapes).map(numelOf)),
     // Inputs of layers and results of attention and activations, counted on the blocks; a test compares them.
     savedByBlocks:
@@ -267,7 +267,7 @@ export function tokenizerSizes({ path, wrapper, weights, config, model }: Tokeni
   const { chMult, ch, codebookSize } = built;
   return {
     name,
-    parameters: sumOf(Object.values(used).map((key) => numelOf(file.info(key).shape))),
+    parameters: sum(Object.values(used).map((key) => numelOf(file.info(key).shape))),
     codebookSize,
     downsample: 2 ** (chMult.length - 1),
     channels: (chMult[0] as number) * ch,
@@ -303,7 +303,7 @@ export function networkSizes(path: string): NetworkSizes {
     if (net === undefined && network !== "PatchGAN discriminator") continue;
     // The linear layers that classify are not loaded.
     const own = Object.entries(shapes).filter(([key]) => !key.startsWith("classifier."));
-    const parameters = sumOf(own.map(([, shape]) => numelOf(shape)));
+    const parameters = sum(own.map(([, shape]) => numelOf(shape)));
     if (net !== undefined) {
       return { name: `LPIPS ${net}`, parameters, costs: (side) => backboneCosts(net, side) };
     }
@@ -313,5 +313,5 @@ export function networkSizes(path: string): NetworkSizes {
 }
 
 function parametersOf(found: ModelDescription, file: WeightsFile): number {
-  return sumOf(Object.values(usedBy(found)).map((name) => numelOf(file.info(name).shape)));
+  return sum(Object.values(usedBy(found)).map((name) => numelOf(file.info(name).shape)));
 }

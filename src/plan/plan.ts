@@ -113,7 +113,7 @@ export async function planTrain(
   const where = { isCuda, isNarrow: castOf(config.precision.policy, device) !== null };
   const models = modelsOf(config);
   const { policy, tokenizer, reference, valueHead, networks } = models;
-  const images = await imagesOf(config);
+  const images = await imageCounts(config);
   const { iters, threads } = config.train;
   const { every } = config.eval;
   const judged = every > 0 ? Math.min(config.eval.images, images?.heldOut ?? 0) : 0;
@@ -189,7 +189,7 @@ export async function planTrain(
 const sharesOf = (parts: Parts): Share[] =>
   Object.entries(parts).flatMap(([name, bytes]) => (bytes > 0 ? [{ name, bytes }] : []));
 
-async function imagesOf(config: TrainConfig): Promise<TrainPlan["images"]> {
+async function imageCounts(config: TrainConfig): Promise<TrainPlan["images"]> {
   if (config.dataloader !== null || config.data.source === null) return null;
   const { train, heldOut } = await openSources(config);
   return { train: train.length, heldOut: heldOut?.length ?? 0 };

@@ -135,7 +135,7 @@ export class KvCache implements DecodeCache {
       into.reset();
       const grown = this.#mask?.repeatInterleave(times, 0) ?? null;
       into.hold(
-        grown && fitted(grown, into.capacity),
+        grown && fittedMask(grown, into.capacity),
         this.#extra.map((tensor) => tensor.repeatInterleave(times, 0)),
       );
       for (const [layer, keys] of this.#keys.entries()) {
@@ -178,7 +178,7 @@ export class KvCache implements DecodeCache {
 }
 
 /** A mask row cut or lengthened to `capacity`; what comes after is seen. */
-function fitted(mask: Tensor, capacity: number): Tensor {
+function fittedMask(mask: Tensor, capacity: number): Tensor {
   const [batch, , , length] = mask.dims(4);
   if (length >= capacity) return mask.narrow(3, 0, capacity).clone();
   return cat([mask, zeros([batch, 1, 1, capacity - length], placeOf(mask))], 3);

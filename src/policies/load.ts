@@ -477,7 +477,7 @@ export function buildPolicy(
   try {
     policy.to({ dtype, ...(device !== undefined && { device }) });
     const weights = Object.entries(used).map(([key, name]): [string, Readable] => {
-      const read = (): Tensor => finite(`${where}: ${name}`, readTensor(name), dtype);
+      const read = (): Tensor => finiteIn(`${where}: ${name}`, readTensor(name), dtype);
       return [key, { shape: shapes[name] as readonly number[], read }];
     });
     policy.loadStateDict(Object.fromEntries(weights));
@@ -503,7 +503,7 @@ function emptyPolicy(family: PolicyFamily, config: Told): ArPolicy {
 }
 
 /** The tensor in the policy's dtype, in which a number may overflow that was finite in the file. */
-function finite(where: string, tensor: Tensor, dtype: DType): Tensor {
+function finiteIn(where: string, tensor: Tensor, dtype: DType): Tensor {
   if (!DTYPES[tensor.dtype].isFloat) {
     throw expected(where, "a floating-point tensor", tensor, "The file holds no trained weights");
   }

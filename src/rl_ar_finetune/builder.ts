@@ -415,7 +415,7 @@ export interface OpenNetworkOptions {
   device?: Device;
 }
 
-function deviceOf(where: string, given: readonly unknown[]): Device {
+function readDevice(where: string, given: readonly unknown[]): Device {
   const { device = "cpu" } = readOptions<OpenNetworkOptions>(where, given, { names: { device: true } });
   requireDevice(device);
   return device;
@@ -429,14 +429,14 @@ function weightsIn(
   requireWeights(file, Object.values(used));
   return Object.fromEntries(
     Object.entries(used).map(([key, name]) => {
-      const read = (): Tensor => finite(`${file.path}: ${name}`, file.tensor(name));
+      const read = (): Tensor => finiteFloats(`${file.path}: ${name}`, file.tensor(name));
       return [key, { shape: shapes[key] as readonly number[], read }];
     }),
   );
 }
 
 /** Weights as float32, in which a number may overflow that was finite in the file. */
-function finite(where: string, tensor: Tensor): Tensor {
+function finiteFloats(where: string, tensor: Tensor): Tensor {
   const own = tensor.dtype.includes("float") ? tensor.float() : tensor;
   if (tidy(() => own.isfinite().all().item()) === 1) return own;
   throw expected(where, "finite weights", "NaN or infinity", "The file is damaged, or its training diverged");
@@ -449,7 +449,7 @@ function finite(where: string, tensor: Tensor): Tensor {
  * @throws RangeError when the file holds none of them, or weights that are not finite or too large.
  */
 export function openLpips(path: string, ...given: [options?: OpenNetworkOptions]): LPIPS {
-  const device = deviceOf("openLpips", given);
+  const device = readDevice("openLpips", given);
   using opened = openModel(path);
   const { file, found } = opened;
   const parts = networksIn(file).flatMap((part) => {
@@ -479,7 +479,7 @@ export function buildClassifier(config: ClassifierConfig): FeatureClassifier {
  * @throws RangeError when the file holds none, or weights that are not finite or too large.
  */
 export function openClassifier(path: string, ...given: [options?: OpenNetworkOptions]): FeatureClassifier {
-  const device = deviceOf("openClassifier", given);
+  const device = readDevice("openClassifier", given);
   using opened = openModel(path);
   return classifierOf(path, opened, device);
 }
@@ -520,7 +520,7 @@ export function openFeatureNetwork(
   path: string,
   ...given: [options?: OpenNetworkOptions]
 ): FeatureNetwork & Disposable {
-  const device = deviceOf("openFeatureNetwork", given);
+  const device = readDevice("openFeatureNetwork", given);
   using opened = openModel(path);
   const { file, found } = opened;
   if (found?.kind === "classifier") return classifierOf(path, opened, device);
@@ -534,7 +534,7 @@ export function openFeatureNetwork(
 
 /** The perceptual distance in the features of a classifier's file; see {@link openClassifier}. */
 export function openPerceptual(path: string, ...given: [options?: OpenNetworkOptions]): PerceptualDistance {
-  return new PerceptualDistance(openClassifier(path, { device: deviceOf("openPerceptual", given) }));
+  return new PerceptualDistance(openClassifier(path, { device: readDevice("openPerceptual", given) }));
 }
 
 /** A network that says how far apart images look, recognised by its file: LPIPS, or the distance of a classifier. */
@@ -542,7 +542,7 @@ export function openDistance(
   path: string,
   ...given: [options?: OpenNetworkOptions]
 ): { name: "lpips" | "perceptual"; network: LPIPS | PerceptualDistance } {
-  const device = deviceOf("openDistance", given);
+  const device = readDevice("openDistance", given);
   {
     using opened = openModel(path);
     if (opened.found?.kind !== "classifier") return { name: "lpips", network: openLpips(path, { device }) };
@@ -566,7 +566,7 @@ export function openDiscriminator(
   path: string,
   ...given: [options?: OpenNetworkOptions]
 ): NLayerDiscriminator {
-  const device = deviceOf("openDiscriminator", given);
+  const device = readDevice("openDiscriminator", given);
   for (const wrapper of [undefined, "discriminator"]) {
     using file = tryOpen(path, wrapper);
     const part = file && networksIn(file).find(({ network }) => network === "PatchGAN discriminator");

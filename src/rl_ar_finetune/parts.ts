@@ -152,7 +152,7 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
     // A program's own policy keeps what it has learnt.
     own({ [Symbol.dispose]: () => keptOrNot(config, lora).dispose() });
   }
-  const reference = referenceOf(config, device, policy, lora, tokenizer.codebookSize, own);
+  const reference = referencePolicy(config, device, policy, lora, tokenizer.codebookSize, own);
   const valueHead = config.algorithm === "ppo" ? own(new ValueHead(policy.hiddenSize).to({ device })) : null;
   const trained = lora ?? policy;
   const policyCast = castOf(config.precision.policy, device);
@@ -298,7 +298,7 @@ function packAsOf(policy: ArPolicy, cast: AutocastState | null): DType | null {
   return dtype === "float32" || dtype === "bfloat16" ? dtype : null;
 }
 
-function referenceOf(
+function referencePolicy(
   config: TrainConfig,
   device: Device,
   policy: ArPolicy,

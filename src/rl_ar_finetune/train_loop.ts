@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { plainConfig } from "../config/explain.js";
 import { type ResolvedConfig, resolveConfig, type TrainConfigInput } from "../config/resolve.js";
-import { loadCheckpoint } from "../run/checkpoint.js";
+import { readCheckpoint } from "../run/checkpoint.js";
 import { explained, requireFiniteWeights } from "../run/failure.js";
 import { openRunFolder, requireWritable, writeConfig } from "../run/folder.js";
 import { openLog, type TrainOptions } from "../run/log.js";
@@ -83,7 +83,7 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
   using folder = await openRunFolder(config, { ...(options.ask && { ask: options.ask }) });
   if (config.save.ckptPath !== null) requireWritable("save.ckptPath", config.save.ckptPath, WEIGHT_FILES);
   const checkpoints = join(folder.path, "checkpoints");
-  using saved = folder.isResumed ? loadCheckpoint(checkpoints) : null;
+  using saved = folder.isResumed ? readCheckpoint(checkpoints) : null;
   if (saved === null) writeConfig(folder.path, config);
 
   // 2. The parts, and their state where the run goes on.

@@ -96,11 +96,11 @@ export function windowGradient(
 ): WindowSums {
   return tidy(() => {
     const { passes, states } = window;
-    const rows = rowsOf(window, objective);
+    const rows = windowRows(window, objective);
     // With states from the rollout there is one graph, which can be gone through once.
     const size = states === null ? microBatch : passes.rows;
     const sums = rangesOf(passes.rows, size).map(([from, count]) => {
-      const some = someOf(rows, from, count);
+      const some = narrowRows(rows, from, count);
       return tidy(() =>
         microBatchGradient(policy, sliceRows(passes, from, count), states, some, objective, passes.rows),
       );
@@ -119,7 +119,7 @@ type Rows = Partial<Record<Optional, Tensor>> &
   Record<"oldLogprobs" | "mask" | "advantages" | "policyWeights" | "weights", Tensor>;
 
 /** Every tensor of a window that has one row for each row of a forward pass. */
-function rowsOf(window: Window, objective: Objective): Rows {
+function windowRows(window: Window, objective: Objective): Rows {
   const { oldLogprobs, mask, policyMask, advantages, referenceLogprobs, oldValues, returns, trueCodes } =
     window;
   return {
@@ -135,7 +135,7 @@ function rowsOf(window: Window, objective: Objective): Rows {
   };
 }
 
-function someOf(rows: Rows, from: number, count: number): Rows {
+function narrowRows(rows: Rows, from: number, count: number): Rows {
   const entries = Object.entries(rows).map(([name, tensor]) => [name, tensor.narrow(0, from, count)]);
   return Object.fromEntries(entries) as Rows;
 }

@@ -178,13 +178,13 @@ function bestUpTo(folder: string, step: number): BestCheckpoint | null {
   for (const name of listCheckpoints(folder).reverse()) {
     if (Number(CHECKPOINT.exec(name)?.[1]) > step) continue;
     const manifest = readManifest(join(folder, name));
-    if (typeof manifest !== "string") return bestOf(folder, manifest);
+    if (typeof manifest !== "string") return bestAmong(folder, manifest);
   }
   return null;
 }
 
 /** The best checkpoint that a manifest names, or `best.json` for an older version's; null where it is not there. */
-function bestOf(folder: string, manifest: Manifest): BestCheckpoint | null {
+function bestAmong(folder: string, manifest: Manifest): BestCheckpoint | null {
   const best = manifest.best === undefined ? readBest(folder) : manifest.best;
   return best !== null && existsSync(join(folder, best.name)) ? best : null;
 }
@@ -195,7 +195,7 @@ function readBest(folder: string): BestCheckpoint | null {
     const best: unknown = decodeData(readFileSync(join(folder, BEST), "utf8"));
     return isBest(best) ? best : null;
   } catch {
-    return null; // damaged, which `loadCheckpoint` tells
+    return null; // damaged, which `readCheckpoint` tells
   }
 }
 
@@ -313,7 +313,7 @@ export interface LoadedCheckpoint extends Checkpoint, Disposable {
  * @returns null when the folder holds no checkpoint.
  * @throws Error when no checkpoint is whole, with what is wrong with each.
  */
-export function loadCheckpoint(
+export function readCheckpoint(
   folder: string,
   options: { which?: string; parts?: readonly string[] } = {},
 ): LoadedCheckpoint | null {
@@ -330,7 +330,7 @@ export function loadCheckpoint(
     }
     const reason = bestProblem(folder, manifest);
     if (reason !== null) damaged.push({ path: join(folder, BEST), reason });
-    return readParts(path, manifest, { damaged, best: bestOf(folder, manifest) }, parts);
+    return readParts(path, manifest, { damaged, best: bestAmong(folder, manifest) }, parts);
   }
   const list = damaged.map(({ path, reason }) => `\n- ${path}: ${reason}`).join("");
   throw new Error(`${folder}: expected a checkpoint that is whole, got ${damaged.length} damaged:${list}`);

@@ -89,13 +89,13 @@ export function requireSameRun<T extends object = TrainConfig>(
   }
   if (!isSameData) {
     problems.push(
-      `resume: expected the images that the run was begun with (fingerprint ${short(saved.data)}), got others (${short(now.data)}). ` +
+      `resume: expected the images that the run was begun with (fingerprint ${shortPrint(saved.data)}), got others (${shortPrint(now.data)}). ` +
         "Give the same data set, start a new run, or resume with --force.",
     );
   }
   for (const [name, before] of frozen) {
     problems.push(
-      `resume: expected the ${name} that the run was begun with (weights ${short(before)}), got another (${short(now.frozen?.[name] ?? null)}). ` +
+      `resume: expected the ${name} that the run was begun with (weights ${shortPrint(before)}), got another (${shortPrint(now.frozen?.[name] ?? null)}). ` +
         "Give the same one (a program's own policy as it was before the run), start a new run, or resume with --force.",
     );
   }
@@ -162,4 +162,4 @@ export function forcedNotes(changes: RunChanges, step: number, effects: Effects 
 /** Of keys that say what the weights are before the first step. */
 const KEPT = "has no effect on the weights, which are the checkpoint's";
 
-const short = (fingerprint: string | null): string => fingerprint?.slice(0, 12) ?? "none";
+const shortPrint = (fingerprint: string | null): string => fingerprint?.slice(0, 12) ?? "none";

@@ -134,7 +134,7 @@ export function recogniseTokenizer(
   const weights = isAverage ? "ema" : inner;
   return {
     family: familyOf(config),
-    name: nameOf(config) + (isToklip ? " inside TokLIP" : "") + (weights === "ema" ? ", EMA" : ""),
+    name: tokenizerName(config) + (isToklip ? " inside TokLIP" : "") + (weights === "ema" ? ", EMA" : ""),
     config,
     weights,
     hasBoth: view.hasRaw && view.hasEma,
@@ -185,7 +185,7 @@ export function createTokenizer(config: TokenizerConfig): IBQ | VQModel {
 const familyOf = (config: TokenizerConfig): TokenizerDescription["family"] =>
   config.lookup === "dot" ? "ibq" : "vq";
 
-function nameOf(config: TokenizerConfig): string {
+function tokenizerName(config: TokenizerConfig): string {
   if (familyOf(config) === "ibq") return `IBQ-${config.codebookSize}`;
   return `VQ-${2 ** (config.chMult.length - 1)} (${config.naming === "ibq" ? "taming" : "LlamaGen"})`;
 }
@@ -280,7 +280,7 @@ function match(
     const rest = key.slice(prefix.length);
     if (key.startsWith(prefix) && PARTS.some((part) => rest.startsWith(part))) own[rest] ??= name;
   }
-  requireShapes(where, nameOf(config), wanted, own, shapes);
+  requireShapes(where, tokenizerName(config), wanted, own, shapes);
   return used;
 }
 

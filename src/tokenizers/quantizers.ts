@@ -116,7 +116,7 @@ export class VectorQuantizer extends Module {
    */
   codesOf(z: Tensor): Tensor {
     return noGrad(() =>
-      tidy(() => nearestCodes(rowsOf(z), this.table(), this.config.lookup).reshape(z.size(0), -1)),
+      tidy(() => nearestCodes(toRows(z), this.table(), this.config.lookup).reshape(z.size(0), -1)),
     );
   }
 
@@ -127,7 +127,7 @@ export class VectorQuantizer extends Module {
    * @returns float32 `[B, D, h, w]`.
    */
   getCodebookEntry(codes: Tensor, [h, w]: Grid): Tensor {
-    return tidy(() => imageOf(F.embedding(codes, this.table()), [codes.size(0), h, w]));
+    return tidy(() => fromRows(F.embedding(codes, this.table()), [codes.size(0), h, w]));
   }
 
   /**
@@ -143,10 +143,10 @@ export class VectorQuantizer extends Module {
     const result = tidy(() =>
       autocast({ device, dtype: null }, () => {
         const [b, , h, w] = z.dims(4);
-        const rows = rowsOf(z); // [N, D], N = b * h * w
+        const rows = toRows(z); // [N, D], N = b * h * w
         const terms = this.config.lookup === "dot" ? this.#propagate(rows) : this.#passThrough(rows);
         const { quantized, codes, ...rest } = terms;
-        return { ...rest, quantized: imageOf(quantized, [b, h, w]), codes: codes.reshape(b, h * w) };
+        return { ...rest, quantized: fromRows(quantized, [b, h, w]), codes: codes.reshape(b, h * w) };
       }),
     );
     if (this.training && this.codebook_used !== null) record(this.codebook_used, result.codes);
@@ -210,12 +210,12 @@ export class VectorQuantizer extends Module {
 }
 
 /** `[B, D, h, w]` to float32 `[B * h * w, D]`. */
-function rowsOf(z: Tensor): Tensor {
+function toRows(z: Tensor): Tensor {
   return z.permute(0, 2, 3, 1).reshape(-1, z.size(1)).to({ dtype: "float32" });
 }
 
 /** `[..., D]` with B * h * w rows to `[B, D, h, w]`. */
-function imageOf(rows: Tensor, [b, h, w]: readonly [number, number, number]): Tensor {
+function fromRows(rows: Tensor, [b, h, w]: readonly [number, number, number]): Tensor {
   return rows.reshape(b, h, w, rows.size(-1)).permute(0, 3, 1, 2).contiguous();
 }
 

@@ -101,7 +101,7 @@ class Pickler {
       throw expectedType(
         where,
         "tensors, numbers, text, null, arrays, Maps and plain objects",
-        kindOf(value),
+        valueText(value),
       );
     }
   }
@@ -152,7 +152,7 @@ class Pickler {
       this.#text("}(");
       for (const [key, item] of entries) {
         if (typeof key !== "string" && typeof key !== "number") {
-          throw expectedType(saving(at), "keys that are text or numbers", kindOf(key));
+          throw expectedType(saving(at), "keys that are text or numbers", valueText(key));
         }
         this.#value(key, at);
         this.#value(item, under(at, key));
@@ -217,4 +217,4 @@ const under = (at: string, key: string | number): string => (at === "" ? String(
 
 const saving = (at: string): string => (at === "" ? "saveTorch" : `saveTorch: ${at}`);
 
-const kindOf = (value: unknown): string => (typeof value === "function" ? "a function" : describe(value));
+const valueText = (value: unknown): string => (typeof value === "function" ? "a function" : describe(value));

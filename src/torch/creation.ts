@@ -43,7 +43,7 @@ function split<O extends object>(
 const isSize = (value: unknown): boolean => Number.isInteger(value) && (value as number) >= 0;
 
 /** One size. */
-function sizeOf(where: string, what: string, value: unknown): number {
+function readSize(where: string, what: string, value: unknown): number {
   if (!isSize(value)) throw expected(where, `a whole number from 0 as ${what}`, value);
   return value as number;
 }
@@ -165,7 +165,7 @@ export function arange(
 export function linspace(start: number, end: number, steps: number, options: TensorOptions = {}): Tensor {
   const read = readOptions<TensorOptions>("linspace", [options], { names: OPTIONS });
   const ends = [numberOf("linspace", "start", start), numberOf("linspace", "end", end)];
-  return create("aten::linspace", [...ends, sizeOf("linspace", "steps", steps)], read);
+  return create("aten::linspace", [...ends, readSize("linspace", "steps", steps)], read);
 }
 
 /** Ones on the diagonal: `eye(n)`, or `eye(n, m)` for n rows and m columns. */
@@ -176,7 +176,7 @@ export function eye(
   if (values.length < 1 || values.length > 2)
     throw expected("eye", "(n) or (n, m)", `${values.length} numbers`);
   const [n, m = n] = values;
-  return create("aten::eye.m", [sizeOf("eye", "n", n), sizeOf("eye", "m", m)], options);
+  return create("aten::eye.m", [readSize("eye", "n", n), readSize("eye", "m", m)], options);
 }
 
 /** Standard normal. */
@@ -215,7 +215,7 @@ export function randint(
 export function randperm(n: number, options: RandomOptions = {}): Tensor {
   const read = readOptions<RandomOptions>("randperm", [options], { names: RANDOM_OPTIONS });
   const operator = read.generator ? "aten::randperm.generator" : "aten::randperm";
-  return create(operator, [sizeOf("randperm", "n", n)], read, "int64");
+  return create(operator, [readSize("randperm", "n", n)], read, "int64");
 }
 
 /** Options of {@link multinomial}. */
@@ -345,15 +345,15 @@ export function where(condition: Tensor, a: Tensor | number, b: Tensor | number)
 /** Tensors one by one, or as one array. */
 type Tensors = readonly Tensor[] | readonly [readonly Tensor[]];
 
-const asOne = (tensors: Tensors): readonly Argument[] =>
+const tensorList = (tensors: Tensors): readonly Argument[] =>
   tensors.length === 1 && Array.isArray(tensors[0]) ? tensors[0] : (tensors as readonly Tensor[]);
 
 /** Einstein summation, for example `einsum("bhd,bkd->bhk", a, b)`. */
 export function einsum(equation: string, ...operands: Tensors): Tensor {
-  return callTensor("aten::einsum", [equation, asOne(operands)]);
+  return callTensor("aten::einsum", [equation, tensorList(operands)]);
 }
 
 /** Coordinate grids with matrix ("ij") indexing. */
 export function meshgrid(...tensors: Tensors): Tensor[] {
-  return call("aten::meshgrid.indexing", [asOne(tensors)], { indexing: "ij" }) as Tensor[];
+  return call("aten::meshgrid.indexing", [tensorList(tensors)], { indexing: "ij" }) as Tensor[];
 }

@@ -136,7 +136,7 @@ function readElements(lazy: LazyTensor, where: string, start: number, count: num
  * @throws RangeError when no tensor here can have the dtype.
  */
 export function readStorage(lazy: LazyTensor, where: string): Tensor {
-  return readElements(lazy, where, 0, Math.floor(lazy.storage.bytes / (sizeOf(lazy.dtype) ?? 1)));
+  return readElements(lazy, where, 0, Math.floor(lazy.storage.bytes / (elementSize(lazy.dtype) ?? 1)));
 }
 
 /**
@@ -165,7 +165,7 @@ const OTHER_SIZES: ReadonlyMap<string, number> = new Map([
   ["bits4x2", 1],
 ]);
 
-function sizeOf(dtype: string): number | undefined {
+function elementSize(dtype: string): number | undefined {
   return Object.hasOwn(DTYPES, dtype) ? DTYPES[dtype as DType].size : OTHER_SIZES.get(dtype);
 }
 
@@ -217,7 +217,7 @@ export function persistentTensor(
     throw expected(where, "a storage class of PyTorch", kindOf(storageClass));
   }
   if (typeof key !== "string") throw expected(where, "a storage key", kindOf(key), DAMAGED);
-  const size = sizeOf(dtype) as number;
+  const size = elementSize(dtype) as number;
   const numel = count as number;
   if (!isCount(numel) || !Number.isSafeInteger(numel * size)) {
     throw expected(where, "a number of elements", kindOf(count), DAMAGED);
@@ -250,7 +250,7 @@ function checkedTensor(claim: Claim, where: string): LazyTensor {
     throw expected(where, `${size.length} strides that are whole numbers`, shown(stride), DAMAGED);
   }
   if (!isCount(offset)) throw expected(where, "an offset in the storage", kindOf(offset), DAMAGED);
-  const elementBytes = sizeOf(dtype);
+  const elementBytes = elementSize(dtype);
   const extent = size.reduce((product, n) => product * Math.max(n, 1), elementBytes ?? 16);
   if (!Number.isSafeInteger(extent))
     throw expected(where, "a shape of less than 2^53 bytes", shown(size), DAMAGED);

@@ -649,18 +649,18 @@ export class Tensor extends TensorHandle {
   }
   /** Largest values along `dim` and where they are. */
   max(dim: number, keepdim = false): Found {
-    return pair(callUntyped("aten::max.dim", [this, dim, keepdim]));
+    return found(callUntyped("aten::max.dim", [this, dim, keepdim]));
   }
   min(dim: number, keepdim = false): Found {
-    return pair(callUntyped("aten::min.dim", [this, dim, keepdim]));
+    return found(callUntyped("aten::min.dim", [this, dim, keepdim]));
   }
   topk(k: number, dim = -1, ...options: given.TopKOptions): Found {
     const { largest, sorted } = given.readTopK(options);
-    return pair(callUntyped("aten::topk", [this, k, dim, largest, sorted]));
+    return found(callUntyped("aten::topk", [this, k, dim, largest, sorted]));
   }
   sort(dim = -1, ...options: given.SortOptions): Found {
     const { descending, stable = false } = given.readSort(options);
-    return pair(callUntyped("aten::sort.stable", [this, stable, dim, descending]));
+    return found(callUntyped("aten::sort.stable", [this, stable, dim, descending]));
   }
   argsort(dim = -1, descending = false): Tensor {
     return call("aten::argsort", [this, dim, descending]);
@@ -691,7 +691,7 @@ export class Tensor extends TensorHandle {
   }
 }
 
-function pair(result: unknown): Found {
+function found(result: unknown): Found {
   const [values, indices] = result as [Tensor, Tensor];
   return { values, indices };
 }

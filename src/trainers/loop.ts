@@ -14,7 +14,7 @@ import { machineMetrics } from "../rl_ar_finetune/step.js";
 import {
   type BestCheckpoint,
   type LoadedCheckpoint,
-  loadCheckpoint,
+  readCheckpoint,
   saveCheckpoint,
   writeBest,
 } from "../run/checkpoint.js";
@@ -171,7 +171,7 @@ async function run<T extends FitConfig>(
   const { kind, config, notes } = resolved;
   using folder = await openRunFolder(config, { kind, ...(options.ask && { ask: options.ask }) });
   const checkpoints = join(folder.path, "checkpoints");
-  using saved = folder.isResumed ? loadCheckpoint(checkpoints) : null;
+  using saved = folder.isResumed ? readCheckpoint(checkpoints) : null;
   if (saved === null) writeConfig(folder.path, config, kind);
 
   // 2. The task, and its state where the run goes on.

@@ -114,7 +114,7 @@ export async function openPretrainTask(
   const ofModels: string[] = [];
   const tokenizer = tokenizerOf(config, device, ofModels);
   const { train, heldOut } = await openSources(config);
-  const codes = codesOf(config, tokenizer, train);
+  const codes = codesPerImage(config, tokenizer, train);
   // Weights that no file gives are drawn from the default generator.
   manualSeed(deriveSeed(config.seed, "init"));
   const policy = policyFor(config, device, tokenizer, codes, train.classNames.length, ofModels);
@@ -379,7 +379,7 @@ export class PretrainTask implements FitTask {
 }
 
 /** T, the codes of an image. */
-function codesOf(config: PretrainConfig, tokenizer: FrozenTokenizer, source: ImageSource): number {
+function codesPerImage(config: PretrainConfig, tokenizer: FrozenTokenizer, source: ImageSource): number {
   if (source.codeLength !== undefined) return source.codeLength;
   const side = config.data.size / tokenizer.downsample;
   if (Number.isInteger(side)) return side * side;

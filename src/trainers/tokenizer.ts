@@ -204,7 +204,7 @@ class TokenizerTask implements FitTask {
     this.fingerprint = images.fingerprint;
     this.frozen = distance === null ? {} : fingerprintOf("network of loss.perceptual", distance.network);
     this.about = { images: length, classes: classNames, size: data.size };
-    this.notes = [...notesOf(config, length), ...images.notes];
+    this.notes = [...trainingNotes(config, length), ...images.notes];
     this.unreadable = images.unreadable;
     this.#config = config;
     this.#images = images;
@@ -479,7 +479,7 @@ class TokenizerTask implements FitTask {
 }
 
 /** What the task finds odd once it knows the images. */
-function notesOf({ loss: { gan } }: TokenizerTrainConfig, images: number): string[] {
+function trainingNotes({ loss: { gan } }: TokenizerTrainConfig, images: number): string[] {
   const notes: string[] = [];
   if (gan.weight > 0 && images < FEW_IMAGES) {
     notes.push(

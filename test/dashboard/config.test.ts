@@ -5,9 +5,9 @@ import {
   changedKeys,
   commandSection,
   commandText,
+  configNotes,
   configSection,
-  kindOf,
-  notesOf,
+  kindOfRun,
   summaryOf,
 } from "../../src/dashboard/config.js";
 import { type Run, readRun } from "../../src/dashboard/run.js";
@@ -26,7 +26,7 @@ const runOf = (t: Parameters<typeof newFolder>[0]): Run =>
 
 test("the keys tell whose configuration it is, and which values are not the defaults", (t) => {
   const run = runOf(t);
-  assert.equal(kindOf(run)?.name, "train");
+  assert.equal(kindOfRun(run)?.name, "train");
   assert.equal(summaryOf(run), "GRPO · noisy teacher forced contexts · seed 3");
   assert.deepEqual(
     changedKeys(run)?.map(({ path, value }) => [path, value]),
@@ -37,10 +37,10 @@ test("the keys tell whose configuration it is, and which values are not the defa
       ["optimizer.lr", 0.5],
     ],
   );
-  assert.deepEqual(kindOf({ ...run, config: { ...run.config, other: 1 } }), null);
-  assert.deepEqual(kindOf({ ...run, config: {} }), null);
+  assert.deepEqual(kindOfRun({ ...run, config: { ...run.config, other: 1 } }), null);
+  assert.deepEqual(kindOfRun({ ...run, config: {} }), null);
   const { rollout: _, ...older } = run.config;
-  assert.equal(kindOf({ ...run, config: older })?.name, "train");
+  assert.equal(kindOfRun({ ...run, config: older })?.name, "train");
 });
 
 test("values are escaped, changed ones come first", (t) => {
@@ -53,9 +53,9 @@ test("values are escaped, changed ones come first", (t) => {
 });
 
 test("what rlar says of such a configuration is said again", (t) => {
-  const notes = notesOf({ ...runOf(t) });
+  const notes = configNotes({ ...runOf(t) });
   assert.ok(notes.some((note) => note.includes("rollout.context.noise")));
-  assert.deepEqual(notesOf({ ...runOf(t), config: { seed: 1 } }), []);
+  assert.deepEqual(configNotes({ ...runOf(t), config: { seed: 1 } }), []);
 });
 
 test("command lines are quoted for a shell, and rlar is called by its name", () => {

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { eventSection, noticesOf, rangesText } from "../../src/dashboard/events.js";
-import { endOf, type Run, readRun } from "../../src/dashboard/run.js";
+import { endOfRun, type Run, readRun } from "../../src/dashboard/run.js";
 import { newFolder, type RunFiles, writeRun } from "./run_files.js";
 
 type Context = Parameters<typeof newFolder>[0];
@@ -27,7 +27,7 @@ test("how a run ended", (t) => {
   const saved = (step: number, since = 0): Record<string, unknown> => ({
     [`checkpoints/step_00000${step}/values.json`]: { progress: { evaluationsSinceBest: since } },
   });
-  const end = (files: RunFiles): string => endOf(runOf(t, { config, ...files })).text;
+  const end = (files: RunFiles): string => endOfRun(runOf(t, { config, ...files })).text;
   assert.equal(end({ metrics: metrics(4) }), "done");
   assert.equal(end({ metrics: metrics(3) }), "broken off before its first checkpoint");
   assert.equal(end({ metrics: metrics(3), files: saved(2) }), "broken off; its last checkpoint is of step 2");

@@ -6,13 +6,13 @@ import { test } from "node:test";
 import sharp from "sharp";
 
 import { readRun } from "../../src/dashboard/run.js";
-import { readPictures, sampleSection, spread } from "../../src/dashboard/samples.js";
+import { evenly, readPictures, sampleSection } from "../../src/dashboard/samples.js";
 import { newFolder, writePage, writeRun } from "./run_files.js";
 
 test("some of a list: its ends, the others evenly between", () => {
-  assert.deepEqual(spread([0, 1, 2, 3, 4, 5, 6], 4), [0, 2, 4, 6]);
-  assert.deepEqual(spread([1, 2], 4), [1, 2]);
-  assert.deepEqual(spread([1, 2, 3], 1), [3]);
+  assert.deepEqual(evenly([0, 1, 2, 3, 4, 5, 6], 4), [0, 2, 4, 6]);
+  assert.deepEqual(evenly([1, 2], 4), [1, 2]);
+  assert.deepEqual(evenly([1, 2, 3], 1), [3]);
 });
 
 test("small pages are embedded pixel by pixel, with what their columns are", async (t) => {

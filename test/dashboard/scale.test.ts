@@ -3,9 +3,9 @@ import { test } from "node:test";
 
 import {
   axisOf,
+  finiteMean,
   linearTicks,
   logTicks,
-  meanOf,
   movingMean,
   numberText,
   roundStep,
@@ -94,7 +94,7 @@ test("a moving mean is over those that there are, and leaves NaN out", () => {
   assert.deepEqual(movingMean([1, Number.NaN, 4], 3), [1, 2.5, 4]);
   // One huge value does not spoil those after it.
   assert.deepEqual(movingMean([1e30, 1, 1, 1, 1], 3).slice(2), [1, 1, 1]);
-  assert.ok(Number.isNaN(meanOf([Number.NaN])));
+  assert.ok(Number.isNaN(finiteMean([Number.NaN])));
   assert.deepEqual([10, 29, 30, 60, 1000].map(smoothingOf), [1, 1, 3, 3, 51]);
 });
 

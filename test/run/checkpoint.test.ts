@@ -23,7 +23,7 @@ import {
   bestCheckpoint,
   type Checkpoint,
   listCheckpoints,
-  loadCheckpoint,
+  readCheckpoint,
   saveCheckpoint,
 } from "../../src/run/checkpoint.js";
 import { versions } from "../../src/run/environment.js";
@@ -58,8 +58,8 @@ function save(folder: string, step: number, options: Parameters<typeof saveCheck
   return tidy(() => saveCheckpoint(folder, state(step), options));
 }
 
-function loadedStep(folder: string, options: Parameters<typeof loadCheckpoint>[1] = {}): number {
-  using checkpoint = loadCheckpoint(folder, options);
+function loadedStep(folder: string, options: Parameters<typeof readCheckpoint>[1] = {}): number {
+  using checkpoint = readCheckpoint(folder, options);
   assert.ok(checkpoint !== null);
   const { step, tensors, values } = checkpoint;
   expectClose(tensors.policy?.weight as Tensor, [step, step, step], { rtol: 0, atol: 0 });
@@ -106,7 +106,7 @@ test("the state of a run comes back bit for bit: policy, optimizer, average, ran
   const wanted = tidy(() => policy.stateDict().weight?.toArray());
   const average = tidy(() => ema.stateDict().tensors.weight?.toArray());
 
-  using loaded = loadCheckpoint(folder);
+  using loaded = readCheckpoint(folder);
   assert.ok(loaded !== null);
   assert.equal(loaded.step, 12);
   assert.equal(loaded.path, path);
@@ -174,9 +174,9 @@ test("parts may be read alone", () => {
       values: {},
     }),
   );
-  using loaded = loadCheckpoint(folder, { parts: ["ema"] });
+  using loaded = readCheckpoint(folder, { parts: ["ema"] });
   assert.deepEqual(Object.keys(loaded?.tensors ?? {}), ["ema"]);
-  assert.throws(() => loadCheckpoint(folder, { parts: ["value_head"] }), {
+  assert.throws(() => readCheckpoint(folder, { parts: ["value_head"] }), {
     name: "RangeError",
     message: `${join(folder, "step_000001")}: expected the part value_head, got ema, policy.`,
   });
@@ -187,21 +187,21 @@ test("nothing is left alive", () => {
   save(folder, 1);
   noLeak(() => {
     save(folder, 2);
-    loadCheckpoint(folder)?.dispose();
+    readCheckpoint(folder)?.dispose();
   });
 });
 
 test("an empty folder has no checkpoint", () => {
   const folder = newFolder();
-  assert.equal(loadCheckpoint(folder), null);
+  assert.equal(readCheckpoint(folder), null);
   mkdirSync(folder);
   writeFileSync(join(folder, "notes.txt"), "");
   mkdirSync(join(folder, ".1.abc.tmp"));
-  assert.equal(loadCheckpoint(folder), null);
-  assert.throws(() => loadCheckpoint(folder, { which: "best" }), {
+  assert.equal(readCheckpoint(folder), null);
+  assert.throws(() => readCheckpoint(folder, { which: "best" }), {
     message: `${folder}: expected a best checkpoint, got none.`,
   });
-  assert.throws(() => loadCheckpoint(folder, { which: "step_000001" }), {
+  assert.throws(() => readCheckpoint(folder, { which: "step_000001" }), {
     message: `${folder}: expected a checkpoint step_000001, got none.`,
   });
 });
@@ -221,7 +221,7 @@ test("the newest few stay, and the best", () => {
   save(folder, 1_000_000, { keep: 2 });
   assert.deepEqual(listCheckpoints(folder), ["step_000050", "step_999999", "step_1000000"]); // as numbers, not as text
   assert.equal(loadedStep(folder), 1_000_000);
-  assert.throws(() => loadCheckpoint(folder, { which: "step_000040" }), {
+  assert.throws(() => readCheckpoint(folder, { which: "step_000040" }), {
     message: `${folder}: expected a checkpoint step_000040, got step_1000000, step_999999, step_000050.`,
   });
 });
@@ -232,7 +232,7 @@ test("a step that is saved again is never absent meanwhile", () => {
   const again = tidy(() => saveCheckpoint(folder, { ...state(5), values: { seen: 51 } }));
   assert.equal(again, join(folder, "step_000005.1"));
   assert.deepEqual(listCheckpoints(folder), ["step_000005.1"]);
-  using loaded = loadCheckpoint(folder);
+  using loaded = readCheckpoint(folder);
   assert.equal(loaded?.values.seen, 51);
   save(folder, 5);
   assert.deepEqual(listCheckpoints(folder), ["step_000005"]);
@@ -278,13 +278,13 @@ test("a damaged newest checkpoint is stepped over and named", () => {
     save(folder, 1);
     const newest = save(folder, 2);
     damage(newest);
-    using loaded = loadCheckpoint(folder);
+    using loaded = readCheckpoint(folder);
     assert.equal(loaded?.step, 1);
     assert.equal(loaded.damaged.length, 1);
     assert.equal(loaded.damaged[0]?.path, newest);
     assert.match(loaded.damaged[0]?.reason as string, reason);
     assert.throws(
-      () => loadCheckpoint(folder, { which: "step_000002" }),
+      () => readCheckpoint(folder, { which: "step_000002" }),
       /: expected a checkpoint that is whole, got 1 damaged:\n- /,
     );
     // The run goes on: the damaged one goes, and is not taken for the newest.
@@ -298,7 +298,7 @@ test("when none is whole, all are told", () => {
   const [one, two] = [save(folder, 1), save(folder, 2)];
   rmSync(join(one, "values.json"));
   rmSync(join(two, "policy.safetensors"));
-  assert.throws(() => loadCheckpoint(folder), {
+  assert.throws(() => readCheckpoint(folder), {
     name: "Error",
     message:
       `${folder}: expected a checkpoint that is whole, got 2 damaged:\n` +
@@ -348,7 +348,7 @@ test("the best checkpoint is named by the checkpoints themselves, whatever becom
     if (text === null) rmSync(join(folder, "best.json"), { force: true });
     else writeFileSync(join(folder, "best.json"), text);
     assert.deepEqual(bestCheckpoint(folder), best);
-    using loaded = loadCheckpoint(folder);
+    using loaded = readCheckpoint(folder);
     assert.deepEqual([loaded?.best, loaded?.damaged], [best, []]);
     assert.equal(loadedStep(folder, { which: "best" }), 1);
   }
@@ -374,7 +374,7 @@ test("a checkpoint of an older version has best.json alone; a damaged one is tol
   ]) {
     writeFileSync(join(folder, "best.json"), text);
     assert.equal(bestCheckpoint(folder), null);
-    using loaded = loadCheckpoint(folder);
+    using loaded = readCheckpoint(folder);
     assert.equal(loaded?.step, 1);
     assert.deepEqual(
       loaded?.damaged.map(({ path }) => path),
@@ -414,7 +414,7 @@ test("a damaged manifest makes its checkpoint a damaged one, whatever stands in 
   ];
   for (const text of texts) {
     writeFileSync(file, text);
-    using loaded = loadCheckpoint(folder);
+    using loaded = readCheckpoint(folder);
     assert.deepEqual([loaded?.step, loaded?.damaged.length], [1, 1], text);
     assert.equal(bestCheckpoint(folder), null, text);
   }
