@@ -2,6 +2,7 @@
  * Arrays of numbers from NumPy's `.npy` files (format versions 1 to 3), in which LlamaGen keeps codes and text
  * features. Decoding threads use this, so it must not import the tensor library. Pickled objects are refused.
  */
+import { halfToNumber } from "../torch/dtype.js";
 import { expected } from "../torch/errors.js";
 
 /** Numbers as they are stored in a file, little-endian and row-major. */
@@ -108,7 +109,7 @@ export function toFloat32({ type, bytes }: RawArray, name: string): Float32Array
   if (type === "f4") return new Float32Array(new Uint8Array(bytes).buffer);
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const read: Record<string, (at: number) => number> = {
-    f2: (at) => halfOf(view.getUint16(at, true)),
+    f2: (at) => halfToNumber(view.getUint16(at, true)),
     bf2: (at) => bfloatOf(view.getUint16(at, true)),
     f8: (at) => view.getFloat64(at, true),
   };
@@ -124,16 +125,6 @@ function bfloatOf(bits: number): number {
   scratch.setUint16(0, bits);
   scratch.setUint16(2, 0);
   return scratch.getFloat32(0);
-}
-
-/** IEEE half precision: 5 bits of exponent, 10 of fraction. */
-function halfOf(bits: number): number {
-  const sign = bits & 0x8000 ? -1 : 1;
-  const exponent = (bits >> 10) & 31;
-  const fraction = bits & 1023;
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  if (exponent === 31) return fraction === 0 ? sign * Infinity : NaN;
-  return sign * (1024 + fraction) * 2 ** (exponent - 25);
 }
 
 /** Text features of a `.npy` file; see {@link checkFeatures}. */

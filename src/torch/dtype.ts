@@ -51,3 +51,13 @@ export const DTYPES: Readonly<Record<DType, DTypeInfo>> = {
   bool: { code: 11, size: 1, isFloat: false },
   bfloat16: { code: 15, size: 2, isFloat: true },
 };
+
+/** IEEE binary16: 1 sign, 5 exponent (bias 15), 10 fraction bits. */
+export function halfToNumber(bits: number): number {
+  const sign = bits & 0x8000 ? -1 : 1;
+  const exponent = (bits >> 10) & 31;
+  const fraction = bits & 1023;
+  if (exponent === 0) return sign * fraction * 2 ** -24;
+  if (exponent === 31) return fraction === 0 ? sign * Infinity : NaN;
+  return sign * (1024 + fraction) * 2 ** (exponent - 25);
+}

@@ -2,6 +2,7 @@
  * What Python values become when a pickle is read: plain JavaScript data where the meaning is known,
  * an inert record where it is not. Nothing here runs anything that a file names.
  */
+import { halfToNumber } from "./dtype.js";
 
 /** A class or function that a pickle names. It is a name only: nothing is imported. */
 export class PyGlobal {
@@ -349,14 +350,4 @@ function numpyScalar(dtype: unknown, data: unknown): unknown {
 export function integer(value: bigint): number | bigint {
   const number = Number(value);
   return Number.isSafeInteger(number) ? number : value;
-}
-
-/** IEEE binary16: 1 sign, 5 exponent (bias 15), 10 fraction bits. */
-function halfToNumber(bits: number): number {
-  const sign = bits & 0x8000 ? -1 : 1;
-  const exponent = (bits >> 10) & 31;
-  const fraction = bits & 1023;
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  if (exponent === 31) return fraction === 0 ? sign * Infinity : NaN;
-  return sign * (1024 + fraction) * 2 ** (exponent - 25);
 }
