@@ -2,7 +2,7 @@
  * The folder of a run: which one, what to do when it holds a run already, and that one process at a time writes to it.
  * What is in it is written by `log.ts` and `checkpoint.ts`.
  */
-import { closeSync, existsSync, openSync, readdirSync, rmSync, statSync } from "node:fs";
+import { closeSync, existsSync, openSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { isLocked, tryLock } from "#lock";
 
@@ -48,9 +48,8 @@ export async function openRunFolder<T extends RunOwner = TrainConfig>(
   const kind = options.kind ?? (trainKind as unknown as ConfigKind<T>);
   const { dir, ifExists } = config.run;
   const wanted = dir ?? join("runs", `${timeOf(now())}_${kind.nameOf(config)}`);
-  const holdsRun = filesOf(wanted).length > 0;
   const chosen = dir === null ? "new" : ifExists;
-  const answer = holdsRun && chosen === "ask" ? await ask(wanted) : chosen;
+  const answer = holdsRun(wanted) && chosen === "ask" ? await ask(wanted) : chosen;
   const mustBeNew = answer === "fail" || answer === "ask";
   if (mustBeNew) requireNoRun(wanted);
   const { path, release } = await (answer === "new" ? lockFree(wanted) : lock(wanted));
@@ -69,7 +68,7 @@ export async function openRunFolder<T extends RunOwner = TrainConfig>(
 
 /** @throws ConfigError when a folder holds a run. */
 function requireNoRun(folder: string): void {
-  if (filesOf(folder).length === 0) return;
+  if (!holdsRun(folder)) return;
   const last = listCheckpoints(join(folder, "checkpoints")).at(-1) ?? "no checkpoint";
   throw new ConfigError([
     `run.dir: expected a folder without a run, got ${folder}, which holds one (${last}). ` +
@@ -123,7 +122,7 @@ export function writeConfig<T extends object = TrainConfig>(
   kind: ConfigKind<T> = trainKind as unknown as ConfigKind<T>,
 ): void {
   const text = configYaml(config, { kind, folder });
-  replaceFile(join(folder, "config.yaml"), text);
+  replaceFile(join(folder, "config.yaml"), `${WRITTEN}\n\n${text}`);
 }
 
 /** What a run wrote into a folder; nothing where there is no such folder. */
@@ -132,6 +131,34 @@ function filesOf(folder: string): string[] {
   if (!statSync(folder).isDirectory())
     throw new ConfigError([`run.dir: expected a folder, got ${folder}, which is a file. Name another.`]);
   return readdirSync(folder).filter((name) => RUN_FILES.test(name));
+}
+
+/** First line of a run's `config.yaml`: a file of that name without it is the user's own. */
+const WRITTEN = "# Every key of this run, as it was begun.";
+
+/** Whether a folder holds a run: more than a start leaves that failed before there was a record or a checkpoint. */
+function holdsRun(folder: string): boolean {
+  return filesOf(folder).some((name) => !isLeftByStart(join(folder, name), name));
+}
+
+function isLeftByStart(path: string, name: string): boolean {
+  switch (name) {
+    case "config.yaml":
+      return readFileSync(path, "utf8").startsWith(WRITTEN);
+    case "env.json":
+    case "tb":
+      return true;
+    case "metrics.jsonl":
+    case "metrics.csv":
+    case "samples.jsonl":
+      return statSync(path).size <= 1; // a table without a record is an empty line
+    case "samples":
+    case "dumps":
+    case "checkpoints":
+      return readdirSync(path).every((inner) => /^\..*\.tmp$/.test(inner));
+    default:
+      return false;
+  }
 }
 
 /** Such as `2026-11-22_18-30-05`. */
@@ -147,9 +174,9 @@ interface Locked {
 async function lockFree(path: string): Promise<Locked> {
   for (let i = 1; ; i++) {
     const free = i === 1 ? path : `${path}-${i}`;
-    if (filesOf(free).length > 0) continue;
+    if (holdsRun(free)) continue;
     const taken = await tryTake(free);
-    if ("release" in taken && filesOf(free).length === 0) return { path: free, release: taken.release };
+    if ("release" in taken && !holdsRun(free)) return { path: free, release: taken.release };
     if ("release" in taken) taken.release();
   }
 }

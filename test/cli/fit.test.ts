@@ -97,6 +97,13 @@ test("a run, its samples, and the same command again", () => {
   assert.equal(forced.code, 0, forced.err);
 });
 
+test("a start that fails can be tried again in the same folder", () => {
+  const failed = rlar("pretrain", ...keys("again"), "tokenizer.path=nowhere.safetensors");
+  assert.equal(failed.code, 3);
+  const begun = rlar("pretrain", ...keys("again"), "train.iters=1");
+  assert.equal(begun.code, 0, begun.err);
+});
+
 test("--json is one object a line, and what is said goes to the other stream", () => {
   const { code, out, err } = rlar("pretrain", ...keys("json"), "--json");
   assert.equal(code, 0, err);

@@ -71,6 +71,32 @@ test("a folder with a run: fail, resume, new and overwrite", async () => {
   assert.deepEqual(readdirSync(folder).filter(isNoSocket).sort(), [".lock", "notes.txt"]);
 });
 
+test("what a start leaves that failed before a record is no run; a configuration of the user's own is kept", async () => {
+  const folder = mkdtempSync(join(root, "begun-"));
+  const config = configOf(folder, "fail");
+  for (const name of ["samples", "tb"]) mkdirSync(join(folder, name));
+  for (const name of ["metrics.jsonl", "samples.jsonl", "env.json"]) writeFileSync(join(folder, name), "");
+  writeFileSync(join(folder, "metrics.csv"), "\n");
+  writeConfig(folder, config);
+  writeFileSync(join(folder, "notes.txt"), "mine");
+  (await openRunFolder(config)).dispose();
+  assert.deepEqual(readdirSync(folder), ["notes.txt"]);
+  {
+    writeConfig(folder, config);
+    using again = await openRunFolder(configOf(folder, "new"));
+    assert.equal(again.path, folder, "a folder beside it is not needed");
+  }
+  for (const [name, text] of [
+    ["config.yaml", "seed: 1\n"],
+    ["metrics.jsonl", '{"step": 0}\n'],
+    ["model.safetensors", ""],
+  ] as const) {
+    writeFileSync(join(folder, name), text);
+    await assert.rejects(openRunFolder(config), /expected a folder without a run/, name);
+    rmSync(join(folder, name));
+  }
+});
+
 test("without a name the folder is named by date and preset", async () => {
   const before = process.cwd();
   process.chdir(root);
