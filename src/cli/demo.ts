@@ -5,6 +5,7 @@
 import { copyFileSync, existsSync } from "node:fs";
 import { join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
+import { rlarCommand } from "../config/command.js";
 import { trainKind } from "../config/train_kind.js";
 import { writeReport } from "../dashboard/report.js";
 import { evaluateModels, type ModelEvaluation } from "../evaluation/judge_models.js";
@@ -16,6 +17,7 @@ import { duration } from "../run/console.js";
 import { makeFolder } from "../torch/files.js";
 import { expected } from "../torch/index.js";
 import { readConfig } from "./config.js";
+import { emoji } from "./emoji.js";
 import { classifier, pretrain, tokenizer } from "./fit.js";
 import { interruptible, interruptionCode } from "./interrupt.js";
 
@@ -45,15 +47,14 @@ const STAGES = [
 export async function demo({ seed, dir, short = false, fromScratch = false }: DemoOptions): Promise<number> {
   const started = performance.now();
   const shipped = relative(process.cwd(), SHIPPED) || ".";
-  if (!existsSync(join(shipped, "emoji_32px.tar"))) {
-    throw expected("demo", `the images in ${shipped}`, "none", "Run it in a whole clone of the project");
-  }
-  let models = shipped;
+  let [models, images] = [shipped, join(shipped, IMAGES)];
   if (fromScratch) {
     models = join(dir, "models");
-    const code = await makeModels(shipped, models, dir, short);
+    makeFolder(models);
+    if (!existsSync(images)) images = await makeImages(models);
+    const code = await makeModels(shipped, { models, images }, dir, short);
     if (code !== 0) return code;
-  }
+  } else requireShipped(shipped);
   say(
     "Fine-tuning a class-conditional transformer of image codes with GRPO: it gets a part of an emoji's codes and samples\n" +
       "the rest; the reward is higher the closer pixels and features are to the emoji. The tokenizer is frozen.\n",
@@ -62,7 +63,7 @@ export async function demo({ seed, dir, short = false, fromScratch = false }: De
     trainKind,
     [
       join(shipped, "completion.yaml"),
-      `data.source=${join(shipped, "emoji_32px.tar")}`,
+      `data.source=${images}`,
       `tokenizer.path=${join(models, "tokenizer.safetensors")}`,
       `ar.path=${join(models, "policy.safetensors")}`,
       `reward.perceptual.path=${join(models, "classifier.safetensors")}`,
@@ -108,9 +109,40 @@ export async function demo({ seed, dir, short = false, fromScratch = false }: De
 
 const say = (text: string): void => void process.stdout.write(`${text}\n`);
 
+const IMAGES = "emoji_32px.tar";
+
+/** @throws RangeError where the images and models are not there, which an installed package is without. */
+function requireShipped(folder: string): void {
+  const wanted = [IMAGES, ...STAGES.map(([name]) => `${name}.safetensors`)];
+  const missing = wanted.filter((name) => !existsSync(join(folder, name)));
+  if (missing.length === 0) return;
+  const command = rlarCommand(["demo", "--from-scratch"]);
+  throw expected(
+    "demo",
+    `the demo's images and models in ${folder}`,
+    missing.length === wanted.length
+      ? "none of them, as in an installed package"
+      : `no ${missing.join(", ")}`,
+    `Run it in a clone of the project, or run ${command}, which makes the images from npm packages and trains the models in most of an hour`,
+  );
+}
+
+/** Make the images where there are none. @returns the file. */
+async function makeImages(folder: string): Promise<string> {
+  const out = join(folder, IMAGES);
+  if (existsSync(out)) return out;
+  say("images: 6,880 emoji from two npm packages");
+  await emoji({ out, size: "32" });
+  return out;
+}
+
 /** Train all models by the recipes, into `models`. */
-async function makeModels(recipes: string, models: string, dir: string, short: boolean): Promise<number> {
-  makeFolder(models);
+async function makeModels(
+  recipes: string,
+  { models, images }: { models: string; images: string },
+  dir: string,
+  short: boolean,
+): Promise<number> {
   for (const [name, run] of STAGES) {
     const folder = join(dir, name);
     say(`\n${name}: ${join(recipes, `${name}.yaml`)}`);
@@ -118,7 +150,7 @@ async function makeModels(recipes: string, models: string, dir: string, short: b
     const code = await run(
       [
         join(recipes, `${name}.yaml`),
-        `data.source=${join(recipes, "emoji_32px.tar")}`,
+        `data.source=${images}`,
         ...(name === "tokenizer" ? [`loss.perceptual.path=${made("classifier")}`] : []),
         ...(name === "policy" ? [`tokenizer.path=${made("tokenizer")}`] : []),
         ...(short ? ["train.iters=3", "eval.images=32"] : []),

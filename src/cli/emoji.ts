@@ -7,6 +7,7 @@ import { homedir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { pipeline } from "node:stream/promises";
 
+import { rlarCommand } from "../config/command.js";
 import { EMOJI_PACKAGES, prepareEmoji } from "../data/index.js";
 import { expected } from "../torch/index.js";
 
@@ -41,7 +42,7 @@ export async function emoji(options: EmojiCommandOptions): Promise<void> {
     process.stdout.write(`${name.padEnd(20)} ${String(count).padStart(5)}\n`);
   process.stdout.write(
     `${rest.images} images of ${rest.designs} designs, ${(rest.bytes / 1e6).toFixed(1)} MB: ${out}\n` +
-      `train on it: data.source=${out} data.size=${size} 'data.group=([^/_]+)_[^/]*$'\n`,
+      `train on it: ${rlarCommand(["tokenizer", `data.source=${out}`, `data.size=${size}`, "data.group=([^/_]+)_[^/]*$", "model.preset=VQ-4-small"])}\n`,
   );
 }
 

@@ -1,12 +1,52 @@
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
 
 const root = dirname(dirname(dirname(dirname(fileURLToPath(import.meta.url)))));
+
+test("without the archives, as in an installed package, the demo says what is missing and the two ways", () => {
+  const installed = mkdtempSync(join(tmpdir(), "demo-installed-"));
+  try {
+    cpSync(join(root, "dist", "src"), join(installed, "dist", "src"), { recursive: true });
+    cpSync(join(root, "package.json"), join(installed, "package.json"));
+    for (const name of ["node_modules", "build", "scripts"])
+      symlinkSync(join(root, name), join(installed, name));
+    const recipes = join(installed, "models", "emoji_32px");
+    mkdirSync(recipes, { recursive: true });
+    for (const name of readdirSync(join(root, "models", "emoji_32px")).filter((file) =>
+      file.endsWith(".yaml"),
+    ))
+      cpSync(join(root, "models", "emoji_32px", name), join(recipes, name));
+    const { status, stderr } = spawnSync(
+      process.execPath,
+      [join(installed, "dist", "src", "cli", "main.js"), "demo", "--dir", join(installed, "out")],
+      { encoding: "utf8" },
+    );
+    assert.equal(status, 3, stderr);
+    assert.match(stderr, /^rlar: demo: .*clone.*demo --from-scratch[^\n]*\n$/);
+  } finally {
+    rmSync(installed, { recursive: true });
+  }
+});
+
+test("recipes name no folder for their run: it would lie inside of an installed package", () => {
+  const folder = join(root, "models", "emoji_32px");
+  for (const name of readdirSync(folder).filter((file) => file.endsWith(".yaml")))
+    assert.doesNotMatch(readFileSync(join(folder, name), "utf8"), /^\s*(run:|dir:)|\bdir:/m, name);
+});
 
 test("a few steps of the demo leave a table, pages of pictures, an evaluation and a report", () => {
   const dir = mkdtempSync(join(tmpdir(), "demo-"));
