@@ -20,6 +20,7 @@ import { readConfig } from "./config.js";
 import { emoji } from "./emoji.js";
 import { classifier, pretrain, tokenizer } from "./fit.js";
 import { interruptible, interruptionCode } from "./interrupt.js";
+import { sampleCommand } from "./next.js";
 
 /** Options of `rlar demo`. */
 export interface DemoOptions {
@@ -99,6 +100,7 @@ export async function demo({ seed, dir, short = false, fromScratch = false }: De
   say(
     `pictures  ${evaluation.pages.map((name) => join(run.dir, "eval", name)).join("\n          ")}\n` +
       `report    ${page}\n` +
+      `samples   ${sampleCommand(run.dir, resolved.config.rollout.start) ?? "-"}\n` +
       `${duration((performance.now() - started) / 1000)} in all\n\n` +
       "With your own images, from nothing:          README.md, My own images\n" +
       "With your own tokenizer and policy:          README.md, My own checkpoints\n" +

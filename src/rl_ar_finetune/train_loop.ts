@@ -9,7 +9,7 @@ import { type ResolvedConfig, resolveConfig, type TrainConfigInput } from "../co
 import { readCheckpoint } from "../run/checkpoint.js";
 import { explained, requireFiniteWeights } from "../run/failure.js";
 import { openRunFolder, requireWritable, writeConfig } from "../run/folder.js";
-import { openLog, type TrainOptions } from "../run/log.js";
+import { busyWith, openLog, type TrainOptions } from "../run/log.js";
 import { Clock, joined } from "../run/metrics.js";
 import { stream, type Tensor, tidy } from "../torch/index.js";
 import { type Evaluation, evaluate, isHacked } from "./evaluate.js";
@@ -87,7 +87,7 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
   if (saved === null) writeConfig(folder.path, config);
 
   // 2. The parts, and their state where the run goes on.
-  using parts = await openRunParts(config);
+  using parts = await busyWith("opening models and images", options, () => openRunParts(config));
   const { progress, notes: changes } = restore(config, parts, saved, options.force ?? false);
   saved?.dispose(); // as large as all of the run's state
   const total = config.train.iters;
@@ -108,6 +108,7 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
 
   // 3. Where it starts from: the evaluation before the first iteration.
   if (saved === null && config.eval.every > 0 && parts.evalImages > 0) {
+    log.busy("evaluating before the first step");
     progress.first = await evaluate(config, parts);
     progress.last = progress.first;
     log.step(0, progress.first.metrics, { spreads: progress.first.spreads });
@@ -115,6 +116,7 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
   // A run that was over stays so, unless it is forced on.
   let end: TrainResult["end"] = options.force ? "done" : endOf(config, progress);
   let clock = new Clock();
+  if (progress.step < total && end === "done") log.busy("the first step");
   while (progress.step < total && end === "done") {
     const step = progress.step;
     await setImmediate(); // lets Ctrl-C through: batches that are read ahead never wait

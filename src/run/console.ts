@@ -4,6 +4,8 @@
  */
 import { EventEmitter } from "node:events";
 
+import { Ticker } from "./ticker.js";
+
 /** Where to write; `process.stdout` and `process.stderr` are such. */
 export interface Screen {
   write(text: string): unknown;
@@ -71,6 +73,7 @@ export class RunConsole {
   readonly #options: Required<Omit<ConsoleOptions, "env">>;
   readonly #isColored: boolean;
   #hasLine = false;
+  #ticker: Ticker | null = null;
   #shownAt = -Infinity;
   #times: number[] = [];
   #rewards: number[] = [];
@@ -86,9 +89,35 @@ export class RunConsole {
     if (!this.isLive) this.#shownAt = now();
   }
 
+  /**
+   * Something begins that may take long: its name with the seconds that it takes, on a terminal, or a line each
+   * {@link SILENCE} elsewhere; until anything else is shown. Not on a screen of a program's own.
+   */
+  busy(what: string): void {
+    const { screen, json, quiet } = this.#options;
+    this.#clear();
+    if (screen !== process.stdout || json || quiet) return;
+    const { fd } = process.stdout;
+    if (this.isLive) {
+      print(screen, `${what} ...`);
+      this.#hasLine = true;
+    }
+    this.#ticker = new Ticker(
+      this.isLive
+        ? { fd, period: 1000, before: `\r\x1b[K${what} ... `, after: "" }
+        : { fd, period: SILENCE, before: `${what}: `, after: "\n" },
+    );
+  }
+
+  /** What was begun with {@link busy} is done. */
+  idle(): void {
+    this.#clear();
+  }
+
   /** An iteration is done: the live line, or its JSON. */
   step(step: number, metrics: Metrics): void {
     const { total, screen, json, now } = this.#options;
+    this.#endTicker();
     this.#times = [...this.#times.slice(-TIMED), now()];
     const reward = metrics["reward/mean"] ?? metrics["train/loss"];
     if (reward !== undefined && Number.isFinite(reward))
@@ -124,6 +153,7 @@ export class RunConsole {
     if (json || quiet) return;
     const left = this.secondsLeft(step);
     if (!this.isLive) {
+      this.#endTicker();
       this.#shownAt = now();
       print(screen, `${plainLine(step, total, metrics, left)}\n`);
       return;
@@ -142,6 +172,7 @@ export class RunConsole {
 
   /** End the live line. */
   close(): void {
+    if (this.#ticker !== null) this.#clear();
     if (this.#hasLine) print(this.#options.screen, "\n");
     this.#hasLine = false;
   }
@@ -163,7 +194,13 @@ export class RunConsole {
     this.#rewards = state.slice(-HISTORY);
   }
 
+  #endTicker(): void {
+    this.#ticker?.[Symbol.dispose]();
+    this.#ticker = null;
+  }
+
   #clear(): void {
+    this.#endTicker();
     if (this.#hasLine) print(this.#options.screen, "\r\x1b[K");
     this.#hasLine = false;
   }

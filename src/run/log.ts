@@ -242,6 +242,11 @@ export class RunLog implements Disposable {
     this.#events?.hparams(leavesOf(config));
   }
 
+  /** Something begins that may take long, see {@link RunConsole.busy}; the next step ends it. */
+  busy(what: string): void {
+    this.#options.console.busy(what);
+  }
+
   /** A line for the user. */
   say(text: string): void {
     this.#options.console.say(text);
@@ -309,6 +314,17 @@ export interface OpenLog {
   /** Lines for the user, before the first step. */
   readonly notes: readonly string[];
   readonly options: TrainOptions;
+}
+
+/** Do something before a run has a log, with a sign of life where it takes long. */
+export async function busyWith<T>(what: string, options: TrainOptions, fn: () => Promise<T>): Promise<T> {
+  const console = openConsole(1, options);
+  console.busy(what);
+  try {
+    return await fn();
+  } finally {
+    console.idle();
+  }
 }
 
 /** A screen for a run of so many steps. */

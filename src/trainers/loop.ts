@@ -176,10 +176,11 @@ async function run<T extends FitConfig>(
 
   // 2. The task, and its state where the run goes on.
   const early = openConsole(1, options);
+  early.busy("opening models and images");
   using task = await openedUnlessAborted(
     () => open({ say: (text) => early.say(text), signal: options.signal }),
     options,
-  );
+  ).finally(() => early.idle());
   if (task === null) return untouched(folder.path, saved);
   const { total } = task;
   const { progress, notes: changes } = restore(resolved, task, saved, options.force ?? false);
@@ -200,6 +201,7 @@ async function run<T extends FitConfig>(
   // 3. Where it starts from: the evaluation before the first update.
   if (saved === null && config.eval.every > 0) {
     const clock = new Clock();
+    log.busy("evaluating before the first update");
     const metrics = await task.evaluate();
     progress.seconds += clock.seconds();
     if (Object.keys(metrics).length > 0) {
@@ -212,6 +214,7 @@ async function run<T extends FitConfig>(
     config.eval.patience === 0 || progress.evaluationsSinceBest < config.eval.patience;
   // A run that was over stays so, unless it is forced on.
   let end: FitResult["end"] = isPatient() || options.force ? "done" : "patience";
+  if (progress.step < total && end === "done") log.busy("the first update");
   while (progress.step < total && end === "done") {
     const clock = new Clock();
     await setImmediate(); // lets Ctrl-C through: a task that reads nothing never waits
