@@ -1,6 +1,6 @@
 /**
  * How every public function reads its optional arguments: one object of options, or values in Python's order, in
- * camelCase or snake_case. What a function does not know is refused. What the values must be is left to the function.
+ * camelCase or snake_case. Unknown options are refused. The function itself checks the values.
  */
 import { distance } from "fastest-levenshtein";
 
@@ -17,7 +17,7 @@ export type OptionNames<T> = { readonly [K in keyof T]-?: null extends T[K] ? "n
 /** What {@link readOptions} accepts. */
 export interface Accepted<T> {
   readonly names: OptionNames<T>;
-  /** The order in which values may be given without a name; none may where it is omitted. */
+  /** The order of values given without a name; where it is omitted, every value needs its name. */
   readonly order?: readonly (keyof T & string)[];
 }
 
@@ -34,7 +34,7 @@ export interface Accepted<T> {
  * }
  * sample(policy, { topK: 5 });       // one object
  * sample(policy, { top_k: 5 });      // Python's names
- * sample(policy, 5, 0.9);            // Python's order; null or undefined leaves a place out
+ * sample(policy, 5, 0.9);            // Python's order; null or undefined skips a position
  * sample(policy, 5, { top_p: 0.9 }); // the object last, as Python's keyword arguments
  * sample(policy, { topk: 5 });       // RangeError: ... Did you mean "topK"?
  * ```
@@ -45,7 +45,7 @@ export interface Accepted<T> {
  * @param where - the function, for messages.
  * @param given - all arguments after the required ones, such as a rest parameter. A plain object in the last place
  *   holds named options; an instance of a class, such as a Tensor, is a value.
- * @returns a new object with the given options alone, so that destructuring defaults apply to the others.
+ * @returns a new object with only the given options, so that destructuring defaults apply to the others.
  * @throws RangeError for an unknown name (with the nearest known one), for an option given twice, and for too many
  *   values. TypeError for a value where the function takes no values without names.
  */
@@ -76,7 +76,7 @@ export function readOptions<T extends object>(
 }
 
 /**
- * The error for a name that nothing has, with the nearest name that something has.
+ * The error for an unknown name, with the nearest known one.
  *
  * @param what - what the names are, as in `expected a known option`.
  */

@@ -1,6 +1,6 @@
 /**
- * Gradients: grad mode, gradients of several tensors at once, functions with a backward of their own, gradient
- * checkpointing and autocast. The backward of every operator is LibTorch's.
+ * Gradients: grad mode, gradients of several tensors at once, custom backward functions, gradient checkpointing and
+ * autocast. LibTorch has the backward of every operator.
  */
 import { readOptions } from "./arguments.js";
 import { native, SLOTS, TAG, tags, values } from "./binding.js";
@@ -58,7 +58,7 @@ function take(slot: number, count: number): (Tensor | null)[] {
  *
  * @param roots - tensors to differentiate.
  * @param gradients - gradients of the roots; null, or not given, for one-element roots.
- * @param options.inputs - accumulate into these leaves alone.
+ * @param options.inputs - accumulate only into these leaves.
  */
 export function backward(
   roots: readonly Tensor[],
@@ -101,13 +101,13 @@ export function grad(
 }
 
 /**
- * Compute tensors with a backward of one's own.
+ * Compute tensors with a custom backward function.
  *
- * @param inputs - what the outputs are differentiated by; only these receive gradients.
- * @param forward - runs at once and without a graph; returns the outputs and what the backward will need.
+ * @param inputs - the tensors that the outputs are differentiated by; only these receive gradients.
+ * @param forward - runs at once and without a graph; returns the outputs, and the tensors to save for the backward.
  * @param backwardOf - called with the gradients of the outputs and the saved tensors, all freed when it returns;
  *   gives one gradient an input, or null. It runs without a graph unless the caller asked for second derivatives.
- *   `isForAll` is false where the caller asked for the gradients of chosen tensors alone.
+ *   `isForAll` is false where the caller asked only for the gradients of chosen tensors.
  * @returns the outputs, in the graph when an input requires a gradient.
  */
 export function customFunction(
@@ -136,7 +136,7 @@ export function customFunction(
           return own;
         });
         put(results, 0);
-        // What was made here is given away; what belongs to others is lent, and so not taken for scratch memory.
+        // Tensors made here are handed over; others are shared, so autograd must not use them as scratch memory.
         for (const [i, tensor] of results.entries()) {
           if (tensor === null) continue;
           if (made.delete(tensor)) surrender(tensor);
@@ -161,7 +161,7 @@ function checkGradients(gradients: unknown, count: number): void {
 
 /**
  * Compute `fn(...inputs)` now without a graph and again in the backward, so that only the inputs are kept in
- * between: memory for time. Random numbers and autocast are the same both times.
+ * between: less memory for more time. Random numbers and autocast are the same both times.
  *
  * Gradients reach the inputs and every parameter that `fn` uses. The numbers that `fn` draws must come from the
  * default generators: others are not put back.

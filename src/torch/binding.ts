@@ -1,6 +1,6 @@
 /**
- * The native addon as TypeScript sees it, declared once. Everything above speaks through `call.ts`, `scope.ts`,
- * `autograd.ts`, `random.ts` and `device.ts`; no other file imports this one.
+ * Types of the native addon's functions, and loading it. Only `call.ts`, `scope.ts`, `autograd.ts`, `random.ts` and
+ * `device.ts` import this file; other files use those.
  */
 import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
@@ -108,7 +108,7 @@ function load(): Native {
 function setUp(): void {
   const script = fileURLToPath(new URL("../../../scripts/run.mjs", import.meta.url));
   const { status, signal, error } = spawnSync(process.execPath, [script, "build"], {
-    stdio: ["ignore", 2, 2], // what set-up says must not mix with a program's own output
+    stdio: ["ignore", 2, 2], // the set-up's messages must not mix with a program's own output
   });
   if (status === 0) return;
   const got = error?.message ?? signal ?? `exit code ${status}`;

@@ -1,6 +1,6 @@
 /**
- * The generic call: any operator of LibTorch by its name, with arguments in the order of its schema and options
- * by the schema's names. Conversions follow the schema; nothing here knows an operator.
+ * The generic call: any operator of LibTorch by its name, with arguments in the order of its schema and options by the
+ * schema's names. Conversions follow the schema; no operator is special here. Methods of tensors are in `tensor.ts`.
  */
 import { inspect } from "node:util";
 
@@ -15,7 +15,7 @@ const DTYPE_BY_CODE: readonly (DType | undefined)[] = (() => {
   return names;
 })();
 
-/** What every tensor has before it has any operation: a handle, a type, a shape, a place and an end. */
+/** The base of tensors, without operations: handle, dtype, shape, device and `dispose`. */
 export class TensorHandle implements Owned {
   /** @internal */
   handle: number;
@@ -57,7 +57,7 @@ export class TensorHandle implements Owned {
     return handle;
   }
 
-  /** @internal Become another tensor, which is spent: the object stays, and with it whoever holds it. */
+  /** @internal Take over the handle of another tensor, whose object cannot be used afterwards; this object keeps its identity. */
   become(other: TensorHandle): void {
     exchange(this, other.take());
     this.forgetShape();
@@ -68,7 +68,7 @@ export class TensorHandle implements Owned {
     this.#shape = undefined;
   }
 
-  /** Elements to step over, a dimension, in units of elements. */
+  /** Stride of each dimension, in elements. */
   get strides(): readonly number[] {
     const rank = native.strides(this.live);
     return Array.from(values.subarray(0, rank));
@@ -112,7 +112,7 @@ export class TensorHandle implements Owned {
     return this.handle === 0;
   }
 
-  /** Close the handle now. The memory goes when no view and no graph needs it; twice is no error. */
+  /** Close the handle now. The memory is freed when no view and no graph needs it. Calling it twice is allowed. */
   dispose(): void {
     close(this);
   }
@@ -121,7 +121,7 @@ export class TensorHandle implements Owned {
     close(this);
   }
 
-  /** Type, shape and device, never the values: reading those from a GPU would wait for it. */
+  /** Dtype, shape and device without values, since reading values from a GPU would wait for it. */
   toString(): string {
     if (this.handle === 0) return "Tensor (freed)";
     return `Tensor ${this.dtype}[${this.shape.join(", ")}] ${this.device}`;
@@ -279,7 +279,7 @@ function write(where: string, value: Argument, slot: number): number {
   }
   switch (typeof value) {
     case "number":
-      // -0 is no integer: a Scalar must keep its sign.
+      // -0 is passed as a float, since an integer would lose its sign.
       tags[slot] = Number.isSafeInteger(value) && !Object.is(value, -0) ? TAG.int : TAG.double;
       values[slot] = value;
       return slot + 1;

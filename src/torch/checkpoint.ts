@@ -1,7 +1,7 @@
 /**
  * Checkpoints that `torch.save` wrote, zip and legacy, read without Python: a tree of plain values in which
- * each tensor is a {@link LazyTensor} until it is read. Nothing in a file is run (pickle.ts). What the tree
- * means, and where in it the weights are, is left to the callers. Formats after torch/serialization.py.
+ * each tensor is a {@link LazyTensor} until it is read. Nothing in a file is executed (pickle.ts). The
+ * callers know what the tree means and where the weights are in it. Formats after torch/serialization.py.
  */
 import { readOptions } from "./arguments.js";
 import { expected } from "./errors.js";
@@ -27,7 +27,7 @@ export class CheckpointFile {
   readonly path: string;
   /** `zip` since PyTorch 1.6, `legacy` before. */
   readonly format: "zip" | "legacy";
-  /** What was saved, each tensor unread. */
+  /** The saved object, with tensors not yet read. */
   readonly tree: PyValue<LazyTensor>;
   readonly #file: FileBytes;
 
@@ -53,7 +53,7 @@ export class CheckpointFile {
    *
    * Tensors that shared a storage share it again, and each storage is read once, into memory of its own size.
    *
-   * @throws RangeError when a tensor asked for has a dtype that none here can have.
+   * @throws RangeError when a tensor asked for has a dtype that LibTorch's tensors here do not support.
    */
   load(options: LoadOptions = {}): PyValue<Tensor | LazyTensor> {
     const { only = () => true } = readOptions<LoadOptions>("loadCheckpoint", [options], {
@@ -134,7 +134,7 @@ type Source = PyValue<LazyTensor>;
 type Result = PyValue<Tensor | LazyTensor>;
 
 /**
- * Copy a tree, replacing its tensors. Shared parts stay shared, rings stay rings; a loop, so depth costs no
+ * Copy a tree, replacing its tensors. Shared parts stay shared, cycles stay cycles. It is a loop, so depth needs no
  * stack.
  */
 function replaceTensors(tree: Source, replace: Replace): Result {

@@ -46,11 +46,11 @@ const MAX_DEPTH = 500;
  * at all: `saveTorch("policy.pt", { model: policy.stateDict() })`.
  *
  * Tensors are written contiguous and load on the CPU without requiring gradients. One tensor under two names is
- * written once and is shared again when loaded; views of the same memory come back apart. Whole numbers become int
+ * written once and is shared again when loaded; views of the same memory are written separately. Whole numbers become int
  * in Python, others float.
  *
- * @throws TypeError that names the place of a value that is none of {@link Savable}; RangeError for a tensor on
- *   meta, nesting past 500, and when the file cannot be written: what stood at `path` before is then untouched.
+ * @throws TypeError that names the place of a value that is not {@link Savable}; RangeError for a tensor on
+ *   meta, nesting past 500, and when the file cannot be written; an existing file at `path` is then unchanged.
  */
 export function saveTorch(path: string, value: Savable): void {
   const pickler = new Pickler();

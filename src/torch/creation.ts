@@ -1,5 +1,5 @@
 /**
- * Making tensors and joining them. Random ones take the generator of `random.ts`.
+ * Functions that create tensors and join them. Random ones take a generator of `random.ts`.
  */
 import { isPlainObject, type OptionNames, readOptions } from "./arguments.js";
 import { native } from "./binding.js";
@@ -8,7 +8,7 @@ import type { DType, TypedArray } from "./dtype.js";
 import { expected, expectedType } from "./errors.js";
 import type { Device, MemoryFormat, NestedNumbers, Tensor } from "./tensor.js";
 
-/** Type and place of a new tensor: float32 on the CPU where nothing is said. */
+/** Dtype and device of a new tensor; default float32 on the CPU. */
 export interface TensorOptions {
   dtype?: DType;
   device?: Device;
@@ -268,7 +268,7 @@ const ARRAY_DTYPES: ReadonlyMap<unknown, DType> = new Map<unknown, DType>([
  * Plain numbers and nested lists of them become float32 unless a dtype is given, whatever the values: token ids
  * need `{ dtype: "int64" }`. A typed array keeps its own type and is one-dimensional.
  *
- * @throws RangeError when the lists are ragged. TypeError when a value is no number.
+ * @throws RangeError when the lists are ragged. TypeError when a value is not a number.
  */
 export function tensor(data: NestedNumbers | TypedArray | bigint[], options: TensorOptions = {}): Tensor {
   options = readOptions<TensorOptions>("tensor", [options], { names: OPTIONS });

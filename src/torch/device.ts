@@ -1,12 +1,12 @@
 /**
- * The machine: what memory LibTorch holds, how many threads it uses, which version it is, and CUDA.
+ * LibTorch's memory, threads and version, and CUDA devices.
  */
 import { native, values } from "./binding.js";
 import { expected } from "./errors.js";
 import { tidy } from "./scope.js";
 import type { Device } from "./tensor.js";
 
-/** What is alive now. */
+/** Tensors and memory in use. */
 export interface MemoryInfo {
   /** Tensor handles that are open. */
   tensors: number;
@@ -15,7 +15,7 @@ export interface MemoryInfo {
   bytes: number;
   /** The most `bytes` there have been since the last reset. */
   peakBytes: number;
-  /** Freed CPU memory that waits for the next tensor of its size; see {@link emptyCache}. */
+  /** Freed CPU memory that is kept for the next tensor of its size; see {@link emptyCache}. */
   cachedBytes: number;
 }
 
@@ -27,8 +27,8 @@ export function memory(options: { resetPeak?: boolean } = {}): MemoryInfo {
 }
 
 /**
- * Give freed CPU memory back to the system. Without this, blocks of 1 MiB and more are used again, and together with
- * what is live never take more than once was live: new memory costs a page fault for every 4 KiB.
+ * Give freed CPU memory back to the system. Otherwise blocks of 1 MiB and more are kept and used again, because new memory
+ * costs a page fault for every 4 KiB. Kept and used memory together never exceed the largest amount that was in use.
  */
 export function emptyCache(): void {
   native.emptyCache();
@@ -81,7 +81,7 @@ export function requireDevice(device: Device, where = "device"): void {
   if (!(index < count)) throw expected(where, `one of ${count} CUDA devices`, device, "Check nvidia-smi");
 }
 
-/** Wait until the device has done all that it was given. */
+/** Wait until the device has finished all submitted work. */
 export function synchronize(device: Device): void {
   requireDevice(device, "synchronize");
   native.synchronize(device);

@@ -1,5 +1,5 @@
 /**
- * Element types: the literals users write, and what each is in LibTorch, in bytes and in JavaScript.
+ * Element types: their names, LibTorch's codes, sizes in bytes and JavaScript arrays.
  */
 
 /** Name of an element type, spelled as PyTorch spells it. */

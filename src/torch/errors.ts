@@ -1,5 +1,5 @@
 /**
- * The one shape of error message in this package, and the error that LibTorch's operators throw.
+ * The form of all error messages of this package, and the error class for LibTorch's operators.
  */
 import { fileURLToPath } from "node:url";
 
@@ -7,8 +7,8 @@ import { fileURLToPath } from "node:url";
  * Build the message `<where>: expected <what>, got <value>. <what to do>`.
  *
  * @param where - the function, file or configuration key that was asked.
- * @param what - what it can take, as a noun phrase.
- * @param got - what it was given; strings are printed as they are.
+ * @param what - the expected value, as a noun phrase.
+ * @param got - the actual value; strings are printed unquoted.
  * @param remedy - what the reader can do about it, a sentence without its full stop.
  */
 export function expectedMessage(where: string, what: string, got: unknown, remedy?: string): string {
@@ -44,7 +44,7 @@ export class TorchError extends Error {
   }
 }
 
-/** Where frames of this folder lie, compiled and in a stack that source maps have translated. */
+/** Paths of this folder in stack frames, compiled and translated by source maps. */
 const FOLDERS: readonly string[] = [
   new URL(".", import.meta.url),
   new URL("../../../src/torch/", import.meta.url),

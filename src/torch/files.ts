@@ -1,6 +1,6 @@
 /**
- * Files read by position and replaced whole: what the safetensors and checkpoint readers share. Tensor data
- * goes between disk and tensor memory a piece at a time.
+ * Reading files by position and replacing files atomically, for the safetensors and checkpoint readers and writers. Tensor data
+ * is copied between disk and memory in pieces.
  */
 import { randomBytes } from "node:crypto";
 import {
@@ -213,7 +213,7 @@ export function makeFolder(path: string): void {
   });
 }
 
-/** What the system refused to write, and what to do; any other error as it is. */
+/** An error that says what the system refused to write and what to do; any other error unchanged. */
 function whyNotWritten(path: string, error: unknown): unknown {
   const { code, syscall } = error as NodeJS.ErrnoException;
   if (syscall === undefined) return error;
@@ -224,7 +224,7 @@ function whyNotWritten(path: string, error: unknown): unknown {
   return expected(path, "a path that can be written", reason, remedy);
 }
 
-/** Remove what a failed write left. That this fails too, as where the folder is gone, must not hide why. */
+/** Remove the remains of a failed write. A failure of this removal must not hide the first error. */
 function removeAfterFailure(path: string): void {
   try {
     rmSync(path, { force: true });
@@ -232,12 +232,12 @@ function removeAfterFailure(path: string): void {
 }
 
 /**
- * Put a new file at `path`, whole or not at all.
+ * Write a file at `path` atomically.
  *
  * `content` goes to a file under a temporary name in the same folder, which is flushed to disk and renamed. When
- * anything fails the temporary file is removed and what stood at `path` stays.
+ * anything fails the temporary file is removed and an existing file at `path` stays.
  *
- * @param content - bytes, text, or what fills the open file.
+ * @param content - bytes, text, or a function that fills the open file.
  * @throws RangeError when the folder is absent or the disk is full; whatever `content` throws.
  */
 export function replaceFile(path: string, content: string | Uint8Array | ((fd: number) => void)): void {
@@ -262,7 +262,7 @@ export function replaceFile(path: string, content: string | Uint8Array | ((fd: n
     removeAfterFailure(temporary);
     throw whyNotWritten(path, error);
   }
-  // The rename itself lives in the folder, and is lost in a power cut unless the folder is flushed too.
+  // A rename changes the folder, and a power cut loses it unless the folder is flushed too.
   const folderFd = openSync(folder, "r");
   try {
     fsyncSync(folderFd);

@@ -1,5 +1,5 @@
 /**
- * Functions of networks: linear maps, convolutions, norms, attention, resampling and losses. Layers with weights of
+ * Functions without state, as in `torch.nn.functional`: linear maps, convolutions, norms, attention, resampling and losses. Layers with weights of
  * their own are in `nn`.
  */
 import { readOptions } from "./arguments.js";

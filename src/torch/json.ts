@@ -1,4 +1,4 @@
-/** JSON out of a file that may be hostile: bounded in depth, each key of an object once. */
+/** Parser of JSON from untrusted files: limited depth, and no key twice in an object. */
 import { expected } from "./errors.js";
 
 /** Headers of files need three levels. */
@@ -8,7 +8,7 @@ const MAX_DEPTH = 64;
  * Parse UTF-8 JSON.
  *
  * @param what - what the bytes should be, for messages.
- * @throws RangeError when they are no JSON, nest deeper than 64, or name a key of an object twice.
+ * @throws RangeError when they are not JSON, nest deeper than 64, or name a key of an object twice.
  */
 export function parseJson(bytes: Uint8Array, where: string, what: string, remedy?: string): unknown {
   let text: string;

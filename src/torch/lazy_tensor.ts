@@ -36,7 +36,7 @@ interface Pending {
 /** A tensor of a file, described and not yet read. A bare storage is a flat one. */
 export class LazyTensor {
   /**
-   * PyTorch's name. One that no tensor here can have (`float8_e4m3fn`, `uint16`, ...) can be seen but not
+   * PyTorch's name. A dtype that is not supported here (`float8_e4m3fn`, `uint16`, ...) can be shown but not
    * read.
    */
   readonly dtype: string;
@@ -78,7 +78,7 @@ export class LazyTensor {
    * Read this tensor alone, with its strides, into memory of its own on the CPU. The file must be open.
    *
    * @param where - named at the head of an error.
-   * @throws RangeError when the dtype is one that no tensor here can have.
+   * @throws RangeError when the dtype is not supported here.
    */
   read(where = "LazyTensor.read"): Tensor {
     const flat = readElements(this, where, this.numel === 0 ? 0 : this.storageOffset, spanOf(this));
@@ -94,7 +94,7 @@ export class LazyTensor {
     const view = flat.asStrided(this.shape, this.strides, this.numel === 0 ? 0 : start);
     const { isConjugate, isNegative } = this.#pending;
     if (!isConjugate && !isNegative) return view;
-    // Such a tensor shares memory only by a flag; here it gets values of its own.
+    // A conjugated or negated view shares memory through a flag; here its values are computed and stored.
     const conjugate = isConjugate ? callTensor<Tensor>("aten::conj_physical", [view]) : view;
     const result = isNegative ? conjugate.neg() : conjugate;
     for (const step of [view, conjugate]) if (step !== result) step.dispose();
@@ -133,14 +133,14 @@ function readElements(lazy: LazyTensor, where: string, start: number, count: num
 /**
  * @internal The whole storage of a lazy tensor, flat, in the tensor's dtype.
  *
- * @throws RangeError when no tensor here can have the dtype.
+ * @throws RangeError when the dtype is not supported here.
  */
 export function readStorage(lazy: LazyTensor, where: string): Tensor {
   return readElements(lazy, where, 0, Math.floor(lazy.storage.bytes / (elementSize(lazy.dtype) ?? 1)));
 }
 
 /**
- * Bytes of elements that no tensor here can have, so that what holds them can still be checked and skipped.
+ * Bytes per element of dtypes that are not supported here, so that their storages can be checked and skipped.
  */
 const OTHER_SIZES: ReadonlyMap<string, number> = new Map([
   ["uint16", 2],

@@ -1,13 +1,12 @@
 /**
- * Reader of Python pickles, protocols 0 to 5, that runs nothing: a class or function which is not on a short
- * list of plain data becomes an inert record (python_values.ts). Tensors are the caller's, through
- * `persistentLoad` and `call`.
+ * Reader of Python pickles, protocols 0 to 5, that executes nothing: a class or function that is not on a short list of
+ * plain data becomes an inert record (python_values.ts). The caller makes tensors, in `persistentLoad` and `call`.
  */
 import { expected } from "./errors.js";
 import type { ByteSource } from "./files.js";
 import { callKnown, integer, isDeeperThan, kindOf, Opaque, PyGlobal, pyGlobal } from "./python_values.js";
 
-/** What {@link unpickle} is told. */
+/** Options of {@link unpickle}. */
 export interface UnpickleOptions {
   /** Named at the head of every error. */
   where: string;
@@ -80,7 +79,7 @@ class Unpickler {
   /** Heights of the stack at each open MARK. */
   readonly #marks: number[] = [];
   readonly #memo = new Map<number, unknown>();
-  /** What calls may still copy. Honest pickles write each value once, so their length bounds it. */
+  /** Bytes that calls may still copy. A regular pickle writes each value once, so its length is the limit. */
   #copyBudget: number;
   #at = 0;
   #op = "";

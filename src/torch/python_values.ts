@@ -1,6 +1,6 @@
 /**
- * What Python values become when a pickle is read: plain JavaScript data where the meaning is known,
- * an inert record where it is not. Nothing here runs anything that a file names.
+ * Python values of a pickle in JavaScript: plain data where the meaning is known, else an inert record. Nothing that a file
+ * names is executed.
  */
 import { halfToNumber } from "./dtype.js";
 
@@ -20,7 +20,7 @@ export class PyGlobal {
 }
 
 /**
- * An object whose class has no meaning here, kept as what the pickle says of it.
+ * An object of an unknown class: a record of what the pickle says about it.
  *
  * `argparse.Namespace`, Lightning and OmegaConf objects, whole modules and calls such as `os.system("...")`
  * all come out as this: a record of the call that Python would have made.
@@ -74,7 +74,7 @@ export class PyComplex {
  * None is null; an int past 2^53 is a bigint; list and tuple (also `torch.Size`) are arrays; every dict is a
  * Map, which keeps its order and cannot collide with `__proto__` (attributes set on a dict, such as a state
  * dict's `_metadata`, are dropped); bytes and bytearray are `Uint8Array`; set and frozenset are Set; paths
- * and `torch.device` are strings. `Leaf` is what a reader adds, such as tensors.
+ * and `torch.device` are strings. `Leaf` is a type that a reader adds, such as tensors.
  */
 export type PyValue<Leaf = never> =
   | null

@@ -1,6 +1,6 @@
 /**
- * Random numbers that can be repeated: generators, their states, and streams that depend on a seed, a name and a
- * step alone, never on what else was drawn.
+ * Reproducible random numbers: generators, their states, and streams that depend only on a seed, a name and a step, not on
+ * other draws.
  */
 import { createHash } from "node:crypto";
 
@@ -114,7 +114,7 @@ export function restoreRandomState(state: RandomState): void {
 /**
  * A seed for the stream `name` at `step`: the first 63 bits of SHA-256 over the three.
  *
- * What one stream draws changes nothing in another, and a run that resumes at a step needs no state.
+ * Streams are independent, and a run that resumes at a step needs no saved state.
  */
 export function deriveSeed(seed: number | bigint, name: string, step: number | bigint = 0): bigint {
   const digest = createHash("sha256").update(`${seed}/${name}/${step}`).digest();

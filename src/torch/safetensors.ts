@@ -22,7 +22,7 @@ import { Tensor } from "./tensor.js";
 
 /** What a file says of one tensor. */
 export interface SafetensorsInfo {
-  /** PyTorch's name, or the file's own (`F8_E4M3`, `U16`, ...) for a type that no tensor here can have. */
+  /** PyTorch's name, or the file's own (`F8_E4M3`, `U16`, ...) for a dtype that is not supported here. */
   readonly dtype: string;
   readonly shape: readonly number[];
   readonly bytes: number;
@@ -223,7 +223,7 @@ export class SafetensorsFile {
   /**
    * Read one tensor into memory of its own, on the CPU.
    *
-   * @throws RangeError when there is no such tensor, or its dtype is one that no tensor here can have.
+   * @throws RangeError when there is no such tensor, or its dtype is not supported here.
    */
   tensor(name: string): Tensor {
     const { dtype, shape, offset } = this.#entry(name);
@@ -296,11 +296,11 @@ export function loadSafetensors(path: string): {
  * lays it out.
  *
  * Each tensor is made contiguous and brought to the CPU in its turn, so memory grows by the largest, not by
- * all. Tensors that share memory are each written whole, and come back apart.
+ * all. Tensors that share memory are each written whole.
  *
  * @param metadata - free text; keys are written in the order given.
- * @throws TypeError for a value that is no tensor, or metadata that is no string. RangeError for complex128,
- *   and when the file cannot be written; what stood at `path` before is then untouched.
+ * @throws TypeError for a value that is not a tensor, or metadata that is not a string. RangeError for complex128,
+ *   and when the file cannot be written; an existing file at `path` is then unchanged.
  */
 export function saveSafetensors(
   path: string,

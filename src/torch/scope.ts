@@ -1,8 +1,8 @@
 /**
- * Who frees a tensor. `tidy` frees what was made inside it; `keep` takes a tensor out of that rule; what is made
- * outside any `tidy` is freed by `dispose()`, or at the latest when JavaScript collects the object.
+ * Freeing of tensors. `tidy` frees tensors that were made inside it, except those given to `keep`. A tensor that was made
+ * outside any `tidy` is freed by `dispose()`, or when JavaScript collects the object.
  *
- * LibTorch counts references of its own: views, autograd graphs and modules stay valid when a handle closes.
+ * LibTorch counts references itself: views, autograd graphs and modules stay valid when a handle closes.
  */
 import { native, SLOTS, values } from "./binding.js";
 import { expectedType } from "./errors.js";
@@ -141,7 +141,7 @@ function collect(value: unknown, into: Set<Owned>): void {
 }
 
 /**
- * Take a tensor out of every `tidy`: it lives until `dispose()` or until JavaScript collects the object.
+ * Exempt a tensor from every `tidy`: it lives until `dispose()` or until JavaScript collects the object.
  *
  * @returns the same tensor.
  */

@@ -1,7 +1,7 @@
 /**
  * The tensor: unary, binary, shape and reduction operations as methods. Creation and joining are functions of
  * `creation.ts`, networks' functions are in `functional.ts`, gradients in `autograd.ts`. Names, arguments and
- * results are PyTorch's, in camelCase; a trailing underscore works in place.
+ * results are PyTorch's, in camelCase; a method with a trailing underscore works in place.
  */
 import { readOptions } from "./arguments.js";
 import { native, TAG, tags, values } from "./binding.js";
@@ -42,7 +42,7 @@ const ELEMENTS: Partial<Record<DType, ElementsOf>> = {
   uint8: Uint8Array,
 };
 
-/** Values along a dimension, and their places in it. */
+/** Values along a dimension, and their indices. */
 type Found = { values: Tensor; indices: Tensor };
 
 type Dims = number | readonly number[];
@@ -65,7 +65,7 @@ const asList = (dims: Dims): readonly number[] => (typeof dims === "number" ? [d
 export class Tensor extends TensorHandle {
   // ---- Type, place, values ----
 
-  /** The same values in another dtype, device or memory format; the tensor itself where nothing changes. */
+  /** The same values in another dtype, device or memory format; the tensor itself if nothing changes. */
   to(options: {
     dtype?: DType;
     device?: Device;
@@ -230,7 +230,7 @@ export class Tensor extends TensorHandle {
    * Accumulate the gradient of this tensor into the leaves that it was made from.
    *
    * @param gradient - gradient of this tensor, same shape; not needed for one element.
-   * @param options.retainGraph - keep what the graph saved, for a second backward.
+   * @param options.retainGraph - keep the tensors that the graph saved, for a second backward.
    * @param options.createGraph - build the graph of the gradients too, for second derivatives.
    */
   backward(gradient?: Tensor, options: given.BackwardOptions = {}): void {
@@ -559,7 +559,7 @@ export class Tensor extends TensorHandle {
   asStrided(size: readonly number[], stride: readonly number[], storageOffset: number | null = null): Tensor {
     return call("aten::as_strided", [this, size, stride, storageOffset]);
   }
-  /** One index of a dimension, which goes. */
+  /** One index of a dimension, which is removed. */
   select(dim: number, index: number): Tensor {
     return call("aten::select.int", [this, dim, index]);
   }
@@ -647,7 +647,7 @@ export class Tensor extends TensorHandle {
   argmin(dim: number | null = null, keepdim = false): Tensor {
     return call("aten::argmin", [this, dim, keepdim]);
   }
-  /** Largest values along `dim` and where they are. */
+  /** Largest values along `dim` and their indices. */
   max(dim: number, keepdim = false): Found {
     return found(callUntyped("aten::max.dim", [this, dim, keepdim]));
   }
@@ -685,7 +685,7 @@ export class Tensor extends TensorHandle {
   unique(): Tensor {
     return (callUntyped("aten::_unique2", [this]) as Tensor[])[0] as Tensor;
   }
-  /** Whether shape and every element are the same; NaN equals nothing. */
+  /** Whether shape and every element are the same; NaN is not equal to NaN. */
   equal(other: Tensor): boolean {
     return callUntyped("aten::equal", [this, other]) as boolean;
   }

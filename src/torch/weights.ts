@@ -1,7 +1,6 @@
 /**
- * The weights in a file, whatever wrote it: a flat list of named tensors out of safetensors, whole or in shards, or a
- * PyTorch checkpoint, with the usual wrappers taken off. Opening reads headers alone. Which model the names belong to
- * is left to the models.
+ * The weights in a file as a flat list of named tensors, from safetensors (one file or shards) or a PyTorch checkpoint, with
+ * prefixes of the usual wrappers removed. Opening reads only headers. The models recognise themselves by these names.
  */
 import { existsSync, readdirSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
@@ -24,13 +23,13 @@ const WRAPPERS: readonly string[] = ["ema", "model", "module", "state_dict", "mo
 
 /** How to read a file's weights. */
 export interface WeightsOptions {
-  /** Which of the state dicts in the file, such as `"model"`; the preferred one where none is named. */
+  /** Which of the state dicts in the file, such as `"model"`; default the preferred one. */
   wrapper?: string;
 }
 
 /** What a file says of one tensor. */
 export interface WeightInfo {
-  /** PyTorch's name, or the file's own for a type that no tensor here can have. */
+  /** PyTorch's name, or the file's own for a dtype that is not supported here. */
   readonly dtype: string;
   readonly shape: readonly number[];
 }
@@ -181,7 +180,7 @@ function openOne(path: string, options: WeightsOptions): Source {
 }
 
 /**
- * What a run of ours writes beside the weights into a PyTorch file: the model's options under `config`. Others' files may
+ * The model's options, which our runs write under `config` into a PyTorch file. Files of other programs may
  * have a `config` too, whose names are Python's.
  */
 function metadataIn(tree: unknown): Record<string, string> {
@@ -336,7 +335,7 @@ function findStateDict(path: string, tree: unknown, wanted: string | undefined):
   return { wrapper, others, extras, tensors };
 }
 
-/** The tensors directly in a dict; names that are no strings are no weights. */
+/** The tensors directly in a dict; entries whose names are not strings are skipped. */
 function tensorsOf(value: unknown): Map<string, LazyTensor> {
   const tensors = new Map<string, LazyTensor>();
   if (!(value instanceof Map)) return tensors;

@@ -87,7 +87,7 @@ export class ZipArchive {
     return start;
   }
 
-  /** All of one entry, unpacked if need be. Its memory is the reader's to bound, by `limit`. */
+  /** The bytes of one entry, unpacked if needed. `limit` bounds the memory. */
   read(entry: ZipEntry, limit: number = MAX_INFLATED_BYTES): Uint8Array {
     const where = `${this.#where}, entry ${entry.name}`;
     if (entry.size > limit) throw expected(where, `at most ${limit} bytes`, entry.size);

@@ -1,12 +1,12 @@
 /**
  * Writer of zip archives as `torch.save` writes them: entries stored, not deflated, each beginning on a multiple of
- * 64 bytes, so that a reader can map them. Every entry has 64-bit sizes, small or large: one form for all. Format:
+ * 64 bytes, so that a reader can map them. Every entry has 64-bit sizes, whatever its size. Format:
  * PKWARE APPNOTE.TXT 6.3.
  */
 import { writeSync } from "node:fs";
 import { writeAll } from "./files.js";
 
-/** What the directory says of an entry. */
+/** An entry of the directory. */
 interface Written {
   readonly name: Buffer;
   readonly headerOffset: number;
