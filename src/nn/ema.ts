@@ -81,7 +81,7 @@ export class Ema {
       for (; count < this.#parameters.length; count++) this.#swap(count);
       const result = fn();
       if (result instanceof Promise) {
-        result.catch(() => {}); // the wrong use is reported, and not what the Promise fails with later
+        result.catch(() => {}); // the TypeError is reported, not the later failure of the Promise
         throw expectedType("Ema.withAverage", "a function that returns its result", "a Promise");
       }
       return result;

@@ -1,4 +1,4 @@
-/** The nn floor's public names. */
+/** Public names of `src/nn`. */
 export { Ema, type EmaOptions, type EmaState } from "./ema.js";
 export * as init from "./init.js";
 export { BatchNorm2d, Conv2d, Dropout, Embedding, GroupNorm, LayerNorm, Linear, RMSNorm } from "./layers.js";

@@ -1,5 +1,5 @@
 /**
- * Initial values with PyTorch's formulas: the same default seed gives the very numbers that PyTorch draws.
+ * Initial values with PyTorch's formulas: the same seed of the default generator gives PyTorch's numbers.
  */
 import { call, empty, type Tensor, ones as torchOnes, zeros as torchZeros } from "../torch/index.js";
 
@@ -7,8 +7,8 @@ let isSkipped = false;
 let device: "cpu" | "meta" = "cpu";
 
 /**
- * Build modules without drawing initial values: for weights that a checkpoint is about to fill.
- * Until then the parameters hold whatever the memory held.
+ * Build modules without drawing initial values, if a checkpoint will fill them. Until then the values of the parameters are
+ * undefined.
  */
 export function skipInit<T>(build: () => T): T {
   const before = isSkipped;

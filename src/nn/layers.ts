@@ -1,6 +1,6 @@
 /**
- * Layers with weights of their own, under PyTorch's names and with its initial values. Functions without
- * weights are methods of Tensor or in `torch.functional`.
+ * Layers with weights, with PyTorch's names and initial values. Functions without weights are methods of Tensor or in
+ * `torch.functional`.
  */
 import {
   expected,

@@ -1,6 +1,6 @@
 /**
- * A network and its state: fields that are parameters, buffers, modules, or arrays of them are found by
- * walking, and their names are the state dict's keys.
+ * Base class of networks. It finds parameters, buffers and modules among the fields of an object, also in arrays; the names
+ * of the fields are the keys of the state dict.
  */
 import {
   call,
@@ -38,7 +38,7 @@ export class Parameter extends Tensor {
   }
 }
 
-/** A tensor that belongs to a module and is not trained. */
+/** A tensor of a module that is not trained. */
 export class Buffer extends Tensor {
   /** Whether the state dict holds it; one that is not is computed anew when the module is built. */
   readonly isPersistent: boolean;
@@ -51,7 +51,7 @@ export class Buffer extends Tensor {
   }
 }
 
-/** Keys that a load did not find, and keys that it had no use for. */
+/** Keys that were missing in a load, and keys that the module does not have. */
 export interface LoadReport {
   missing: string[];
   unexpected: string[];
@@ -132,8 +132,8 @@ export abstract class Module {
   }
 
   /**
-   * Copy values into parameters and persistent buffers, converting dtype and device; integers and complex numbers are
-   * refused as weights.
+   * Copy values into parameters and persistent buffers, converting dtype and device. Integer and complex tensors are refused as
+   * floating-point weights.
    *
    * Nothing is copied unless everything fits. Values that are still in a file are read one at a time.
    *
@@ -249,7 +249,7 @@ export abstract class Module {
   }
 }
 
-/** Whole numbers are no weights, and complex ones would lose a part. */
+/** Integers are not valid weights, and complex numbers would lose their imaginary part. */
 function checkKind(where: string, here: DType, there: string): void {
   if (!DTYPES[here].isFloat || there.includes("float")) return;
   throw expected(where, `floating-point numbers, as ${here}`, there, "Convert them where they were written");
@@ -264,7 +264,7 @@ function* partsOf(owner: Module, name: string, value: unknown): Generator<[strin
   } else if (Array.isArray(value)) {
     for (const [i, item] of value.entries()) yield* partsOf(owner, `${name}.${i}`, item);
   } else if (itemsOf(value).some((item) => (Array.isArray(item) ? item.some(isPart) : isPart(item)))) {
-    // It would not be trained, saved or moved, and nothing would say so.
+    // Otherwise it would silently not be trained, saved or moved.
     const what = "parameters, buffers and modules in fields and arrays alone";
     const kind = value.constructor === Object ? "a plain object" : `a ${value.constructor.name}`;
     throw expected(`${owner.constructor.name}.${name}`, what, `${kind} that holds one`, HIDE);

@@ -178,10 +178,10 @@ export class AdamW {
    * Nothing changes unless everything fits.
    *
    * @param options.keepHyperparameters - `true` keeps this optimizer's own lr, betas, eps and weight decay, and takes the
-   *   moments alone: for a run that goes on with other settings.
+   *   only the moments: for a run that continues with other settings.
    * @param options.strict - `false` takes the state of those parameters that both sides name, starts the
-   *   others afresh, and keeps the hyperparameters.
-   * @returns parameters of this optimizer that got no state, and entries that had no use.
+   *   others from zero, and keeps the hyperparameters.
+   * @returns parameters of this optimizer that got no state, and entries that were not used.
    * @throws Error when names or shapes differ; shapes that differ even when `strict` is off.
    */
   loadStateDict(
@@ -219,7 +219,7 @@ export class AdamW {
     return { missing, unexpected: [...unexpected] };
   }
 
-  /** Free the state. A step afterwards starts afresh. */
+  /** Free the state. The next step starts from zero moments. */
   dispose(): void {
     for (const moments of this.#moments.values()) free(moments);
     this.#moments.clear();

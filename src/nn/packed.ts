@@ -1,7 +1,6 @@
 /**
- * Linear layers on weights that oneDNN has laid out for itself, for rollouts and frozen networks: faster for
- * few rows where the default library is slow at that. No gradient goes through them: where one is asked for, a
- * layer uses its own weights.
+ * Linear layers with weights in oneDNN's own memory layout, for rollouts and frozen networks. They are faster for few rows if
+ * the default library is slow at those. They have no gradient: where one is needed, a layer uses its original weights.
  */
 import {
   call,
@@ -22,7 +21,7 @@ import type { Module } from "./module.js";
 
 /** Options of {@link packLinears}. */
 export interface PackOptions {
-  /** Type of the product and of its result, as under autocast; the weight's own where nothing is said. */
+  /** Type of the product and of its result, as under autocast; default the weight's own. */
   dtype?: DType;
 }
 
@@ -151,7 +150,7 @@ export class PackedLinears {
     return this.#layers.length;
   }
 
-  /** Give the packed copies back; the layers use their own weights again. */
+  /** Free the packed copies; the layers use their original weights again. */
   dispose(): void {
     for (const layer of this.#layers) {
       layer.packed?.dispose();

@@ -30,7 +30,7 @@ export function shapesOf(where: string, build: () => Module): Record<string, rea
  *
  * @param what - the model, for messages.
  * @param wanted - shapes by the model's keys.
- * @param used - names in the file by the model's keys, those that the model does not have included.
+ * @param used - names in the file by the model's keys, including names that the model does not have.
  * @throws RangeError that lists missing, unknown and misshapen tensors.
  */
 export function requireShapes(
