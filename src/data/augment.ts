@@ -1,6 +1,6 @@
 /**
  * Data augmentation for classifiers: random shift, colour jitter and cutout. Random flips are done where images are read.
- * Every image has draws of its own, all from one generator.
+ * Each image is varied independently; all random numbers come from one generator.
  */
 import {
   arange,
@@ -13,13 +13,13 @@ import {
   tidy,
 } from "../torch/index.js";
 
-/** How far images are varied; 0, the default, turns a variation off. */
+/** Strength of each variation; 0, the default, turns it off. */
 export interface AugmentOptions {
-  /** Most pixels that an image moves in each direction; what comes in repeats its border. */
+  /** Maximum shift in pixels in each direction; new pixels repeat the border. */
   readonly shift?: number;
-  /** How much brightness, contrast and saturation vary: a part of the range each way, in [0, 1]. */
+  /** Maximum change of brightness, contrast and saturation, as a fraction of the range, in [0, 1]. */
   readonly jitter?: number;
-  /** Largest side of a square that is blanked, as a part of the image's, in [0, 1]; half of the images have one. */
+  /** Maximum side of the erased square, as a fraction of the image's side, in [0, 1]; half of the images have one. */
   readonly erase?: number;
 }
 

@@ -1,9 +1,9 @@
-/** A batch: what every kind of data set gives, and how its tensors are made. */
+/** A batch of images or codes from any data set, and the count of unreadable images. Reading is in `batch_reader.ts`. */
 import { type Device, expected, type Tensor, tensor, tidy } from "../torch/index.js";
 import type { Features } from "./npy.js";
 import type { Cursor } from "./order.js";
 
-/** What a batch holds. */
+/** Tensors of a batch. */
 export interface BatchParts {
   /** float32 `[B, 3, s, s]` in [-1, 1]; only of images. */
   readonly images?: Tensor | undefined;
@@ -16,11 +16,11 @@ export interface BatchParts {
   /** bool `[B, S]`: false where `features` is padding. */
   readonly isReal?: Tensor | undefined;
   readonly ids: readonly string[];
-  /** Where the next batch begins: resuming from here gives exactly what follows this one. */
+  /** Where the next batch begins; a reader that starts here gives the batches that follow this one. */
   readonly cursor: Cursor;
 }
 
-/** Images or codes to work on in one step, with all that is known of them. It owns its tensors: `using batch = ...` */
+/** The images or codes of one step, with classes and text features. It owns its tensors: `using batch = ...` */
 export class Batch implements BatchParts {
   readonly images: Tensor | undefined;
   readonly codes: Tensor | undefined;
@@ -50,13 +50,13 @@ export class Batch implements BatchParts {
   }
 }
 
-/** A source of batches without end: `BatchReader`, or a user's own loader by `batchesOf`. */
+/** A source of batches without end: `BatchReader`, or a program's loader through `batchesOf`. */
 export interface Batches {
   /** Where the batch that `next` will give begins. */
   readonly cursor: Cursor;
   readonly unreadable: Unreadable;
   /**
-   * Unreadable images that were skipped so far, by their index in the set, with what is wrong with each. Plain data for a
+   * Unreadable images that were skipped so far: index in the set and problem of each. Plain data for a
    * checkpoint: a reader that resumes from the cursor skips them and counts them. Absent where nothing can be skipped.
    */
   readonly passedOver?: PassedOver;
@@ -65,7 +65,7 @@ export interface Batches {
   close(): void;
 }
 
-/** Unreadable images: what is wrong with each, by its index in the set. */
+/** Unreadable images: the problem of each, by its index in the set. */
 export type PassedOver = Readonly<Record<string, string>>;
 
 /** Unreadable images that were skipped. */
@@ -79,7 +79,7 @@ export interface Unreadable {
 /** Unreadable images that {@link UnreadableImages.news} names. */
 const NAMED = 10;
 
-/** Images that could not be read, from all that reads them in a run, each once; and what to tell a user of them. */
+/** Unreadable images of a run, from all its readers, each once, and the messages about them. */
 export class UnreadableImages implements Unreadable {
   readonly #problems = new Map<string, string>();
   #told = 0;
@@ -118,7 +118,7 @@ export class UnreadableImages implements Unreadable {
   }
 }
 
-/** One image of a batch to be: plain memory, so that those read ahead hold no tensor. */
+/** One row of a future batch. It is plain memory, so that rows read ahead hold no tensor. */
 export interface Row {
   readonly id: string;
   readonly classId: number;
@@ -159,7 +159,7 @@ export function batchOf(
 function imagesOf(rows: readonly Row[], size: number, device: Device): Tensor {
   const bytes = new Uint8Array(rows.length * size * size * 3);
   for (const [i, { data }] of rows.entries()) bytes.set(data as Uint8Array, i * size * size * 3);
-  // Bytes go to the device, a quarter of what floats would be.
+  // Bytes are copied to the device: a quarter of the size of floats.
   const images = tensor(bytes, { device }).view(rows.length, size, size, 3).permute(0, 3, 1, 2).contiguous();
   return images.float().div_(127.5).sub_(1);
 }

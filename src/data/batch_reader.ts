@@ -1,6 +1,6 @@
 /**
- * Batches of a data set, read ahead of the training step. The order, and so every batch, follows from the seed and a
- * cursor; how many threads decode and how far ahead changes nothing.
+ * Batches of a data set, read ahead of the training step. Seed and cursor determine every batch; the number of threads and of
+ * batches read ahead does not change them. Decoding is in `decode_pool.ts`, the order in `order.ts`.
  */
 import { type Device, expected } from "../torch/index.js";
 import {
@@ -17,7 +17,7 @@ import { closedError, DecodePool, DecodePoolError } from "./decode_pool.js";
 import { balancedOrder, type Cursor, checkCursor, draw, epochOrder, fitsWindow, START } from "./order.js";
 import type { ImageSource } from "./source.js";
 
-/** How images become batches. */
+/** Options of reading images into batches. */
 export interface ReadOptions {
   readonly batchSize: number;
   /** Width and height in pixels; sets of images need it. */
@@ -31,9 +31,9 @@ export interface ReadOptions {
   readonly device?: Device;
   /** Threads that decode. Default: one for each processor but one, at least 1 and at most 8. */
   readonly workers?: number;
-  /** Threads to decode with, in place of own ones: they stay open when the reader is closed. */
+  /** A shared pool of decoding threads; it stays open when the reader is closed. */
   readonly pool?: DecodePool;
-  /** Called with every image that is skipped because it cannot be read, each time that it is met. */
+  /** Called each time that an unreadable image is skipped. */
   readonly onUnreadable?: (id: string, problem: string) => void;
   /** Batches to read ahead, default 2. */
   readonly ahead?: number;
@@ -53,7 +53,7 @@ export interface BatchReaderOptions extends ReadOptions {
   readonly passedOver?: PassedOver;
   /** Mirror every other image, chosen anew each epoch. */
   readonly flip?: boolean;
-  /** From 0, the default, to 1: how far classes of different sizes are evened out, see `balancedOrder`. */
+  /** From 0, the default, to 1: how strongly classes of different sizes are balanced, see `balancedOrder`. */
   readonly balance?: number;
 }
 
@@ -128,7 +128,7 @@ export class BatchReader implements Batches {
   async next(): Promise<Batch> {
     const mine = this.#turn.then(async () => {
       const batch = await this.#rows.take(this.#batchSize);
-      this.#cursor = (batch as Batch).cursor; // there is always another: the order never ends
+      this.#cursor = (batch as Batch).cursor; // never undefined, since the order is endless
       return batch as Batch;
     });
     this.#turn = mine.catch(() => undefined);
@@ -145,7 +145,7 @@ export class BatchReader implements Batches {
 }
 
 /**
- * Go once through a set in its own order, as for extracting codes or for judging a model. The last batch may be
+ * Go once through a set in its own order, for extracting codes or evaluating a model. The last batch may be
  * smaller. The caller disposes of each.
  */
 export async function* onePass(source: ImageSource, options: ReadOptions): AsyncGenerator<Batch> {
@@ -186,7 +186,7 @@ function* inOrder({ length }: ImageSource): Generator<Place> {
   }
 }
 
-/** Reads rows ahead, side by side, and gives them in their order. */
+/** Reads rows ahead concurrently and returns them in order. */
 class RowQueue {
   readonly #source: ImageSource;
   readonly #options: ReadOptions;
@@ -241,7 +241,7 @@ class RowQueue {
     try {
       return await this.#take(count);
     } catch (error) {
-      // The rows taken so far are lost, so going on would leave images out.
+      // The rows taken so far are lost, so continuing would skip images.
       this.#failure = error as Error;
       throw error;
     }

@@ -1,6 +1,6 @@
 /**
- * Codes that a tokenizer made before: a safetensors file, or a folder of `.npy` files as LlamaGen extracts them.
- * Several rows an image are its prepared crops and flips.
+ * A data set of codes that a tokenizer has computed: a safetensors file, or a folder of `.npy` files as LlamaGen extracts
+ * them. An image may have several rows, its crops and flips.
  */
 import { existsSync, readFileSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
@@ -32,7 +32,7 @@ const READ = 64;
  * Open a file of codes (`.safetensors`) or a folder of them (`.npy`).
  *
  * A file holds `codes`, whole numbers `[N, T]`, or `[N, R, T]` with R prepared crops of each image, and `classes`
- * `[N]`. A folder `imagenet256_codes` holds one file an image, `[T]`, `[R, T]` or `[1, R, T]`, and
+ * `[N]`. A folder `imagenet256_codes` holds one file per image, `[T]`, `[R, T]` or `[1, R, T]`, and
  * `imagenet256_labels` beside it a class each, under the same name.
  *
  * @throws RangeError when codes or classes are missing or their numbers differ.
@@ -129,7 +129,7 @@ async function openCodeFolder(folder: string, options: SourceOptions): Promise<I
   const idOf = (index: number): string => names[index] as string;
   const hash = hashListing(idOf, classes);
   for (const i of spread(names.length, READ)) {
-    // One that cannot be read is met again, counted and named when its turn comes.
+    // An unreadable file is counted and named when a batch needs it.
     hash.update(await readPart({ path: pathOf(i) }).catch(() => ""));
   }
   return codeSource(

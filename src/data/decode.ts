@@ -1,6 +1,6 @@
 /**
- * From the bytes of an image to a square of 8-bit RGB: what the threads of `decode_pool.ts` do. They must not load
- * the tensor library, so this file and what it imports do not use it.
+ * From the bytes of an image to a square of 8-bit RGB. The threads of `decode_pool.ts` run this. They must not load LibTorch, so
+ * neither this file nor its imports use it.
  */
 import { open } from "node:fs/promises";
 
@@ -31,7 +31,7 @@ const MAX_BYTES = 2 ** 29;
  * Read an image as 8-bit RGB, see `decodePixels`.
  *
  * @param image - a path, or the bytes of an encoded image.
- * @throws RangeError naming the file and what is wrong with it, be it that it takes too much time or memory.
+ * @throws RangeError naming the file and what is wrong with it, including an image that takes too much time or memory.
  */
 export async function readPixels(image: string | Buffer, name: string = String(image)): Promise<Pixels> {
   const bytes = typeof image === "string" ? await readPart({ path: image }) : image;
@@ -69,7 +69,7 @@ export type ImageBytes = FilePart | { readonly bytes: Uint8Array } | { readonly 
 
 /** One image to decode. It can be sent to another thread. */
 export interface DecodeTask {
-  /** What messages call it. */
+  /** Its name in messages. */
   readonly id: string;
   readonly image: ImageBytes;
   /** A `.npy` array that comes with the image. */
@@ -81,7 +81,7 @@ export interface DecodeTask {
   readonly isFlipped: boolean;
 }
 
-/** What became of a {@link DecodeTask}. */
+/** The result of a {@link DecodeTask}. */
 export interface Decoded {
   /** `size * size * 3` bytes of RGB, rows from the top. */
   readonly data: Uint8Array;

@@ -1,6 +1,6 @@
 /**
- * Decoding of images that may cost any amount of time or memory, in a process of its own: a thread that is busy in the
- * decoder cannot be ended, a process can. `decode_process.ts` is that process.
+ * Decoding of images that may take unlimited time or memory, such as SVG, in a separate process: a process can be killed, a
+ * thread inside the decoder cannot. `decode_process.ts` is that process.
  */
 import { type ChildProcess, fork } from "node:child_process";
 import { fileURLToPath } from "node:url";
@@ -21,10 +21,10 @@ let child: ChildProcess | undefined;
 let idle: NodeJS.Timeout | undefined;
 let last: Promise<unknown> = Promise.resolve();
 
-/** What one image may be and take. */
+/** Limits for one image. */
 export interface ApartLimits {
   readonly maxPixels: number;
-  /** Processor time; the time that it waits for a processor does not count. */
+  /** CPU time, without waiting. */
   readonly cpuSeconds: number;
 }
 

@@ -1,4 +1,4 @@
-/** Threads that decode images. Results do not depend on how many there are. */
+/** A pool of threads that decode images. Results do not depend on the number of threads. `decode.ts` does the work. */
 import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
 
@@ -9,7 +9,7 @@ import type { Answer } from "./decode_worker.js";
 /** One thread for each processor but one, at least 1 and at most 8. */
 const DEFAULT_WORKERS: number = Math.min(Math.max(availableParallelism() - 1, 1), 8);
 
-/** The threads themselves failed, not an image. */
+/** A decoding thread failed, not an image. */
 export class DecodePoolError extends Error {
   override readonly name = "DecodePoolError";
 }
@@ -29,7 +29,7 @@ interface Thread {
   readonly pending: Map<number, Pending>;
 }
 
-/** A long-lived owner of threads. They do not keep the process alive while nothing is asked of them. */
+/** A pool of threads. Idle threads do not keep the process alive. */
 export class DecodePool {
   readonly #workers: number;
   #threads: Thread[] = [];
@@ -46,7 +46,7 @@ export class DecodePool {
   }
 
   /**
-   * Decode one image. All that are asked for at once are worked on side by side.
+   * Decode one image. Concurrent calls run in parallel.
    *
    * @throws Error that names the image; {@link DecodePoolError} when the threads failed or are closed.
    */
@@ -67,7 +67,7 @@ export class DecodePool {
     });
   }
 
-  /** Stop the threads. What is still being decoded is given up. */
+  /** Stop the threads. Images that are still being decoded are abandoned. */
   close(): void {
     this.#fail(closedError());
     for (const { worker } of this.#threads) void worker.terminate();

@@ -1,11 +1,11 @@
 /**
- * A process that decodes images for `decode_apart.ts`, one at a time, and ends itself when one takes more than it may.
- * It ends as well when the process that started it is gone.
+ * The process that decodes images for `decode_apart.ts`, one at a time. It ends itself when an image exceeds its limits, and
+ * when the process that started it has ended.
  */
 import { decodePixels } from "./pixels.js";
 import type { Pixels } from "./resample.js";
 
-/** An image, and what it may take. */
+/** An image and its limits. */
 export interface ApartTask {
   readonly bytes: Buffer;
   readonly maxPixels: number;
@@ -13,7 +13,7 @@ export interface ApartTask {
   readonly memoryBytes: number;
 }
 
-/** The image, or what is wrong with it; `isOver` says that the process ends. */
+/** The image or its problem; `isOver` means that the process ends. */
 export type ApartAnswer =
   | { readonly pixels: Pixels }
   | { readonly problem: string }

@@ -6,7 +6,7 @@ import { parentPort } from "node:worker_threads";
 
 import { type Decoded, type DecodeTask, decodeFewAtOnce } from "./decode.js";
 
-/** What the thread answers: the image, or what is wrong with it. */
+/** The thread's answer: the image or its problem. */
 export type Answer = { readonly key: number } & (
   | { readonly decoded: Decoded }
   | { readonly problem: string }

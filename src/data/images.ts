@@ -1,6 +1,6 @@
 /**
- * Images between files and tensors: reading a few as a batch, writing PNG, laying out grids. Formats are decoded in
- * `decode.ts`, sizes changed in `resample.ts`; data sets are opened by `open_source.ts`.
+ * Images between files and tensors: reading a few as a batch, writing PNG, arranging grids. `decode.ts` decodes,
+ * `resample.ts` resizes, `open_source.ts` opens data sets.
  */
 import { stat } from "node:fs/promises";
 import { join } from "node:path";
@@ -58,7 +58,7 @@ export async function readImages(
 /**
  * Image files at a path: the file itself, or all below a folder, in the order of their names; links are followed.
  *
- * @throws RangeError when there is none.
+ * @throws RangeError when there are no images.
  */
 export async function listImages(path: string): Promise<string[]> {
   const info = await stat(path).catch(() => undefined);

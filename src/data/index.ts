@@ -1,4 +1,4 @@
-/** The data floor's public names. */
+/** Public names of `src/data`. */
 export { type AugmentOptions, augment } from "./augment.js";
 export {
   Batch,

@@ -1,4 +1,4 @@
-/** A user's own loader of images as batches: any iterable, or a function that makes one. */
+/** Batches from a program's own data loader: any iterable, or a function that returns one. */
 import {
   cat,
   type Device,
@@ -50,9 +50,9 @@ export type LoaderItem = LoaderImage | LoaderBatch | Tensor | readonly [Tensor, 
  */
 export type Loader = Iterates<LoaderItem> | ((from: Cursor) => Iterates<LoaderItem>);
 
-/** How a loader's items become batches. */
+/** Options of {@link batchesOf}. */
 export interface LoaderOptions {
-  /** Single images a batch. */
+  /** Single images per batch. */
   readonly batchSize: number;
   /** Width and height to which 8-bit images are cut. */
   readonly size?: number;
@@ -68,7 +68,7 @@ export interface LoaderOptions {
 const RANGE = 1.01;
 
 /**
- * Batches of a user's own loader.
+ * Batches of a program's loader.
  *
  * The items' tensors are copied: they stay the loader's, and a loader may free them when it is asked for the next.
  *
@@ -79,15 +79,15 @@ export function fromIterable(loader: Loader, options: LoaderOptions): Batches {
 }
 
 class LoaderBatches implements Batches {
-  /** A loader that cannot read an image throws, or leaves it out: there is nothing to count. */
+  /** A loader throws or skips an image that it cannot read, so nothing is counted here. */
   readonly unreadable: Unreadable = { count: 0, problems: [] };
   readonly #loader: Loader;
   readonly #options: LoaderOptions;
   #cursor: Cursor;
   #items: AsyncIterator<LoaderItem> | Iterator<LoaderItem> | undefined;
-  /** Images a batch: of the loader's first one, or of `batchSize` single images. */
+  /** Images per batch: of the loader's first one, or of `batchSize` single images. */
   #size: number | undefined;
-  /** What is left of an item whose first images were used. */
+  /** The rest of an item whose first images were used. */
   #rest: BatchParts | undefined;
 
   constructor(loader: Loader, options: LoaderOptions) {
@@ -202,7 +202,7 @@ class LoaderBatches implements Batches {
       if ((await items.next()).done) {
         throw expected(
           "loader",
-          `at least ${from.position} items an epoch, to resume`,
+          `at least ${from.position} items per epoch, to resume`,
           i,
           "Resume with the same loader",
         );
@@ -238,7 +238,7 @@ const BATCH_PARTS: OptionNames<LoaderBatch> = {
   isReal: true,
 };
 
-/** An item without parts that nothing reads, such as `label` in the place of `class`. */
+/** Refuse unknown parts of an item, such as `label` instead of `class`. */
 function known<T extends object>(item: T, name: string, names: OptionNames<T>): T {
   return isPlainObject(item) ? readOptions<T>(`loader: ${name}`, [item], { names }) : item;
 }
@@ -385,7 +385,7 @@ function partsOf(item: Exclude<LoaderItem, LoaderImage>, name: string): LoaderBa
   if (item instanceof Tensor) return { images: item };
   if (!Array.isArray(item)) {
     const batch = Object(item ?? {}) as LoaderBatch; // a number has no parts to ask for
-    // Something else is refused as a whole, with what a loader may give.
+    // Any other item is refused, with a message on what a loader may give.
     return "images" in batch ? known(batch, name, BATCH_PARTS) : batch;
   }
   const [images, classes, ...more] = item as [Tensor, Tensor | readonly number[]];

@@ -1,16 +1,16 @@
-/** From the labels that a data set gives its images to class ids and names, and what a run says and checks of them. */
+/** From the labels of a data set to class ids and names; the messages about classes, and the check against a policy. */
 import { expected } from "../torch/index.js";
 
 /** Class of each image, and the names of the classes. */
 export interface Classes {
-  /** One an image, each below `names.length`. */
+  /** One per image, each below `names.length`. */
   readonly ids: Int32Array;
   readonly names: readonly string[];
-  /** What a user should know of how the classes were numbered. */
+  /** Notes for the user on how the classes were numbered. */
   readonly notes: readonly string[];
 }
 
-/** How labels are numbered. */
+/** Options of numbering labels. */
 export interface NumberingOptions {
   /** All classes in the order of their ids, where that is known. */
   readonly names?: readonly string[] | undefined;
@@ -36,7 +36,7 @@ export function oneClass(length: number, name = "all"): Classes {
  * of their values where all are whole numbers (`2` before `10`, where torchvision puts `10` first).
  *
  * @param labels - a number or name an image; anything else is refused.
- * @throws RangeError for a label that is none of the classes, naming its row.
+ * @throws RangeError for a label that is not among the classes, naming its row.
  */
 export function numberClasses(
   where: string,
@@ -99,7 +99,7 @@ function labelNotes(names: readonly string[]): string[] {
   ];
 }
 
-/** What is known of a set's classes. */
+/** The classes of a set, for messages and checks. */
 interface Classed {
   readonly length: number;
   readonly classNames: readonly string[];

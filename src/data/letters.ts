@@ -1,6 +1,6 @@
 /**
- * Labels on pages of images: letters of 5 x 7 pixels and one row for descenders, so that a page reads the same on machines without fonts. What a page
- * shows is decided by whoever lays it out.
+ * Text on pages of images, in letters of 5 x 7 pixels with one row for descenders, so that it needs no fonts. Other files
+ * arrange the pages.
  */
 import { expected, full, type Tensor, tensor, tidy } from "../torch/index.js";
 
@@ -24,7 +24,7 @@ const GLYPHS: Readonly<Record<string, string>> = Object.fromEntries(
     .map((glyph) => [glyph.slice(0, 1), glyph.slice(1)]),
 );
 
-/** Letters that there are; accents are dropped, what is left becomes a question mark. */
+/** The text in available letters: accents are dropped, other characters become a question mark. */
 function drawable(text: string): string {
   const bare = text.normalize("NFKD").replace(/\p{Mark}/gu, "");
   return [...bare].map((letter) => (letter === " " || Object.hasOwn(GLYPHS, letter) ? letter : "?")).join("");

@@ -1,4 +1,4 @@
-/** Open any data set: what is at the path decides how it is read. */
+/** Open a data set of any format, recognised by its path. The formats are in the other files of this folder. */
 import { stat } from "node:fs/promises";
 import { join } from "node:path";
 
@@ -12,7 +12,7 @@ import { expandPattern, listFiles, unreadFiles } from "./paths.js";
 import type { ImageSource, SourceOptions } from "./source.js";
 import { openTar } from "./tar.js";
 
-/** What can be opened, for messages. */
+/** The formats, for messages. */
 const ACCEPTED =
   "a folder of images, tar shards (.tar), parquet files, IDX files (images-idx3-ubyte) or codes (.safetensors, .npy)";
 

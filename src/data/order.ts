@@ -1,6 +1,6 @@
 /**
- * The order in which a data set is gone through, as a function of the seed and the epoch alone: a run resumes from
- * two numbers, and nothing needs to be replayed.
+ * The random order of a data set, a function of only seed and epoch. A run therefore resumes from two numbers without replaying
+ * anything.
  */
 import { deriveSeed, expected, randperm, stream, tidy } from "../torch/index.js";
 import type { Block } from "./source.js";
@@ -17,10 +17,10 @@ export interface Cursor {
   readonly used?: number;
 }
 
-/** Where every run starts. */
+/** The start of a run. */
 export const START: Cursor = { epoch: 0, position: 0 };
 
-/** @throws RangeError when the cursor is no place in a set of `length`. */
+/** @throws RangeError when the cursor is not inside a set of `length`. */
 export function checkCursor(where: string, { epoch, position }: Cursor, length: number): void {
   const isCount = (value: number): boolean => Number.isSafeInteger(value) && value >= 0;
   if (isCount(epoch) && isCount(position) && position < length) return;
@@ -100,7 +100,7 @@ export interface BalancedOrder {
 }
 
 /**
- * The order of one epoch that evens classes out: a class of `n` images gets places in proportion to
+ * The order of one epoch with balanced classes: a class of `n` images gets places in proportion to
  * `n ** (1 - balance)`, so none at 0 and all at 1 have equally many whatever their size.
  *
  * An epoch has as many places as there are images, each class as many in every epoch. A class goes through its images

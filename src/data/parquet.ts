@@ -113,7 +113,7 @@ async function openFile(path: string, name: string, options: SourceOptions): Pro
   if (size === undefined) throw expected(path, "a parquet file", "nothing", "Check the path");
   const bytes: AsyncBuffer = {
     byteLength: size,
-    // Not async: what cannot be is refused at once.
+    // Not async, so that invalid arguments throw at once.
     slice(start, end = size) {
       if (
         !(
@@ -154,13 +154,13 @@ function answered<T>(promise: Promise<T>): Promise<T> {
 
 const DAMAGED = "The file is damaged, cut short or no parquet file";
 
-/** Do something with the library, and say where it failed. */
+/** Call the library, and name the file if it fails. */
 async function guarded<T>(where: string, run: () => Promise<T>): Promise<T> {
   try {
     return await run();
   } catch (error) {
     const { message } = error as Error;
-    // A refusal of our own has a better reason than the library's.
+    // Our own error has a clearer message than the library's.
     if (message.startsWith(where)) throw error;
     throw expected(where, "sound parquet data", message.replace(/\.$/, ""), DAMAGED);
   }
@@ -301,7 +301,7 @@ function publishedNames({ metadata, labelColumn }: ParquetFile): string[] | unde
     const names: unknown = JSON.parse(text).info?.features?.[labelColumn]?.names;
     return Array.isArray(names) && names.every((name) => typeof name === "string") ? names : undefined;
   } catch {
-    // A remark of another program: the set can be read without it.
+    // Metadata of another program: the set can be read without it.
     return undefined;
   }
 }
@@ -336,7 +336,7 @@ async function groupsOf(files: readonly ParquetFile[]): Promise<RowGroup[]> {
         ) {
           const where = `${file.path}, row group ${number}, column ${file.imageColumn}`;
           const got = `${image.num_values} values for ${num_rows} rows in ${file.bytes.byteLength} bytes`;
-          throw expected(where, "a value a row", got, DAMAGED);
+          throw expected(where, "a value per row", got, DAMAGED);
         }
         const bytes = columns
           .filter(({ meta_data }) => meta_data?.path_in_schema[0] === file.imageColumn)
@@ -359,7 +359,7 @@ async function parquetNotes(files: readonly ParquetFile[], groups: readonly RowG
     const rows = own.reduce((sum, { length }) => sum + length, 0);
     const nulls = chunks.reduce((sum, { statistics }) => sum + Number(statistics?.null_count ?? 0), 0);
     const size = chunks.reduce((sum, chunk) => sum + Number(chunk.total_uncompressed_size), 0);
-    // Not every writer counts them. Fewer bytes a row than any image has are a reason to look.
+    // Not every writer counts them. Fewer bytes per row than any image has are a reason to look.
     const isEmpty =
       nulls === rows ||
       (size < 32 * rows && (await readImages(own[0] as RowGroup)).every((one) => one === undefined));

@@ -1,4 +1,4 @@
-/** Files of a data set: listing folders, and the patterns in which shards are named. */
+/** Listing the files of a data set, and expanding patterns of shard names. */
 import { readdirSync, statSync } from "node:fs";
 import { readdir, realpath, stat } from "node:fs/promises";
 import { basename, dirname, join, relative, resolve, sep } from "node:path";
@@ -45,10 +45,10 @@ export function listFolders(folder: string): string[] {
 }
 
 /**
- * The files that a path stands for. In its last part `{0000..0099}` stands for every number between, all of which
+ * The files that a path or pattern names. In its last part `{0000..0099}` stands for every number between, all of which
  * must exist, and `*` for any characters.
  *
- * @throws RangeError when there is none, or one of a range is missing.
+ * @throws RangeError when no file matches, or one of a range is missing.
  */
 export async function expandPattern(where: string, pattern: string): Promise<string[]> {
   const name = basename(pattern);

@@ -6,7 +6,7 @@ import sharp from "sharp";
 
 import type { Pixels } from "./resample.js";
 
-/** An image has more pixels than it may have here. */
+/** An image has more pixels than the limit. */
 export class TooManyPixels extends Error {
   override readonly name = "TooManyPixels";
 }
@@ -36,7 +36,7 @@ export async function decodePixels(bytes: Buffer, maxPixels: number): Promise<Pi
     const [reason = ""] = (error as Error).message.split("\n");
     if (/exceeds pixel limit/.test(reason)) throw new TooManyPixels(`one of more than ${maxPixels} pixels`);
     if (/^timeout/.test(reason)) throw new Error(`one that takes more than ${SECONDS} s to decode`);
-    // What the library found is lost at times when several images are decoded at once.
+    // The library sometimes loses its message when several images are decoded at once.
     throw new Error(/^unknown error$/i.test(reason) ? "bytes that cannot be decoded" : reason);
   }
 }

@@ -1,15 +1,15 @@
 /**
  * Resizing 8-bit images exactly as Pillow does, and the two published crops made of it. Tokenizers were trained on
- * pixels prepared so, and other pixels give other codes. Reading and writing files is in `images.ts`.
+ * pixels prepared so, and different pixels give different codes. Reading and writing files is in `images.ts`.
  */
-// Not from the floor's index: that would load the tensor library, and threads that decode must not.
+// Not from src/torch/index.ts: that would load LibTorch, which decoding threads must not do.
 import { expected } from "../torch/errors.js";
 
 /** An 8-bit image in memory, rows of interleaved channels. */
 export interface Pixels {
   readonly width: number;
   readonly height: number;
-  /** Bytes a pixel: 3 for RGB. */
+  /** Bytes per pixel: 3 for RGB. */
   readonly channels: number;
   /** `height * width * channels` bytes. */
   readonly data: Uint8Array;
@@ -203,7 +203,7 @@ export function centerCrop(image: Pixels, size: number): Pixels {
   const width = roundHalfEven(current.width * scale);
   const height = roundHalfEven(current.height * scale);
   const square = resize(current, width, height, "bicubic", middle(width, height, size));
-  // The caller owns what it gets.
+  // The caller owns the result.
   return square === image ? { ...image, data: image.data.slice() } : square;
 }
 

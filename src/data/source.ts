@@ -1,6 +1,6 @@
 /**
- * What a data set is, whatever files hold it: a numbered list of images or codes, each with an identity and a
- * class. Sources hold no open file and no tensor, so nothing needs to be closed.
+ * Interface of data sets in all formats: a numbered list of images or codes, each with an identity and a class. A source holds
+ * no open files and no tensors, so it need not be closed.
  */
 import { createHash, type Hash } from "node:crypto";
 
@@ -19,7 +19,7 @@ export interface Located {
   readonly features?: Features | FilePart;
 }
 
-/** Neighbours in a file that are costly to read one without the others, such as a parquet row group. */
+/** Consecutive images that are costly to read separately, such as a parquet row group. */
 export interface Block {
   /** Images in it. */
   readonly length: number;
@@ -33,9 +33,9 @@ export interface ImageSource {
   readonly length: number;
   /** Name of each class; `classOf` gives places in it. */
   readonly classNames: readonly string[];
-  /** What a user should know of how the set was read, such as files that are not read; each a line to print once. */
+  /** Notes for the user, such as files that are not read; each is a line to print once. */
   readonly notes?: readonly string[];
-  /** SHA-256 over identities, classes, sizes and a sample of the contents: another set has another one. */
+  /** SHA-256 over identities, classes, sizes and a sample of the contents, to recognise the set. */
   readonly fingerprint: string;
   /** Prepared crops of each image that code files may hold; 1 elsewhere. */
   readonly variants: number;
@@ -46,11 +46,11 @@ export interface ImageSource {
   /** A name that stays the same wherever the data set lies. */
   idOf(index: number): string;
   classOf(index: number): number;
-  /** @throws Error that says what is wrong with this one; the others may be sound. */
+  /** @throws Error on this image; others may be readable. */
   locate(index: number, variant: number): Promise<Located>;
 }
 
-/** How to read a data set. */
+/** Options of opening a data set. */
 export interface SourceOptions {
   /**
    * Names of all classes in the order of their ids. Give them when the set has only some of the classes that a model
@@ -66,7 +66,7 @@ export interface SourceOptions {
   readonly image?: string | undefined;
 }
 
-/** One image or its codes, with all that is known of it. */
+/** One image or its codes, with its class and text features. */
 export interface Sample {
   readonly id: string;
   readonly classId: number;

@@ -1,10 +1,10 @@
-/** Parts of a data set. Each is a source itself, with a fingerprint of its own. */
+/** Splitting a data set into training and held-out images. Each part is a source with its own fingerprint. */
 import { createHash } from "node:crypto";
 
 import { expected } from "../torch/index.js";
 import type { Block, ImageSource } from "./source.js";
 
-/** How to set images aside. */
+/** Options of a split. */
 export interface SplitOptions {
   /** Share of the groups to hold out, between 0 and 1. */
   readonly heldOut: number;
@@ -19,8 +19,8 @@ export interface SplitOptions {
 /**
  * Split a set into images to train on and images to hold out, so that no group is in both.
  *
- * A group's side depends on the seed and its name alone: images that are added later move no other. So the share is
- * met on average, not exactly.
+ * The side of a group depends only on the seed and its name, so images that are added later do not move others. The share is
+ * therefore approximate.
  *
  * @throws RangeError when one side would be empty.
  */

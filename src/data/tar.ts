@@ -18,7 +18,7 @@ interface TarSample {
   readonly folder: string | undefined;
 }
 
-/** What one shard, or all of them, hold. */
+/** The content of one shard, or of all. */
 interface Shard {
   readonly samples: TarSample[];
   readonly notes: string[];
@@ -178,7 +178,7 @@ function refusePart(
   const what = part === "npy" ? "the features" : "the label";
   const stem = name.slice(0, name.length - ending.length);
   if (image === undefined) {
-    // The image may have an ending that is not read, which is said.
+    // The image may have an ending that is not read; the message says so.
     if (ending === part) return;
     const remedy = `${RULE}. Take the other dots out of the names`;
     throw expected(path, `an image ${stem}* for ${what} in ${name}`, "none", remedy);

@@ -2,7 +2,7 @@
 declare module "tar-stream/headers.js" {
   interface Header {
     name: string;
-    /** May be negative, or no number, in a damaged file. */
+    /** May be negative or NaN in a damaged file. */
     size: number;
     /** `null` for a kind that tar-stream does not know. */
     type: string | null;

@@ -1,6 +1,6 @@
 /**
- * The members of a tar file, from its headers alone: nearly all of its bytes are left unread, which tar-stream's own
- * extraction would go through. What the members mean is in `tar.ts`.
+ * The members of a tar file, from its headers alone. Unlike tar-stream's own extraction it skips the contents. `tar.ts` gives the
+ * members their meaning.
  */
 import { closeSync, fstatSync, openSync, readSync } from "node:fs";
 
@@ -10,7 +10,7 @@ import { expected } from "../torch/index.js";
 
 /** A file in a tar. */
 export interface Member {
-  /** Its name for people and identities. Bytes that are not UTF-8 are written as `\xE9`. */
+  /** Its name for messages and identities. Bytes that are not UTF-8 are written as `\xE9`. */
   readonly name: string;
   /** Its name byte by byte (latin-1), by which members are told apart. */
   readonly key: string;
@@ -20,7 +20,7 @@ export interface Member {
   readonly text?: string;
 }
 
-/** The files in a tar, and what a user should know of it. */
+/** The files in a tar, and notes for the user. */
 export interface Members {
   readonly list: readonly Member[];
   readonly notes: readonly string[];

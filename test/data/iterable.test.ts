@@ -122,7 +122,7 @@ test("a loader that cannot go on, or gives something else, is refused in a sente
     );
     await refuse(
       [one, one],
-      "loader: expected at least 5 items an epoch, to resume, got 2. Resume with the same loader.",
+      "loader: expected at least 5 items per epoch, to resume, got 2. Resume with the same loader.",
       1,
       { epoch: 0, position: 5 },
     );

@@ -71,7 +71,7 @@ test("a column that is missing is answered with those there are", async () => {
       "got text (string), size (int64). Write the encoded images as a column of bytes.",
   });
   await assert.rejects(openParquet(PUBLISHED, { label: "image" }), {
-    message: `${PUBLISHED}: expected one class a row in column image, got records of bytes and path. ${LABEL_REMEDY}.`,
+    message: `${PUBLISHED}: expected one class per row in column image, got records of bytes and path. ${LABEL_REMEDY}.`,
   });
 });
 
@@ -120,7 +120,7 @@ test("lists are refused as lists, with advice that can be followed", async () =>
     }
   }
   await assert.rejects(openParquet(goldenData("label_list.parquet")), {
-    message: /expected one class a row in column label, got a list\. .*data\.label=none/,
+    message: /expected one class per row in column label, got a list\. .*data\.label=none/,
   });
   assert.equal((await openParquet(goldenData("label_list.parquet"), { label: null })).length, 3);
 });
