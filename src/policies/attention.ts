@@ -1,5 +1,5 @@
 /**
- * The one attention of all policies, with and without a cache, and its masks. Projections and positions are in the models.
+ * The attention that all policies use, with and without a cache, and its masks. The models have projections and positions.
  */
 import {
   autocast,

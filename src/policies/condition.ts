@@ -33,7 +33,7 @@ export function checkCondition(
     if (!(value instanceof Tensor)) throw expectedType(where, `a Tensor as condition.${part}`, value);
     if (value.ndim !== rank || value.shape[0] !== batch) {
       const shape = rank === 1 ? `[${batch}]` : rank === 2 ? `[${batch}, S]` : `[${batch}, S, C]`;
-      throw expected(where, `condition.${part} of shape ${shape}, one row a sequence`, value);
+      throw expected(where, `condition.${part} of shape ${shape}, one row per sequence`, value);
     }
     const dtype = value.dtype;
     if (part.startsWith("is") && dtype !== "bool") throw expectedType(where, `bool condition.${part}`, value);

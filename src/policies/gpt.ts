@@ -6,10 +6,9 @@
  * Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training"; Shi et al. 2024, "Taming
  * Scalable Visual Tokenizer for Autoregressive Image Generation" (IBQ).
  *
- * Deviations: `blocks.N.attn.mask` is neither made nor wanted, causality being attention's own; labels are dropped
- * where the condition says so; the class table is drawn from N(0, 0.02) also when the codes' table is a codebook,
- * where the original leaves it at N(0, 1); features, cross-attention and `classNum: 0` are additions, with keys of
- * their own only where asked for.
+ * Deviations: there is no buffer `blocks.N.attn.mask`, since attention is causal without it; labels are dropped where the
+ * condition says so; the class table is drawn from N(0, 0.02) also when the codes' table is a codebook, while the original
+ * leaves it at N(0, 1); features, cross-attention and `classNum: 0` are additions, whose keys exist only if they are used.
  */
 import { type Embedding, init, LayerNorm, type Linear, Module, Parameter } from "../nn/index.js";
 import {
@@ -58,7 +57,7 @@ export interface GptOptions {
   classNum?: number;
   tokenDrop?: number;
   clsTokenNumber?: 1;
-  /** Whether codes are embedded by rows of the tokenizer's codebook and a projection. They are trained all the same. */
+  /** Whether codes are embedded by rows of the tokenizer's codebook and a projection. They are still trained. */
   usePretrainedCodebook?: boolean;
   /** float `[V, nCodebookEmbd]`: those rows, copied. Drawn from N(0, 0.02) by default, for weights to be loaded. */
   codebook?: Tensor;
@@ -96,7 +95,7 @@ function checkFeatures(given: GptFeatures): void {
   }
 }
 
-/** The drop rates and sizes that blocks need. */
+/** Dropout rates and sizes of the blocks. */
 interface BlockSizes {
   nHead: number;
   nEmbd: number;

@@ -1,5 +1,5 @@
 /**
- * Classifier-free guidance: its strength along a sequence. Mixing the two logits is left to sampling.
+ * The scale of classifier-free guidance along a sequence. `rl_ar_finetune/sampling.ts` combines the logits.
  *
  * Ho and Salimans 2022, "Classifier-Free Diffusion Guidance"; the growing strength after Gao et al. 2023, "MDTv2"; the
  * interval after Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval".

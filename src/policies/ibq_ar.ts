@@ -1,6 +1,6 @@
 /**
- * The transformer that IBQ's released generators are: LlamaGen's blocks, each scaled, shifted and gated by the class
- * (AdaLN), and so the last norm. Weights and keys are those of the published models.
+ * The transformer of IBQ's released generators: LlamaGen's blocks, each scaled, shifted and gated by the class (AdaLN); the
+ * last norm is scaled and shifted too. Weights and keys are those of the published models.
  *
  * Shi et al. 2024, "Taming Scalable Visual Tokenizer for Autoregressive Image Generation"; AdaLN after Peebles and
  * Xie 2022, "Scalable Diffusion Models with Transformers".
@@ -53,7 +53,7 @@ export interface IbqArOptions {
   ropeBase?: number;
   normEps?: number;
   initializerRange?: number;
-  /** Factor of the initial weights that make a branch's gate: small, so that branches begin nearly silent. */
+  /** Factor of the initial weights that make a branch's gate: small, so that branches add little at first. */
   alng?: number;
 }
 

@@ -1,4 +1,4 @@
-/** The policies' public names. */
+/** Public names of `src/policies`. */
 export { concatConditions, repeatCondition } from "./condition.js";
 export { GPT, type GptFeatures, type GptOptions } from "./gpt.js";
 export { type Guidance, guidanceScale } from "./guidance.js";

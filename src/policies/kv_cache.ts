@@ -1,5 +1,6 @@
 /**
- * Keys and values of the positions that a policy has seen: memory taken once, written in place, read through views.
+ * The KV cache: keys and values of the positions that a policy has seen. Memory is allocated once, written in place and read
+ * through views.
  */
 import {
   cat,
@@ -16,11 +17,11 @@ import {
 import { placeOf } from "./layers.js";
 import type { DecodeCache } from "./policy.js";
 
-/** What a cache is built for. */
+/** Sizes of a cache. */
 interface CacheSize {
   batch: number;
   capacity: number;
-  /** Key heads a layer. */
+  /** Key heads per layer. */
   heads: number;
   headDim: number;
 }

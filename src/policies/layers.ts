@@ -74,7 +74,7 @@ export function dropPath(x: Tensor, p: number, training: boolean): Tensor {
   return x.mul(keep.div_(1 - p));
 }
 
-/** Drop rate of block `i` of `n`: evenly from 0 to `rate`. */
+/** Drop rate of block `i` of `n`, rising linearly from 0 to `rate`. */
 export function dropPathRate(rate: number, i: number, n: number): number {
   return n > 1 ? (rate * i) / (n - 1) : 0;
 }
@@ -148,7 +148,7 @@ export function runBlock<T extends readonly (Tensor | null)[]>(
   );
 }
 
-/** One row a class and, last, one for the null class: `embedding_table` `[numClasses + 1, D]`. */
+/** One row per class and, last, one for the null class: `embedding_table` `[numClasses + 1, D]`. */
 export class LabelEmbedder extends Module {
   readonly embedding_table: Embedding;
   readonly numClasses: number;

@@ -1,5 +1,5 @@
 /**
- * What LlamaGen and IBQ's transformer have in common: attention with turned positions and a gated feed-forward, both
+ * What LlamaGen and IBQ's transformer have in common: attention with rotary positions and a gated feed-forward, both
  * without biases. Norms and residuals are in the models.
  *
  * Touvron et al. 2023, "LLaMA"; Shazeer 2020, "GLU Variants Improve Transformer".

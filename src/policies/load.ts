@@ -1,6 +1,6 @@
 /**
- * Policies out of the weights of a file: which model it is and how large, by names and shapes alone, then a strict
- * load. Finding the state dict in a file, and reading it, is left to the caller.
+ * Recognise the policy in a state dict from names and shapes, then load it strictly. The caller opens files and finds the state
+ * dict in them.
  */
 import { countParts, init, type Readable, requireShapes, type Shapes, shapesOf } from "../nn/index.js";
 import { type Device, DTYPES, type DType, expected, plainNames, type Tensor, tidy } from "../torch/index.js";
@@ -12,17 +12,17 @@ import type { ArPolicy } from "./policy.js";
 
 export type PolicyFamily = "gpt" | "llamagen" | "ibq_ar";
 
-/** Sizes that shapes do not always tell. */
+/** Sizes that shapes do not always determine. */
 export interface PolicySizes {
   /** H, attention heads. */
   nHead?: number;
-  /** T, codes an image. LlamaGen and IBQ's transformer do not save positions. */
+  /** T, codes per image. LlamaGen and IBQ's transformer do not save positions. */
   blockSize?: number;
   /** Classes, the null class not counted. */
   numClasses?: number;
 }
 
-/** What the caller knows of a policy, and what it expects. */
+/** Options of recognising a policy: sizes that the caller knows, and the family that it expects. */
 export interface RecogniseOptions extends PolicySizes {
   /** Path of the file, for messages. */
   where?: string;
@@ -43,13 +43,13 @@ export type PolicyDescription = (
   | { readonly family: "ibq_ar"; readonly config: Partial<IbqArOptions> }
 ) & {
   readonly where: string;
-  /** The weights of the last step, or an average of them. */
+  /** The weights of the last step, or their EMA. */
   readonly weights: "raw" | "ema";
-  /** Sizes that `config` lacks because nothing tells them. The policy cannot be built without them. */
+  /** Sizes that are unknown, so `config` lacks them. The policy cannot be built without them. */
   readonly missing: readonly (keyof PolicySizes)[];
-  /** Sizes in `config` that are assumed: neither the file nor the caller tells them. */
+  /** Sizes in `config` that are assumed: neither the file nor the caller states them. */
   readonly assumed: readonly (keyof PolicySizes)[];
-  /** What was assumed or overruled, a sentence each. */
+  /** Assumptions and overruled values, a sentence each. */
   readonly notes: readonly string[];
   /** Name in the file by the policy's own key. */
   readonly used: Readonly<Record<string, string>>;
@@ -112,7 +112,7 @@ const PUBLISHED: Readonly<
   ibq_ar: ibqArPresets,
 };
 
-/** Most heads, codes an image and classes: 1024 by 1024 codes. */
+/** Most heads, codes per image and classes: 1024 by 1024 codes. */
 const MOST = 2 ** 20;
 
 /** Names of the families for messages. */
@@ -290,7 +290,7 @@ class Facts {
     return undefined;
   }
 
-  /** Codes an image, of a policy that does not save positions. */
+  /** Codes per image, of a policy that does not save positions. */
   blockSize(): number | undefined {
     const said = this.said("blockSize");
     if (said === undefined) this.missing.push("blockSize");

@@ -1,6 +1,6 @@
 /**
- * Low-rank adapters on the linear layers of any module: the frozen layers stay what and where they are, and the
- * adapters are a module of their own, which is what is trained and saved.
+ * LoRA: low-rank adapters on the linear layers of any module. The layers are frozen and keep their keys; the adapters are a
+ * separate module, which is trained and saved.
  *
  * Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
  */
@@ -24,7 +24,7 @@ export const LORA_TARGETS: readonly string[] = [
   "mlp.2",
 ];
 
-/** What is adapted, and how far. */
+/** Options of LoRA. */
 export interface LoraOptions {
   /** r: width of the bottleneck. */
   rank: number;
@@ -258,9 +258,9 @@ export function addLora(module: Module, given: LoraOptions, where = "addLora"): 
 }
 
 /**
- * The policy that a policy was before it got its adapters, in the same memory: every call runs with the adapters off.
- * A reference for a divergence that costs no second copy, and gives no gradients. It has no parameters of its own, and
- * ends with the adapters.
+ * The policy without its adapters, in the same memory: every call runs with the adapters off. It serves as the reference of a
+ * KL divergence without a second copy of the weights. It has no gradients and no parameters of its own, and cannot be used
+ * after the adapters are removed.
  */
 export class WithoutAdapters extends Module implements ArPolicy {
   readonly #policy: ArPolicy;

@@ -6,13 +6,13 @@ import type { Module } from "../nn/index.js";
 import type { Tensor } from "../torch/index.js";
 
 /**
- * What an image is asked to be. A policy takes the parts that it was built for and refuses the others; an omitted
- * part is the null condition, so `{}` asks for any image at all (the empty prefix).
+ * The condition of a sequence. A policy takes the parts that it was built for and refuses the others. An omitted part is
+ * the null condition, so `{}` is unconditional.
  */
 export interface Condition {
   /** int64 `[B]` in `[0, numClasses]`; `numClasses` itself is the null class of classifier-free guidance. */
   classes?: Tensor;
-  /** float `[B, S, C]`: features of a text or of anything else, from an encoder of the user's. */
+  /** float `[B, S, C]`: features of a text or of anything else, from an encoder outside this package. */
   features?: Tensor;
   /** bool `[B, S]`, true where a feature is real and not padding; all are by default. */
   isReal?: Tensor;
@@ -41,13 +41,13 @@ export interface ArPolicy extends Module {
   readonly blockSize: number;
   /** D: width of {@link hidden}. */
   readonly hiddenSize: number;
-  /** What the constructor was given: with the weights, all that makes the policy. */
+  /** The options of the constructor; with the weights they define the policy. */
   readonly options: object;
-  /** Whether a backward computes the blocks again instead of keeping what they computed: memory for time. */
+  /** Whether a backward computes the blocks again instead of keeping their activations (gradient checkpointing). */
   gradientCheckpointing: boolean;
 
   /**
-   * What the head reads, at the positions that predict codes 0 ... n.
+   * Hidden states, which the head reads, at the positions that predict codes 0 ... n.
    *
    * @param tokens - int64 `[B, n]`, n in `[0, blockSize - 1]`: true or sampled codes before the predicted ones.
    * @returns `[B, n + 1, D]`; position i has seen the condition and codes 0 ... i - 1.

@@ -1,12 +1,12 @@
 /**
  * Rotary position embedding over an image's grid: a pair of neighbouring channels is a complex number, and turns by
- * its row or its column times a frequency. Attention is left to `attention.ts`.
+ * its row or its column times a frequency. `attention.ts` has the attention.
  *
  * Su et al. 2021, "RoFormer"; the two axes as LlamaGen has them (Sun et al. 2024).
  */
 import { arange, callTensor, cat, expected, stack, type Tensor, zeros } from "../torch/index.js";
 
-/** What decides a table. */
+/** Sizes of a table. */
 export interface RotaryOptions {
   /** Codes in a full image, a square number. */
   blockSize: number;

@@ -1,4 +1,4 @@
-/** A base for policies that keep no keys and values: only the model itself is left to write. */
+/** Base class of policies without a KV cache: a subclass defines only `hidden` and `logits`. */
 import { Module } from "../nn/index.js";
 import { cat, expected, expectedType, keep, noGrad, Tensor, tidy } from "../torch/index.js";
 import { repeatCondition } from "./condition.js";

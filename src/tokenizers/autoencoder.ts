@@ -21,9 +21,9 @@ export interface AutoencoderConfig {
   outChannels: number;
   /** Channels of level 0 for a factor of 1. */
   ch: number;
-  /** Factor of `ch`, a level. */
+  /** Factor of `ch` per level. */
   chMult: readonly number[];
-  /** Residual blocks a level in the encoder; the decoder has one more. */
+  /** Residual blocks per level in the encoder; the decoder has one more. */
   numResBlocks: number;
   /** Levels that have attention after each residual block. The lowest resolution has one more in the middle, always. */
   attnLevels: readonly number[];

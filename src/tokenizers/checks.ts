@@ -1,4 +1,4 @@
-/** What images and codes must be before a tokenizer works on them. */
+/** Checks of images and codes before a tokenizer uses them: type, shape and range. */
 import { expected, expectedType, stack, type Tensor, tidy } from "../torch/index.js";
 import type { Grid, ImageTokenizer } from "./tokenizer.js";
 
@@ -56,12 +56,12 @@ export function gridOf(where: string, codes: Tensor, grid: Grid | undefined): Gr
   if (grid === undefined) {
     const side = Math.sqrt(t);
     if (Number.isInteger(side)) return [side, side];
-    throw expected(where, "a square number of codes an image", t, "Give the grid: [rows, columns]");
+    throw expected(where, "a square number of codes per image", t, "Give the grid: [rows, columns]");
   }
   const [rows, columns] = grid;
   const isWhole = Number.isInteger(rows) && Number.isInteger(columns) && rows > 0;
   if (!isWhole || rows * columns !== t) {
-    throw expected(where, `a grid of the ${t} codes an image`, `${rows} x ${columns}`);
+    throw expected(where, `a grid of the ${t} codes of an image`, `${rows} x ${columns}`);
   }
   return [rows, columns];
 }

@@ -31,7 +31,7 @@ export class FrozenTokenizer implements ImageTokenizer {
    *
    * @param images - float32 `[B, 3, H, W]` in [-1, 1]; H and W multiples of `downsample`.
    * @returns int64 `[B, T]`, T = (H / downsample) * (W / downsample), in raster order.
-   * @throws TypeError, RangeError when the images are not that.
+   * @throws TypeError, RangeError for other images.
    */
   encode(images: Tensor): Tensor {
     const where = "FrozenTokenizer.encode";
@@ -71,7 +71,7 @@ export class FrozenTokenizer implements ImageTokenizer {
     this.#isSound = true;
   }
 
-  /** Free the model, where it can be freed. */
+  /** Free the model, if it has `dispose`. */
   dispose(): void {
     if (this.vq instanceof Module) this.vq.dispose();
   }
@@ -82,7 +82,7 @@ export class FrozenTokenizer implements ImageTokenizer {
 }
 
 /**
- * Freeze a tokenizer that is already loaded: an {@link IBQ}, a {@link VQModel}, or anything that serves as one.
+ * Freeze a tokenizer that is already loaded: an {@link IBQ}, a {@link VQModel}, or any {@link ImageTokenizer}.
  *
  * @throws TypeError for anything else, such as the path of a file.
  */

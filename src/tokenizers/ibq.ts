@@ -20,9 +20,9 @@ export interface DdConfig {
   outCh?: number;
   /** 128. */
   ch?: number;
-  /** Factors of `ch`, a level: [1, 1, 2, 2, 4]. A code stands for 2 ** (levels - 1) pixels a side. */
+  /** Factors of `ch`, one per level: [1, 1, 2, 2, 4]. A code covers 2 ** (levels - 1) pixels per side. */
   chMult?: readonly number[];
-  /** Residual blocks a level in the encoder, 4. */
+  /** Residual blocks per level in the encoder, 4. */
   numResBlocks?: number;
   /** Resolutions with attention, for images of `resolution`: [16]. */
   attnResolutions?: readonly number[];
@@ -30,7 +30,7 @@ export interface DdConfig {
   dropout?: number;
 }
 
-/** Arguments that the published class passes on to its trainer. They are accepted, and mean nothing for the model. */
+/** Arguments that the published class passes to its trainer. They are accepted and do not affect the model. */
 const TRAINER_ARG_NAMES = {
   lossconfig: "nullable",
   ignoreKeys: "nullable",
@@ -81,7 +81,7 @@ export interface IBQArgs extends TrainerArgs {
   useEma?: boolean;
   /** Checkpoint of the weights. `buildToklipTokenizer` reads it. */
   ckptPath?: string;
-  /** No meaning here: upstream, whether a checkpoint is for the tokenizer's or the transformer's training. */
+  /** Ignored. In the published code: whether a checkpoint is for the tokenizer's or the transformer's training. */
   stage?: "transformer" | null;
   /** Most groups of a norm, 32; see {@link TokenizerConfig.normGroups}. */
   normGroups?: number;
@@ -126,7 +126,7 @@ export class IBQ extends TokenizerModel {
   }
 }
 
-/** What all released IBQ models have. */
+/** The configuration that all released IBQ models share. */
 export const IBQ_DEFAULTS: Omit<TokenizerConfig, "codebookSize"> = {
   naming: "ibq",
   inChannels: 3,
@@ -148,9 +148,9 @@ export const IBQ_DEFAULTS: Omit<TokenizerConfig, "codebookSize"> = {
 };
 
 /**
- * What the arguments say of the configuration: those that are omitted say nothing.
+ * The part of the configuration that the given arguments state.
  *
- * @throws RangeError for an argument that asks for what IBQ is not.
+ * @throws RangeError for an argument that IBQ does not support.
  */
 export function ibqConfig(given: Partial<IBQArgs>): Partial<TokenizerConfig> {
   const args = readOptions<Partial<IBQArgs>>("IBQ", [given], { names: IBQ_ARG_NAMES });

@@ -1,4 +1,4 @@
-/** The tokenizers' public names. */
+/** Public names of `src/tokenizers`. */
 export type { AutoencoderConfig, Naming } from "./autoencoder.js";
 export { Decoder, Encoder } from "./autoencoder.js";
 export { buildTokenizerFrozen, FrozenTokenizer } from "./frozen.js";

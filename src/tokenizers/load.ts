@@ -1,7 +1,6 @@
 /**
- * Recognise the tokenizer in a state dict: its family, its architecture and its tensors. Names and shapes suffice, so
- * a file can be described without reading its weights. Files, and the dicts around a state dict, are left
- * to the caller.
+ * Recognise the tokenizer in a state dict: its family, its architecture and its tensors. It needs only names and
+ * shapes, so a file can be described without reading its weights. The caller opens files and finds the state dict in them.
  */
 import { init, requireShapes, type Shapes, shapesOf } from "../nn/index.js";
 import { expected, noGrad, plainName, plainNames, type Tensor, tidy } from "../torch/index.js";
@@ -21,20 +20,20 @@ export interface IgnoredKeys {
 export interface TokenizerDescription {
   /** Whose class it is: `ibq` {@link IBQ}, `vq` {@link VQModel}. */
   family: "ibq" | "vq";
-  /** In words, such as `VQ-16 (LlamaGen) inside TokLIP, EMA`. */
+  /** Its name, such as `VQ-16 (LlamaGen) inside TokLIP, EMA`. */
   name: string;
   config: TokenizerConfig;
   weights: "raw" | "ema";
-  /** Whether the state dict has both raw weights and their average. */
+  /** Whether the state dict has both raw weights and their EMA. */
   hasBoth: boolean;
   /** Key of the file for each key of the model's state dict. */
   used: Record<string, string>;
   ignored: IgnoredKeys[];
-  /** Rows and columns of codes that the model was trained with, where the file tells. */
+  /** Rows and columns of codes that the model was trained with, if the file states them. */
   grid?: Grid;
 }
 
-/** What the caller knows or wants. */
+/** Options of {@link recogniseTokenizer}. */
 export interface RecogniseOptions {
   /** Path of the file, for messages. */
   where?: string;
@@ -77,7 +76,7 @@ const PARTS: readonly string[] = ["encoder.", "decoder.", "quantize.", "quant_co
 
 const EMA = "model_ema.";
 
-/** A model's key as Lightning's average names it. */
+/** A model's key as Lightning's EMA names it. */
 const averaged = (key: string): string => EMA + key.replaceAll(".", "");
 
 /** A file's shapes under the keys of a model. */
@@ -103,8 +102,8 @@ interface View {
  * so is what compiling and distributing put into them (`_orig_mod.`, `module.`).
  *
  * @param shapes - shapes by their names in the file.
- * @returns null when the names are of something else.
- * @throws RangeError when a tokenizer is there but not whole, or not as `options` want it.
+ * @returns null when the names are not those of a tokenizer.
+ * @throws RangeError when a tokenizer is incomplete, or does not fit `options`.
  */
 export function recogniseTokenizer(
   shapes: Shapes,

@@ -1,6 +1,6 @@
 /**
- * Encoder, codebook and decoder as one tokenizer. `ibq.ts` and `vq_model.ts` say which; reconstruction, perceptual and
- * adversarial losses are the trainer's.
+ * Encoder, codebook and decoder as one tokenizer. `ibq.ts` and `vq_model.ts` build the published models; the
+ * trainer has reconstruction, perceptual and adversarial losses.
  */
 import { Conv2d, Module } from "../nn/index.js";
 import { cat, expected, noGrad, type OptionNames, readOptions, type Tensor, tidy } from "../torch/index.js";
@@ -14,7 +14,7 @@ import {
 } from "./quantizers.js";
 import type { Grid, ImageTokenizer } from "./tokenizer.js";
 
-/** Everything that a tokenizer is built from, as plain data, to be kept beside its weights. */
+/** The configuration of a tokenizer as plain data, stored with its weights. */
 export interface TokenizerConfig extends AutoencoderConfig, QuantizerConfig {}
 
 /** Names of all keys of a {@link TokenizerConfig}. */
@@ -32,7 +32,7 @@ export const TOKENIZER_CONFIG_NAMES: OptionNames<TokenizerConfig> = {
   ...QUANTIZER_CONFIG_NAMES,
 };
 
-/** What the trainable forward gives: {@link Quantized} without the features, and the images. */
+/** Result of the trainable forward: {@link Quantized} without the features, and the images. */
 export interface TokenizerOutput extends Omit<Quantized, "quantized"> {
   /** float32 `[B, C, H, W]`, about [-1, 1]. */
   reconstruction: Tensor;
@@ -47,10 +47,10 @@ export abstract class TokenizerModel extends Module implements ImageTokenizer {
   readonly config: TokenizerConfig;
   readonly downsample: number;
   /**
-   * Bytes of activations that `encode`, `encodeLatent`, `decode` and `decodeCode` may hold at a time, at least one
-   * image's: a batch goes through in parts of one size, save the last. Where nothing is said, 2 GiB on a GPU and
-   * 256 MiB on a CPU, where larger parts are hardly faster. Weights are not counted, nor is a graph. The result is
-   * the same, up to rounding where a part is a single small image, which LibTorch convolves in another way.
+   * Maximum bytes of activations of `encode`, `encodeLatent`, `decode` and `decodeCode`, but at least one image at a time: they
+   * split a batch into parts. Default 2 GiB on a GPU and 256 MiB on a CPU, where larger parts are hardly faster. Weights and
+   * graphs are not counted. The result is the same, up to rounding if a part is a single small image, which LibTorch
+   * convolves with another algorithm.
    */
   memoryBudget: number | undefined;
 

@@ -1,6 +1,5 @@
 /**
- * Tokenizers by name, to train: the published architectures, and two small ones for a CPU. How they are trained is
- * elsewhere.
+ * Architectures of new tokenizers by name: the published ones, and two small ones for a CPU. `src/trainers` trains them.
  */
 import { IBQ_DEFAULTS } from "./ibq.js";
 import type { TokenizerConfig } from "./model.js";

@@ -41,7 +41,7 @@ export interface QuantizerConfig {
   beta: number;
   /** Divisor of the scores in the entropy terms. */
   entropyTemperature: number;
-  /** Weight of the entropy of each position's codes, which is lowered; 0 for both weights leaves the term out. */
+  /** Weight of the entropy of each position's codes, which is lowered; 0 for both weights disables the term. */
   sampleEntropyWeight: number;
   /** Weight of the entropy of the batch's mean, which is raised. */
   batchEntropyWeight: number;
@@ -61,7 +61,7 @@ export const QUANTIZER_CONFIG_NAMES: OptionNames<QuantizerConfig> = {
   hasUsageRecord: true,
 };
 
-/** What the trainable forward gives. */
+/** Result of the trainable forward. */
 export interface Quantized {
   /** float32 `[B, D, h, w]`: the codes' rows, with a gradient to the features. */
   quantized: Tensor;
@@ -278,7 +278,7 @@ function nearestInBlocks(rows: Tensor, table: Tensor, lookup: Lookup, codesAtOnc
   return (best as { indices: Tensor }).indices;
 }
 
-/** Push codes to the end of the record; as many at the front go. */
+/** Append codes to the record and remove as many at its front. */
 function record(used: Buffer, codes: Tensor): void {
   noGrad(() =>
     tidy(() => {

@@ -20,11 +20,11 @@ export interface VQModelOptions {
   commitLossBeta?: number;
   /** Weight of the entropy term, 0: without it. */
   entropyLossRatio?: number;
-  /** Factors of `ch`, a level: [1, 1, 2, 2, 4]. A code stands for 2 ** (levels - 1) pixels a side. */
+  /** Factors of `ch`, one per level: [1, 1, 2, 2, 4]. A code covers 2 ** (levels - 1) pixels per side. */
   chMult?: readonly number[];
   /** 128. */
   ch?: number;
-  /** Residual blocks a level in the encoder, 2. */
+  /** Residual blocks per level in the encoder, 2. */
   numResBlocks?: number;
   /** 256. */
   zChannels?: number;

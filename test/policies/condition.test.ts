@@ -83,11 +83,11 @@ test("parts of the wrong kind or shape are refused", () =>
     fails({ classes: randn([2]) }, "expected int64 condition.classes, got Tensor float32[2] cpu.");
     fails(
       { classes: ids(1, 2).unsqueeze(1) },
-      "expected condition.classes of shape [2], one row a sequence, got Tensor int64[2, 1] cpu.",
+      "expected condition.classes of shape [2], one row per sequence, got Tensor int64[2, 1] cpu.",
     );
     fails(
       { features: randn([3, 3, 4]) },
-      "expected condition.features of shape [2, S, C], one row a sequence, got Tensor float32[3, 3, 4] cpu.",
+      "expected condition.features of shape [2, S, C], one row per sequence, got Tensor float32[3, 3, 4] cpu.",
     );
     fails(
       { features, isReal: randn([2, 3]) },

@@ -215,7 +215,7 @@ test("what does not fit is refused", () =>
       );
       fails(
         () => images.forward(none, { classes: ids(1, 2) }),
-        "LlamaGen.hidden: expected condition.classes of shape [1], one row a sequence, got Tensor int64[2] cpu.",
+        "LlamaGen.hidden: expected condition.classes of shape [1], one row per sequence, got Tensor int64[2] cpu.",
       );
     }),
   ));

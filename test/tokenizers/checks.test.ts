@@ -24,7 +24,7 @@ test("no side of an image may be empty, and no grid may be negative", () => {
     message: "here: expected sides that are multiples of 4, got 0 x 4. Resize or crop the images.",
   });
   assert.throws(() => gridOf("here", zeros([1, 6], { dtype: "int64" }), [-2, -3]), {
-    message: "here: expected a grid of the 6 codes an image, got -2 x -3.",
+    message: "here: expected a grid of the 6 codes of an image, got -2 x -3.",
   });
   assert.throws(() => gridOf("here", zeros([2, 0], { dtype: "int64" }), undefined), {
     message: "here: expected codes [B, T], got Tensor int64[2, 0] cpu.",

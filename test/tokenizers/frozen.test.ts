@@ -142,12 +142,12 @@ test("codes of another type, shape or range are refused", () => {
   refuses(
     () => frozen.decodeCode(codes([[0, 1, 2, 3]]), [1, 3]),
     RangeError,
-    `${where} a grid of the 4 codes an image, got 1 x 3.`,
+    `${where} a grid of the 4 codes of an image, got 1 x 3.`,
   );
   refuses(
     () => frozen.decodeCode(codes([[0, 1, 2]])),
     RangeError,
-    `${where} a square number of codes an image, got 3. Give the grid: [rows, columns].`,
+    `${where} a square number of codes per image, got 3. Give the grid: [rows, columns].`,
   );
   frozen.decodeCode(codes([[0, 1, 2, 511]]));
 });

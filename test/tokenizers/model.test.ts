@@ -208,17 +208,17 @@ test("images and codes that do not fit are refused", () => {
   refuses(
     () => model.decodeCode(zeros([1, 6], { dtype: "int64" })),
     RangeError,
-    "VQModel.decodeCode: expected a square number of codes an image, got 6. Give the grid: [rows, columns].",
+    "VQModel.decodeCode: expected a square number of codes per image, got 6. Give the grid: [rows, columns].",
   );
   refuses(
     () => model.decodeCode(zeros([1, 6], { dtype: "int64" }), [2, 2]),
     RangeError,
-    "VQModel.decodeCode: expected a grid of the 6 codes an image, got 2 x 2.",
+    "VQModel.decodeCode: expected a grid of the 6 codes of an image, got 2 x 2.",
   );
   refuses(
     () => model.decodeCode(zeros([1, 6], { dtype: "int64" }), [1.5, 4]),
     RangeError,
-    "VQModel.decodeCode: expected a grid of the 6 codes an image, got 1.5 x 4.",
+    "VQModel.decodeCode: expected a grid of the 6 codes of an image, got 1.5 x 4.",
   );
   assert.throws(() => model.decodeCode(tensor([[512, 0, 0, 0]], { dtype: "int64" })), /index out of range/);
 });
