@@ -1,6 +1,6 @@
 /**
- * The convolutional parts of VGG16, AlexNet and SqueezeNet 1.1 as torchvision numbers and names them, without the
- * classifiers: the backbones of LPIPS. Weights come from a file of the user's.
+ * The backbones of LPIPS: the convolutional parts of VGG16, AlexNet and SqueezeNet 1.1 with torchvision's names and numbers,
+ * without the classifiers. The user supplies the weights as a file.
  *
  * VGG16: Simonyan and Zisserman 2015, configuration D. AlexNet: Krizhevsky 2014, "One weird trick for parallelizing
  * convolutional neural networks". SqueezeNet: Iandola et al. 2016, in its version 1.1.
@@ -8,7 +8,7 @@
 import { Conv2d, Module } from "../nn/index.js";
 import { callTensor, cat, functional as F, type Tensor, tidy } from "../torch/index.js";
 
-/** The backbones by the names that LPIPS has for them. */
+/** The backbones, under LPIPS's names. */
 export type LpipsNet = "vgg" | "alex" | "squeeze";
 
 interface ConvStep {
@@ -41,7 +41,7 @@ export interface BackboneSpec {
   readonly taps: readonly number[];
   /** Channels of those outputs. */
   readonly channels: readonly number[];
-  /** Smallest side of an image that leaves something at the last tap. */
+  /** Smallest side of an image whose last tap is not empty. */
   readonly minSize: number;
 }
 

@@ -1,6 +1,6 @@
 /**
- * A small residual network that tells classes of images of 28 to 64 px apart: the network of the perceptual distance and of
- * the statistics over sets. Training it is left to `trainers/classifier.ts`.
+ * A small residual network that classifies images of 28 to 64 px. Its features serve the perceptual distance and the measures
+ * of sets of images. `trainers/classifier.ts` trains it.
  *
  * Residual blocks of He et al. 2016, "Deep Residual Learning for Image Recognition", section 3, with group
  * normalisation (Wu and He 2018), whose results do not depend on the batch, and with shortcuts that average before
@@ -18,7 +18,7 @@ const GROUP = 8;
 /** Pixels that {@link FeatureClassifier.describe} takes at a time: what fits into a processor's cache. */
 const PIXELS_AT_A_TIME = 2 ** 16;
 
-/** What builds a {@link FeatureClassifier}: plain data, kept beside its weights. */
+/** Configuration of a {@link FeatureClassifier}: plain data, stored with its weights. */
 export interface ClassifierConfig {
   /** K, at least 2. */
   readonly numClasses: number;
@@ -82,7 +82,7 @@ export class FeatureClassifier extends Module implements FeatureNetwork {
   /**
    * Weights are random, those of Conv2d and Linear.
    *
-   * @throws RangeError for fewer than two classes, which there is nothing to tell between.
+   * @throws RangeError for fewer than two classes.
    */
   constructor(config: ClassifierConfig) {
     super();

@@ -1,9 +1,9 @@
 /**
- * Distances between sets of images by their features, and quality of a set by its class probabilities:
- * Fréchet distance, kernel distance, inception score; and intervals of such numbers by the bootstrap. Measures of
- * neighbourhoods are in neighbours.ts. The caller says which network made the features.
+ * Fréchet distance and kernel distance between sets of images by their features, inception score of a set by its class
+ * probabilities, and bootstrap intervals of these numbers. Precision, recall and other measures of neighbourhoods are in
+ * neighbours.ts. The caller chooses the network that computes the features.
  *
- * All of it is computed in float64, whatever the features are in.
+ * Everything is computed in float64, whatever the dtype of the features.
  */
 import {
   arange,
@@ -37,7 +37,7 @@ export interface Moments {
 }
 
 /**
- * Mean and covariance of features that come in batches, of which none is kept. The result does not depend on how
+ * Mean and covariance of features that come in batches, which are not stored. The result does not depend on how
  * they are divided, but for rounding.
  *
  * @see Chan, Golub and LeVeque 1983, "Algorithms for Computing the Sample Variance", eq. 2.1: pairs of batches.
@@ -122,7 +122,7 @@ export function moments(features: Tensor): Moments {
  * `|m - m'|^2 + tr(C) + tr(C') - 2 tr((C C')^(1/2))`. 0 for equal moments; lower is closer. With features of
  * Inception v3 it is the FID.
  *
- * It is lower the more samples there are, so that distances of different numbers of samples do not compare; published
+ * It falls with the number of samples, so distances of different numbers of samples cannot be compared; published
  * ones are of 50,000. The last trace is the sum of the singular values of `F^T F'` with `C = F F^T`, F from the
  * eigenvectors of C; eigenvalues that are zero up to rounding are ignored. So it holds for singular covariances
  * too, of fewer samples than features, where the square root of the product is hard to compute. Takes about 10 s for
@@ -231,7 +231,7 @@ export function kernelDistance(
  * @param options.subsets - 100 by default.
  * @param options.size - samples of either set in a subset; 1,000 by default.
  * @param options.seed - of the draw; 0 by default.
- * @returns mean, and standard deviation of the subsets (divided by their number), which is no error of the mean.
+ * @returns mean, and standard deviation of the subsets (divided by their number); this is not the error of the mean.
  * @see Bińkowski et al. 2018, sec. 4 and appendix E.
  */
 export function kernelDistanceOfSubsets(
@@ -337,7 +337,7 @@ function negativeEntropy(p: Tensor): Tensor {
 }
 
 /**
- * Share of images whose most probable class is the one that they were made of: whether a generator heeds its classes.
+ * Fraction of the images whose most probable class is the one that they were sampled for.
  *
  * @param probabilities - float `[N, K]`.
  * @param classes - int64 `[N]` in [0, K).
@@ -357,7 +357,7 @@ export function classAccuracy(probabilities: Tensor, classes: Tensor): number {
 /** @throws RangeError or TypeError unless `classes` is int64 `[n]`, none below 0. */
 export function checkClasses(where: string, classes: Tensor, n: number): void {
   if (classes.dtype !== "int64") throw expectedType(where, "int64 classes", classes);
-  if (classes.shape.join() !== `${n}`) throw expected(where, `classes [${n}], one a sample`, classes);
+  if (classes.shape.join() !== `${n}`) throw expected(where, `classes [${n}], one per sample`, classes);
   const lowest = tidy(() => classes.amin().item());
   if (lowest < 0) throw expected(where, "classes of at least 0", lowest);
 }
@@ -433,7 +433,7 @@ function meanAndStd(values: readonly number[]): { mean: number; std: number } {
   return { mean, std: Math.sqrt(variance) };
 }
 
-/** How intervals are drawn. */
+/** Options of bootstrap intervals. */
 export interface BootstrapOptions {
   /** Resamples. */
   samples?: number;
@@ -471,7 +471,7 @@ export function bootstrap(
 }
 
 /**
- * Interval of the Fréchet distance for the draw of the fake samples; the real ones are taken as they are.
+ * Interval of the Fréchet distance under resampling of the fake samples; the real ones are fixed.
  *
  * Resamples have fewer different samples and so larger distances. The interval is moved back by as much as their mean
  * lies above the distance: it is of the distance at this number of samples, not at infinitely many. With few samples for

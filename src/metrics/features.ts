@@ -1,11 +1,12 @@
 /**
- * Interface of networks that measure sets of images: one feature vector and one row of class probabilities an image. The statistics over them are in distribution.ts.
+ * Interface of networks for measures of sets of images: one feature vector and one row of class probabilities per image. The
+ * statistics over them are in distribution.ts and neighbours.ts.
  */
 import type { Tensor } from "../torch/index.js";
 
 /** A frozen network whose features and class probabilities describe images. */
 export interface FeatureNetwork {
-  /** Printed beside every number, since numbers of different networks do not compare: "Inception v3 (FID)". */
+  /** Printed with every number, since numbers of different networks cannot be compared: "Inception v3 (FID)". */
   readonly name: string;
   /** Width of a feature vector, D. */
   readonly featureSize: number;

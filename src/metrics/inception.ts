@@ -1,8 +1,8 @@
 /**
- * Inception v3 as the published FID and inception scores use it, and as torchvision has it. Weights are a file of the
- * user's: `pt_inception-2015-12-05-6726825d.pth`, which is TensorFlow's graph of 2015 in torchvision's keys, or
- * torchvision's own. The two share shapes and keys but for the classes, 1008 and 1000, and pool differently within
- * blocks; numbers of one are no numbers of the other.
+ * Inception v3 as the published FID and inception scores use it, and as torchvision has it. The user
+ * supplies the weights as a file: `pt_inception-2015-12-05-6726825d.pth`, which is TensorFlow's graph of 2015 with torchvision's
+ * keys, or torchvision's own. Both have the same shapes and keys except for the classes (1008 and 1000), but pool differently
+ * within blocks, so their numbers cannot be compared.
  *
  * After Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision", table 1 and figures 5 to 7.
  */
@@ -317,7 +317,7 @@ export class InceptionV3 extends Module implements FeatureNetwork {
 
   /**
    * Take weights of a file, without torchvision's auxiliary classifier. Files of old versions have no
-   * `num_batches_tracked`, which evaluation has no use for.
+   * `num_batches_tracked`, which evaluation does not need.
    */
   override loadStateDict(state: Weights, options: { strict?: boolean } = {}): LoadReport {
     const own = Object.entries(this.stateDict()).filter(([name]) => isCounter(name));

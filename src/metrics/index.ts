@@ -1,4 +1,4 @@
-/** The metrics floor's public names. */
+/** Public names of `src/metrics`. */
 export type { LpipsNet } from "./backbones.js";
 export { type ClassifierConfig, FeatureClassifier } from "./classifier.js";
 export {

@@ -1,5 +1,5 @@
 /**
- * Distance of latents: the embedding term of VA-pi's reward. What the latents are is left to the tokenizer.
+ * Cosine distance of latents: the embedding term of VA-pi's reward. The tokenizer computes the latents.
  */
 import { expected, functional as F, type Tensor, tidy } from "../torch/index.js";
 import { atLeastFloat32 } from "./pairs.js";

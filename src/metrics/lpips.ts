@@ -1,6 +1,6 @@
 /**
- * LPIPS: distance of images in the features of a network that was trained to classify. The heads that weigh the
- * features are in weights/; the network's own weights are a file of the user's, torchvision's for ImageNet.
+ * LPIPS: distance of images in the features of a classification network. The linear heads that weight the features are in
+ * weights/. The user supplies the weights of the network as a file, torchvision's for ImageNet.
  *
  * After Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", version 0.1
  * ("lin"), as it is in evaluation, without dropout.
@@ -36,7 +36,7 @@ const HEADS_FILE = fileURLToPath(
 /** Weights by key, in memory or still in a file. */
 type Weights = Readonly<Record<string, Tensor | Readable>>;
 
-/** What an {@link LPIPS} is made of. */
+/** Options of {@link LPIPS}. */
 export interface LpipsOptions {
   /** Which backbone. VA-pi, LlamaGen and SEED-Voken train with VGG; the authors report distances with AlexNet. */
   net: LpipsNet;
@@ -132,7 +132,7 @@ export class LPIPS extends Module {
   /**
    * Copy weights, named as {@link LpipsOptions} says.
    *
-   * @throws RangeError when a head has a weight below 0: some differences would then count as likeness. Error as
+   * @throws RangeError when a head has a weight below 0: some differences would then lower the distance. Error as
    *   Module's.
    */
   override loadStateDict(state: Weights, options: { strict?: boolean } = {}): LoadReport {

@@ -1,11 +1,11 @@
 /**
- * The one table of measures: what each is called, what it says, its unit and which way is better. Rewards take their
- * terms' signs from it, and evaluations, logs and reports their words "better" and "worse".
+ * The table of measures: title, explanation, unit and direction of each. Rewards take the signs of their terms from it;
+ * evaluations, logs and reports take "better" and "worse" from it.
  */
 
 import { expected } from "../torch/index.js";
 
-/** What is to be known of a measure. */
+/** A measure. */
 export interface Measure {
   /** For headings. */
   readonly title: string;
@@ -191,7 +191,7 @@ export const MEASURES: Readonly<Record<string, Measure>> = {
 /** What a spread adds to a metric's name. */
 export const STATISTICS: readonly string[] = ["mean", "std", "min", "max"];
 
-/** What is known of a measure or of a metric such as `eval/l2` or `reward/l2/mean`; its name alone for an unknown one. */
+/** The entry of a measure or of a metric such as `eval/l2` or `reward/l2/mean`; its name alone for an unknown one. */
 export function measureOf(metric: string): Measure {
   const parts = metric.split("/").filter((part) => !STATISTICS.includes(part));
   const last = parts.at(-1) ?? metric;

@@ -177,7 +177,7 @@ function centred(base: Tensor, other: Tensor): [base: Tensor, other: Tensor] {
  * Squared distances of all pairs, not below 0.
  *
  * @param a - float64 `[n, D]`. @param b - float64 `[M, D]`.
- * @param slack - part of the squared lengths to leave out.
+ * @param slack - fraction of the squared lengths to subtract.
  * @returns float64 `[n, M]`.
  */
 function squaredDistances(a: Tensor, b: Tensor, slack = 0): Tensor {

@@ -1,10 +1,9 @@
 /**
- * Images against the samples made for them: which belong together, and in what portions they are compared. The
- * metrics themselves are in the other files.
+ * Pairing of images with their samples, and comparing them in portions. The metrics are in the other files.
  */
 import { cat, DTYPES, expected, expectedType, readOptions, type Tensor, tidy } from "../torch/index.js";
 
-/** How much is compared at a time. */
+/** Options of comparing in portions. */
 export interface ChunkOptions {
   /**
    * Samples at a time; by default, as many as make 2^21 pixels, which is 32 samples of 256 x 256. It bounds
@@ -43,7 +42,7 @@ export function checkImages(where: string, images: Tensor, what = "images"): voi
 /**
  * Pair images `[B, 3, H, W]` with samples `[B * G, 3, H, W]`: sample n belongs to image floor(n / G).
  *
- * @throws RangeError when the sizes differ or the samples are no multiple of the images.
+ * @throws RangeError when the sizes differ or the number of samples is not a multiple of the number of images.
  */
 export function pairUp(where: string, images: Tensor, samples: Tensor): Pairing {
   checkImages(where, images);

@@ -1,6 +1,6 @@
 /**
- * PatchGAN: a discriminator that judges patches of an image. As a metric it is a frozen one out of a tokenizer's
- * training; losses to train it with are left to that training.
+ * PatchGAN: a discriminator that judges patches of an image. As a metric it is frozen, from the training of a
+ * tokenizer; that training has its losses (`trainers/tokenizer_losses.ts`).
  *
  * After Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", section 3.2.2, in the
  * form of VQGAN (Esser et al. 2021): not conditional, no sigmoid.
@@ -21,7 +21,7 @@ export interface DiscriminatorOptions {
 }
 
 /**
- * Logits of patches: positive where the patch looks real. With 3 layers an image of 256 x 256 gives 30 x 30.
+ * Logits of patches: positive where the patch looks real. With 3 layers, an image of 256 x 256 gives 30 x 30.
  *
  * Weights start as VQGAN's do. State-dict keys are `main.0.weight` to `main.11.bias`, as in the published
  * checkpoints. Training uses the batch's statistics, so that a logit there depends on the whole batch; `eval()`
@@ -88,7 +88,7 @@ export class NLayerDiscriminator extends Module {
    * Mean logit of each image: higher looks more real. It is the generator's hinge loss (Lim and Ye 2017,
    * "Geometric GAN") with its sign turned, image by image.
    *
-   * @param options.chunk - images at a time; heeded in `eval()` only.
+   * @param options.chunk - images at a time; used only in `eval()`.
    * @returns float32 `[N]`.
    */
   score(images: Tensor, options: ChunkOptions = {}): Tensor {

@@ -1,6 +1,6 @@
 /**
- * Distance of images in the features of a classifier that was trained here: what LPIPS is for photographs with a
- * backbone of ImageNet, for any set of small images without one.
+ * Perceptual distance: the distance of images in the features of a classifier from `rlar classifier`. It is used like LPIPS, for
+ * small images that a backbone trained on ImageNet does not suit.
  *
  * After Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", eq. 1, with these
  * differences: no weights are learnt from human judgements, so all channels count the same, and so do all stages.
@@ -23,7 +23,7 @@ import {
  * The metric: 0 for identical images, at most 2, since features are not negative; lower is closer.
  *
  * `1/S sum_s mean_hw |f_s(x) - f_s(y)|^2` with f_s the features of stage s, divided at each position by their length.
- * Numbers of different classifiers do not compare.
+ * Numbers of different classifiers cannot be compared.
  *
  * Gradients flow to the images, and to the classifier's weights unless they are frozen, as `openClassifier` leaves them.
  * Convolutions run in the dtype of the weights, or in autocast's; lengths, differences and sums in float32 at least.

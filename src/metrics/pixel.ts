@@ -1,6 +1,6 @@
 /**
- * Distances and similarities of images by their pixels: L1, L2, PSNR, SSIM and MS-SSIM, an image at a time or a position at a time.
- * Nothing is clamped or scaled here; RangeGuard checks ranges.
+ * Distances and similarities of images by their pixels: L1, L2, PSNR, SSIM and MS-SSIM, per image or per
+ * position. Nothing is clamped or scaled here; RangeGuard checks ranges.
  *
  * SSIM after Wang et al. 2004, "Image Quality Assessment: From Error Visibility to Structural Similarity"; MS-SSIM
  * after Wang et al. 2003, "Multi-scale Structural Similarity for Image Quality Assessment". Differences from the
@@ -21,7 +21,7 @@ import { type ChunkOptions, checkImages, comparePairs } from "./pairs.js";
 /** Of [-1, 1]. */
 const DYNAMIC_RANGE = 2;
 
-/** Highest PSNR that is told apart, in dB: beyond it lies nothing but float32 rounding. */
+/** Maximum PSNR in dB: higher values would only be float32 rounding. */
 const MAX_PSNR = 100;
 
 const WINDOW = 11;
@@ -97,7 +97,7 @@ export function psnr(images: Tensor, samples: Tensor, options: ChunkOptions = {}
  * Structural similarity of each sample and its image: 1 for identical images, hardly ever below 0.
  *
  * The mean of {@link ssimMap}, borders included: the value of TorchMetrics' `structural_similarity_index_measure`
- * with `data_range=2`. Others differ at the borders: scikit-image leaves out 5 pixels all round.
+ * with `data_range=2`. Others differ at the borders: scikit-image skips 5 pixels at each border.
  *
  * Computed in float32 under autocast too, since variances are differences of nearly equal numbers.
  *
@@ -180,7 +180,7 @@ function precisely(images: Tensor, fn: () => Tensor): Tensor {
 function similarity(x: Tensor, y: Tensor): { ssim: Tensor; contrast: Tensor } {
   return tidy(() => {
     const window = gaussianWindow(x);
-    // One group a channel: other kernels may round the products to TF32 on a GPU, which SSIM does not survive.
+    // One group per channel: other kernels may round the products to TF32 on a GPU, which SSIM does not survive.
     const blur = (z: Tensor): Tensor =>
       F.conv2d(z.flatten(0, 1), window, null, { groups: 3 }).unflatten(0, z.shape.slice(0, 2));
     const [paddedX, paddedY] = [mirrored(x), mirrored(y)];

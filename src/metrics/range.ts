@@ -1,5 +1,5 @@
 /**
- * Check of the range of images: for images in [0, 1] the metrics of [-1, 1] give plausible numbers that are wrong.
+ * Check that images are in [-1, 1]. For images in [0, 1] the metrics would give plausible but wrong numbers.
  */
 import { call, expected, type Tensor, tidy } from "../torch/index.js";
 
@@ -52,7 +52,7 @@ export class RangeGuard {
   /**
    * Check what a decoder made: `[N, ...]`. NaN passes, and makes the metric NaN.
    *
-   * @throws RangeError for a value beyond 10 either way: bytes, or a decoder that has come apart.
+   * @throws RangeError for a value beyond 10 either way: bytes, or a decoder that has diverged.
    */
   checkSamples(samples: Tensor): void {
     const [low, high] = extremes(samples);

@@ -1,11 +1,11 @@
 /**
- * Which network of a metric a file holds, recognised by names and shapes alone.
+ * Recognise the network of a metric in a file by names and shapes. Loading it is done in `rl_ar_finetune/builder.ts`.
  */
 import { BACKBONES, backboneShapes, headKey, lpipsKey } from "./backbones.js";
 import { type ClassifierConfig, classifierShapes } from "./classifier.js";
 import { FID_CLASSES, inceptionClasses } from "./inception.js";
 
-/** What {@link recogniseMetricNetwork} can tell. */
+/** Result of {@link recogniseMetricNetwork}. */
 export type MetricNetwork =
   | "torchvision vgg16"
   | "torchvision alexnet"

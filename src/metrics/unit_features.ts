@@ -1,6 +1,6 @@
 /**
  * Distance of images in a network's feature maps, each feature vector divided by its length: what LPIPS and the
- * perceptual distance of our own classifiers have in common. Networks and weights are theirs.
+ * perceptual distance of our own classifiers have in common. They supply networks and weights.
  *
  * After Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", eq. 1.
  */
@@ -29,7 +29,7 @@ export interface UnitFeatures {
   readonly size: readonly [height: number, width: number];
 }
 
-/** What a tap counts: a weight for each channel, float32 `[C]`, or one for all. */
+/** Weight of a tap: one per channel, float32 `[C]`, or one for all. */
 export type TapWeight = (k: number) => Tensor | number;
 
 /** Features of images `[B, 3, H, W]`, `chunk` at a time. */
@@ -47,7 +47,7 @@ export function unitFeatures(taps: Taps, images: Tensor, chunk: number): UnitFea
  * `sum_k mean_hw w_k . (f_k(x) - f_k(y))^2` of each sample y and its image x.
  *
  * @param samples - `[B * G, 3, H, W]`, checked by {@link checkPaired}.
- * @param isMap - leave out the mean over positions, and enlarge the map of each tap to the images by bilinear
+ * @param isMap - return a map instead of the mean over positions: enlarge the map of each tap to the images by bilinear
  *   interpolation.
  * @returns float32 `[B * G]`, or `[B * G, H, W]`.
  */

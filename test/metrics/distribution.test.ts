@@ -217,7 +217,7 @@ test("class accuracy counts the most probable class", () => {
   });
   assert.throws(
     () => classAccuracy(p, arange(0, 3)),
-    /expected classes \[4\], one a sample, got Tensor int64\[3\]/,
+    /expected classes \[4\], one per sample, got Tensor int64\[3\]/,
   );
   assert.throws(() => classAccuracy(p, tensor([0, 0, 0, 0])), { name: "TypeError" });
   assert.throws(() => classAccuracy(p, tensor([0, -1, 0, 0], { dtype: "int64" })), /at least 0, got -1/);

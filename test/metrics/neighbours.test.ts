@@ -120,7 +120,7 @@ test("mean distance of pairs, in all and within classes", () => {
   assert.throws(() => meanPairwiseDistance(line.narrow(0, 3, 3), tensor([0, 1, 2], { dtype: "int64" })), {
     message: "meanPairwiseDistance: expected a class with at least 2 samples, got 3 classes with less.",
   });
-  assert.throws(() => meanPairwiseDistance(line, classes.narrow(0, 0, 3)), /classes \[6\], one a sample/);
+  assert.throws(() => meanPairwiseDistance(line, classes.narrow(0, 0, 3)), /classes \[6\], one per sample/);
 });
 
 test("what cannot be measured is refused", () => {
