@@ -1,6 +1,6 @@
 /**
- * What a user sees of a configuration: explanations of keys, the resolved YAML, a JSON Schema for editors, and how two
- * configurations differ.
+ * Output of configurations: explanations of keys, the resolved YAML, a JSON Schema for editors, and differences between two
+ * configurations.
  */
 import { isAbsolute, relative, resolve } from "node:path";
 import { Document, isMap, isScalar, type Pair, type Scalar, type YAMLMap } from "yaml";
@@ -12,7 +12,7 @@ import { configPath } from "./spelling.js";
 import type { TrainConfig } from "./train.js";
 import { trainKind } from "./train_kind.js";
 
-/** What there is to know of one key. */
+/** The explanation of a key. */
 export interface KeyExplanation {
   /** Such as `rollout.temperature`. */
   readonly path: string;
@@ -71,9 +71,9 @@ function explain(kind: ConfigKind<object>, key: Key, usual: object): KeyExplanat
 
 /** What a change does to a resumed run, in words. */
 export const RESUMED: Readonly<Record<Resumed, string>> = {
-  free: "may change when a run is resumed",
-  forced: "changes a resumed run with --force only",
-  fixed: "is decided by the checkpoint when a run is resumed",
+  free: "may be changed when a run is resumed",
+  forced: "may be changed when a run is resumed with --force",
+  fixed: "cannot be changed: the checkpoint decides it",
 };
 
 /** Range, unit and who can set it. */
@@ -241,7 +241,7 @@ export function changesText(changes: readonly ConfigChange[]): string {
 }
 
 /**
- * The changes that make a resumed run another one than it was, bit for bit: sizes of batches in memory, threads and
+ * The changes after which a resumed run is not the same bit for bit: sizes of batches in memory, threads and
  * the device are among them, since they change the rounding. A data set counts by its fingerprint, not by its place.
  */
 export function changesThatMatter(changes: readonly ConfigChange[], after: TrainConfig): ConfigChange[];

@@ -52,7 +52,7 @@ const after = (defaults: FitDefaults) => ({
     images: key(count, 1024, "images").describe(
       "Maximum number of held-out images to evaluate on, always the same. Raise it when the metrics fluctuate.",
     ),
-    ...shared.bestKeys(defaults.best, defaults.mode),
+    ...shared.bestKeys(defaults.best, defaults.mode, "Rarely changed."),
   }),
   save: section(shared.saveKeys(500, 2, "updates")),
   log: section(shared.logKeys(50, 500, "updates")),
@@ -80,7 +80,7 @@ export function fitSchema<S extends z.ZodRawShape>(
   return section({ ...before(presets), ...own, ...after(defaults) });
 }
 
-/** What every supervised trainer is configured by. */
+/** The configuration that all supervised trainers share. */
 export type FitConfig = z.output<ReturnType<typeof fitSchema<Record<never, never>>>>;
 
 /** What {@link fitKind} is made of: what differs from one supervised trainer to the next. */

@@ -1,6 +1,6 @@
 /**
- * From what a user wrote to values under the names of the schema: YAML files, `key=value` of a command line, objects
- * of a program. Spellings and other names are resolved here and unknown keys found; ranges are checked in `resolve.ts`.
+ * Reads YAML files, `key=value` of a command line and objects of a program into values under the names of the schema. It
+ * resolves spellings and other names and finds unknown keys; `resolve.ts` checks ranges.
  */
 import { readFileSync, statSync } from "node:fs";
 import { dirname, isAbsolute, join, relative } from "node:path";
@@ -19,7 +19,7 @@ export interface Given {
   readonly where: string;
 }
 
-/** What one source says, by the schema's paths, and what is wrong with it. */
+/** The values of one source by the schema's paths, and its problems. */
 export interface Layer {
   readonly values: ReadonlyMap<string, Given>;
   /** Values that every other source and every preset replaces. */
@@ -41,7 +41,7 @@ const MAX_BYTES = 2 ** 20;
 const MAX_DEPTH = 16;
 const MAX_VALUES = 10_000;
 
-/** Values that a program passes; objects of its own are taken as they are. */
+/** Values that a program passes; its own objects are passed through unchanged. */
 export function layerOfValues(
   kind: KeyTable,
   values: Readonly<Record<string, unknown>>,
@@ -162,7 +162,7 @@ function readYaml(
     refuse(0, TOO_MUCH);
     return { found, errors };
   }
-  // What follows a mistake of syntax is read wrongly, so the first is all that helps.
+  // Text after a syntax error is misread, so only the first error is reported.
   const isDuplicate = ({ code }: { code: string }): boolean => code === "DUPLICATE_KEY";
   const [mistake] = [...document.errors.filter((error) => !isDuplicate(error)), ...document.warnings];
   if (mistake?.code === "MULTIPLE_DOCS") refuse(mistake.pos[0], "expected one document, got another one.");
@@ -352,7 +352,7 @@ const namesOf = (kind: KeyTable): string[] => [
   ...Object.keys(kind.aliases),
 ];
 
-/** What an unknown key may have been meant to be. */
+/** The known key that an unknown one resembles. */
 export function adviceOn(kind: KeyTable, text: string): string {
   const path = configPath(text);
   const names = path.split(".");

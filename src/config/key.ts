@@ -1,10 +1,10 @@
 /**
- * What a schema of a configuration is made of: keys with a default, sections of keys, and what is told of each. The
- * description of a key says in its first sentence what the key is, and in the others when to change it.
+ * The parts of a schema: keys with a default and a description, and sections of keys. The first sentence of a description says
+ * what the key is, the others when to change it.
  */
 import * as z from "zod";
 
-/** What a key says beside its type, default and description. */
+/** Further facts about a key. */
 interface KeyInfo {
   readonly unit?: string;
   /** What a program passes here, for a key whose value cannot stand in a file. */
@@ -45,7 +45,7 @@ export type Section<S extends z.ZodRawShape = z.ZodRawShape> = z.ZodPrefault<
   z.ZodReadonly<z.ZodObject<S, z.core.$strict>>
 >;
 
-/** Keys under one name: no others are taken, and each has its default. What is parsed is frozen. */
+/** Keys under one name: unknown keys are refused, and each key has a default. What is parsed is frozen. */
 export function section<S extends z.ZodRawShape>(shape: S): Section<S> {
   return z.prefault(z.strictObject(shape).readonly(), {} as never) as unknown as Section<S>;
 }

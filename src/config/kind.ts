@@ -1,5 +1,5 @@
 /**
- * A kind of configuration: the keys of one command, their other names, presets, and what they require of each other.
+ * A kind of configuration: the keys of one command, their other names, presets, and rules between keys.
  * Reading one is done in `resolve.ts`, showing one in `explain.ts`; both take the kind as a parameter.
  */
 import type * as z from "zod";
@@ -13,12 +13,12 @@ export interface Origins {
   whereOf(path: string): string;
 }
 
-/** Something that is wrong between keys. */
+/** A problem between keys. */
 export interface Problem {
   readonly message: string;
   /** What was expected, as in the message. */
   readonly what: string;
-  /** Values that would mend it, by path. One replaces the value of a preset, not one that the user gave. */
+  /** Values that would solve it, by path. One replaces the value of a preset, not one that the user gave. */
   readonly fixes: Readonly<Record<string, unknown>>;
 }
 
@@ -52,7 +52,7 @@ export class Findings implements Origins {
     if (!isThere) this.problems.push({ message, what, fixes: {} });
   };
 
-  /** Say which of these keys were given although nothing reads them. */
+  /** Note which of these keys were given although they are not used. */
   readonly unread = (why: string, paths: readonly string[]): void => {
     const given = paths.filter(this.isGiven);
     if (given.length > 0) this.notes.push(`${given.join(", ")}: not used ${why}.`);
@@ -82,7 +82,7 @@ export type Meaning = readonly Assigned[] | { readonly expected: string };
  */
 export type Resumed = "free" | "forced" | "fixed";
 
-/** What a kind is made of. */
+/** The parts of a kind. */
 export interface KindParts<T extends object> {
   /** The command that it configures, such as `train`. */
   readonly name: string;
@@ -94,11 +94,11 @@ export interface KindParts<T extends object> {
   readonly meanings?: Readonly<Record<string, (value: unknown) => Meaning>>;
   /** Values in other spellings, by path. */
   readonly spellings?: Readonly<Record<string, Readonly<Record<string, unknown>>>>;
-  /** Refuse what does not fit together. */
+  /** Refuse values that do not fit together. */
   problems(config: T, found: Findings): void;
   /** Require what the command needs to begin. */
   missing(config: T, found: Findings): void;
-  /** Note what is allowed but probably not meant. */
+  /** Note values that are allowed but probably not intended. */
   notes(config: T, found: Findings): void;
   /** What a change of a key does to a resumed run with the configuration `after` it. */
   onResume(path: string, after: T): Resumed;

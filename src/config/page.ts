@@ -1,4 +1,4 @@
-/** `docs/configuration.md`: every key of every command as a page, written from the schemas. */
+/** Writes `docs/configuration.md`, a page with every key of every command, from the schemas. */
 import { explainConfig, flow, type KeyExplanation, RESUMED, rangeOf } from "./explain.js";
 import type { ConfigKind, Resumed } from "./kind.js";
 
@@ -7,27 +7,27 @@ const INTRO = `# Configuration
 Every key of \`rlar train\`, \`rlar pretrain\`, \`rlar tokenizer\` and \`rlar classifier\`. This page is written by
 \`npm run --silent rlar -- config docs > docs/configuration.md\` from the schemas in \`src/config\`; a test compares the two.
 
-**Where values come from.** Defaults, then a preset, then a YAML or JSON file, then a program's values, then \`key=value\` on
-the command line; later ones win, and of a key that the command line repeats, the last. \`null\` unsets a value. Values on the
-command line are YAML: \`optimizer.betas=[0.9, 0.95]\`. \`rlar config show FILE key=value\` prints the whole, \`rlar config
-explain KEY\` one key, \`rlar config schema\` a JSON Schema for editors.
+**Where values come from.** Values come from defaults, a preset, a YAML or JSON file, a program, and \`key=value\` on the command
+line; each overrides the ones before. If the command line repeats a key, the last value wins. \`null\` unsets a value. Values on
+the command line are YAML: \`optimizer.betas=[0.9, 0.95]\`. \`rlar config show FILE key=value\` prints the whole configuration,
+\`rlar config explain KEY\` explains a key, and \`rlar config schema\` prints a JSON Schema for editors.
 
 **Spelling.** Keys may be in camelCase or snake_case (\`rollout.numGenerations\`, \`rollout.num_generations\`). An unknown key is
-an error that names the nearest one. In TypeScript, \`const cfg: TrainConfigInput = { ... }\` is checked by the compiler in
-either spelling.
+an error, which names the nearest known key. In TypeScript the compiler checks \`const cfg: TrainConfigInput = { ... }\` in both
+spellings.
 
 **Paths.** A relative path in a file is relative to the file; on the command line and in a program it is relative to the
 working directory.
 
-**Presets.** A value of a preset that does not fit what you set is replaced, and a note says so. Two values that you set
-yourself and that do not fit are an error.
+**Presets.** If a value of a preset does not fit a value that you set, it is replaced, and a note says so. If two values that you
+set do not fit together, that is an error.
 
-**The original description.** Its configuration works as it is. \`grpo.enabled\` is a key that only it has, so it also takes
-what the description implies: no auxiliary cross-entropy, a constant learning rate without warm-up, no clipping of advantages,
-a clip range of 0.2, each unless you set it. A note lists these values. Set \`algorithm: grpo\` in its place to get the
-defaults below.
+**The original description.** The configuration in the original description of this project works unchanged. Its key
+\`grpo.enabled\` also sets that description's other defaults, unless you set them: no auxiliary cross-entropy, a constant learning
+rate without warm-up, no clipping of advantages, a clip range of 0.2. A note lists these values. Use \`algorithm: grpo\` instead
+to get the defaults below.
 
-**Resuming.** The last column says what a changed key does to a run that is resumed:
+**Resuming.** The last column says whether a key may be changed when a run is resumed:
 `;
 
 /** The page for some kinds. The first is shown whole, of the others what differs from it. */

@@ -1,5 +1,5 @@
 /**
- * Configurations to start from. Each is a few values over the defaults; `rlar config show preset=NAME` prints the whole.
+ * Presets of `rlar train`: a few values each that override the defaults. `rlar config show preset=NAME` prints the whole.
  */
 import type * as z from "zod";
 import type { Preset } from "./kind.js";

@@ -1,4 +1,4 @@
-/** The configuration of `rlar pretrain`: its own keys, defaults and presets, and what they require of each other. */
+/** The configuration of `rlar pretrain`: its own keys, defaults and presets, and rules between keys. */
 import * as z from "zod";
 import { fitKind, fitSchema } from "./fit.js";
 import { key, section } from "./key.js";

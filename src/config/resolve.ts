@@ -1,6 +1,6 @@
 /**
- * A configuration from what a user gave: defaults, then a preset, a file, a program's values and the command
- * line, each over the one before. Every problem is found at once, each with its place.
+ * Resolves a configuration from defaults, a preset, a file, a program's values and the command line; each overrides the ones
+ * before. All problems are reported at once, each with its place. `input.ts` reads the sources.
  */
 
 import type * as z from "zod";
@@ -56,12 +56,12 @@ export interface ConfigSources<I extends object = TrainConfigInput> {
   readonly isComplete?: boolean;
 }
 
-/** A configuration, and what to tell the user before it is used. */
+/** A configuration, and notes for the user. */
 export interface ResolvedConfig<T extends object = TrainConfig> {
   readonly kind: ConfigKind<T>;
   /** Every key present, frozen. */
   readonly config: T;
-  /** Combinations that are allowed and likely to disappoint, a sentence or two each. */
+  /** Combinations that are allowed but probably not intended, a sentence or two each. */
   readonly notes: readonly string[];
 }
 

@@ -1,5 +1,5 @@
 /**
- * What keys of the configuration of `rlar train` require of each other, and what is allowed but likely to disappoint.
+ * Rules between keys of the configuration of `rlar train`, and notes on combinations that are allowed but probably not intended.
  * Ranges of single keys are in the schema.
  */
 import { nearestName } from "../torch/arguments.js";
@@ -184,7 +184,7 @@ export function requireImages(
   );
 }
 
-/** Refuse what does not fit together. */
+/** Refuse values that do not fit together. */
 export function problemsOf(config: TrainConfig, found: Findings): void {
   const { rollout, update, reward, kl, grpo, algorithm, blockSize, data } = config;
   const { images, numGenerations, context } = rollout;
@@ -340,7 +340,7 @@ function checkSte(config: TrainConfig, found: Findings): void {
   }
 }
 
-/** Require what training needs to begin. */
+/** Require the keys that training needs. */
 export function missingParts(config: TrainConfig, found: Findings): void {
   const { tokenizer, ar } = config;
   requireImages(config, found);
@@ -357,7 +357,7 @@ export function missingParts(config: TrainConfig, found: Findings): void {
 const OF_SOURCE = ["source", "evalPart", "flip", "balance", "group"];
 const OF_READING = ["label", "image", "classNames", "featureTokens", "maxUnreadable", "workers"];
 
-/** Note what is allowed but probably not meant, or worth knowing before a run starts. */
+/** Note values that are allowed but probably not intended, and facts worth knowing before a run starts. */
 export function notesOf(config: TrainConfig, found: Findings): void {
   const { rollout, update, algorithm, kl, data } = config;
   const { notes, unread } = found;

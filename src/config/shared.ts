@@ -124,7 +124,7 @@ export const arKeys = {
   ),
   wrapper,
   weights: key(z.enum(["ema", "raw"]).nullable(), null).describe(
-    "Which weights of ar.path to use: ema, their exponential moving average, or raw, those of the last step; null uses the raw ones where the file has both, as LlamaGen's and VA-pi's samplers do. Set ema to fine-tune the average.",
+    "Which weights of ar.path to use: ema, their exponential moving average, or raw, those of the last step; null uses the raw ones where the file has both, as LlamaGen's and VA-pi's samplers do. Set ema to fine-tune the EMA.",
   ),
   nLayer: size("layers").describe("Number of layers of a new policy. Set it together with ar.type."),
   nHead: size("heads").describe(
@@ -194,10 +194,10 @@ export const emaOf = (decay: number | null) =>
 
 export const precisionKey = key(z.enum(["auto", "float32", "bfloat16"]), "auto");
 
-/** Keys that decide which checkpoint is the best. */
-export const bestKeys = (best: string, mode: "max" | "min") => ({
+/** Keys that decide which checkpoint is the best; `advice` says when to take another metric. */
+export const bestKeys = (best: string, mode: "max" | "min", advice: string) => ({
   best: key(text.describe("the name of a metric, such as eval/psnr/mean"), best).describe(
-    "Held-out metric that chooses the best checkpoint. Take one that is not part of the reward, such as eval/psnr/mean, to notice reward hacking.",
+    `Held-out metric that chooses the best checkpoint. ${advice}`,
   ),
   mode: key(z.enum(["max", "min"]), mode).describe(
     "Whether a higher or a lower value of eval.best is better. Set it together with eval.best.",

@@ -1,4 +1,4 @@
-/** The configuration of `rlar tokenizer`: its own keys, defaults and presets, and what they require of each other. */
+/** The configuration of `rlar tokenizer`: its own keys, defaults and presets, and rules between keys. */
 import * as z from "zod";
 import type { TokenizerPreset } from "../tokenizers/index.js";
 import { fitKind, fitSchema } from "./fit.js";

@@ -370,7 +370,11 @@ export const configSchema = section({
     perceptual: pathKey().describe(
       "File of a second classifier for a perceptual distance that no reward uses (eval/perceptual_held_out); null does not measure it. Set it whenever the reward uses a network: it tells whether another network agrees.",
     ),
-    ...shared.bestKeys("eval/reward/mean", "max"),
+    ...shared.bestKeys(
+      "eval/reward/mean",
+      "max",
+      "Take one that is not part of the reward, such as eval/psnr/mean, to notice reward hacking.",
+    ),
   }),
   save: section({
     ...shared.saveKeys(100, 3, "iterations"),
@@ -401,7 +405,7 @@ export const configSchema = section({
 /** A whole configuration, every key present. `resolveConfig` makes one. */
 export type TrainConfig = z.output<typeof configSchema>;
 
-/** Sections that other rooms take by themselves. */
+/** Sections that other folders import separately. */
 export type RunConfig = TrainConfig["run"];
 export type DataConfig = TrainConfig["data"];
 export type TokenizerSection = TrainConfig["tokenizer"];
@@ -485,7 +489,7 @@ export const CONFIG_ALIASES = {
   "rollout.guidance": ["rollout.guidance.scale"],
 } as const;
 
-/** What the original description says by itself, and a run with `grpo.enabled` keeps to unless told otherwise. */
+/** Defaults of the original description, which a run with `grpo.enabled` takes unless they are set. */
 const ORIGINAL: Readonly<Record<string, unknown>> = {
   "update.auxCe": 0,
   "grpo.clipLow": 0.2,
