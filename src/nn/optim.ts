@@ -1,5 +1,5 @@
 /**
- * AdamW with parameter groups, and clipping by the global norm. One fused kernel a group on CPU and CUDA.
+ * AdamW with parameter groups, and clipping by the global norm. One fused kernel per group on CPU and CUDA.
  *
  * After Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2, as PyTorch has it:
  * the decay is scaled by the learning rate, and the bias corrections come before `eps` is added.

@@ -86,7 +86,7 @@ export interface NetworkCosts {
 interface FeatureMap {
   readonly channels: number;
   readonly size: number;
-  /** Multiplications a position. */
+  /** Multiplications per position. */
   readonly weights: number;
   readonly isCompared: boolean;
 }

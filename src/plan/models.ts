@@ -33,7 +33,7 @@ export interface PolicySizes {
   readonly parameters: number;
   /** Parameters that are trained: all of them, or those of the LoRA adapters. */
   readonly trained: number;
-  /** Elements a token that the layers under adapters give; 0 without LoRA. */
+  /** Elements per token that the layers under adapters give; 0 without LoRA. */
   readonly loraOutputs: number;
   readonly layers: number;
   /** D. */
@@ -45,16 +45,16 @@ export interface PolicySizes {
   readonly keyWidth: number;
   /** Positions of the KV cache beyond the codes of a sequence. */
   readonly extraPositions: number;
-  /** Elements a sequence in the cache beside keys and values. */
+  /** Elements per sequence in the cache beside keys and values. */
   readonly extraCached: number;
   /** Elements of the linear layers in the blocks, without the head. */
   readonly blockWeights: number;
   /** Elements of the largest weight. */
   readonly largest: number;
-  /** Elements a token that autograd saves in the blocks, and before and after them. */
+  /** Elements per token that autograd saves in the blocks, and before and after them. */
   readonly savedByBlocks: number;
   readonly savedAround: number;
-  /** Elements a token that a backward works with beside those. */
+  /** Elements per token that a backward works with beside those. */
   readonly working: number;
 }
 
@@ -275,7 +275,7 @@ export function tokenizerSizes({ path, wrapper, weights, config, model }: Tokeni
   };
 }
 
-/** LPIPS's backbones by a part of the name that `describeWeights` gives; its heads alone are none. */
+/** LPIPS's backbones by a part of the name that `describeWeights` gives; its heads alone are not a backbone. */
 const LPIPS_NETS = [
   ["torchvision vgg16", "vgg"],
   ["torchvision alexnet", "alex"],

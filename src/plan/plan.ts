@@ -1,6 +1,6 @@
 /**
- * A training run before it is started: how large it is, whether it fits into memory, how long it takes. Only headers of
- * files, the index of the data set and the configuration are read. `models.ts` has the sizes of models, `work.ts` what
+ * Prediction of a training run: its size, memory, disk space and time. Only headers of files, the index of the data set and the
+ * configuration are read. `models.ts` has the sizes of models, `work.ts` what
  * each phase needs, `rates.ts` the speed of this machine.
  */
 import { statfsSync } from "node:fs";
@@ -25,10 +25,10 @@ import {
   type Work,
 } from "./work.js";
 
-/** Whether something fits; `unknown` where the machine does not say how much there is. */
+/** Whether something fits; `unknown` if the available amount is not known. */
 export type Fits = "yes" | "tight" | "no" | "unknown";
 
-/** Bytes under a name. */
+/** A named number of bytes. */
 export interface Share {
   readonly name: string;
   readonly bytes: number;
@@ -228,7 +228,7 @@ function fitOf(bytes: number, limit: number | null): Fits {
   return bytes > 0.75 * limit ? "tight" : "yes"; // the estimate may be off by a quarter
 }
 
-/** What to change first where memory is short. */
+/** What to change first if memory does not suffice. */
 function lowerFirst(config: TrainConfig, models: PlanModels, phase: string): string[] {
   const { rollout, reward, tokenizer, ar, kl, ema } = config;
   const { microBatch } = batchNumbers(config);
@@ -269,7 +269,7 @@ function diskOf(config: TrainConfig, { policy, valueHead }: PlanModels): TrainPl
   const average = ema.decay === null ? 0 : policy.trained + (adapters === 0 ? 0 : policy.parameters);
   const moments = 2 * (policy.trained + valueHead);
   const checkpointBytes = 4 * (policy.parameters + adapters + moments + valueHead + average);
-  // The best one stays beside the newest, and a new one is whole before an old one goes.
+  // The best one is kept besides the newest, and a new one is complete before an old one is deleted.
   const kept = save.keep + (config.eval.every > 0 ? 2 : 1);
   const checkpointsBytes = Math.min(kept, Math.ceil(train.iters / save.every)) * checkpointBytes;
   const pages = log.imagesEvery > 0 ? Math.ceil(train.iters / log.imagesEvery) : 0;

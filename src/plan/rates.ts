@@ -1,11 +1,11 @@
-/** How fast this machine does each kind of work, measured for about two seconds with the shapes of a run. */
+/** The speed of this machine for each kind of work, measured for about two seconds with the shapes of a run. */
 import { batchNumbers, type TrainConfig } from "../config/resolve.js";
 import { Conv2d, Linear, packLinears, Sequential } from "../nn/index.js";
 import { type Device, noGrad, rand, synchronize, tidy } from "../torch/index.js";
 import type { PlanModels } from "./models.js";
 import { type PlanDevice, WORK, type Work } from "./work.js";
 
-/** Units of each kind of work a second. */
+/** Units of each kind of work per second. */
 export type Rates = Work;
 
 /** Seconds that work takes. */
@@ -35,7 +35,7 @@ export function measureRates(
     sequences * Math.min(1, (some ?? images) / images) * (guidance.scale === 1 ? 1 : 2),
   );
   const positions = Math.min(1024, Math.max(64, microBatch * (size / tokenizer.downsample) ** 2));
-  /** Units a second, where one `run` does so many. */
+  /** Units per second, where one `run` does so many. */
   const rate = (units: number, run: () => void): number => {
     const once = (): void => {
       tidy(run);

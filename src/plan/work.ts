@@ -1,7 +1,7 @@
 /**
- * What each phase of a step needs: bytes of memory on top of what stays, and work. Shapes are exact; how many arrays are
- * alive at a time was counted on the code, and a test holds the peak to within an eighth of real runs. What a machine does
- * a second is in `rates.ts`.
+ * Memory and work of each phase of a step, in addition to the memory that stays for the whole run. Shapes are exact; the number
+ * of arrays that are alive at a time was counted in the code, and a test compares the peak with real runs within an eighth.
+ * `rates.ts` measures the speed of a machine.
  */
 import { batchNumbers, sharesContext, type TrainConfig } from "../config/resolve.js";
 import { contextAt } from "../rl_ar_finetune/settings.js";
@@ -18,7 +18,7 @@ export interface PlanDevice {
   readonly isNarrow: boolean;
 }
 
-/** What there is to do; a multiplication and its addition are two FLOPs. */
+/** Amounts of work; a multiplication and its addition are two FLOPs. */
 export interface Work {
   /** FLOPs in matrix products of many rows, of the few rows of one rollout step, and in convolutions. */
   readonly wide: number;
@@ -30,10 +30,10 @@ export interface Work {
   readonly calls: number;
 }
 
-/** Bytes by what they are of. */
+/** Bytes by purpose. */
 export type Parts = Readonly<Record<string, number>>;
 
-/** What one phase needs. */
+/** Memory and work of one phase. */
 export interface PhaseCost {
   readonly parts: Parts;
   readonly work: Work;
@@ -61,13 +61,13 @@ export const most = (...parts: readonly Parts[]): Parts =>
 const FLOAT = 4;
 /** Logits that exist at a time while codes are scored: the chunk of `scoring.ts`. */
 const CHUNK = 2 ** 22;
-/** Bytes a logit: alive while a code is drawn; alive while it is scored, and for its entropy; moved by either. */
+/** Bytes per logit: alive while a code is drawn; alive while it is scored, and for its entropy; moved by either. */
 const LOGIT = { drawing: 36, scoring: 8, entropy: 8, drawn: 60, scored: 80 } as const;
 /** Maps that structural similarity compares at a time, in the size of the samples. */
 const BLURRED = 34;
 /** Pixels that a metric compares at a time. */
 const COMPARED = 2 ** 21;
-/** Operator calls a block: one step of a rollout, a forward, a forward and backward; and those of drawing a code. */
+/** Operator calls per block: one step of a rollout, a forward, a forward and backward; and those of drawing a code. */
 const CALLS = { step: 120, forward: 100, gradient: 300, draw: 200 } as const;
 
 /** Bytes of the KV cache of `rows` sequences of `codes`. */
@@ -195,7 +195,7 @@ export function costsOf(
     };
   };
 
-  /** `each` sequences an image, code by code after those that are given. */
+  /** `each` sequences per image, code by code after those that are given. */
   const oneByOne = (images: number, some: number, each: number): PhaseCost => {
     const context = contextAt(config, Number.MAX_SAFE_INTEGER, codes);
     const given = context.type === "prefix" ? context.length : 0;
@@ -348,7 +348,7 @@ export function costsOf(
     };
   };
 
-  /** All that comes before the update, for `each` sequences an image. */
+  /** All that comes before the update, for `each` sequences per image. */
   const before = (images: number, each: number, isEvaluation: boolean): Omit<StepCosts, "update"> => {
     const some = Math.min(config.rollout.microBatch ?? images, images);
     const sequences = images * each;

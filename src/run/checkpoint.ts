@@ -1,7 +1,7 @@
 /**
  * Checkpoints: a folder with the tensors as safetensors, everything else as JSON, and a manifest that lists all files and
- * names the best checkpoint so far. What a checkpoint holds is decided in the training loops; whether a run may go on
- * from one, in `resume.ts`.
+ * names the best checkpoint so far. The training loops decide what a checkpoint holds; `resume.ts` decides whether a run may
+ * continue from it.
  *
  * A save is written under a temporary name in the same folder, every file is flushed to disk, and the folder is renamed.
  * Older checkpoints are deleted after that. So a process that is killed, or a machine that loses power, leaves the state
@@ -39,7 +39,7 @@ const BEST = "best.json";
 /** Name of a checkpoint's folder: its step, and a number where the step was saved again. */
 const CHECKPOINT = /^step_(\d+)(?:\.(\d+))?$/;
 
-/** What a checkpoint holds. */
+/** The content of a checkpoint. */
 export interface Checkpoint {
   /** Iterations that are done. */
   readonly step: number;
@@ -62,7 +62,7 @@ export interface BestOption {
 export interface SaveOptions {
   /** How many of the newest checkpoints stay; default 3. */
   readonly keep?: number;
-  /** The best checkpoint so far, which stays however old it is; by default the one before, null for none. */
+  /** The best checkpoint so far, which is never deleted; default the previous best, null for none. */
   readonly best?: BestOption | null;
   /** Texts in the header of a part's file, such as `{ policy: { config } }`, which `rlar sample` reads. */
   readonly metadata?: Readonly<Record<string, Readonly<Record<string, string>>>>;
@@ -251,14 +251,14 @@ function rotate(folder: string, saved: string, keep: number, best: string | unde
   const latest = course.filter((name, i) => stepOf(name) !== stepOf(course[i + 1] ?? ""));
   const staying = new Set([...latest.slice(-keep), best]);
   for (const name of names.filter((name) => !staying.has(name))) {
-    // Renamed first: half a checkpoint must not bear a checkpoint's name.
+    // Renamed first, so that a half-deleted folder does not look like a checkpoint.
     const doomed = join(folder, `.${name}.deleted.tmp`);
     renameSync(join(folder, name), doomed);
     rmSync(doomed, { recursive: true, force: true });
   }
 }
 
-/** A rename lives in the folder, and is lost in a power cut unless the folder is flushed. */
+/** A rename changes the folder, and a power cut loses it unless the folder is flushed. */
 function flushFolder(folder: string): void {
   const fd = openSync(folder, "r");
   try {
@@ -301,9 +301,9 @@ export interface LoadedCheckpoint extends Checkpoint, Disposable {
 }
 
 /**
- * Read the newest checkpoint that is whole, the best one, or one by name.
+ * Read the newest complete checkpoint, the best one, or one by name.
  *
- * Every file is first compared with the manifest. A damaged newest checkpoint is passed over for the one before and
+ * Every file is first compared with the manifest. A damaged newest checkpoint is skipped for the one before and
  * named in `damaged`: tell the user.
  *
  * @param folder - the folder that {@link saveCheckpoint} wrote to.

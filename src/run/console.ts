@@ -1,6 +1,6 @@
 /**
- * What a run shows while it goes on: one live line and a table on a terminal, a line an interval elsewhere, JSON for
- * programs. Files are written by `log.ts`.
+ * The screen output of a run: a live line and a table on a terminal, a line per interval elsewhere, JSON for programs.
+ * `log.ts` writes the files.
  */
 import { EventEmitter } from "node:events";
 
@@ -17,8 +17,8 @@ const watched = new WeakSet<Screen>();
 const closed = new WeakSet<Screen>();
 
 /**
- * Write to a screen. One that fails, such as a closed pipe or a file on a full disk, is not written to again: what is
- * printed ends, and the run goes on.
+ * Write to a screen. One that fails, such as a closed pipe or a file on a full disk, is not written to again, and
+ * the run continues.
  */
 export function print(screen: Screen, text: string): void {
   if (closed.has(screen)) return;
@@ -34,17 +34,17 @@ export function print(screen: Screen, text: string): void {
   }
 }
 
-/** How {@link RunConsole} shows things. */
+/** Options of {@link RunConsole}. */
 export interface ConsoleOptions {
   /** Iterations of the whole run. */
   readonly total: number;
   /** Default `process.stdout`. */
   readonly screen?: Screen;
-  /** One JSON object an iteration on the screen and nothing else; what is said goes to `errors`. */
+  /** Only one JSON object per iteration on the screen; text of `say` goes to `errors`. */
   readonly json?: boolean;
   /** Default `process.stderr`. */
   readonly errors?: Screen;
-  /** Nothing but what `say` is given. */
+  /** Only the text of `say`. */
   readonly quiet?: boolean;
   /** Default `process.env`; `NO_COLOR` and `TERM` are read. */
   readonly env?: Readonly<Record<string, string | undefined>>;
@@ -58,7 +58,7 @@ type Metrics = Readonly<Record<string, number>>;
 /** Rewards that the sparkline shows. */
 const HISTORY = 24;
 
-/** Iterations that the time left is reckoned from. */
+/** Iterations from which the time left is estimated. */
 const TIMED = 20;
 
 /** Milliseconds between two live lines, so that fast runs do not flicker. */
@@ -209,7 +209,7 @@ export class RunConsole {
 /** Columns that a line may take; a terminal of unknown width says 0. The last column would break the line. */
 const widthOf = ({ columns }: Screen): number => (columns || 80) - 1;
 
-/** A record as one line of JSON: NaN and infinities, for which JSON has no word, as null. */
+/** A record as one line of JSON: NaN and infinities, which JSON cannot express, become null. */
 export function jsonLine(record: Readonly<Record<string, unknown>>): string {
   return JSON.stringify(record, (_, value: unknown) =>
     typeof value === "number" && !Number.isFinite(value) ? null : value,
@@ -219,7 +219,7 @@ export function jsonLine(record: Readonly<Record<string, unknown>>): string {
 /** What {@link liveLine} needs beside the metrics. */
 export interface LiveLineOptions {
   readonly total: number;
-  /** The latest ones, the newest last; losses where nothing is rewarded. */
+  /** The latest rewards, the newest last; losses in supervised training. */
   readonly rewards: readonly number[];
   readonly secondsLeft: number | null;
   readonly width: number;
@@ -227,8 +227,8 @@ export interface LiveLineOptions {
 }
 
 /**
- * An iteration on one line of at most `width` characters: progress and reward first, then what there is of divergence,
- * entropy, clipping, gradient, time and pace, as far as they fit.
+ * An iteration on one line of at most `width` characters: progress and reward first, then time left, KL, entropy,
+ * fraction of clipped tokens, gradient norm, time and speed, as far as they fit.
  */
 export function liveLine(step: number, metrics: Metrics, options: LiveLineOptions): string {
   const { total, rewards, secondsLeft, width, isColored = false } = options;
@@ -297,7 +297,7 @@ function bar(part: number): string {
   return `▕${"█".repeat(filled)}${" ".repeat(8 - filled)}▏`;
 }
 
-/** Metrics by group, a group a line, wrapped to the width. Losses and time come last: rewards are what counts. */
+/** Metrics by group, a group a line, wrapped to the width. Rewards come first, losses and time last. */
 export function table(metrics: Metrics, width: number): string {
   const groups = new Map<string, string[]>();
   for (const [name, value] of Object.entries(metrics)) {
@@ -347,7 +347,7 @@ const PLAIN: readonly string[] = [
 
 /** One line for a log: `step=120/1000 reward/mean=-0.0312 ... left=21m`, to be searched and cut. */
 export function plainLine(step: number, total: number, metrics: Metrics, secondsLeft: number | null): string {
-  // A supervised trainer names few metrics, of which all count.
+  // A supervised trainer has few metrics, so all are shown.
   const isFit = !Object.keys(metrics).some((name) => /^(eval\/)?reward\//.test(name));
   const own = Object.keys(metrics).filter((name) => isFit && /^(train|eval)\//.test(name));
   const shown = [...own, ...PLAIN.filter((name) => !own.includes(name))].flatMap((name) =>
@@ -359,7 +359,7 @@ export function plainLine(step: number, total: number, metrics: Metrics, seconds
 
 const percent = (part: number): string => short(part * 100);
 
-/** Three digits that count. */
+/** Three significant digits. */
 export function short(value: number): string {
   if (!Number.isFinite(value)) return Number.isNaN(value) ? "nan" : value > 0 ? "inf" : "-inf";
   if (value === 0) return "0";

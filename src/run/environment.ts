@@ -1,4 +1,4 @@
-/** What a run was made with: versions, machine and commit, for `env.json` and checkpoints. */
+/** The environment of a run for `env.json` and checkpoints: versions, machine and commit. */
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { arch, cpus, hostname, platform, release, totalmem } from "node:os";
@@ -24,7 +24,7 @@ export function versions(): Versions {
   return { package: own, node: process.versions.node, libtorch: version().torch };
 }
 
-/** Everything that another machine may have differently. */
+/** Facts that may differ between machines. */
 export interface Environment {
   readonly versions: Versions;
   /** How LibTorch was built, as it says. */
@@ -38,14 +38,14 @@ export interface Environment {
   readonly cudaDevices: number;
   /** Threads of an operator. */
   readonly threads: number;
-  /** Variables that change what the numeric libraries compute, and where set-up looks, where they are set. */
+  /** Environment variables, where set, that change the numeric libraries or the set-up. */
   readonly variables: Readonly<Record<string, string>>;
   /** The command line. */
   readonly command: readonly string[];
   readonly startedAt: string;
 }
 
-/** The variables that are recorded where they are set: these alone, since others may hold keys and passwords. */
+/** The variables that are recorded where they are set: no others, since they may hold keys and passwords. */
 const VARIABLES = [
   ...["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "OMP_PLACES", "OMP_SCHEDULE", "OMP_DYNAMIC"],
   ...["GOMP_CPU_AFFINITY", "GOMP_SPINCOUNT", "KMP_AFFINITY", "KMP_BLOCKTIME", "OPENBLAS_NUM_THREADS"],
@@ -57,7 +57,7 @@ const VARIABLES = [
   ...["LIBTORCH", "RLAR_CACHE", "RLAR_CUDA", "RLAR_DEBUG"],
 ] as const;
 
-/** Look around. Runs git once, where there is one. */
+/** Collect the environment. Runs git once, if it exists. */
 export function environment(): Environment {
   const { config } = version();
   const processors = cpus();
@@ -96,6 +96,6 @@ export function commitOf(folder: string): Environment["commit"] {
       isDirty: git("status", "--porcelain", "--untracked-files=no") !== "",
     };
   } catch {
-    return null; // no git, no repository, or no commit yet: all mean that there is none to name
+    return null; // no git, no repository, or no commit yet: in all cases there is no commit to record
   }
 }

@@ -96,7 +96,7 @@ const DT_STRING = 7;
 
 /** How {@link EventWriter} begins. */
 export interface EventWriterOptions {
-  /** First step that is yet to come, of a run that is resumed: TensorBoard then forgets what it has from there on. */
+  /** First step after resuming: TensorBoard discards what it has from this step on. */
   readonly resumeAt?: number;
   /** Seconds since 1970. */
   readonly now?: () => number;
@@ -133,7 +133,7 @@ export class EventWriter implements Disposable {
   /**
    * A PNG of any size.
    *
-   * @throws RangeError for bytes that are no PNG.
+   * @throws RangeError for bytes that are not a PNG.
    */
   image(step: number, name: string, png: Uint8Array): void {
     const { width, height, colors } = headerOf(png);

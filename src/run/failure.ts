@@ -1,13 +1,13 @@
-/** How a run fails: the error that a user sees, with what to do about it. */
+/** Errors of a run: the first cause, with advice for the user. */
 import type { AdamW } from "../nn/index.js";
 import { callTensor, expected, noGrad, stack, type Tensor, tidy } from "../torch/index.js";
 
-/** Training went where numbers are not finite; the last checkpoint is from before. `rlar` ends with exit code 4. */
+/** Training produced numbers that are not finite; the last checkpoint is from before that. `rlar` ends with exit code 4. */
 export class DivergedError extends Error {
   override readonly name = "DivergedError";
 }
 
-/** Names of float tensors with an element that is NaN or infinite. Reads one number a device. */
+/** Names of float tensors with an element that is NaN or infinite. Reads one number per device. */
 export function notFinite(tensors: Iterable<readonly [string, Tensor]>): string[] {
   const all = [...tensors].filter(([, tensor]) => tensor.numel > 0);
   if (all.length === 0) return [];
@@ -40,8 +40,8 @@ export function requireFiniteWeights({ groups }: AdamW, step: number): void {
 }
 
 /**
- * The error that came first. Where closing what was open fails too, JavaScript gives an error that hides the first one:
- * this gives the first one, and names the others after it.
+ * The first error. If disposing of resources fails too, JavaScript's SuppressedError hides the first error; this returns the
+ * first one, with the others named after it.
  */
 export function firstError(error: unknown): unknown {
   const later: string[] = [];
@@ -69,7 +69,7 @@ const NO_MEMORY =
   /can't allocate memory|not enough memory|out of memory|ENOMEM|Array buffer allocation failed/i;
 
 /**
- * Run a training loop so that its errors say what happened first and what to do about it.
+ * Run a training loop, and turn its errors into the first cause with advice.
  *
  * @param memory - keys to lower when memory runs out, as a sentence without its full stop.
  */

@@ -1,6 +1,6 @@
 /**
- * The folder of a run: which one, what to do when it holds a run already, and that one process at a time writes to it.
- * What is in it is written by `log.ts` and `checkpoint.ts`.
+ * The folder of a run: choosing it, handling a run that it already holds, and a lock against other processes. `log.ts` and
+ * `checkpoint.ts` write its content.
  */
 import { closeSync, existsSync, openSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
@@ -18,10 +18,10 @@ const RUN_FILES =
 
 const LOCK = ".lock";
 
-/** What can be answered to `ask`. */
+/** Answers to `ask`. */
 export type IfExists = Exclude<RunConfig["ifExists"], "ask">;
 
-/** A folder to write a run to. Give it back with `dispose()`, or hold it with `using`. */
+/** A folder to write a run to. Release it with `dispose()`, or hold it with `using`. */
 export interface RunFolder extends Disposable {
   readonly path: string;
   /** Whether it holds a run that is to go on. */
@@ -88,7 +88,7 @@ function removeUnfinished(path: string): void {
 }
 
 /**
- * Try that a file can be written, before hours of work: nothing is left at `path`, and what stands there stays.
+ * Check that a file can be written, before hours of work. An existing file at `path` is unchanged, and no new one remains.
  *
  * @param key - of the configuration, for the message.
  * @param endings - what its name may end in, such as `[".pt"]`.

@@ -1,6 +1,6 @@
 /**
- * The images of a run: the data set, what is set apart of it, and batches of both. Every command that trains opens
- * them here, so that the same keys mean the same images.
+ * The images of a run: training and held-out images, and batches of both. Every command that trains opens them here, so that
+ * the same keys mean the same images.
  */
 
 import type { DataConfig, TrainConfig } from "../config/resolve.js";
@@ -41,7 +41,7 @@ export interface ImagesConfig {
 /** The two sides of a data set. */
 export interface RunSources {
   readonly train: ImageSource;
-  /** What is set apart, whole; undefined where nothing is evaluated. */
+  /** All held-out images; undefined without evaluation. */
   readonly heldOut: ImageSource | undefined;
 }
 
@@ -56,16 +56,16 @@ export interface RunImages extends Disposable {
   /** The images that are evaluated on, always the same. */
   readonly evalBatches: () => AsyncIterable<Batch>;
   readonly evalImages: number;
-  /** What a user should know of the sets before the first step, see {@link notesOfSources}. */
+  /** Notes for the user before the first step, see {@link notesOfSources}. */
   readonly notes: readonly string[];
   /** Images that could not be read so far, to train on or to evaluate on. */
   readonly unreadable: UnreadableImages;
 }
 
 /**
- * Open the data set of `data.source`, and set apart what is evaluated on: `data.evalSource`, or a part of the source. The
- * part is the same whatever the run's seed, and whether or not the run evaluates on it: models that are trained one
- * after the other share what they never saw.
+ * Open the training images of `data.source` and the held-out ones: `data.evalSource`, or a part of the source. The part does
+ * not depend on the run's seed, nor on whether the run evaluates, so that all models of a chain have the same held-out
+ * images.
  *
  * @throws RangeError for a source that cannot be read or split.
  */
@@ -92,7 +92,7 @@ async function evalSourceOf(config: ImagesConfig, train?: ImageSource): Promise<
 }
 
 /**
- * Check the classes of a run's images, and say what a user should know of them.
+ * Check the classes of a run's images; returns notes for the user.
  *
  * @param numClasses - of the policy; undefined where classes are not used.
  * @throws RangeError for an image of a class that the policy does not know, naming it.
@@ -125,7 +125,7 @@ export function notesOfSources({ train, heldOut }: Partial<RunSources>, numClass
  * Open images, in batches.
  *
  * @param options.batchSize - images of a training batch, and at most of one to evaluate on.
- * @param options.wants - what the images are for, which code files cannot serve.
+ * @param options.wants - what the images are needed for, for the message that refuses code files.
  * @param options.numClasses - of the policy, where it is told the classes of images.
  * @throws RangeError for a source that cannot be read or split, that holds codes, or that has a class the policy does
  *   not know.

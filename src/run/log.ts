@@ -1,6 +1,6 @@
 /**
- * What a run leaves behind: `metrics.jsonl`, `metrics.csv`, `env.json`, TensorBoard events and pages of samples, and what
- * it shows meanwhile. Metrics are computed elsewhere; the screen is `console.ts`, event files are `events.ts`.
+ * The log of a run: `metrics.jsonl`, `metrics.csv`, `env.json`, TensorBoard events and pages of samples, and its output on the
+ * screen through `console.ts`. `events.ts` writes event files; the callers compute the metrics.
  */
 import { closeSync, existsSync, fsyncSync, openSync, readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
@@ -20,7 +20,7 @@ import type { PlainData } from "./plain_data.js";
 /** A file of JSON objects, one a line, each with a `step`. Every line is with the system as soon as it is added. */
 export class StepLines implements Disposable {
   readonly path: string;
-  /** What was found wrong with the lines of a resumed run, for the user. */
+  /** Problems in the lines of a resumed run, for the user. */
   readonly notes: readonly string[];
   #fd: number | null;
 
@@ -111,11 +111,11 @@ function parsedLine(text: string): StepLine | null {
       ? { step: step as number, text, record: record as StepLine["record"] }
       : null;
   } catch {
-    return null; // no JSON
+    return null; // not JSON
   }
 }
 
-/** Write the metrics as a table: a column a metric, in the order in which they first came, a line a step. */
+/** Write the metrics as a table: a column per metric, in the order in which they first came, a line per step. */
 export function writeCsv(path: string, records: readonly Readonly<Record<string, unknown>>[]): void {
   const columns = [...new Set(records.flatMap((record) => Object.keys(record)))];
   const lines = [columns, ...records.map((record) => columns.map((name) => record[name]))];
@@ -129,7 +129,7 @@ function csvCell(value: unknown): string {
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
-/** How a {@link RunLog} is kept. */
+/** Options of {@link RunLog}. */
 export interface RunLogOptions {
   /** Iterations between tables or lines on the screen; `log.every`. */
   readonly every: number;
@@ -145,7 +145,7 @@ export interface RunLogOptions {
 /** The records of a run. Close it, or hold it with `using`. */
 export class RunLog implements Disposable {
   readonly folder: string;
-  /** What was found wrong with the record of a resumed run, for the user. */
+  /** Problems in the record of a resumed run, for the user. */
   readonly notes: readonly string[];
   readonly #options: RunLogOptions;
   readonly #lines: StepLines;
@@ -180,7 +180,7 @@ export class RunLog implements Disposable {
    *
    * @param metrics - by name. NaN becomes null.
    * @param options.count - tokens or samples that the means are over: their weight in the interval's.
-   * @param options.spreads - numbers whose spread over the interval is wanted; each adds its mean, std, min and max.
+   * @param options.spreads - numbers whose spread over the interval is logged; each adds its mean, std, min and max.
    * @throws RangeError when the step is not after the one before.
    */
   step(
@@ -289,11 +289,11 @@ export class RunLog implements Disposable {
   }
 }
 
-/** What a program can do with a run beside its configuration. */
+/** Options of a run that are not in its configuration. */
 export interface TrainOptions {
   /** Ends the run after the iteration that is under way, with a checkpoint. */
   readonly signal?: AbortSignal;
-  /** Go on with a run although its configuration or images changed. */
+  /** Resume a run although its configuration or images changed. */
   readonly force?: boolean;
   /** Asks the user what to do about a folder that holds a run, for `run.ifExists: ask`; without it such a folder is refused. */
   readonly ask?: (folder: string) => Promise<IfExists>;
@@ -301,7 +301,7 @@ export interface TrainOptions {
   readonly json?: boolean;
 }
 
-/** What a log is opened for. */
+/** Options of opening a log. */
 export interface OpenLog {
   /** Iterations or updates of the whole run. */
   readonly total: number;

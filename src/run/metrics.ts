@@ -1,7 +1,7 @@
 /**
- * Metrics of several iterations as one: means weighted by what they count, extremes, sums and spreads, from sufficient
- * statistics that a checkpoint can hold; and where the time of a step goes. Plain numbers only: a metric never keeps a
- * graph alive.
+ * Aggregation of metrics over several iterations: weighted means, extremes, sums and spreads, from sufficient statistics that
+ * a checkpoint can hold; and the times of the parts of a step. All values are plain numbers, so no metric keeps a graph
+ * alive.
  */
 import { expected, memory } from "../torch/index.js";
 import type { PlainData } from "./plain_data.js";
@@ -43,7 +43,7 @@ export function joined(...sources: readonly Readonly<Record<string, number>>[]):
   return all;
 }
 
-/** How values of one metric become one. */
+/** How the values of a metric are aggregated. */
 type Rule = "mean" | "max" | "min" | "sum" | "last";
 
 /** Metrics that are counts of what happened, to be added up. */
@@ -184,7 +184,7 @@ export class Clock {
   }
 }
 
-/** Most CPU bytes that tensors held since the last call. */
+/** Peak CPU bytes of tensors since the last call. */
 export function takePeakBytes(): number {
   const { peakBytes } = memory();
   memory({ resetPeak: true });

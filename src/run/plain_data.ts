@@ -1,6 +1,6 @@
 /**
- * State as JSON without loss: numbers that JSON has no word for and big integers come back as they were. Tensors and
- * other objects are refused: they have files of their own.
+ * State as JSON without loss: NaN, infinities, -0 and big integers are restored exactly. Tensors and other objects are refused,
+ * since they have their own files.
  */
 import { expectedType } from "../torch/index.js";
 
@@ -59,7 +59,7 @@ function toJson(value: unknown, where: string): unknown {
 /**
  * The value of text that {@link encodeData} wrote.
  *
- * @throws SyntaxError when the text is no JSON.
+ * @throws SyntaxError when the text is not JSON.
  */
 export function decodeData(text: string): PlainData {
   return fromJson(JSON.parse(text) as unknown) as PlainData;

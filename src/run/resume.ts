@@ -1,6 +1,6 @@
 /**
- * Whether a run may go on from a checkpoint: the same configuration, images and frozen models, or `--force`. Says what
- * differs. What a checkpoint holds is restored in the training loops.
+ * Checks whether a run may resume from a checkpoint: it needs the same configuration, images and frozen models, or `--force`.
+ * Errors list the differences. The training loops restore the content of a checkpoint.
  */
 import { createHash } from "node:crypto";
 import {
@@ -42,7 +42,7 @@ type PresentRun<T extends object> = Omit<RunIdentity, "config"> & {
   readonly kind?: ConfigKind<T>;
 };
 
-/** What differs between a run and its checkpoint, and makes another run of it. */
+/** The differences between a run and its checkpoint that change its results. */
 export interface RunChanges {
   /** Keys of the configuration, in the order of the schema, and what a change of each does. */
   readonly config: readonly (ConfigChange & { readonly onResume: Resumed })[];

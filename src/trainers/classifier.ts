@@ -1,5 +1,5 @@
 /**
- * Training a small classifier, whose features then judge images: `reward.perceptual`, `eval.perceptual`, and the
+ * Training of a small classifier, whose features then measure images: `reward.perceptual`, `eval.perceptual`, and the
  * statistics of `rlar eval`. The network is in `metrics/classifier.ts`, the loop in `loop.ts`.
  */
 
@@ -49,7 +49,7 @@ interface Mistake {
 /**
  * Open the images and build the network.
  *
- * @throws RangeError for images that cannot be read, or of one class alone.
+ * @throws RangeError for images that cannot be read, or of only one class.
  */
 export async function openClassifierTask(config: ClassifierTrainConfig): Promise<FitTask> {
   const device = deviceOf(config);
@@ -161,7 +161,7 @@ class ClassifierTask implements FitTask {
     };
   }
 
-  /** The held-out images that it is surest of and wrong about; null when there are none. */
+  /** The wrongly classified held-out images with the highest confidence; null when there are none. */
   async page(): Promise<{ page: Tensor; about: { readonly [name: string]: PlainData | undefined } } | null> {
     const { classNames } = this.#network.module.config;
     const mistakes: Mistake[] = [];

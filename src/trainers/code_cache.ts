@@ -1,6 +1,6 @@
 /**
- * The codes of a whole data set in memory, and batches of them: a tokenizer runs once, before training, and a batch
- * costs next to nothing. Which images there are, and in which order, is decided elsewhere.
+ * The codes of a whole data set in memory, and batches of them. The tokenizer runs once before training, so that a batch takes
+ * almost no time. `data/order.ts` determines the order.
  */
 import {
   Batch,
@@ -42,7 +42,7 @@ export interface CodeCache extends Disposable {
   readonly unreadable: number;
 }
 
-/** How {@link cacheCodes} encodes. */
+/** Options of {@link cacheCodes}. */
 export interface CacheOptions extends ReadOptions {
   readonly size: number;
   readonly crop?: Crop;
@@ -50,9 +50,9 @@ export interface CacheOptions extends ReadOptions {
   readonly flip?: boolean;
   /** Keep those of the four corners too, cut from the image at so many times the size. */
   readonly cornerScale: number | null;
-  /** Told of the progress every ten seconds. */
+  /** Called with the progress every ten seconds. */
   say(text: string): void;
-  /** Looked at after each batch. */
+  /** Checked after each batch. */
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -151,7 +151,7 @@ export interface CodeBatchOptions {
   readonly batchSize: number;
   readonly seed?: number | bigint;
   readonly device?: Device;
-  /** From 0, the default, to 1: how far classes of different sizes are evened out. */
+  /** From 0, the default, to 1: how strongly classes of different sizes are balanced. */
   readonly balance?: number;
   readonly cursor?: Cursor;
 }
@@ -174,7 +174,7 @@ export class CodeBatches implements Batches {
   #cursor: Cursor;
   #plan: Plan | null = null;
 
-  /** @param cache - stays the caller's. */
+  /** @param cache - the caller disposes of it. */
   constructor(cache: CodeCache, options: CodeBatchOptions) {
     this.#cache = cache;
     this.#options = options;

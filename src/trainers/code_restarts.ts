@@ -1,11 +1,11 @@
 /**
- * Care for a codebook in training: codes that no image has used for a while are put where features are.
+ * Restarts of unused codes: a code that no image has used for a number of updates is replaced by a feature of the batch.
  *
  * After Dhariwal et al. 2020, "Jukebox: A Generative Model for Music", section 3.1 (random restarts). Deviations: a code
  * is due after a number of updates without use and not by its average usage; features are drawn in proportion to their
  * squared distance from their codes (Arthur and Vassilvitskii 2007, "k-means++"), as equal chances would put most codes
  * on plain backgrounds that have one already; the codebook has a gradient. The optimizer's moments stay: those of an
- * unused code have faded.
+ * unused code have decayed.
  */
 import type { StateDict } from "../nn/index.js";
 import type { TokenizerModel } from "../tokenizers/index.js";
@@ -45,7 +45,7 @@ export class CodeRestarts implements Disposable {
    * images have places, the rest waits for the next update.
    *
    * @param codes - int64 `[B, T]`.
-   * @param latentsOf - features float `[K, D, h, w]` of K of the images, of which `indices`, int64 `[K]`, tell.
+   * @param latentsOf - features float `[K, D, h, w]` of K of the images, given by `indices`, int64 `[K]`.
    * @param generator - on the CPU.
    * @param others - further tensors `[V, D]` to move, such as the EMA of the codebook.
    * @returns how many codes moved.

@@ -1,6 +1,6 @@
 /**
- * The loop of the supervised trainers: policy, tokenizer, classifier. What an update is lies in a task, which is a
- * parameter; what a run leaves behind, and how it goes on where it stopped, is the same for all.
+ * The training loop of the supervised trainers (policy, tokenizer, classifier): folder, log, checkpoints, resuming, evaluation.
+ * The update is in the task, a parameter; the other files of this folder have the tasks.
  */
 import { basename, join } from "node:path";
 import { setImmediate } from "node:timers/promises";
@@ -31,15 +31,15 @@ import { DTYPES, noGrad, saveSafetensors, type Tensor, tidy } from "../torch/ind
 
 export type { FitConfig } from "../config/fit.js";
 
-/** What is trained, and how: all that differs between the trainers. */
+/** The part of a supervised run that differs between the trainers: network, update, evaluation and state. */
 export interface FitTask extends Disposable {
   /** Updates in all; `updatesOf` counts them. */
   readonly total: number;
-  /** Fingerprint of the training images, null where there is none. */
+  /** Fingerprint of the training images; null for a program's loader. */
   readonly fingerprint: string | null;
   /** Fingerprints of models that are used and not trained, by what they are. */
   readonly frozen?: Readonly<Record<string, string>>;
-  /** What model.safetensors says beside its weights, such as `images` and `classes`. */
+  /** Metadata of model.safetensors, such as `images` and `classes`. */
   readonly about: { readonly [name: string]: PlainData | undefined };
   /** Lines for the user, before the first update. */
   readonly notes?: readonly string[];
@@ -53,27 +53,27 @@ export interface FitTask extends Disposable {
    * @param changing - to be called before the first weight changes: until then a failure leaves the state whole.
    */
   step(step: number, clock: Clock, changing?: () => void): Promise<FitStep>;
-  /** Numbers named `eval/...` on held-out images, the same each time, of the averaged weights where there are any; `{}` where there are no such images. */
+  /** Numbers named `eval/...` on held-out images, the same each time, with the EMA of the weights if there is one; `{}` without held-out images. */
   evaluate(): Promise<Readonly<Record<string, number>>>;
-  /** Something to look at: float `[1, 3, H, W]` in [-1, 1], which the loop frees. */
+  /** A page of images: float `[1, 3, H, W]` in [-1, 1], which the loop frees. */
   page(): Promise<{
     page: Tensor;
     about: { readonly [name: string]: PlainData | undefined };
   } | null>;
-  /** For a checkpoint: weights, optimizer, average, the cursor into the images. The tensors stay the task's. */
+  /** For a checkpoint: weights, optimizer, EMA, and the cursor into the images. The task still owns the tensors. */
   state(): FitState;
-  /** Back to a state of {@link FitTask.state}, whose tensors are read and not kept. */
+  /** Restore a state of {@link FitTask.state}; its tensors are copied. */
   load(state: FitState): void;
   /** What is kept as the run's result. */
   model(): FitModel;
 }
 
-/** What an update says of itself. */
+/** The result of an update. */
 export interface FitStep {
   /** Such as `train/loss`, `optim/lr`, `optim/grad_norm`, `perf/tokens_per_s` is added from `tokens`. */
   readonly metrics: Readonly<Record<string, number>>;
   readonly images: number;
-  /** Codes that were predicted, where there are such. */
+  /** Number of predicted codes, if any. */
   readonly tokens?: number;
   /** Whether the update was skipped because its loss or gradient is not finite. */
   readonly skipped: boolean;
@@ -114,9 +114,9 @@ export interface FitResult {
   readonly best: Readonly<Record<string, number>> | null;
 }
 
-/** What making a task can do when it takes long. */
+/** Callbacks for a task whose creation takes long. */
 export interface FitOpening {
-  /** Tell the user. */
+  /** Show a line to the user. */
   say(text: string): void;
   /** Aborted when the run is to end: `signal.throwIfAborted()` then ends it without a trace. */
   readonly signal?: AbortSignal | undefined;
@@ -145,8 +145,8 @@ type Metrics = Readonly<Record<string, number>>;
 /**
  * Train until the updates are done.
  *
- * Everything random follows from the seed and the update, so that a run that is killed and resumed is the one that was
- * not, bit for bit on a CPU. `<run>/model.safetensors` holds the weights of the best evaluation so far, and is always
+ * All random numbers follow from the seed and the update, so a run that is killed and resumed gives the same result, bit for
+ * bit on a CPU. `<run>/model.safetensors` holds the weights of the best evaluation so far, and is always
  * whole; without evaluations it holds those of the last update.
  *
  * @param resolved - as `resolveConfig(sources, kind)` gives it.
@@ -185,7 +185,7 @@ async function run<T extends FitConfig>(
   const { total } = task;
   const { progress, notes: changes } = restore(resolved, task, saved, options.force ?? false);
   saved?.dispose(); // as large as all of the run's state
-  const skippedBefore = progress.skipped; // whoever resumes has mended the cause: the limit counts anew
+  const skippedBefore = progress.skipped; // the user has fixed the cause before resuming, so the count starts again
   const about = [...notes, ...changes, ...(task.notes ?? [])];
   using log = openLog(folder.path, {
     total,
@@ -212,7 +212,7 @@ async function run<T extends FitConfig>(
   }
   const isPatient = (): boolean =>
     config.eval.patience === 0 || progress.evaluationsSinceBest < config.eval.patience;
-  // A run that was over stays so, unless it is forced on.
+  // A finished run stays finished, unless it is forced.
   let end: FitResult["end"] = isPatient() || options.force ? "done" : "patience";
   if (progress.step < total && end === "done") log.busy("the first update");
   while (progress.step < total && end === "done") {
@@ -322,7 +322,7 @@ const EFFECTS: Effects = [
 ];
 
 /**
- * Put the task where a checkpoint left it.
+ * Restore the task from a checkpoint.
  *
  * @returns how far that was, and lines for the user on what `force` changes.
  */
@@ -353,7 +353,7 @@ function restore<T extends FitConfig>(
     progress: {
       ...(values.progress as unknown as Progress),
       step,
-      skippedInARow: 0, // whoever resumes has mended the cause
+      skippedInARow: 0, // the user has fixed the cause
       checkpoint: saved.best,
       ...(!isComparable && { best: null, checkpoint: null, evaluationsSinceBest: 0 }),
     },
@@ -488,7 +488,7 @@ class ResultFile<T extends FitConfig> {
     );
   }
 
-  /** Where it is, and how good. */
+  /** Its file and its metric. */
   summary({ step, best }: Progress): string {
     if (best === null) return `model: ${this.path} (update ${step}; nothing was evaluated)`;
     const numbers = Object.entries(best.metrics).map(([name, value]) => `${name} ${short(value)}`);

@@ -1,6 +1,6 @@
 /**
- * A network that learns from examples: its optimizer, its learning rate, its average, and the state of all three for a
- * checkpoint. Losses are computed by the tasks.
+ * A network in supervised training, with its optimizer, learning rate schedule and EMA, and their state for a checkpoint. The
+ * tasks compute the losses.
  */
 
 import type { EmaSection, OptimizerSection } from "../config/resolve.js";
@@ -12,20 +12,20 @@ import { loadOptimizer } from "../run/resume.js";
 import { expected, type Tensor } from "../torch/index.js";
 import type { FitModel, FitState } from "./loop.js";
 
-/** How a {@link FitNetwork} learns. */
+/** Options of {@link FitNetwork}. */
 export interface FitNetworkOptions {
   readonly optimizer: OptimizerSection;
-  /** Null, or with decay null: no average. */
+  /** Null, or with decay null: no EMA. */
   readonly ema: EmaSection | null;
   /** Updates in all, which the learning rate runs over. */
   readonly total: number;
   /** Its parts in a checkpoint are `<name>`, `<name>_ema` and `<name>_optimizer`; default `model`. */
   readonly name?: string;
-  /** Leave the module alive when this is disposed of: it is the caller's. */
+  /** Do not dispose of the module with this object; the caller owns it. */
   readonly keepsModule?: boolean;
 }
 
-/** What an update did. */
+/** The result of an update. */
 export interface NetworkUpdate {
   /** Whether nothing was changed because the loss or the gradient is not finite. */
   readonly skipped: boolean;
@@ -54,7 +54,7 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
   }
 
   /**
-   * Clip the gradients, step, average, and drop the gradients.
+   * Clip the gradients, step the optimizer, update the EMA, and clear the gradients.
    *
    * @param step - counted from 0.
    * @param loss - as a number: the update is skipped when it is not finite.
@@ -74,7 +74,7 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
     return { skipped, metrics: { "optim/lr": lr * lrFactor, "optim/grad_norm": norm } };
   }
 
-  /** Run `fn` as the network will be used: without dropout, with the averaged weights where there are any. */
+  /** Run `fn` in evaluation mode, with the EMA of the weights if there is one. */
   asResult<T>(fn: () => T): T {
     const wasTraining = this.module.training;
     this.module.eval();
@@ -100,7 +100,7 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
     return { tensors: Object.fromEntries(used), isAverage: true };
   }
 
-  /** For a checkpoint; the tensors stay the network's. */
+  /** For a checkpoint; the network still owns the tensors. */
   state(): FitState {
     const { name = "model" } = this.#options;
     const optimizer = this.optimizer.stateDict();
@@ -118,7 +118,7 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
     };
   }
 
-  /** Back to a {@link state}, whose tensors are copied. */
+  /** Restore a {@link state}; its tensors are copied. */
   load({ tensors, values }: FitState): void {
     const { name = "model" } = this.#options;
     const part = (key: string): Readonly<StateDict> => {
@@ -132,7 +132,7 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
     loadOptimizer(this.optimizer, { tensors: tensors[`${name}_optimizer`] ?? {}, groups });
     const average = tensors[`${name}_ema`];
     const updates = values[`${name}_ema_updates`] as number;
-    // An average that was not kept so far starts from here.
+    // An EMA that did not exist so far starts from the current weights.
     const present = Object.fromEntries(
       this.module.namedParameters().filter(([, { requiresGrad }]) => requiresGrad),
     );

@@ -3,8 +3,8 @@
  * guidance. The loop around it is `loop.ts`; the keys are in `config/pretrain.ts`.
  *
  * After Sun et al. 2024, "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation" (LlamaGen): AdamW
- * with decay of matrices alone, classes dropped with probability 0.1. Deviations: the learning rate has a schedule
- * unless told otherwise; contexts may be noisy, by a share that differs from sequence to sequence.
+ * with weight decay of matrices only, classes dropped with probability 0.1. Deviations: the learning rate has a schedule
+ * by default; contexts may be noisy, with a fraction that differs per sequence.
  */
 
 import { updatesOf } from "../config/fit.js";
@@ -102,7 +102,7 @@ const PAGE = 8;
 /**
  * Open tokenizer, images and policy, and encode the images.
  *
- * @throws RangeError naming the part that cannot be had, and what to do.
+ * @throws RangeError that names the part that cannot be opened, and what to do.
  */
 export async function openPretrainTask(
   config: PretrainConfig,
@@ -328,7 +328,7 @@ export class PretrainTask implements FitTask {
     );
   }
 
-  /** Where the sequences of a page start: a row a class or text, all in one where there is no choice; null where nobody knows. */
+  /** Where the sequences of a page start: a row per class or text, all in one row for an unconditional policy; null if unknown. */
   #pageStart(): { start: Start; rows: number; about: { readonly [name: string]: PlainData } } | null {
     const { held, source, device } = this.#parts;
     const none = empty([1, 0], { dtype: "int64", device });
@@ -418,7 +418,7 @@ function policyFor(
   return policy;
 }
 
-/** Images that the tokenizer has at a time: half a million pixels, where nobody says otherwise. */
+/** Images per forward pass of the tokenizer; default half a million pixels. */
 const encodeBatchOf = ({ tokenizer, data: { size } }: PretrainConfig): number =>
   tokenizer.decodeBatch ?? Math.min(32, Math.max(1, Math.floor(2 ** 19 / size ** 2)));
 
@@ -443,7 +443,7 @@ function sequencesOf(config: PretrainConfig, tokenizer: FrozenTokenizer, batch: 
 
 const hasParts = (condition: Condition): boolean => Object.keys(condition).length > 0;
 
-/** The condition, dropped with probability `p` a sequence. */
+/** The condition, dropped with probability `p` per sequence. */
 export function withDropped(condition: Condition, codes: Tensor, p: number, generator: Generator): Condition {
   if (p === 0 || !hasParts(condition)) return condition;
   const isDropped = rand([codes.size(0)], { generator, dtype: "float64" }).lt(p);

@@ -4,8 +4,8 @@
  * `config/tokenizer.ts`.
  *
  * After LlamaGen (Sun et al. 2024) and IBQ (Shi et al. 2024). Deviations, beside those of the losses: the learning rate
- * has a schedule unless told otherwise; images are centre crops, mirrored where asked for, and no random crops; the
- * discriminator learns from the very logits that the decoder was paid by, as in LlamaGen, while IBQ's learns first.
+ * has a schedule by default; images are centre crops, optionally mirrored, not random crops; the
+ * discriminator learns from the same logits as the decoder, as in LlamaGen, while IBQ's learns first.
  */
 
 import { updatesOf } from "../config/fit.js";
@@ -72,10 +72,10 @@ const SSIM_MIN_SIZE = 11;
 /** What IBQ was trained with. */
 const IBQ_ENTROPY_WEIGHT = 0.05;
 
-/** Fewest training images that a discriminator is not expected to know by heart. */
+/** Number of training images below which a discriminator is expected to overfit. */
 const FEW_IMAGES = 1000;
 
-/** A network that says how far apart images look, and what its numbers are called. */
+/** A network for a perceptual distance, and the name of its metric. */
 interface Distance {
   readonly name: "lpips" | "perceptual";
   readonly network: LPIPS | PerceptualDistance;
@@ -101,7 +101,7 @@ export async function trainTokenizer(
 /**
  * Open the images, and build the networks or go on with those in files.
  *
- * @throws RangeError naming the part that cannot be had, and what to do.
+ * @throws RangeError that names the part that cannot be opened, and what to do.
  */
 export async function openTokenizerTask(config: TokenizerTrainConfig): Promise<FitTask> {
   const device = deviceOf(config);
@@ -374,7 +374,7 @@ class TokenizerTask implements FitTask {
     };
   }
 
-  /** Held-out images above what comes back of their codes; null where there are none. */
+  /** Held-out images above their reconstructions; null without held-out images. */
   async page(): Promise<{ page: Tensor; about: { readonly [name: string]: PlainData | undefined } } | null> {
     const images: Tensor[] = [];
     const made: Tensor[] = [];

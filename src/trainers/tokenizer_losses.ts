@@ -1,6 +1,6 @@
 /**
- * The losses that tokenizers are trained with, beside those of the codebook, which the model's forward gives: nearness to
- * the image, a discriminator's opinion, the balance of the two, and what the discriminator itself learns from.
+ * Losses of tokenizer training: reconstruction loss, adversarial loss, the balance of the two, and the discriminator's loss.
+ * The model's forward has the codebook losses.
  *
  * After Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis" (VQGAN); the trainings of LlamaGen
  * (Sun et al. 2024) and of IBQ (Shi et al. 2024, SEED-Voken). Deviations from their code:
@@ -8,8 +8,8 @@
  *   once, where the published code goes through the discriminator and the perceptual network twice;
  * - `non_saturating` has prediction and target in their places, which LlamaGen's has not, and means over an image's
  *   patches first, as SEED-Voken's; `vanilla` takes each patch for itself;
- * - the discriminator's loss has no weight and it does not run before its start: AdamW does not feel the one, and the
- *   published code multiplies by 0.
+ * - the discriminator's loss has no weight and it does not run before its start: AdamW is invariant to the weight, and
+ *   the published code multiplies by 0 before the start.
  *
  * @see Lim and Ye 2017, "Geometric GAN" (hinge); Goodfellow et al. 2014, "Generative Adversarial Nets" (the others);
  *   Tseng et al. 2021, "Regularizing Generative Adversarial Networks under Limited Data" (LeCam).
@@ -19,7 +19,7 @@ import { backward, functional as F, grad, noGrad, type Tensor, tidy } from "../t
 /** Mean absolute or mean squared difference. */
 export type Pixelwise = "l1" | "l2";
 
-/** How a discriminator and its opponent are paid for logits. */
+/** Kinds of adversarial losses. */
 export type Adversarial = "hinge" | "vanilla" | "non_saturating";
 
 /** Added to the norm that the balance divides by, and the most that it may be. */
@@ -32,7 +32,7 @@ export function pixelLoss(images: Tensor, reconstruction: Tensor, kind: Pixelwis
 }
 
 /**
- * What the decoder descends to be taken for real, 0-d: hinge `-mean(d)`, vanilla `mean softplus(-d)`, non_saturating
+ * The decoder's adversarial loss, 0-d: hinge `-mean(d)`, vanilla `mean softplus(-d)`, non_saturating
  * `mean_n softplus(-mean_hw d)`.
  *
  * @param logits - float `[N, 1, h, w]`: the discriminator's, of reconstructions.
@@ -46,7 +46,7 @@ export function generatorLoss(logits: Tensor, kind: Adversarial): Tensor {
 }
 
 /**
- * What the discriminator descends, 0-d: hinge `(mean relu(1 - r) + mean relu(1 + f)) / 2`, vanilla
+ * The discriminator's loss, 0-d: hinge `(mean relu(1 - r) + mean relu(1 + f)) / 2`, vanilla
  * `(mean softplus(-r) + mean softplus(f)) / 2`, non_saturating the sum of the latter two over images' means.
  *
  * @param real - float `[N, 1, h, w]`: logits of images.
@@ -71,7 +71,7 @@ export interface LecamAverages {
   readonly fake: number;
 }
 
-/** The averages after a step: `decay * average + (1 - decay) * mean`. Waits for a GPU. */
+/** The running means after a step: `decay * average + (1 - decay) * mean`. Waits for a GPU. */
 export function updateLecam(
   averages: LecamAverages,
   real: Tensor,
@@ -98,15 +98,15 @@ export function lecamLoss(real: Tensor, fake: Tensor, averages: LecamAverages): 
   });
 }
 
-/** What is descended at the image, 0-d each. */
+/** Loss terms as functions of the reconstruction, 0-d each. */
 export interface ImageTerms {
-  /** Nearness: pixels and perception, weighted. */
+  /** Reconstruction loss: pixels and perceptual distance, weighted. */
   readonly near: Tensor;
   /** {@link generatorLoss}; null before the discriminator's start. */
   readonly adversarial: Tensor | null;
 }
 
-/** How much the discriminator's opinion counts. */
+/** Weight of the adversarial loss. */
 export interface AdversarialWeight {
   readonly weight: number;
   /** Whether {@link balance} multiplies the weight. */
@@ -147,7 +147,7 @@ export function backwardThroughImage<T extends ImageTerms>(
 }
 
 /**
- * The weight at which both losses pull the decoder's last layer equally hard:
+ * The weight that makes the gradient norms of both losses at the decoder's last layer equal:
  * `min(|grad near| / (|grad adversarial| + 1e-4), 1e4)`, norms of the gradients of its weight.
  *
  * @param near - gradient of the one loss by the reconstruction.
