@@ -1,6 +1,6 @@
 /**
- * What a run was configured to be: which command it belongs to, what differs from the defaults, and the command lines
- * that repeat it or go on with it.
+ * The report's section on the configuration of a run: its command, its differences from the defaults, and the command lines to
+ * repeat or resume it.
  */
 import { classifierKind } from "../config/classifier.js";
 import { shellWord } from "../config/command.js";

@@ -1,7 +1,7 @@
 /**
  * The report's curves: metrics of one run or several as charts of SVG paths in a frame that stretches, with labels as
- * text beside it. With several runs a color is a run; with one it is a metric. Which metrics share a chart is decided in
- * `metrics.ts`, where values lie on an axis in `scale.ts`.
+ * text beside it. With several runs a color is a run; with one it is a metric. `metrics.ts` decides which metrics share a
+ * chart, `scale.ts` places values on an axis.
  */
 
 import { type ChartGroup, type ChartSpec, chartGroups, type LineSpec } from "./metrics.js";
@@ -18,7 +18,7 @@ import {
   thinned,
 } from "./scale.js";
 
-/** A metric that a chart would show nothing of. */
+/** A metric whose values do not change, so that a chart is useless. */
 interface Still {
   readonly metric: string;
   readonly values: readonly number[];
@@ -391,7 +391,7 @@ function drawLine(
   }<path class="line${dash}" d="${path}"/></g>`;
 }
 
-/** What the chart shows, for those who do not see it. */
+/** A description of the chart for screen readers. */
 function spoken(lines: readonly Line[], unit: "" | "%"): string {
   return lines
     .map(({ label, series }) => {

@@ -1,6 +1,6 @@
 /**
- * What `rlar eval --json` found of a run's models, where its file lies in the run's folder: tables of one policy or of
- * two with intervals, verdicts, and charts of closeness against realism.
+ * The report's section on evaluations: reads the files of `rlar eval --json` in the run's folder, and shows tables with intervals,
+ * verdicts, and charts of closeness against realism.
  */
 
 import { bestStanding, isApart, leastBy } from "../evaluation/frontier.js";
@@ -27,7 +27,7 @@ interface Column {
 }
 
 /**
- * The sections on the evaluations of a run; nothing where there are none.
+ * The sections on the evaluations of a run; empty without evaluations.
  *
  * @param pictures - the section of an evaluation's pages, by the name of its file.
  */
@@ -51,7 +51,7 @@ function oneEvaluation(evaluation: SomeEvaluation, pictures: Html | null): Html 
   const judges = networks.map(
     ({ name }) => html`<li><b>${networkMark(networks, name)}</b>: features of ${name}</li>`,
   );
-  // What the reward's own networks say is told, but below what unfolds.
+  // Numbers of the reward's own networks are in a part that unfolds.
   const judging = new Set(independent(networks));
   const [verdicts, paid] = [true, false].map((isJudge) =>
     verdictsOf(evaluation, (network) => judging.has(network) === isJudge),
@@ -140,7 +140,7 @@ function independent(networks: SomeEvaluation["networks"]): readonly string[] {
   return (free.length > 0 ? free : networks).map(({ name }) => name);
 }
 
-/** Of each prefix: the settings that the verdict is about, beside each other; null where there is no verdict. */
+/** Of each prefix: the settings that the verdict compares, side by side; null where there is no verdict. */
 function verdictTables(
   evaluation: SomeEvaluation,
   labels: readonly string[],
@@ -277,11 +277,11 @@ function changeCell(name: string, before: Estimate | undefined, after: Estimate 
 
 function likelihoodTable({ likelihoods }: SomeEvaluation): Html | null {
   if (likelihoods.length === 0) return null;
-  const columns = ["nats a code", "perplexity", "top-1"];
+  const columns = ["nats per code", "perplexity", "top-1"];
   const cells = likelihoods.map(({ natsPerToken, perplexity, top1 }) => [natsPerToken, perplexity, top1]);
   const rows = likelihoods.map(({ policy }, i) => [
     policy,
-    // Each column by itself: its numbers are read beside each other.
+    // Each column by itself: its numbers are compared with each other.
     ...columns.map((_, c) => estimateCells(cells.map((row) => row[c]))[i]),
   ]);
   return html`<h4>True codes of ${likelihoods[0]?.images ?? "the"} held-out images</h4>${table(["", ...columns], rows)}`;
@@ -372,7 +372,7 @@ function pointsOf(
   });
 }
 
-/** A policy at a setting; less is better in both. */
+/** A policy at a setting; lower is better in both. */
 export interface FrontierPoint {
   /** Such as the temperature. */
   readonly label: string;

@@ -1,4 +1,4 @@
-/** What happened in a run that somebody who judges it should know: how it ended, what went wrong, what looks odd. */
+/** The report's section on events of a run: how it ended, errors, and warnings. */
 
 import { POOR_CEILING } from "../evaluation/verdict.js";
 import { measureOf } from "../metrics/measures.js";
@@ -33,13 +33,13 @@ function skippedSteps({ metrics }: Run): number[] {
 const stepsWhere = (series: Series | undefined, test: (value: number) => boolean): number[] =>
   (series?.steps ?? []).filter((_, i) => test(series?.values[i] as number));
 
-/** Something to know. */
+/** A notice. */
 interface Notice {
   readonly level: "bad" | "look";
   readonly text: string;
 }
 
-/** What went wrong, and what to look at before the run is believed. */
+/** Errors and warnings of a run. */
 export function noticesOf(run: Run): Notice[] {
   const notices: Notice[] = [];
   const bad = (text: string): number => notices.push({ level: "bad", text });

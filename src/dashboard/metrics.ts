@@ -1,5 +1,5 @@
 /**
- * Which metrics of a run belong on one chart, and what it shows. Names come from the training loops; those that are
+ * Grouping of metrics into charts, with titles and explanations. Names come from the training loops; those that are
  * unknown here get charts by their prefix, so that every logged metric is shown.
  */
 import { measureOf, STATISTICS } from "../metrics/measures.js";
@@ -13,7 +13,7 @@ export interface LineSpec {
   readonly isDashed?: boolean;
   /** Values that are far apart and not to be smoothed. */
   readonly hasMarks?: boolean;
-  /** Not to be smoothed: what it says is no measurement. */
+  /** Not smoothed, since it is a setting and not a measurement. */
   readonly isExact?: boolean;
 }
 
@@ -266,7 +266,7 @@ const MACHINE: readonly ChartSpec[] = [
   },
 ];
 
-/** Metrics that are told elsewhere on the page, or that say the same as one that is drawn. */
+/** Metrics that are shown elsewhere on the page, or that repeat a drawn one. */
 const UNDRAWN =
   /^progress\/|^eval\/hacking_alarm$|^advantage\/(mean|abs_max)$|^optim\/(steps|skipped_steps)$/;
 

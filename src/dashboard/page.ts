@@ -1,8 +1,8 @@
 /**
- * What every report is made of, whatever it shows: templates that escape text, the style sheet, the page's own script.
+ * The frame of all reports: templates that escape text, the style sheet, and the page's script.
  */
 
-/** Markup that may stand in a page as it is: made by {@link html} and {@link raw}, never by data that looks like it. */
+/** Markup that is inserted unescaped. Only {@link html} and {@link raw} make it; data is always escaped. */
 export class Html {
   constructor(readonly markup: string) {}
 }
@@ -17,7 +17,7 @@ export function html(parts: TemplateStringsArray, ...pieces: readonly Piece[]): 
   return new Html(markup);
 }
 
-/** Markup of our own that is no text of anybody's, such as a style sheet. */
+/** Constant markup of this package, such as the style sheet. */
 export const raw = (markup: string): Html => new Html(markup);
 
 function markupOf(piece: Piece): string {
@@ -47,7 +47,7 @@ export function dataElement(data: unknown): Html {
   return raw(`<script type="application/json">${text}</script>`);
 }
 
-/** A word that unfolds what it means, by a tap, a click or the keyboard; the word alone where there is nothing to say. */
+/** A word whose explanation unfolds by a tap, a click or the keyboard; the plain word if there is no explanation. */
 export function hint(word: string, about: string): Html {
   return about === ""
     ? html`${word}`

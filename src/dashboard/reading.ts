@@ -1,6 +1,6 @@
 /**
- * Files of a run as data that the report can trust: whatever an older version wrote, a killed process cut short or an
- * editor changed. What is not as expected is omitted and named; nothing in a file makes a report fail.
+ * Validation of a run's files for the report: they may come from an older version, a killed process or an editor. Unexpected
+ * parts are omitted and named; no file makes a report fail.
  */
 import { readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
@@ -46,7 +46,7 @@ export function plainTree(value: unknown): unknown {
   return copy(value, 0);
 }
 
-/** A value as an object with keys; an empty one where it is none. */
+/** A value as an object with keys; an empty object for other values. */
 export const objectOf = (value: unknown): Record<string, unknown> =>
   typeof value === "object" && value !== null && !Array.isArray(value)
     ? (value as Record<string, unknown>)
@@ -96,7 +96,7 @@ export class Parts {
     this.#problems.push(`${path}: ${message}`);
   }
 
-  /** What was omitted, in one sentence; null where all could be read. */
+  /** A sentence on the omitted parts; null if there are none. */
   text(file: string): string | null {
     const count = this.#problems.length;
     if (count === 0) return null;
@@ -243,7 +243,7 @@ const SETTINGS: Readonly<Record<string, z.ZodType>> = {
   temperatures: z.array(z.number()),
 };
 
-/** @throws RangeError for what is no evaluation. */
+/** @throws RangeError for a file that is not an evaluation. */
 function readEvaluation(value: unknown, parts: Parts): SomeEvaluation {
   const given = objectOf(plainTree(value));
   if (!Array.isArray(given.rows))

@@ -1,6 +1,6 @@
 /**
- * `report.html`: a run, or several, as one page that needs nothing else, for somebody who was not there. What is on it
- * comes from the files beside this one, a section a file; this one puts them together and writes the result.
+ * Writes `report.html`, one self-contained page on a run, or a comparison of several. Each section is in another file of this
+ * folder; this file puts them together.
  */
 import { createHash } from "node:crypto";
 import { join } from "node:path";
@@ -23,7 +23,7 @@ import { numberText } from "./scale.js";
 const PICTURES = 900_000;
 
 /**
- * Write the report of a run, or of several beside each other.
+ * Write the report of a run, or a comparison of several.
  *
  * @param folders - of runs; one, or several to compare.
  * @param options.out - the file; where omitted `report.html` in the run's folder, `comparison.html` in the first of several.

@@ -1,6 +1,6 @@
 /**
- * What a run came to on held-out images, by its own evaluations while it trained; and several runs beside each other.
- * What `rlar eval` found afterwards is in `evaluations.ts`.
+ * The report's section on results: the run's own evaluations on held-out images during training, and the comparison of several
+ * runs. Results of `rlar eval` are in `evaluations.ts`.
  */
 
 import { diffConfigs } from "../config/explain.js";
@@ -240,7 +240,7 @@ const DRAW_KEYS =
 /** Keys that say what a reward is, or what judges beside it. */
 const REWARD_KEYS = /^reward\.|^eval\.perceptual$/;
 
-/** Why numbers of some runs do not compare with those of others. */
+/** Why the numbers of some runs cannot be compared. */
 export function comparabilityOf(runs: readonly Run[]): string[] {
   const [first, ...others] = runs as [Run, ...Run[]];
   const paths = [

@@ -1,6 +1,6 @@
 /**
- * What a run left in its folder, as far as it is there: a run that was killed lacks some of it, and one that is under
- * way has more the next time. Nothing is written here.
+ * Reads the folder of a run for the report. Parts may be missing, since the run may have been killed or may still be running. This
+ * file writes nothing.
  */
 import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
@@ -41,7 +41,7 @@ export interface SamplePage {
 export interface ModelFacts {
   readonly role: string;
   readonly file: string;
-  /** What it is; a reason where the file could not be read. */
+  /** A description, or the reason why the file could not be read. */
   readonly what: string;
   /** null where the file is not there any more. */
   readonly parameters: number | null;

@@ -1,6 +1,6 @@
 /**
- * Pages of samples as part of the page itself: exact where their images are small, else scaled down, and as many as
- * there is room for.
+ * The report's section on samples: pages of images embedded in the report, exact if they are small, else scaled down, up to a
+ * limit of bytes.
  */
 import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";

@@ -1,6 +1,5 @@
 /**
- * From numbers to places on a chart: axes with ticks at round values, moving means, and series cut down to what a
- * screen can show. What is drawn with them is in `curves.ts`.
+ * Axes with ticks at round values, moving means, thinning of long series, and formatting of numbers. `curves.ts` draws with them.
  */
 import { short } from "../run/console.js";
 
@@ -64,7 +63,7 @@ export interface AxisOptions {
   readonly isWhole?: boolean;
 }
 
-/** An axis that has all finite values on it; from 0 to 1 where there is none. */
+/** An axis for all finite values; from 0 to 1 without any. */
 export function axisOf(values: Iterable<number>, options: AxisOptions = {}): Axis {
   const { count = 5, mayBeLog = false, hasZero = false, margin = 0.05, isWhole = false } = options;
   let [low, high] = [Infinity, -Infinity];
@@ -74,7 +73,7 @@ export function axisOf(values: Iterable<number>, options: AxisOptions = {}): Axi
     high = Math.max(high, value);
   }
   if (low > high) [low, high] = [0, 1];
-  // Beyond these the length of the axis is no number.
+  // Beyond these the length of the axis would not be finite.
   const most = Number.MAX_VALUE / 16;
   [low, high] = [low, high].map((end) => Math.min(Math.max(end, -most), most)) as [number, number];
   if (mayBeLog && low > 0 && high / low > 50) return logAxis(low, high, margin, count);
@@ -122,13 +121,13 @@ export function tickText(tick: number, step: number): string {
   return tick.toFixed(Math.max(0, -Math.floor(Math.log10(step) + 1e-9)));
 }
 
-/** A number for reading: three digits that count, `n/a` where it is none, percent with its sign. */
+/** A number as text: three significant digits, `n/a` for NaN, percent with its sign. */
 export function numberText(value: number, unit: "" | "%" = ""): string {
   if (Number.isNaN(value)) return "n/a";
   return unit === "%" ? `${short(value * 100)} %` : short(value);
 }
 
-/** Numbers that are read beside each other: the same decimals for all, four digits for the largest. */
+/** Numbers for comparison: the same decimals for all, four digits for the largest. */
 export function rowTexts(values: readonly number[], unit: "" | "%" = ""): string[] {
   const factor = unit === "%" ? 100 : 1;
   const largest = Math.max(0, ...values.filter(Number.isFinite).map((value) => Math.abs(value * factor)));
@@ -140,13 +139,13 @@ export function rowTexts(values: readonly number[], unit: "" | "%" = ""): string
   });
 }
 
-/** A metric over the run: NaN where it was no number. */
+/** A metric over the run: NaN where it was not finite. */
 export interface Series {
   readonly steps: readonly number[];
   readonly values: readonly number[];
 }
 
-/** Iterations that a moving mean is taken over: a twentieth of them, an odd number; 1 is none. */
+/** Iterations that a moving mean is taken over: a twentieth of them, an odd number; 1 does not smooth. */
 export function smoothingOf(count: number): number {
   const wanted = Math.round(count / 20);
   return wanted < 2 ? 1 : wanted - (wanted % 2) + 1;

@@ -1,9 +1,9 @@
 /**
- * What an evaluation draws from a policy: free samples, completions of held-out images, and how likely it finds their
- * true codes. Codes stay on the CPU; images are decoded where they are used.
+ * Sampling in an evaluation: free samples, completions of held-out images, and log-probabilities of their true codes. Codes stay
+ * on the CPU; images are decoded where they are used.
  *
- * All draws of a seed use the same random numbers, whatever the policy, temperature or scale: differences are the
- * policy's. The number of sequences at a time changes nothing but the rounding of logits.
+ * All draws of a seed use the same random numbers for every policy, temperature and scale, so differences come from the
+ * policy. The number of sequences at a time changes only the rounding of logits.
  */
 import type { ArPolicy, Condition } from "../policies/index.js";
 import { sampleRollout } from "../rl_ar_finetune/rollout.js";
@@ -141,8 +141,8 @@ const PIXELS_AT_A_TIME = 2 ** 19;
  * Decode codes and use the images as they come.
  *
  * @param codes - int64 `[n, T]`, on the CPU.
- * @param use - given float32 `[c, 3, size, size]` in [-1, 1], as 8 bits a channel keep it, and the first one's number;
- *   what it makes is freed, but for what it returns.
+ * @param use - given float32 `[c, 3, size, size]` in [-1, 1], as 8 bits per channel keep it, and the first one's number;
+ *   tensors that it makes are freed, except those that it returns.
  * @param multiple - the numbers of images at a time are multiples of it.
  */
 export function forEachDecoded(
@@ -162,7 +162,7 @@ export function forEachDecoded(
   }
 }
 
-/** Images as 8 bits a channel keep them: float `[n, 3, H, W]`, clamped to [-1, 1] and rounded. */
+/** Images as 8 bits per channel keep them: float `[n, 3, H, W]`, clamped to [-1, 1] and rounded. */
 export function asSaved(images: Tensor): Tensor {
   return tidy(() => images.float().add(1).mul(127.5).clamp(0, 255).round().div(127.5).sub(1));
 }

@@ -1,6 +1,6 @@
 /**
- * What an evaluation works on: models and networks from files or from a program, and the images, split as in training.
- * Images are read once: held-out ones are kept with their codes, of training images only the features.
+ * Inputs of an evaluation: models and networks from files or a program, and images, split as in training. Images are read once.
+ * Held-out images are kept with their codes; of training images only the features are kept.
  */
 
 import { existsSync } from "node:fs";
@@ -36,13 +36,13 @@ import { forEachDecoded } from "./draws.js";
 import { type Described, Describer } from "./measure.js";
 import type { Judge, ModelEvalOptions, PolicyFile } from "./options.js";
 
-/** A file that numbers come from. */
+/** A file that the evaluation used. */
 export interface FileFact {
   /** `tokenizer`, `A`, `B`, `features`, `lpips`. */
   readonly role: string;
   readonly path: string;
   readonly sha256: string;
-  /** Of networks: whether the reward used this one; null where that is not known. */
+  /** For networks: whether the reward used this one; null if unknown. */
   readonly isRewarded?: boolean | null;
 }
 
@@ -58,7 +58,7 @@ export interface EvalInputs extends Disposable {
   readonly train: ImageSource;
   /** What is held out, without the images that a checkpoint was chosen on. */
   readonly heldOut: ImageSource | null;
-  /** Held-out images that are not judged by, for a checkpoint was chosen on them. */
+  /** Number of held-out images that are not used, because a checkpoint was chosen on them. */
   readonly setAside: number;
   /** T: codes of an image. */
   readonly codes: number;
@@ -160,7 +160,7 @@ function rewardedHashes(paths: readonly string[] | undefined): Set<string> | nul
 }
 
 /**
- * Held-out images but for those that a training evaluated on, and so chose its best checkpoint on.
+ * Held-out images without those on which a training run chose its best checkpoint.
  *
  * @param count - how many it evaluated on, spread over the set as `someOf` spreads them.
  */

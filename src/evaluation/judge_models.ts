@@ -1,7 +1,7 @@
 /**
- * Judging models on held-out images: a tokenizer, a policy, or two policies at equal seeds. Reconstructions and completions
- * of held-out images, free samples and likelihood, over temperatures and guidance scales. Nothing is trained. The same
- * options give the same numbers; no time and no machine's name is among them. How numbers are computed is in `measure.ts`.
+ * Evaluation of a tokenizer, a policy, or two policies with equal seeds, on held-out images: reconstructions, completions, free
+ * samples and likelihood, at several temperatures and guidance scales. The same options give the same result, which holds
+ * neither times nor machine names. `draws.ts` samples, `measure.ts` computes the numbers, `verdict.ts` compares policies.
  */
 import { bootstrap } from "../metrics/distribution.js";
 import { packLinears } from "../nn/index.js";
@@ -123,14 +123,14 @@ export interface ModelEvaluation {
     readonly reconstructed: Measures | null;
     readonly heldOut: Measures | null;
   };
-  /** Held-out images as the tokenizer gives them back: what completions cannot beat. */
+  /** Reconstructions of the held-out images: the lower bound for completions. */
   readonly reconstruction: Measures | null;
   readonly likelihoods: readonly Likelihood[];
   readonly rows: readonly EvalRow[];
   readonly verdicts: { readonly completion: readonly Verdict[]; readonly free: readonly FreeVerdict[] };
   /** Pages written, below the folder. */
   readonly pages: readonly string[];
-  /** What to know before the numbers are used. */
+  /** Warnings about the numbers. */
   readonly notes: readonly string[];
 }
 
@@ -451,7 +451,7 @@ function gainOfMeans(
   });
 }
 
-/** Whether numbers may be set beside published ones. */
+/** Whether numbers can be compared with published ones. */
 function comparability({ inputs, settings, references }: EvalContext, trained: Trained | null): string[] {
   if (references.length === 0 || inputs.policies.length === 0 || settings.samples === 0) return [];
   return references.map(({ judge: { network } }) => {
@@ -464,7 +464,7 @@ function comparability({ inputs, settings, references }: EvalContext, trained: T
   });
 }
 
-/** What policies are judged with. */
+/** Inputs shared by the evaluation of all policies. */
 export interface EvalContext {
   readonly inputs: EvalInputs;
   readonly settings: EvalSettings;
@@ -482,7 +482,7 @@ export interface EvalContext {
   readonly say: (line: string) => void;
 }
 
-/** Numbers an image of the completions at a point, the mean over draws and seeds. */
+/** Numbers per image of the completions at a point, the mean over draws and seeds. */
 export interface CompletionNumbers extends Point {
   readonly prefix: number;
   readonly plain: PerImage;
@@ -499,7 +499,7 @@ export interface PolicyResult {
   readonly completionDraws: readonly CompletionDraw[];
 }
 
-/** Judge a policy. */
+/** Evaluate a policy. */
 export function evaluatePolicy(context: EvalContext, label: string, policy: ArPolicy): PolicyResult {
   const { inputs, settings, say } = context;
   const drawer: Drawer = { policy, device: inputs.device, batch: settings.batch };
@@ -637,8 +637,8 @@ function completionMeasures(
 }
 
 /**
- * Measure images that follow the held-out ones: completions of them, or their reconstructions. Distances of sets are of
- * one draw an image, the mean over the draws: those of more images would be less by their number alone.
+ * Measure images that follow the held-out ones: completions of them, or their reconstructions. Distances of sets
+ * use one draw per image, and the mean over the draws: with more images they would be lower because of the number.
  *
  * @param codes - int64 `[H * draws, T]`, the draws of an image in a row.
  */

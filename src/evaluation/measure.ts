@@ -1,8 +1,8 @@
 /**
- * Numbers of sets of images with their intervals: against the images that they were made from, and against the training
- * images in the features of networks. Where the images come from is in `draws.ts`.
+ * Measures of sets of images with their intervals: distances from the images that samples belong to, and distances from the
+ * training images in the features of networks. `draws.ts` makes the samples.
  *
- * Images are judged as a file would keep them: clamped, 8 bits a channel.
+ * Images are measured as in a file: clamped, with 8 bits per channel.
  */
 import { spread } from "../data/index.js";
 import {
@@ -26,9 +26,9 @@ import { judge as judgeTerms, reconstructionTerm, type Term } from "../rl_ar_fin
 import { cat, keep, noGrad, type Tensor, tensor, tidy, zeros } from "../torch/index.js";
 import type { Estimate, Estimates, Judge, Measures } from "./options.js";
 
-/** How intervals are drawn. */
+/** Options of intervals. */
 export interface Intervals {
-  /** 0 for none. */
+  /** 0: no intervals. */
   readonly resamples: number;
   readonly seed: number;
 }
@@ -143,15 +143,15 @@ export class Describer {
   }
 }
 
-/** What sets are measured against, in one network's features. */
+/** The reference sets in the features of one network. */
 export interface Reference extends Disposable {
   readonly judge: Judge;
-  /** Not its own: whoever made it disposes of it. */
+  /** Owned by the caller. */
   readonly train: Described;
   readonly trainMoments: Moments;
   /** Features of training images that pairs are made with: all, or some that are spread over them. */
   readonly trainSome: Tensor;
-  /** Its own. */
+  /** Owned by this object. */
   readonly heldOut: Described | null;
   /** Null where there are too few held-out images. */
   readonly heldOutMoments: Moments | null;
@@ -206,7 +206,7 @@ function someRows(features: Tensor, most: number): Tensor {
   return tidy(() => features.indexSelect(0, tensor(spread(n, most), { dtype: "int64" })));
 }
 
-/** Why some numbers are missing or are to be read with care, for the whole evaluation. */
+/** Warnings for the whole evaluation: missing numbers, and numbers to read with care. */
 export function notesOfReference({
   judge,
   train,
@@ -257,7 +257,7 @@ export function dependence(references: readonly Reference[]): string[] {
   );
 }
 
-/** A set to measure. */
+/** A set of images to measure. */
 export interface Measured {
   readonly described: Described;
   /** int64 `[n]`: what each image was asked to be. */
@@ -269,7 +269,7 @@ export interface Measured {
   readonly of: "model" | "following" | "training" | "held_out";
 }
 
-/** What a network says of a set of images. */
+/** Measures of a set of images in the features of a network. */
 export function measureSet(reference: Reference, set: Measured, intervals: Intervals): Estimates {
   return tidy(() => {
     const { features, probabilities } = set.described;
@@ -378,7 +378,7 @@ function pixelTerms(size: number, lpips: LPIPS | null): Term[] {
   ];
 }
 
-/** By measure, a number an image. */
+/** By measure, a number per image. */
 export type PerImage = Readonly<Record<string, readonly number[]>>;
 
 /** Compares samples with the images that they follow, batch by batch. */
@@ -429,7 +429,7 @@ export class Comparer {
   }
 }
 
-/** Means of numbers an image, by name. */
+/** Means of numbers per image, by name. */
 export function meansOf(numbers: PerImage, intervals: Intervals): Estimates {
   return Object.fromEntries(
     Object.entries(numbers).map(([name, values]) => [name, meanOf(values, intervals)]),

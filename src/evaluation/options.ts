@@ -1,6 +1,6 @@
 /**
- * What judging models on held-out images takes and gives: options with their defaults and checks, the shape of numbers,
- * and the options that a run's folder or a configuration already answers.
+ * Options of an evaluation with their defaults and checks, the types of its results, and reading options from a run's folder or a
+ * configuration. The evaluation is in `judge_models.ts`.
  */
 
 import { existsSync, readFileSync } from "node:fs";
@@ -35,12 +35,12 @@ export interface PolicyFile {
   readonly blockSize?: number;
 }
 
-/** What {@link evaluateModels} takes. */
+/** Options of {@link evaluateModels}. */
 export interface ModelEvalOptions {
   readonly tokenizer: string | (Partial<TokenizerSection> & { readonly path: string }) | FrozenTokenizer;
-  /** A: the policy, or the one before. Without it only the tokenizer is judged. */
+  /** A: the policy, or the policy before. Without it only the tokenizer is evaluated. */
   readonly policy?: string | PolicyFile | ArPolicy;
-  /** B: the one after, judged with the same seeds. */
+  /** B: the policy after, evaluated with the same seeds. */
   readonly against?: string | PolicyFile | ArPolicy;
   /** Networks, or files of them: verdicts are given by each. */
   readonly features?: readonly (string | Judge)[];
@@ -63,7 +63,7 @@ export interface ModelEvalOptions {
   /** Most training images that samples are compared with; default 50,000. */
   readonly trainImages?: number;
   readonly temperatures?: readonly number[];
-  /** Scales of classifier-free guidance; 1 is none. */
+  /** Scales of classifier-free guidance; 1: no guidance. */
   readonly cfg?: readonly number[];
   readonly cfgSchedule?: "constant" | "power_cosine";
   readonly topK?: number;
@@ -78,13 +78,13 @@ export interface ModelEvalOptions {
   /** Of the policies. */
   readonly dtype?: DType;
   /**
-   * Files of the networks that the reward used. Numbers of these networks are marked: a policy that was paid by a network
-   * pleases it. Nothing where that is not known.
+   * Files of the networks that the reward used. Numbers of these networks are marked, since they favour a policy that was
+   * trained with them. Undefined if unknown.
    */
   readonly rewardNetworks?: readonly string[];
-  /** What of a run is judged; it goes into the result as it is. */
+  /** Which checkpoint of a run is evaluated; copied into the result. */
   readonly judged?: JudgedCheckpoint;
-  /** Held-out images that a checkpoint was chosen on: the first step of a spread, as training takes them. They are not judged by. */
+  /** Held-out images that a checkpoint was chosen on: the first step of a spread, as training takes them. They are not used. */
   readonly chosenOn?: number;
   /** A folder for pages of images. */
   readonly out?: string;
@@ -92,7 +92,7 @@ export interface ModelEvalOptions {
   readonly npz?: string;
   /** A file for the result. */
   readonly json?: string;
-  /** Told what is being done, a line at a time. */
+  /** Called with a line of progress. */
   readonly say?: (line: string) => void;
 }
 
@@ -153,7 +153,7 @@ export interface JudgedCheckpoint {
   readonly text: string;
 }
 
-/** A number and how sure it is. */
+/** A number with its interval. */
 export interface Estimate {
   readonly value: number;
   /** 95 % interval, or least and greatest of `seeds`; null where there is none. */
@@ -281,7 +281,11 @@ export function settingsOf(options: ModelEvalOptions, codes: number): EvalSettin
   }
   for (const prefix of settings.prefixes) {
     if (Number.isInteger(prefix) && prefix >= 0 && prefix < codes) continue;
-    throw expected("eval: prefixes", `integers from 0 to ${codes - 1}, with ${codes} codes an image`, prefix);
+    throw expected(
+      "eval: prefixes",
+      `integers from 0 to ${codes - 1}, with ${codes} codes per image`,
+      prefix,
+    );
   }
   const { topK, topP, cfgSchedule: schedule } = settings;
   for (const temperature of settings.temperatures) {
@@ -368,11 +372,11 @@ function networksOf(reward: Section): string[] {
 }
 
 /**
- * Read a run's folder: its configuration, and what it made. A policy that was fine-tuned stands against the one that
- * it began with. The average of its weights counts where there is one.
+ * Read a run's folder: its configuration, and what it made. A fine-tuned policy is compared with the policy that it
+ * started from. The EMA of its weights is used if there is one.
  *
- * @param which - the checkpoint. The best was chosen on held-out images, as many as `chosenOn` says: a verdict on the same
- *   images would flatter it, so they are not judged by.
+ * @param which - the checkpoint. The best was chosen on held-out images, as many as `chosenOn` says: its
+ *   numbers on the same images would be too good, so these are not used.
  * @throws ConfigError when the folder holds no run, or one that has made nothing yet, or no best checkpoint.
  */
 export function optionsOfRun(folder: string, which: "last" | "best" = "last"): RunEvalOptions {
@@ -407,7 +411,7 @@ function evaluatedImages(config: string): number {
   return typeof images === "number" ? images : Number.MAX_SAFE_INTEGER;
 }
 
-/** The file of a run's result, and what it is in words; null where there is none yet. */
+/** The file of a run's result, and what it is in words; null if there is none yet. */
 function resultOf(folder: string, which: "last" | "best"): { path: string; judged: JudgedCheckpoint } | null {
   const whole = join(folder, "model.safetensors");
   if (existsSync(whole)) {

@@ -1,4 +1,4 @@
-/** What judging leaves behind besides numbers: pages of images, and samples for other projects' evaluators. */
+/** Files of an evaluation besides numbers: pages of images, and samples for evaluators of other projects. */
 import { closeSync, mkdirSync, openSync, rmSync } from "node:fs";
 import { basename, dirname, extname, join } from "node:path";
 import { writePng } from "../data/index.js";
@@ -11,7 +11,7 @@ import { type EvalInputs, type HeldOut, imagesFromBytes } from "./inputs.js";
 import type { ModelEvalOptions, Point } from "./options.js";
 
 /**
- * Make the folder of pages, and see that files can be written where they are to go: before hours of work, not after.
+ * Make the folder of pages, and check before hours of work that all files can be written.
  *
  * @throws RangeError that names the option.
  */
@@ -47,7 +47,7 @@ export interface FreeDraw extends Point {
   readonly classes: readonly number[];
 }
 
-/** Completions of a policy at a point, `draws` an image in a row. */
+/** Completions of a policy at a point, `draws` per image, consecutive. */
 export interface CompletionDraw extends Point {
   readonly label: string;
   readonly prefix: number;
@@ -181,11 +181,11 @@ interface PageRow {
 }
 
 /**
- * Lay out rows of images with their labels, several rows beside each other, enlarged by a whole factor to about
+ * Lay out rows of images with their labels, several rows side by side, enlarged by a whole factor to about
  * {@link WIDE} pixels.
  *
  * @param columns - what the images of a row are, above the first; none for images of one kind.
- * @param blocks - rows beside each other.
+ * @param blocks - rows side by side.
  * @returns float32 `[1, 3, H, W]`.
  */
 function labelledPage(rows: readonly PageRow[], columns: readonly string[], blocks: number): Tensor {

@@ -42,7 +42,7 @@ function gainText(gain: Estimate): string {
   return `${Math.abs(gain.value).toFixed(1)} %${intervalText(gain, (of) => of.toFixed(1))} ${side}`;
 }
 
-/** What a frontier is, once, before verdicts that use the word. */
+/** The definition of a frontier, printed once before the verdicts. */
 export const FRONTIER_TEXT: string =
   "A's frontier is what A reaches at any of its temperatures and guidance scales: at each Fréchet distance (FD), its " +
   "least distance from the images. Lower is better in both. FDs whose intervals overlap are not told apart.";
@@ -104,8 +104,8 @@ export function freeVerdictText(
 export const POOR_CEILING: number = 2 / 3;
 
 /**
- * What to know before the numbers are believed: a tokenizer that leaves little to win, networks that the reward used,
- * and networks that are no independent judges.
+ * Warnings: a tokenizer whose error is too large, networks that the reward used, and networks that are not independent
+ * judges.
  */
 export function warningsOf(
   evaluation: Pick<ModelEvaluation, "reconstruction" | "rows" | "networks">,
@@ -177,7 +177,7 @@ export function fewDigits(value: number): string {
         : value.toFixed(4);
 }
 
-/** A column of a table: its heading, and what of a row it shows. */
+/** A column of a table: its heading and its cell in a row. */
 interface Column {
   readonly heading: string;
   readonly of: (measures: Measures) => Estimate | undefined;
@@ -192,11 +192,11 @@ const HEADINGS: Readonly<Record<string, string>> = {
   nearest_ratio: "ratio",
 };
 
-/** Measures of free samples: how close to the real ones; how varied, and how near to what was learnt. */
+/** Measures of free samples: distance from real images, variety, and copies of training images. */
 const CLOSENESS = ["fd_train", "fd_held_out", "kd_train", "kd_held_out", "score", "accuracy"];
 const VARIETY = ["precision", "recall", "density", "coverage", "diversity", "nearest", "nearest_ratio"];
 
-/** The whole of it. */
+/** The whole evaluation as text. */
 export function evaluationText(evaluation: ModelEvaluation): string {
   const { networks } = evaluation;
   return [
@@ -258,7 +258,7 @@ function likelihoodText({ likelihoods }: ModelEvaluation): string[] {
     policy,
     ...[natsPerToken, perplexity, top1].map(cell),
   ]);
-  const table = aligned([["", "nats a code", "perplexity", "top-1"], ...cells]);
+  const table = aligned([["", "nats per code", "perplexity", "top-1"], ...cells]);
   return [`True codes of ${likelihoods[0]?.images} held-out images\n${table}`];
 }
 
@@ -334,7 +334,7 @@ function verdictTexts({ verdicts, networks }: ModelEvaluation): string[] {
   ];
 }
 
-/** What the measures mean, for `--explain`. */
+/** Explanations of the measures, for `--explain`. */
 export function measuresText(): string {
   return aligned(Object.entries(MEASURES).map(([name, measure]) => [name, measure.about, betterOf(measure)]));
 }

@@ -459,7 +459,7 @@ test("what cannot be used is refused in one sentence, and nothing is left behind
   await refused({ npz: at("file", "x.npz") }, /^eval: npz: expected a folder that can be written, got E/);
   await refused(
     { prefixes: [CODES] },
-    "eval: prefixes: expected integers from 0 to 3, with 4 codes an image, got 4.",
+    "eval: prefixes: expected integers from 0 to 3, with 4 codes per image, got 4.",
   );
   await refused({ temperatures: [1, 1] }, "eval: temperatures: expected each value once, got 1 twice.");
   const { policy: _, ...alone } = options();
