@@ -1,4 +1,4 @@
-/** The package root: the names of the library, and the tensor and nn floors as namespaces. */
+/** Public names of the package; `torch` and `nn` are namespaces. */
 
 export { type PresetName, presets } from "./config/presets.js";
 export { type PretrainConfig, type PretrainConfigInput, pretrainKind } from "./config/pretrain.js";

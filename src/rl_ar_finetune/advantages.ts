@@ -7,13 +7,13 @@
  *   exactly 0 and it is counted, where the papers divide rounding errors by a small constant;
  * - what is added to the standard deviation is 1e-8 of the largest |reward|, so that it never shrinks the advantages of
  *   a small but clean spread; `epsilon` is the papers' constant in its place;
- * - where every token has a return of its own, which the papers do not have, the group's mean is taken place by place
- *   (all sequences of a group find the same places hard) and its standard deviation over all places, so that places
- *   with larger differences keep more weight.
+ * - with a return per token, which the papers do not have, the group's mean is taken per place (the same places are hard for
+ *   all sequences of a group) and its standard deviation over all places, so that places with larger differences keep
+ *   more weight.
  */
 import { expected, onesLike, stack, type Tensor, tidy, where, zerosLike } from "../torch/index.js";
 
-/** Advantages, and the groups in which there is nothing to compare. */
+/** Advantages, and the groups whose rewards are all equal. */
 export interface Advantages {
   /** float64, in the shape of the rewards; no gradient. */
   readonly advantages: Tensor;
@@ -21,14 +21,14 @@ export interface Advantages {
   readonly isConstant: Tensor;
 }
 
-/** When rewards count as equal, and what is added to a standard deviation. */
+/** The threshold for equal rewards, and the term added to a standard deviation. */
 export interface SpreadOptions {
   /**
    * Added to the standard deviation, in units of the reward: 1e-4 in TRL, 1e-6 in verl, 1e-8 in VA-pi. Default 1e-8 of
    * the largest |reward| of the group (of all rewards, for a scale over all).
    */
   readonly epsilon?: number;
-  /** Relative to the largest |reward|: a standard deviation of at most this is none; default 1e-6. */
+  /** Relative to the largest |reward|: a smaller or equal standard deviation counts as 0; default 1e-6. */
   readonly minStd?: number;
 }
 
@@ -38,7 +38,7 @@ const RELATIVE_EPSILON = 1e-8;
 /**
  * Discounted returns, `R_t = sum over s >= t of decay^(s - t) r_s`.
  *
- * With decay 0 each token keeps its own reward, with 1 it is credited with all later ones too.
+ * With decay 0 a token is credited only with its own reward, with 1 also with all later ones.
  *
  * @param rewards - float `[..., T]`.
  * @returns float64 `[..., T]`.

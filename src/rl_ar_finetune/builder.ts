@@ -1,6 +1,6 @@
 /**
- * From names and files to parts: the one place that knows concrete tokenizers and policies. What it builds goes on
- * as interfaces.
+ * Builds tokenizers, policies and networks from names and files. Only this file names concrete tokenizers and policies; it returns
+ * interfaces.
  */
 import { rlarCommand } from "../config/command.js";
 import {
@@ -82,22 +82,22 @@ export {
 } from "./describe_weights.js";
 export { buildTokenizerFrozen };
 
-/** Where a model goes, and which of a file's weights it takes. */
+/** The device of a model, and which weights of a file it uses. */
 export interface OpenOptions extends WeightsChoice {
   device?: Device;
 }
 
-/** A loaded tokenizer and what its file was found to be. */
+/** A loaded tokenizer and the description of its file. */
 export interface OpenedTokenizer {
   readonly tokenizer: FrozenTokenizer;
   readonly description: TokenizerDescription;
-  /** Which weights were taken, where the file left a choice. */
+  /** Which weights were used, if the file has several. */
   readonly notes: readonly string[];
 }
 
-/** What {@link openTokenizer} may be told. */
+/** Options of {@link openTokenizer}. */
 export interface OpenTokenizerOptions extends OpenOptions {
-  /** What the file's shapes do not tell, such as `lookup: "l2"` for taming's VQGAN. What they tell must agree. */
+  /** Values that shapes do not show, such as `lookup: "l2"` for taming's VQGAN. Values that shapes show must agree with them. */
   config?: Partial<TokenizerConfig>;
 }
 
@@ -146,15 +146,15 @@ export function buildTokenizerModel(
   return createTokenizer({ ...base, attnLevels, ...changes });
 }
 
-/** A loaded policy and what its file was found to be. */
+/** A loaded policy and the description of its file. */
 export interface OpenedPolicy {
   readonly policy: ArPolicy;
   readonly description: PolicyDescription;
-  /** What was assumed, and which weights were taken where the file left a choice. */
+  /** Assumptions, and which weights were used if the file has several. */
   readonly notes: readonly string[];
 }
 
-/** What {@link openPolicy} may be told. The sizes are needed where the file does not state them. */
+/** Options of {@link openPolicy}. The sizes are needed if the file does not state them. */
 export interface OpenPolicyOptions extends OpenOptions, PolicySizes {
   /** Codes of the tokenizer that the policy is to serve. */
   codebookSize?: number;
@@ -247,7 +247,7 @@ export interface ToklipOptions {
  *
  * With a checkpoint the architecture is read from the file and must agree with the arguments; the file may hold IBQ,
  * LlamaGen's VQ or TokLIP. `useEma: true` takes the EMA of its weights, `false` the raw weights; where omitted, the
- * average where there is one. Without a checkpoint the weights are random.
+ * EMA if the file has one. Without a checkpoint the weights are random.
  *
  * @param initArgs - of {@link IBQ}. `l2Normalize: true` makes a {@link VQModel}, with the sizes of `ddconfig` where given.
  * @param given - {@link ToklipOptions}, or `ckptPath` and `device` as values.
@@ -289,7 +289,7 @@ export interface PolicyAndOptimizer<P extends ArPolicy = ArPolicy> {
   readonly optimizer: AdamW;
 }
 
-/** Constructor of a policy of the user's own. */
+/** Constructor of a program's own policy class. */
 export type PolicyClass = new (options: never) => ArPolicy;
 
 /** What the optimizer of a new policy is given. */
@@ -304,7 +304,7 @@ interface ArOptimizerConfig {
 export interface ArConfig extends ArOptimizerConfig {
   /** `"llammagen"` is accepted for `"llamagen"`. */
   type: "gpt" | "llamagen" | "llammagen";
-  /** A class of the user's own in place of the named one; it is given all options, `vocabSize` and `blockSize`. */
+  /** A program's own class in place of the named one; it is given all options, `vocabSize` and `blockSize`. */
   cls?: PolicyClass;
   nLayer?: number;
   nHead?: number;
@@ -443,7 +443,7 @@ function finiteFloats(where: string, tensor: Tensor): Tensor {
 }
 
 /**
- * LPIPS on a backbone of the user's: torchvision's VGG16, AlexNet or SqueezeNet 1.1, recognised by its shapes, with the
+ * LPIPS on a backbone from a file: torchvision's VGG16, AlexNet or SqueezeNet 1.1, recognised by its shapes, with the
  * published heads unless the file has heads of its own. A VQGAN's training file, which holds it, is taken too.
  *
  * @throws RangeError when the file holds none of them, or weights that are not finite or too large.
@@ -537,7 +537,7 @@ export function openPerceptual(path: string, ...given: [options?: OpenNetworkOpt
   return new PerceptualDistance(openClassifier(path, { device: readDevice("openPerceptual", given) }));
 }
 
-/** A network that says how far apart images look, recognised by its file: LPIPS, or the distance of a classifier. */
+/** A network for a perceptual distance, recognised by its file: LPIPS, or the distance of a classifier. */
 export function openDistance(
   path: string,
   ...given: [options?: OpenNetworkOptions]
@@ -609,7 +609,7 @@ export function clonePolicy(policy: ArPolicy): ArPolicy {
 /**
  * What a policy needs to start from a tokenizer's codebook: its rows as the decoder reads them, float32 `[V, C]`.
  *
- * @throws RangeError for a tokenizer of the user's own, whose codebook is not known here.
+ * @throws RangeError for a program's own tokenizer, whose codebook is not accessible.
  */
 export function codebookOf(tokenizer: FrozenTokenizer): { codebook: Tensor; nCodebookEmbd: number } {
   const { vq, codebookSize } = tokenizer;
@@ -636,7 +636,7 @@ export function codebookOf(tokenizer: FrozenTokenizer): { codebook: Tensor; nCod
  * Latents of images before quantisation, and the codebook's vectors of samples: what VA-pi's embedding reward compares.
  *
  * @param codes - int64 `[N, T]`.
- * @throws RangeError for a tokenizer of the user's own, whose latents are not known here.
+ * @throws RangeError for a program's own tokenizer, whose latents are not accessible.
  */
 export function latentsOf(
   tokenizer: FrozenTokenizer,

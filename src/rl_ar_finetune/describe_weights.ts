@@ -1,6 +1,6 @@
 /**
- * What a file of weights holds, read from its header alone: which model, how large, which of its state dicts, and what
- * is said beside them. Building a model from it is left to `builder.ts`.
+ * Describes a file of weights from its header alone: the model, its size, the state dicts, and the metadata. `builder.ts` builds
+ * models from it.
  */
 import { statSync } from "node:fs";
 import { rlarCommand } from "../config/command.js";
@@ -28,7 +28,7 @@ import {
   type WeightsFile,
 } from "../torch/index.js";
 
-/** What a file of weights was found to be. */
+/** The model in a file of weights. */
 export type ModelDescription =
   | { readonly kind: "tokenizer"; readonly tokenizer: TokenizerDescription }
   | { readonly kind: "policy"; readonly policy: PolicyDescription }
@@ -42,11 +42,11 @@ export interface NetworkDescription {
   readonly weights: "raw" | "ema";
 }
 
-/** What {@link describeWeights} may be told in place of finding it out. */
+/** Options of {@link describeWeights}. */
 export interface DescribeOptions extends PolicySizes {
-  /** The weights of the last step, or the running average of them. */
+  /** The weights of the last step, or their EMA. */
   weights?: "raw" | "ema";
-  /** What the caller knows of a tokenizer; see {@link recogniseTokenizer}. */
+  /** Known values of a tokenizer's configuration; see {@link recogniseTokenizer}. */
   tokenizerConfig?: Partial<TokenizerConfig>;
   /** Sizes of a policy to assume where neither the caller nor the file tells. */
   assume?: PolicySizes;
@@ -57,8 +57,8 @@ export interface WeightsChoice {
   /** Key of the state dict in the file, where it holds several. */
   wrapper?: string;
   /**
-   * `"raw"`: the weights of the last step. `"ema"`: their running average. Where omitted, what the published samplers
-   * read: a tokenizer's average where there is one, and a policy's raw weights where there are any.
+   * `"raw"`: the weights of the last step. `"ema"`: their exponential moving average. Default, as in the published
+   * samplers: the EMA of a tokenizer if there is one, and the raw weights of a policy if there are any.
    */
   weights?: "raw" | "ema";
 }
@@ -98,7 +98,7 @@ export function openModel(path: string, options: WeightsChoice & DescribeOptions
       file.close();
       file = openWeights(path, { wrapper: key });
     };
-    // Tensors beside the state dicts, such as a step, are no model.
+    // Tensors next to the state dicts, such as a step, do not belong to a model.
     const inside = [...RAW, ...AVERAGES].find((key) => file.otherWrappers.includes(key));
     if (wrapper === undefined && file.wrapper === "" && inside !== undefined && !isModel(file))
       reopen(inside);
@@ -127,7 +127,7 @@ function isModel(file: WeightsFile): boolean {
 
 const NO_CHOICE = { wanted: null, isChoice: false } as const;
 
-/** The state dict to take where the caller names none, and whether the file has raw weights and an average. */
+/** The state dict to take where the caller names none, and whether the file has both raw weights and an EMA. */
 function choose(
   file: WeightsFile,
   weights: "raw" | "ema" | undefined,
@@ -141,7 +141,7 @@ function choose(
   return { wanted: taken === "ema" ? average : raw, isChoice: true };
 }
 
-/** Whether a tokenizer's state dict has an average beside the raw weights, as Lightning's has. */
+/** Whether a tokenizer's state dict has an EMA besides the raw weights, as Lightning's has. */
 function hasInnerChoice(found: ModelDescription): boolean {
   return found.kind === "tokenizer" && found.tokenizer.hasBoth;
 }
@@ -149,9 +149,9 @@ function hasInnerChoice(found: ModelDescription): boolean {
 /**
  * Say which model an open file of weights holds, from its header alone.
  *
- * @returns null when it is none that is known here.
+ * @returns null for an unknown model.
  * @throws RangeError when it is a known one that is not whole, lacks the weights that are asked for, or has
- *   weights that are no floating-point numbers.
+ *   weights that are not floating-point numbers.
  */
 export function describeWeights(file: WeightsFile, options: DescribeOptions = {}): ModelDescription | null {
   const { shapes, path: where } = file;

@@ -1,12 +1,12 @@
 /**
  * Losses as functions of tensors: policy gradients with and without clipping, KL to a reference, the value head's
  * error, the weights that turn losses of tokens into one number, and the control of the KL coefficient between updates.
- * No model is known here. `docs/algorithms.md` has every formula with its source.
+ * Models are in other files. `docs/algorithms.md` has every formula with its source.
  *
  * Deviations from the papers:
- * - `exp` of a log-ratio or a log-difference above 20 goes on as its tangent at 20: float32 would soon overflow, and a
- *   clamp would have no gradient where the policy is furthest off. Up to 20 nothing differs.
- * - `klLoss` with k3 has the value of k3 and the gradient of k2. The gradient of k3 itself, which GRPO descends, is on
+ * - `exp` of a log-ratio or log-difference above 20 is replaced by its tangent at 20: float32 would soon overflow, and a
+ *   clamp would have no gradient where the policy differs most.
+ * - `klLoss` with k3 has the value of k3 and the gradient of k2. The gradient of k3 itself, which GRPO uses, is on
  *   average that of KL(reference || policy); that of k1 is 0 on average; that of k2 is that of KL(policy || reference).
  * - The KL coefficient is controlled by the KL per token, not by a sequence's sum, so that a target does not depend on
  *   the number of codes; and by the low-variance estimate that is logged as `kl/ref`, where the paper takes k1.
@@ -120,7 +120,7 @@ export function reinforceLoss(logprobs: Tensor, oldLogprobs: Tensor, advantages:
 }
 
 /**
- * Where a clip takes the gradient away: a ratio below `1 - clipLow` whose advantage is negative, or above
+ * Tokens whose gradient the clip removes: a ratio below `1 - clipLow` whose advantage is negative, or above
  * `1 + clipHigh` whose advantage is positive. bool, in the shape of the ratio.
  */
 export function bindingClips(

@@ -1,6 +1,6 @@
 /**
- * The parts of a run, made from its configuration: tokenizer, policy, reference, optimizer, average, reward, images.
- * What they do together is in `train_loop.ts`.
+ * Builds the parts of a run from its configuration: tokenizer, policy, reference, optimizer, EMA, reward, images. `train_loop.ts`
+ * uses them.
  */
 
 import type { ArSection, Precision, TrainConfig } from "../config/resolve.js";
@@ -55,7 +55,7 @@ export interface RunParts extends RunImages, Disposable {
   readonly lora: Lora | null;
   /** The module whose weights the optimizer updates and the EMA follows, beside a value head: the adapters, or the policy. */
   readonly trained: Module;
-  /** The frozen policy that KL is measured against; null where nothing measures it, when it is not even loaded. */
+  /** The frozen policy that KL is measured against; null, and not loaded, if no KL is measured. */
   readonly reference: ArPolicy | null;
   /** Fingerprints of the weights that are used and not trained, by what they are: tokenizer, reward networks, reference. */
   readonly frozen: Readonly<Record<string, string>>;
@@ -71,7 +71,7 @@ export interface RunParts extends RunImages, Disposable {
   readonly packAs: DType | null;
 }
 
-/** Notes a part that the run has to free, and gives it back. */
+/** Registers a part that the run must free, and returns it. */
 type Own = <T extends Disposable>(part: T) => T;
 
 /** bfloat16 where asked for, or on CUDA where it is left open. */
@@ -91,7 +91,7 @@ export function deviceOf(config: { readonly train: { readonly device: string } }
 /**
  * Open and build all parts.
  *
- * @throws RangeError naming the part that cannot be had, and what to do; what was opened before it is freed.
+ * @throws RangeError that names the part that cannot be opened, and what to do; parts opened before are freed.
  */
 export async function openRunParts(config: TrainConfig): Promise<RunParts> {
   const opened: Disposable[] = [];

@@ -40,7 +40,7 @@ export type ReconstructionType = "l1" | "l2" | "psnr" | "ssim" | "ms_ssim" | "lp
 /** The scale of each term before it is weighted: its own, or mean 0 and standard deviation 1 over batch or group. */
 export type Normalization = "none" | "batch" | "group";
 
-/** A batch to be judged: all terms are computed from this one decode. */
+/** A batch to reward: all terms are computed from one decode. */
 export interface Judged {
   /** float32 `[B, 3, H, W]` in [-1, 1]. */
   readonly images: Tensor;
@@ -68,7 +68,7 @@ export interface Term {
 export interface Rewards {
   /** float64 `[B, G]`: weighted sum of the terms, higher is better. */
   readonly total: Tensor;
-  /** The weighted sum without normalisation; `total` itself where there is none. */
+  /** The weighted sum before normalisation; `total` itself without normalisation. */
   readonly plain: Tensor;
   /** float64 `[B, G]` by name, in the metrics' own units, unweighted. */
   readonly terms: Readonly<Record<string, Tensor>>;
@@ -91,7 +91,7 @@ export interface TermOptions {
 /**
  * A term that compares samples with their images.
  *
- * Features that LPIPS and the perceptual distance take from the images are computed once a batch and serve all G
+ * Features that LPIPS and the perceptual distance take from the images are computed once per batch and serve all G
  * samples.
  *
  * @throws RangeError for `"lpips"` and `"perceptual"` without their networks.
@@ -175,7 +175,7 @@ export function unrewardedTerm(perceptual: PerceptualDistance): Term {
   return { ...reconstructionTerm("perceptual", { perceptual }), name: UNREWARDED };
 }
 
-/** How real a PatchGAN discriminator finds the samples: its mean logit. */
+/** The mean logit of a PatchGAN discriminator for the samples: higher looks more real. */
 export function patchGanTerm(
   discriminator: NLayerDiscriminator,
   options: Pick<TermOptions, "weight" | "chunk" | "amp"> = {},
@@ -248,7 +248,7 @@ function checkedValue(where: string, value: unknown, shape: readonly number[], {
 }
 
 /**
- * Judge a batch by several terms.
+ * Reward a batch by several terms.
  *
  * @param options.normalize - put each term on one scale before it is weighted: `"batch"` over all samples, `"group"`
  *   over the samples of an image. Terms of different units can then be mixed by weight alone.

@@ -1,6 +1,6 @@
 /**
  * Rollouts: G sequences for each of B images, in one of four contexts that decide what the policy reads before each
- * code. Rewards are in `rewards.ts`, updates in `optimize.ts`.
+ * code. Single draws are in `sampling.ts`, rewards in `rewards.ts`, updates in `optimize.ts`.
  *
  * The teacher-forced contexts are VA-pi's: at each position G codes are drawn independently from one distribution, so
  * that B rows of one forward pass serve B * G sequences. Deviations: a noisy code is uniform over all V, and the update

@@ -1,5 +1,5 @@
 /**
- * Drawing codes from a policy step by step, and the one distribution that both the sampler here and the scorer
+ * Draws codes from a policy step by step, and has the one distribution that both the sampler here and the scorer
  * (`scoring.ts`) use, so that codes are scored under the distribution that they were drawn from. Top-k, top-p,
  * temperature and guidance are applied in {@link distribution} and nowhere else. Contexts other than free-running are
  * in `rollout.ts`.

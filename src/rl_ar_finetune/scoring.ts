@@ -1,6 +1,6 @@
 /**
  * Log-probabilities of given codes, through the sampler's own `distribution`: teacher-forced, with gradients, and in
- * chunks of positions that the backward computes again, so that no `[N, T, V]` array ever exists. Losses are in
+ * chunks of positions that the backward pass computes again, so that no `[N, T, V]` array exists. Losses are in
  * `losses.ts`.
  *
  * Sequences of a group that read the same context share one forward and one backward: position t has one row of logits
@@ -171,7 +171,7 @@ export interface Scores {
 }
 
 /**
- * Log-probabilities of codes under a policy, as `sampleCodesWithLogprobs` would give them, with gradients to all its
+ * Log-probabilities of codes under a policy, as `sampleCodesWithLogprobs` gives them, with gradients to all its
  * parameters unless inside `noGrad`. Dropout is off.
  *
  * A recorded support is used in place of top-k and top-p: it stays the same while the policy changes, so that ratios to
@@ -256,7 +256,7 @@ export function scoreRows(
     }
     const names = Object.keys(arrays) as (keyof Chunk)[];
     const size = options.chunk ?? logitChunk(policy);
-    // `split` gathers its gradients once; a slice a chunk would add up as many full-size gradients as chunks.
+    // `split` gathers its gradients once; a slice per chunk would add up as many full-size gradients as chunks.
     const pieces = names.map((name) => (arrays[name] as Tensor).split(size));
     const columnsOf = (...inputs: Tensor[]): Tensor => {
       const chunk = Object.fromEntries(names.map((name, i) => [name, inputs[i]])) as unknown as Chunk;

@@ -1,6 +1,6 @@
 /**
- * From the configuration to the options of the parts: sampling, context and learning rate at an iteration, and each
- * algorithm's update. Options of the images are in `run/images.ts`.
+ * Converts the configuration into options: sampling, context and learning rate at an iteration, and options of each algorithm's
+ * update. Options of the images are in `run/images.ts`.
  */
 import type { OptimizerSection, TrainConfig } from "../config/resolve.js";
 import { sharesContext } from "../config/rules.js";
@@ -58,7 +58,7 @@ export function contextAt(config: TrainConfig, step: number, codes: number): Rol
   }
 }
 
-/** The learning rate's factor at each iteration, from 0. */
+/** The learning rate's factor at each iteration, counted from 0. */
 export function lrScheduleOf(config: TrainConfig): schedules.Schedule {
   return lrSchedule(config.optimizer, config.train.iters);
 }
@@ -132,7 +132,7 @@ function given<T extends object>(section: T): { [K in keyof T]: Exclude<T[K], nu
   return Object.fromEntries(entries);
 }
 
-/** Options whose omission is a limit of the update's own, and whose null is none. */
+/** Options that have a default limit when omitted, and no limit when null. */
 const NO_LIMIT = new Set(["advantageClip", "targetKl"]);
 
 function sharedOptions(config: TrainConfig, reference: ArPolicy | null, klCoef: number): UpdateOptions {

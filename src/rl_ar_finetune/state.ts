@@ -1,6 +1,6 @@
 /**
- * What a run remembers from iteration to iteration, how a checkpoint holds it, and how it is restored. When a checkpoint
- * is made is decided in `train_loop.ts`.
+ * The state of a run between iterations: progress and its parts in a checkpoint, saving and restoring. `train_loop.ts` decides when
+ * to save.
  */
 import { basename, join } from "node:path";
 import { plainConfig } from "../config/explain.js";
@@ -22,7 +22,7 @@ import type { RunParts } from "./parts.js";
 import type { Rollout } from "./rollout.js";
 import { lrSchedule, lrScheduleOf } from "./settings.js";
 
-/** What the loop remembers beside the parts. */
+/** The progress of a run. */
 export interface Progress {
   /** Iterations that are done. */
   step: number;
@@ -62,7 +62,7 @@ const EFFECTS: Effects = [
 export const WEIGHT_FILES: readonly string[] = [".safetensors", ".pt", ".pth", ".ckpt", ".bin"];
 
 /**
- * Put the parts where a checkpoint left them.
+ * Restore the parts from a checkpoint.
  *
  * @returns how far that was, and lines for the user on what `force` changes.
  * @throws ConfigError when the run would not go on as it was begun, unless forced.
@@ -109,7 +109,7 @@ export function restore(
   loadOptimizer(optimizer, { tensors: tensors.optimizer ?? {}, groups });
   valueHead?.loadStateDict(tensors.value_head ?? {});
   const averages = lora === null ? tensors.ema : tensors.lora_ema;
-  // An average that was not kept so far starts from here.
+  // An EMA that did not exist so far starts from the current weights.
   const present = Object.fromEntries(
     trained.namedParameters().filter(([, { requiresGrad }]) => requiresGrad),
   );
@@ -129,7 +129,7 @@ export function restore(
     progress: {
       ...progress,
       step,
-      skippedInARow: 0, // whoever resumes has mended the cause
+      skippedInARow: 0, // the user has fixed the cause
       klCoef: isSteered ? progress.klCoef : config.kl.coef,
       ...(isOtherReference && { klMean: null }),
       best: isComparable ? saved.best : null,
@@ -344,7 +344,7 @@ function metricOf(best: string, { spreads, metrics }: Evaluation): number {
   return (spread as Record<string, number> | undefined)?.[best.slice(cut + 1)] ?? Number.NaN;
 }
 
-/** Write what a skipped step had to work with, for whoever looks for the cause. */
+/** Write the batch of a skipped step, for debugging. */
 export function dump(
   folder: string,
   step: number,

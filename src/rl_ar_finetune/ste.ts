@@ -1,6 +1,6 @@
 /**
- * The differentiable baseline: codes drawn with straight-through Gumbel noise, their codebook rows through the frozen
- * decoder, and the gradient of the reward back through all of it into the policy. No advantages and no ratio. The draws
+ * The straight-through baseline: it draws codes with straight-through Gumbel noise, decodes their codebook rows with the frozen
+ * decoder, and backpropagates the reward through the decoder into the policy. There are no advantages and no ratio. The draws
  * and their gradient are in `scoring.ts`, rewards in `rewards.ts`.
  *
  * After the STE baseline of VA-pi (2025), with Jang et al. 2017, "Categorical Reparameterization with Gumbel-Softmax".
@@ -9,8 +9,8 @@
  *   feeds the table's rows as they are, which decode to other images;
  * - the loss is minus the reward, with all its terms, plus the cross-entropy, on by default, and an entropy bonus; the
  *   script has the squared error and LPIPS, with LPIPS and the cross-entropy off;
- * - an image may be drawn several times for one forward pass of the policy; there once;
- * - one step per rollout of `rollout.images` with a learning rate schedule; there every batch of the set at a constant rate.
+ * - an image may have several draws per forward pass of the policy; the script has one;
+ * - one step per rollout of `rollout.images` with a learning rate schedule; the script takes a step per batch of the set at a constant rate.
  */
 import { clipGradNorm } from "../nn/index.js";
 import type { ArPolicy } from "../policies/policy.js";

@@ -1,6 +1,6 @@
 /**
- * What one step does: the condition and the codes of a batch, the rollout, the decoded samples and their rewards, the
- * update of the configured algorithm, the metrics and a page of samples. Training and evaluation share the first four.
+ * The parts of one training step: condition and codes of a batch, rollout, decoding and rewards, update by the configured
+ * algorithm, metrics, and a page of samples. Evaluation uses the first four as well.
  */
 import type { TrainConfig } from "../config/resolve.js";
 import { type Batch, imageGrid } from "../data/index.js";

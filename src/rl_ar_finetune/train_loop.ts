@@ -1,6 +1,6 @@
 /**
- * The training loop: one function of numbered steps. What each step does is in `step.ts`, what is remembered from one to
- * the next in `state.ts`; what the keys mean is in `config/train.ts`.
+ * The training loop: one function of numbered steps. The parts of a step are in `step.ts`, the state between
+ * steps in `state.ts`, the keys in `config/train.ts`.
  */
 import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";

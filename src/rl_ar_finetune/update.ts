@@ -1,5 +1,5 @@
 /**
- * What every update shares: its batch and options, epochs, mini-batches, checks before a step, clipping, the step and
+ * The common part of all updates: batch and options, epochs, mini-batches, checks before a step, clipping, the step and
  * the metrics. Advantages and losses of each algorithm are in `optimize.ts`, the gradient of a step in `window.ts`.
  */
 import { clipGradNorm } from "../nn/index.js";

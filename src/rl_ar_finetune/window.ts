@@ -1,7 +1,7 @@
 /**
  * The gradient of one optimizer step: the rows of a window in micro-batches, each forward, loss and backward. Weights of
- * tokens are made for the whole window beforehand, so the size of micro-batches changes memory and nothing else. Which
- * losses there are is decided in `optimize.ts`; `update.ts` clips and steps.
+ * tokens are made for the whole window beforehand, so the size of micro-batches changes memory and nothing else. `optimize.ts`
+ * chooses the losses; `update.ts` clips and steps.
  */
 import type { Module } from "../nn/index.js";
 import type { ArPolicy } from "../policies/policy.js";

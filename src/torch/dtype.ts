@@ -31,7 +31,7 @@ export type TypedArray =
 interface DTypeInfo {
   /** `c10::ScalarType`, stable across LibTorch versions. */
   readonly code: number;
-  /** Bytes an element. */
+  /** Bytes per element. */
   readonly size: number;
   readonly isFloat: boolean;
 }
