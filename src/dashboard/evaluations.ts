@@ -113,7 +113,7 @@ function intervalText({ seeds = [], resamples = 0, samples, draws = 1 }: SomeEva
   const drawn =
     (samples === undefined ? "" : ` ${samples} free samples a setting.`) +
     (draws === 1 ? "" : ` ${draws} completions of each image, of which each number is the mean.`);
-  if (seeds.length > 1) return `In brackets: least and greatest of seeds ${seeds.join(", ")}.${drawn}`;
+  if (seeds.length > 1) return `In brackets: minimum and maximum over seeds ${seeds.join(", ")}.${drawn}`;
   if (resamples === 0) return `No intervals were computed.${drawn}`;
   return `In brackets: 95 % intervals, from ${resamples} resamples. A change is called better or worse where the intervals of A and B do not overlap.${drawn}`;
 }

@@ -84,7 +84,7 @@ export function noticesOf(run: Run): Notice[] {
   const flat = finiteMean(metrics.get("advantage/frac_zero_std")?.values ?? []);
   if (flat > 0.5)
     look(
-      `In ${numberText(flat, "%")} of the groups all samples were worth the same, so the policy learnt nothing from them.`,
+      `In ${numberText(flat, "%")} of the groups all samples had the same reward, so the policy learnt nothing from them.`,
     );
   const begun = Date.parse(run.starts[0]?.environment.startedAt ?? "");
   for (const { file, writtenAt } of run.evaluations)

@@ -254,15 +254,15 @@ export function comparabilityOf(runs: readonly Run[]): string[] {
   const other = judged.filter(({ on }) => on !== judged[0]?.on);
   return [
     ...told(
-      "The runs were evaluated on different images: their numbers do not compare",
+      "The runs were evaluated on different images: their numbers cannot be compared",
       differing(IMAGE_KEYS),
     ),
     ...told(
-      "The runs drew different things for the same images: their numbers do not compare",
+      "The runs drew different things for the same images: their numbers cannot be compared",
       differing(DRAW_KEYS),
     ),
     ...told(
-      "The runs have different rewards or judges: those numbers do not compare",
+      "The runs have different rewards or judges: those numbers cannot be compared",
       differing(REWARD_KEYS),
     ),
     ...(other.length === 0

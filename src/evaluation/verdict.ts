@@ -44,8 +44,8 @@ function gainText(gain: Estimate): string {
 
 /** The definition of a frontier, printed once before the verdicts. */
 export const FRONTIER_TEXT: string =
-  "A's frontier is what A reaches at any of its temperatures and guidance scales: at each Fréchet distance (FD), its " +
-  "least distance from the images. Lower is better in both. FDs whose intervals overlap are not told apart.";
+  "A's frontier: at each Fréchet distance (FD), the lowest distance from the images that A reaches at any of its " +
+  "temperatures and guidance scales. Lower is better in both. FDs whose intervals overlap count as equal.";
 
 /** A verdict in words, a line that sums up and one a point. */
 export function verdictText(
@@ -57,7 +57,7 @@ export function verdictText(
   const lines = standings.map(({ point, rival, gain, standing }) => {
     const own = `B ${pointText(point)}: FD ${estimateText(point.fd)}, ${name} ${fewDigits(point.value)}`;
     const which = isAbove(rival.fd, point.fd)
-      ? "A's point of least FD, which is higher"
+      ? "A's point of lowest FD, which is higher"
       : isApart(rival.fd, point.fd)
         ? "A's best with a lower FD"
         : "A's best with an FD not told apart";
@@ -70,8 +70,8 @@ export function verdictText(
   const beyond = count("beyond");
   const rest = [
     count("lower_fd") > 0 ? `${count("lower_fd")} with a lower FD than any of A's` : "",
-    count("even") > 0 ? `${count("even")} not told apart from it` : "",
-    count("behind") > 0 ? `${count("behind")} behind it` : "",
+    count("even") > 0 ? `${count("even")} without a clear difference` : "",
+    count("behind") > 0 ? `${count("behind")} not better` : "",
   ].filter((text) => text !== "");
   const settings = `${beyond === 0 ? "none" : beyond} of ${standings.length} ${standings.length === 1 ? "setting" : "settings"}`;
   const others = rest.length === 0 ? "" : ` (${rest.join(", ")})`;
@@ -83,7 +83,7 @@ export function verdictText(
         `${fewDigits(best.rival.value)} at ${pointText(best.rival)}; FD ${fewDigits(best.point.fd.value)} and ` +
         `${fewDigits(best.rival.fd.value)}${isApart(best.point.fd, best.rival.fd) ? "" : ", not told apart"}.`;
   const of = `completions after ${prefix} codes; network ${networkMark(networks, network)}`;
-  return [`B lies beyond A's frontier in ${name} at ${settings}${others}.${example} (${of})`, ...lines];
+  return [`B is better than A's frontier in ${name} at ${settings}${others}.${example} (${of})`, ...lines];
 }
 
 /** The free samples' verdict in words. */
@@ -91,11 +91,11 @@ export function freeVerdictText(
   { network, a, b }: FreeVerdict,
   networks: readonly NetworkFact[] = [],
 ): string {
-  const numbers = `B's least FD is ${estimateText(b.fd)} at ${pointText(b)}, A's ${estimateText(a.fd)} at ${pointText(a)}`;
+  const numbers = `B's lowest FD is ${estimateText(b.fd)} at ${pointText(b)}, A's ${estimateText(a.fd)} at ${pointText(a)}`;
   const hasIntervals = a.fd.low !== null && b.fd.low !== null;
   const percent = percentUnder(b.fd.value, a.fd.value);
   const end = !isApart(a.fd, b.fd)
-    ? "not told apart"
+    ? "the intervals overlap"
     : `${Math.abs(percent).toFixed(1)} % ${percent >= 0 ? "lower" : "higher"}${hasIntervals ? "" : " (no intervals)"}`;
   return `Free samples: ${numbers}: ${end}. (network ${networkMark(networks, network)})`;
 }
@@ -154,7 +154,7 @@ function poorTokenizer({
       if (ceiling === undefined || best === undefined || !(ceiling.value > POOR_CEILING * best.value))
         return [];
       const most = percentUnder(ceiling.value, best.value);
-      const left = most > 0 ? `can win at most ${most.toFixed(0)} %` : "can win nothing";
+      const left = most > 0 ? `can improve it by at most ${most.toFixed(0)} %` : "cannot improve it";
       return [
         `The tokenizer is poor: its own reconstructions have ${label} ${fewDigits(ceiling.value)}, A's completions after ` +
           `${prefix} codes ${fewDigits(best.value)} (${pointText(best)}). Fine-tuning ${left}; train a better tokenizer first.`,
@@ -278,7 +278,7 @@ function freeText({ rows, real, settings }: ModelEvaluation, network: string, ma
   const all = [...known, ...drawn];
   const columnsOf = (names: readonly string[]): Column[] => names.map((name) => byNetwork(network, name));
   return [
-    `Free samples, ${settings.samples} a row, ${settings.classes === "data" ? "classes as often as in the training images" : "all classes equally often"}, in ${mark}\n` +
+    `Free samples, ${settings.samples} per row, ${settings.classes === "data" ? "classes as often as in the training images" : "all classes equally often"}, in ${mark}\n` +
       `${tableText(columnsOf(CLOSENESS), all)}\n\n${tableText([...columnsOf(VARIETY), plain("codes_used")], all)}`,
   ];
 }
@@ -297,7 +297,7 @@ function completionText(evaluation: ModelEvaluation): string[] {
     ]);
     const draws = settings.draws === 1 ? "one draw" : `${settings.draws} draws`;
     return [
-      `Completions of ${reconstruction.images} held-out images, ${prefix} of ${data.codes} codes given, ${draws} an image\n${table}`,
+      `Completions of ${reconstruction.images} held-out images, ${prefix} of ${data.codes} codes given, ${draws} per image\n${table}`,
     ];
   });
 }
@@ -330,7 +330,7 @@ function verdictTexts({ verdicts, networks }: ModelEvaluation): string[] {
     ...verdicts.free.map((verdict) => freeVerdictText(verdict, networks)),
   ];
   return [
-    `Verdict: does B give what no temperature or scale of A gives?\n${FRONTIER_TEXT}\n${texts.join("\n")}`,
+    `Verdict: is B better than A at all of A's temperatures and scales?\n${FRONTIER_TEXT}\n${texts.join("\n")}`,
   ];
 }
 

@@ -193,7 +193,7 @@ export function checkTokens(where: string, tokens: Tensor, blockSize: number): [
     throw expected(where, "int64 tokens of shape [B, n]", tokens);
   }
   if (n >= blockSize) {
-    const remedy = "The last code of an image predicts nothing: leave it out";
+    const remedy = "The last code of an image predicts nothing: omit it";
     throw expected(where, `at most ${blockSize - 1} tokens before the predicted ones`, n, remedy);
   }
   return [batch, n];

@@ -132,7 +132,7 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
   const isLoader = config.dataloader !== null;
   const codes = isLoader ? (config.rollout.maxLen ?? side * side) : side * side;
   if ((config.rollout.maxLen ?? codes) !== codes) {
-    const remedy = `The decoder wants all codes of an image: change data.size, or leave maxLen out`;
+    const remedy = `The decoder wants all codes of an image: change data.size, or omit maxLen`;
     throw expected(
       "rollout.maxLen",
       `${codes}, the codes of an image of ${config.data.size} px`,

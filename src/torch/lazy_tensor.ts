@@ -115,7 +115,7 @@ function readElements(lazy: LazyTensor, where: string, start: number, count: num
   const { dtype, storage } = lazy;
   if (!Object.hasOwn(DTYPES, dtype)) {
     const known = Object.keys(DTYPES).join(", ");
-    throw expected(where, `a dtype among ${known}`, lazy, "Convert it in Python, or leave it out");
+    throw expected(where, `a dtype among ${known}`, lazy, "Convert it in Python, or omit it");
   }
   const { size } = DTYPES[dtype as DType];
   const flat = empty([count], { dtype: dtype as DType });

@@ -106,11 +106,7 @@ test("what cannot be evaluated is refused in a sentence: a wrong command line wi
   const tokenizer = ["--tokenizer", at("tokenizer.safetensors")];
   const images = ["--data", at("images"), "--size", "16", "--eval-part", "0.4"];
   const cases: [string[], number, RegExp][] = [
-    [
-      [],
-      2,
-      /--tokenizer, the weights of the tokenizer, got none.+\n- eval: expected --data, images of the training/,
-    ],
+    [[], 2, /--tokenizer, the weights of the tokenizer, got none.+\n- eval: expected --data\b/],
     [["--run", at("empty")], 2, /expected the folder of a run, got .+empty, which has no config\.yaml/],
     [[...tokenizer, ...images, "--temperatures", "1,hot"], 2, /Expected a number/],
     [[...tokenizer, ...images, "--eval-part", "2"], 2, /config\.data\.evalPart: expected/],

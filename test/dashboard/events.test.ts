@@ -80,7 +80,7 @@ test("what looks odd: held-out metrics that got worse, diversity that fell, an e
     "Held-out L2 is worse: 0.1000, then 0.2000.",
     "Held-out Diversity fell: 0.2000, then 0.1000.",
     "The entropy of the policy fell by half or more: 4, then 1.",
-    "In 75 % of the groups all samples were worth the same, so the policy learnt nothing from them.",
+    "In 75 % of the groups all samples had the same reward, so the policy learnt nothing from them.",
     "The code differed from the commit: files had been changed.",
   ]);
 });

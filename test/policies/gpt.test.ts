@@ -187,7 +187,7 @@ test("what does not fit is refused", () =>
       fails(
         () => gpt.forward(codes(Array(16).fill(0)), { classes }),
         "GPT.hidden: expected at most 15 tokens before the predicted ones, got 16. " +
-          "The last code of an image predicts nothing: leave it out.",
+          "The last code of an image predicts nothing: omit it.",
       );
       fails(
         () => gpt.forward(ids(1, 2), { classes }),

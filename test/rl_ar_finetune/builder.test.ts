@@ -272,7 +272,7 @@ test("raw weights and averages mean the same for policies and tokenizers", () =>
   };
   // LlamaGen's and IBQ's published reconstructions are of the average.
   assert.deepEqual(of({}), [1, "ema"]);
-  assert.match(openTokenizer(tokenizer, { config: CONFIG }).notes.join(), /average.*tokenizer.*raw/);
+  assert.match(openTokenizer(tokenizer, { config: CONFIG }).notes.join(), /EMA.*tokenizer.*raw/);
   assert.deepEqual(openTokenizer(tokenizer, { config: CONFIG, weights: "ema" }).notes, []);
   assert.match(openPolicy(policy, { nHead: 2 }).notes.join(), /raw weights of the policy.*ema/);
   assert.deepEqual(of({ weights: "raw" }), [0, "raw"]);

@@ -57,7 +57,7 @@ test("what a run cannot be made of", async (t) => {
   assert.equal(
     await refused({ rollout: { maxLen: 9 } }),
     "rollout.maxLen: expected 16, the codes of an image of 16 px, got 9. " +
-      "The decoder wants all codes of an image: change data.size, or leave maxLen out.",
+      "The decoder wants all codes of an image: change data.size, or omit maxLen.",
   );
   assert.match(await refused({ tokenizer: { path: join(folder, "none.safetensors") } }), /none\.safetensors/);
   assert.match(await refused({ data: { source: join(folder, "nothing") } }), /nothing/);

@@ -216,7 +216,7 @@ test("tensors of kinds that are not here: described, or records of the call", ()
   assert.equal(`${at("storage")}`, "LazyTensor uint8[8]");
   noLeak(() =>
     assert.throws(() => file.load(), {
-      message: `${file.path}: uint16: expected a dtype among uint8, int8, int16, int32, int64, float16, float32, float64, complex64, complex128, bool, bfloat16, got LazyTensor uint16[2]. Convert it in Python, or leave it out.`,
+      message: `${file.path}: uint16: expected a dtype among uint8, int8, int16, int32, int64, float16, float32, float64, complex64, complex128, bool, bfloat16, got LazyTensor uint16[2]. Convert it in Python, or omit it.`,
     }),
   );
   const loaded = file.load({ only: (name) => name === "plain" });

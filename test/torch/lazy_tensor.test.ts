@@ -205,7 +205,7 @@ test("a dtype that no tensor here can have is described and not read", () => {
   assert.equal(v3(torchClass("float32")).read().numel, 6);
   const known =
     "uint8, int8, int16, int32, int64, float16, float32, float64, complex64, complex128, bool, bfloat16";
-  const message = `LazyTensor.read: expected a dtype among ${known}, got LazyTensor uint32[6]. Convert it in Python, or leave it out.`;
+  const message = `LazyTensor.read: expected a dtype among ${known}, got LazyTensor uint32[6]. Convert it in Python, or omit it.`;
   noLeak(() => refused(() => v3(torchClass("uint32")).read(), message));
   assert.equal(v3(torchClass("a_dtype_to_come")).dtype, "a_dtype_to_come");
   refused(
