@@ -97,6 +97,14 @@ test("a run, its samples, and the same command again", () => {
   assert.equal(forced.code, 0, forced.err);
 });
 
+test("an unconditional policy's samples are drawn by the command that is printed", () => {
+  const { code, out, err } = rlar("pretrain", ...keys("empty"), "train.iters=1", "pretrain.start=empty");
+  assert.equal(code, 0, err);
+  const samples = pasted(out.trimEnd().split("\n").at(-1) ?? "");
+  assert.equal(samples.code, 0, samples.err);
+  assert.match(samples.out, /without a condition/);
+});
+
 test("a start that fails can be tried again in the same folder", () => {
   const failed = rlar("pretrain", ...keys("again"), "tokenizer.path=nowhere.safetensors");
   assert.equal(failed.code, 3);
