@@ -143,7 +143,7 @@ const MUTATIONS = {
     ["context one code late", "trueCodes.narrow(1, 0, t - 1)", "trueCodes.narrow(1, 1, t - 1)"],
     ["graph not kept", "keepGraph ? enableGrad(run) : noGrad(run)", "noGrad(run)"],
   ],
-  "rl_ar_finetune/window": [
+  "rl_ar_finetune/objective": [
     [
       "token dropout ignored",
       "tokenWeights(policyMask, objective.aggregation)",

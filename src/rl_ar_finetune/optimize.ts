@@ -37,6 +37,7 @@ import {
   whiten,
 } from "./advantages.js";
 import { type ClipOptions, cispoLoss, explainedVariance, pgLoss, reinforceLoss } from "./losses.js";
+import type { Objective } from "./objective.js";
 import { requireChoice, requireNumber, withoutDropout } from "./sampling.js";
 import { rangesOf, sliceRows, statesOf } from "./scoring.js";
 import {
@@ -55,7 +56,6 @@ import {
   type UpdateOptions,
   type UpdateResult,
 } from "./update.js";
-import type { Objective } from "./window.js";
 
 export type { KlOptions, Optimizer, UpdateBatch, UpdateOptions, UpdateResult } from "./update.js";
 export { type BatchPlan, planBatches, type UpdateArguments } from "./update.js";

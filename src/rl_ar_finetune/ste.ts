@@ -28,6 +28,7 @@ import {
   Tensor,
   tidy,
 } from "../torch/index.js";
+import { readSums } from "./objective.js";
 import { type Term, termValue } from "./rewards.js";
 import { requireOnDevice, requirePositive, type Start, withoutDropout } from "./sampling.js";
 import {
@@ -49,7 +50,6 @@ import {
   type UpdateOptions,
   type UpdateResult,
 } from "./update.js";
-import { readSums } from "./window.js";
 
 /** Images, and the contexts in which their codes are drawn. */
 export interface SteBatch {

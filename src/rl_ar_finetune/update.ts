@@ -1,6 +1,6 @@
 /**
  * The common part of all updates: batch and options, epochs, mini-batches, checks before a step, clipping, the step and
- * the metrics. Advantages and losses of each algorithm are in `optimize.ts`, the gradient of a step in `window.ts`.
+ * the metrics. Advantages and losses of each algorithm are in `optimize.ts`, the gradient of a step in `objective.ts`.
  */
 import { clipGradNorm } from "../nn/index.js";
 import type { ArPolicy } from "../policies/policy.js";
@@ -27,6 +27,7 @@ import {
   klLoss,
   tokenDropout,
 } from "./losses.js";
+import { type Objective, type Window, type WindowSums, windowGradient } from "./objective.js";
 import {
   checkGenerator,
   mapStart,
@@ -46,7 +47,6 @@ import {
   scoreRows,
   sliceRows,
 } from "./scoring.js";
-import { type Objective, type Window, type WindowSums, windowGradient } from "./window.js";
 
 /** What an update needs of an optimizer; `AdamW` is one. */
 export interface Optimizer {

@@ -1,7 +1,8 @@
 /**
- * The gradient of one optimizer step: the rows of a window in micro-batches, each forward, loss and backward. Weights of
- * tokens are made for the whole window beforehand, so the size of micro-batches changes memory and nothing else. `optimize.ts`
- * chooses the losses; `update.ts` clips and steps.
+ * The objective of one optimizer step and its gradient: policy loss, KL to the reference, entropy, cross-entropy and value
+ * loss are summed here, in micro-batches, each forward, loss and backward. Weights of tokens are made for all rows of the step
+ * beforehand, so the size of micro-batches changes memory and nothing else. The losses themselves are in `losses.ts`;
+ * `optimize.ts` chooses among them; `update.ts` clips and steps.
  */
 import type { Module } from "../nn/index.js";
 import type { ArPolicy } from "../policies/policy.js";

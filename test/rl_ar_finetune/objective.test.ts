@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { pgLoss } from "../../src/rl_ar_finetune/losses.js";
+import { type Objective, type Window, windowGradient } from "../../src/rl_ar_finetune/objective.js";
 import { passesOf, scoreCodes } from "../../src/rl_ar_finetune/scoring.js";
-import { type Objective, type Window, windowGradient } from "../../src/rl_ar_finetune/window.js";
 import { manualSeed, noGrad, ones, randint, randn, type Tensor, tensor } from "../../src/torch/index.js";
 import { expectClose } from "../support/close.js";
 import { TinyPolicy } from "../support/tiny_policy.js";
