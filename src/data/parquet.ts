@@ -252,7 +252,7 @@ function findLabel(path: string, columns: readonly Column[], name: string | null
     throw expected(path, what, listColumns(columns), `Name the right one with data.label. ${LABEL_REMEDY}`);
   }
   if (isList(column) || column.children.length > 0) {
-    throw expected(path, `one class a row in column ${found}`, columnType(column), LABEL_REMEDY);
+    throw expected(path, `one class per row in column ${found}`, columnType(column), LABEL_REMEDY);
   }
   return found;
 }
