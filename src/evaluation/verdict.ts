@@ -222,7 +222,7 @@ function headText({ data, files, networks, settings, made, judged }: ModelEvalua
       "images",
       `${data.source}: ${data.train.images} to train on, held out ${heldOut}, ${data.classNames.length} classes`,
     ],
-    ["codes", `${data.codes} an image of ${data.size} px, ${data.codebookSize} in the codebook`],
+    ["codes", `${data.codes} per image of ${data.size} px, ${data.codebookSize} in the codebook`],
     ...networks.map(({ name }): [string, string] => [networkMark(networks, name), name]),
     [
       "intervals",

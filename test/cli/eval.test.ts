@@ -65,11 +65,11 @@ test("two policies, two networks, a frontier: tables, verdict, pages, samples an
   assert.equal(code, 0, err);
   assert.match(out, /^tokenizer +\S+tokenizer\.safetensors \(sha256 [0-9a-f]{12}\)$/m);
   assert.match(out, /^\[2\] +classifier of 3 classes \(\S+c4\.safetensors\)$/m);
-  assert.match(out, /^Completions of \d+ held-out images, 12 of 16 codes given, 2 draws an image$/m);
+  assert.match(out, /^Completions of \d+ held-out images, 12 of 16 codes given, 2 draws per image$/m);
   assert.match(out, /^ +FD train +KD train +score +accuracy$/m);
   assert.match(out, /^ +B T 0\.5( +\S+( ±\S+)?)+$/m);
-  assert.match(out, /^B lies beyond A's frontier in L2 at (none|\d) of 2 settings/m);
-  assert.match(out, /^Free samples: B's least FD is/m);
+  assert.match(out, /^B .*A's frontier in L2 at (none|\d) of 2 settings/m);
+  assert.match(out, /^Free samples: B's (least|lowest) FD is/m);
   assert.match(out, /numbers compare only with others of this very network\.$/m);
   assert.match(err, /^B T 0\.5 cfg 1: [\d.]+ s$/m);
   assert.deepEqual(
