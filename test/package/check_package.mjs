@@ -22,7 +22,7 @@ import { torch, trainRlLoop, type TrainConfigInput } from "rl-ar-finetune";
 const tokenizer = {
   codebookSize: 4,
   downsample: 2,
-  encode: (images: torch.Tensor) => images.mean(1).unfold(1, 2, 2).unfold(2, 2, 2).mean([3, 4]).flatten(1).gt(0).long(),
+  encode: (images: torch.Tensor) => images.mean(1).reshape([images.size(0), 2, 2, 2, 2]).mean([2, 4]).flatten(1).gt(0).long(),
   decodeCode: (codes: torch.Tensor) =>
     codes.double().div(2).sub(0.5).float().view(-1, 1, 2, 2).repeatInterleave(2, 2).repeatInterleave(2, 3).expand(-1, 3, -1, -1),
 };
@@ -81,7 +81,7 @@ try {
     "--lib",
     "es2023,esnext.disposable",
   ];
-  const types = ["--types", "node", "--typeRoots", join(root, "node_modules", "@types")];
+  const types = ["--types", "node"]; // what the package brings along
   run(process.execPath, [
     join(root, "node_modules", "typescript", "bin", "tsc"),
     ...options,
