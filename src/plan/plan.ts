@@ -8,7 +8,7 @@ import { freemem, totalmem } from "node:os";
 import { dirname, resolve } from "node:path";
 import { type BatchNumbers, batchNumbers, type TrainConfig } from "../config/resolve.js";
 import { castOf, deviceOf } from "../rl_ar_finetune/parts.js";
-import { contextAt } from "../rl_ar_finetune/settings.js";
+import { contextAt, decodeBatchOf } from "../rl_ar_finetune/settings.js";
 import { openSources } from "../run/images.js";
 import { type Device, requireDevice, setNumThreads } from "../torch/index.js";
 import { modelsOf, type PlanModels } from "./models.js";
@@ -230,10 +230,10 @@ function fitOf(bytes: number, limit: number | null): Fits {
 
 /** What to change first if memory does not suffice. */
 function lowerFirst(config: TrainConfig, models: PlanModels, phase: string): string[] {
-  const { rollout, reward, tokenizer, ar, kl, ema } = config;
+  const { rollout, reward, ar, kl, ema } = config;
   const { microBatch } = batchNumbers(config);
   const some = rollout.microBatch ?? rollout.images;
-  const decodeBatch = tokenizer.decodeBatch ?? 8;
+  const decodeBatch = decodeBatchOf(config);
   const half = (value: number): number => Math.max(1, Math.floor(value / 2));
   const reference = [
     ...(kl.coef === 0 ? [] : ["kl.coef=0"]),

@@ -4,7 +4,7 @@
  * `rates.ts` measures the speed of a machine.
  */
 import { batchNumbers, sharesContext, type TrainConfig } from "../config/resolve.js";
-import { contextAt } from "../rl_ar_finetune/settings.js";
+import { contextAt, decodeBatchOf } from "../rl_ar_finetune/settings.js";
 import type { NetworkSizes, PlanModels, PolicySizes } from "./models.js";
 
 /** Phases of a step, as the log times them. */
@@ -234,7 +234,7 @@ export function costsOf(
 
   /** Decoding `decoded` images of codes, of which `sequences` were drawn. */
   const decode = (images: number, sequences: number, decoded: number): PhaseCost => {
-    const atATime = config.tokenizer.decodeBatch ?? 8;
+    const atATime = decodeBatchOf(config);
     return {
       parts: {
         "activations of the decoder": Math.min(atATime, sequences, partImages) * costs.activationBytes,

@@ -10,7 +10,7 @@ import { noGrad, stream, type Tensor, tidy } from "../torch/index.js";
 import type { RunParts } from "./parts.js";
 import { judge, reconstructionTerm, type Term, UNREWARDED } from "./rewards.js";
 import { scoreCodes } from "./scoring.js";
-import { contextAt, evalSamplingOf } from "./settings.js";
+import { contextAt, decodeBatchOf, evalSamplingOf } from "./settings.js";
 import { conditionOf, decodeFor, encodeFor, rolloutFor } from "./step.js";
 
 /** Results of an evaluation. */
@@ -61,7 +61,7 @@ export async function evaluate(config: TrainConfig, parts: RunParts): Promise<Ev
         sampling: evalSamplingOf(config),
         generator,
       });
-      const judged = decodeFor(parts, images, rollout.codes, config.tokenizer.decodeBatch ?? 8);
+      const judged = decodeFor(parts, images, rollout.codes, decodeBatchOf(config));
       const { total, terms } = judge(parts.terms, judged);
       add("eval/reward", total);
       const clamped = { ...judged, samples: judged.samples.clamp(-1, 1) };

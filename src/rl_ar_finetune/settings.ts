@@ -146,3 +146,8 @@ function sharedOptions(config: TrainConfig, reference: ArPolicy | null, klCoef: 
     ...(reference !== null && { kl: { coef: klCoef, reference, ...given({ estimator, placement }) } }),
   };
 }
+
+/** Images that are decoded at a time: `tokenizer.decodeBatch`, default 8. */
+export function decodeBatchOf({ tokenizer }: Pick<TrainConfig, "tokenizer">): number {
+  return tokenizer.decodeBatch ?? 8;
+}

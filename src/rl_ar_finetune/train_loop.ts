@@ -15,7 +15,7 @@ import { stream, type Tensor, tidy } from "../torch/index.js";
 import { type Evaluation, evaluate, isHacked } from "./evaluate.js";
 import { openRunParts } from "./parts.js";
 import { judge } from "./rewards.js";
-import { contextAt, keepsGraph, lrScheduleOf, rolloutSamplingOf } from "./settings.js";
+import { contextAt, decodeBatchOf, keepsGraph, lrScheduleOf, rolloutSamplingOf } from "./settings.js";
 import {
   dump,
   endOf,
@@ -139,7 +139,7 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
           keepGraph: keepsGraph(config),
         });
         clock.mark("time/rollout");
-        const decodeBatch = config.tokenizer.decodeBatch ?? 8;
+        const decodeBatch = decodeBatchOf(config);
         const judged = decodeFor(parts, images, rollout.codes, decodeBatch);
         const ceiling = decodeFor(parts, images, trueCodes.unsqueeze(1), decodeBatch);
         clock.mark("time/decode");

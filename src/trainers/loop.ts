@@ -123,7 +123,7 @@ export interface FitOpening {
 }
 
 /** What the loop itself remembers from update to update. */
-interface Progress {
+interface FitProgress {
   step: number;
   skipped: number;
   skippedInARow: number;
@@ -287,7 +287,7 @@ async function run<T extends FitConfig>(
   return { dir: folder.path, step, end, model: model.path, first, last, best: best?.metrics ?? null };
 }
 
-function notFiniteError({ step }: Progress, which: string): DivergedError {
+function notFiniteError({ step }: FitProgress, which: string): DivergedError {
   return new DivergedError(
     `step ${step}: expected finite losses and gradients, got ${which} that were not and were skipped. ` +
       "Lower optimizer.lr, or raise optimizer.warmup; then resume with --force.",
@@ -309,7 +309,11 @@ async function openedUnlessAborted(
 
 /** How a run ends that was interrupted before it went on. */
 function untouched(dir: string, saved: LoadedCheckpoint | null): FitResult {
-  const before = (saved?.values.progress ?? { first: null, last: null, best: null }) as unknown as Progress;
+  const before = (saved?.values.progress ?? {
+    first: null,
+    last: null,
+    best: null,
+  }) as unknown as FitProgress;
   const { first, last, best } = before;
   const model = join(dir, "model.safetensors");
   return { dir, step: saved?.step ?? 0, end: "interrupted", model, first, last, best: best?.metrics ?? null };
@@ -331,7 +335,7 @@ function restore<T extends FitConfig>(
   task: FitTask,
   saved: LoadedCheckpoint | null,
   force: boolean,
-): { progress: Progress; notes: string[] } {
+): { progress: FitProgress; notes: string[] } {
   if (saved === null) {
     const counts = { skipped: 0, skippedInARow: 0, evaluationsSinceBest: 0, imagesSeen: 0, seconds: 0 };
     return {
@@ -351,7 +355,7 @@ function restore<T extends FitConfig>(
   const isComparable = changes.parts.length === 0 && !changes.config.some(({ path }) => JUDGES.test(path));
   return {
     progress: {
-      ...(values.progress as unknown as Progress),
+      ...(values.progress as unknown as FitProgress),
       step,
       skippedInARow: 0, // the user has fixed the cause
       checkpoint: saved.best,
@@ -362,7 +366,7 @@ function restore<T extends FitConfig>(
 }
 
 /** Take note of an evaluation. @returns whether it is the best so far. */
-function judge({ eval: { best, mode } }: FitConfig, progress: Progress, metrics: Metrics): boolean {
+function judge({ eval: { best, mode } }: FitConfig, progress: FitProgress, metrics: Metrics): boolean {
   const value = metrics[best];
   if (value === undefined) {
     const names = Object.keys(metrics).join(", ");
@@ -393,10 +397,10 @@ class Saver<T extends FitConfig> implements Disposable {
   #savedStep: number;
   readonly #resolved: ResolvedConfig<T>;
   readonly #task: FitTask;
-  readonly #progress: Progress;
+  readonly #progress: FitProgress;
   readonly #context: SaveContext<T>;
 
-  constructor(resolved: ResolvedConfig<T>, task: FitTask, progress: Progress, context: SaveContext<T>) {
+  constructor(resolved: ResolvedConfig<T>, task: FitTask, progress: FitProgress, context: SaveContext<T>) {
     this.#resolved = resolved;
     this.#task = task;
     this.#progress = progress;
@@ -459,7 +463,7 @@ class ResultFile<T extends FitConfig> {
     this.#commit = commit === null ? null : `${commit.id}${commit.isDirty ? " with changes" : ""}`;
   }
 
-  write({ step, seconds, best }: Progress): void {
+  write({ step, seconds, best }: FitProgress): void {
     const { kind, config } = this.#resolved;
     const { tensors, isAverage, config: built } = this.#task.model();
     const training = {
@@ -489,7 +493,7 @@ class ResultFile<T extends FitConfig> {
   }
 
   /** Its file and its metric. */
-  summary({ step, best }: Progress): string {
+  summary({ step, best }: FitProgress): string {
     if (best === null) return `model: ${this.path} (update ${step}; nothing was evaluated)`;
     const numbers = Object.entries(best.metrics).map(([name, value]) => `${name} ${short(value)}`);
     return `model: ${this.path} (update ${best.step}: ${numbers.join(", ")})`;
