@@ -4,7 +4,7 @@
  */
 
 import type * as z from "zod";
-import { isPlainObject } from "../torch/arguments.js";
+import { expectedType, isPlainObject, type OptionNames, readOptions, requireObject } from "../torch/index.js";
 import {
   type Given,
   type Layer,
@@ -65,6 +65,30 @@ export interface ResolvedConfig<T extends object = TrainConfig> {
   readonly notes: readonly string[];
 }
 
+const SOURCE_NAMES: OptionNames<ConfigSources<object>> = {
+  preset: true,
+  file: true,
+  text: true,
+  values: true,
+  overrides: true,
+  isComplete: "boolean",
+};
+
+/**
+ * The configuration that a program gave to a training function: its values, or what {@link resolveConfig} made of them.
+ *
+ * @throws TypeError for what is no object.
+ */
+export function resolvedFor<T extends object = TrainConfig>(
+  where: string,
+  given: object,
+  kind: ConfigKind<T> = trainKind as unknown as ConfigKind<T>,
+): ResolvedConfig<T> {
+  requireObject(where, given, "a configuration");
+  if ("config" in given && "notes" in given) return given as ResolvedConfig<T>;
+  return resolveConfig({ values: given }, kind);
+}
+
 /**
  * Read a configuration.
  *
@@ -84,6 +108,11 @@ export function resolveConfig(
   sources: ConfigSources<object> = {},
   kind: ConfigKind<object> = trainKind as ConfigKind<object>,
 ): ResolvedConfig<object> {
+  requireObject("resolveConfig", sources, "sources of a configuration");
+  readOptions<ConfigSources<object>>("resolveConfig", [sources], { names: SOURCE_NAMES });
+  if (typeof kind?.keyAt !== "function") {
+    throw expectedType("resolveConfig", "a kind of configuration, such as pretrainKind", kind);
+  }
   const given: Layer[] = [];
   if (sources.file !== undefined) given.push(layerOfFile(kind, sources.file));
   if (sources.text !== undefined) given.push(layerOfYaml(kind, sources.text, "configuration"));

@@ -2,7 +2,7 @@
  * Batches of a data set, read ahead of the training step. Seed and cursor determine every batch; the number of threads and of
  * batches read ahead does not change them. Decoding is in `decode_pool.ts`, the order in `order.ts`.
  */
-import { type Device, expected } from "../torch/index.js";
+import { type Device, expected, requireObject } from "../torch/index.js";
 import {
   type Batch,
   type Batches,
@@ -90,6 +90,7 @@ export class BatchReader implements Batches {
 
   /** @throws RangeError for options that do not fit the set. */
   constructor(source: ImageSource, options: BatchReaderOptions) {
+    requireObject("BatchReader", options);
     const { seed = 0, cursor = START, flip = false, balance = 0, passedOver = {} } = options;
     checkCursor("BatchReader", cursor, source.length);
     if (flip && source.kind === "codes") {

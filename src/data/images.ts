@@ -8,7 +8,7 @@ import { join } from "node:path";
 import sharp from "sharp";
 
 import { replaceFile } from "../torch/files.js";
-import { cat, expected, full, type Tensor, tensor, tidy } from "../torch/index.js";
+import { cat, expected, expectedType, full, requirePath, Tensor, tensor, tidy } from "../torch/index.js";
 import { type Crop, IMAGE_FILE, readPixels } from "./decode.js";
 import { listFiles, unreadFiles } from "./paths.js";
 import { centerCrop, type Pixels, smallestSideCrop } from "./resample.js";
@@ -43,6 +43,7 @@ export async function readImages(
   size: number,
   crop: Crop = "center",
 ): Promise<Tensor> {
+  if (!Array.isArray(paths)) throw expectedType("readImages", "a list of paths", paths);
   const squares: Tensor[] = [];
   for (const path of paths) {
     const pixels = await readPixels(path);
@@ -99,6 +100,8 @@ export function imageGrid(rows: readonly Tensor[], margin = 2): Tensor {
 
 /** Write `[1, 3, H, W]` or `[3, H, W]` in [-1, 1] as PNG; the file appears whole or not at all. */
 export async function writePng(path: string, image: Tensor): Promise<void> {
+  requirePath("writePng", path);
+  if (!(image instanceof Tensor)) throw expectedType("writePng", "an image, a Tensor [3, H, W]", image);
   const { width, height, channels, data } = tensorToPixels(image);
   const png = await sharp(data, { raw: { width, height, channels: channels as 3 } })
     .png()

@@ -7,6 +7,7 @@ import {
   isPlainObject,
   type OptionNames,
   readOptions,
+  requireObject,
   Tensor,
   tensor,
   tidy,
@@ -98,6 +99,7 @@ class LoaderBatches implements Batches {
     if (typeof loader !== "function" && !canIterate) {
       throw expectedType("fromIterable", "an iterable of images, or a function that gives one", loader);
     }
+    requireObject("fromIterable", options);
     if (!(Number.isInteger(options.batchSize) && options.batchSize >= 1)) {
       throw expected("batchSize", "a whole number from 1", options.batchSize);
     }
@@ -228,7 +230,7 @@ class LoaderBatches implements Batches {
   }
 }
 
-const IMAGE_PARTS: OptionNames<LoaderImage> = { image: true, class: true, id: true };
+const IMAGE_PARTS: OptionNames<LoaderImage> = { image: true, class: "number", id: true };
 
 const BATCH_PARTS: OptionNames<LoaderBatch> = {
   images: true,

@@ -2,7 +2,7 @@
 import { stat } from "node:fs/promises";
 import { join } from "node:path";
 
-import { expected } from "../torch/index.js";
+import { expected, requirePath } from "../torch/index.js";
 import { openCodes } from "./codes.js";
 import { IMAGE_FILE } from "./decode.js";
 import { folderOf } from "./folder.js";
@@ -32,6 +32,7 @@ const KINDS = {
  * @throws RangeError that names what was found and what can be opened.
  */
 export async function openSource(path: string, options: SourceOptions = {}): Promise<ImageSource> {
+  requirePath("openSource", path);
   const paths = await expandPattern("openSource", path);
   const [first] = paths as [string];
   const info = await stat(first).catch((error: Error) => {

@@ -4,6 +4,7 @@
  */
 
 import { betterOf, MEASURES, measureOf } from "../metrics/measures.js";
+import { expectedType } from "../torch/index.js";
 import {
   bestStanding,
   type FreeVerdict,
@@ -198,6 +199,9 @@ const VARIETY = ["precision", "recall", "density", "coverage", "diversity", "nea
 
 /** The whole evaluation as text. */
 export function evaluationText(evaluation: ModelEvaluation): string {
+  if (!Array.isArray(evaluation?.networks)) {
+    throw expectedType("evaluationText", "what evaluateModels returns", evaluation);
+  }
   const { networks } = evaluation;
   return [
     headText(evaluation),

@@ -196,7 +196,7 @@ export function classifierShapes(
 
 function wholeConfig(given: ClassifierConfig): Required<ClassifierConfig> {
   const config = readOptions<ClassifierConfig>("FeatureClassifier", [given], {
-    names: { numClasses: true, classNames: true, widths: true, depth: true },
+    names: { numClasses: "number", classNames: true, widths: true, depth: "number" },
   });
   const { numClasses, widths = [32, 48, 96, 128], depth = 1 } = config;
   const where = "FeatureClassifier";

@@ -195,7 +195,7 @@ export interface KernelOptions {
   coef?: number;
 }
 
-const KERNEL_NAMES = { degree: true, gamma: true, coef: true } as const;
+const KERNEL_NAMES = { degree: "number", gamma: "number", coef: "number" } as const;
 
 /**
  * Squared maximum mean discrepancy of two sets of features under a polynomial kernel. With features of Inception v3 it
@@ -216,7 +216,7 @@ export function kernelDistance(
   options: KernelOptions & { isUnbiased?: boolean } = {},
 ): number {
   const kernel = readOptions<KernelOptions & { isUnbiased?: boolean }>("kernelDistance", [options], {
-    names: { ...KERNEL_NAMES, isUnbiased: true },
+    names: { ...KERNEL_NAMES, isUnbiased: "boolean" },
   });
   checkFeatures("kernelDistance: real", real, { least: 2 });
   checkFeatures("kernelDistance: fake", fake, { least: 2, width: real.size(1) });
@@ -244,7 +244,7 @@ export function kernelDistanceOfSubsets(
     where,
     [options],
     {
-      names: { ...KERNEL_NAMES, subsets: true, size: true, seed: true },
+      names: { ...KERNEL_NAMES, subsets: "number", size: "number", seed: "number" },
     },
   );
   const { subsets = 100, size = 1000, seed = 0, ...kernel } = given;
@@ -312,7 +312,7 @@ export function inceptionScore(probabilities: Tensor, options: { splits?: number
   const { splits = Math.max(1, Math.min(10, Math.floor(n / 100))) } = readOptions<{ splits?: number }>(
     "inceptionScore",
     [options],
-    { names: { splits: true } },
+    { names: { splits: "number" } },
   );
   if (!Number.isInteger(splits) || splits < 1 || splits > n) {
     throw expected("inceptionScore: splits", `an integer from 1 to ${n}, the number of samples`, splits);
@@ -534,7 +534,7 @@ export function frechetInterval(
 
 function bootstrapOptions(where: string, options: BootstrapOptions): BootstrapOptions {
   return readOptions<BootstrapOptions>(where, [options], {
-    names: { samples: true, seed: true, level: true },
+    names: { samples: "number", seed: "number", level: "number" },
   });
 }
 

@@ -376,7 +376,7 @@ export class InceptionV3 extends Module implements FeatureNetwork {
     const { bias = this.numClasses !== FID_CLASSES } = readOptions<{ bias?: boolean }>(
       "InceptionV3.logits",
       [options],
-      { names: { bias: true } },
+      { names: { bias: "boolean" } },
     );
     return F.linear(features, this.fc.weight, bias ? this.fc.bias : null);
   }

@@ -105,7 +105,7 @@ export class LPIPS extends Module {
       heads = {},
       checkRange = true,
     } = readOptions<LpipsOptions>("LPIPS", [options], {
-      names: { net: true, backbone: true, heads: true, checkRange: true },
+      names: { net: true, backbone: true, heads: true, checkRange: "boolean" },
     });
     if (!Object.hasOwn(BACKBONES, net)) {
       throw expected("LPIPS: net", `one of ${Object.keys(BACKBONES).join(", ")}`, net);

@@ -159,7 +159,7 @@ function checkSets(
   usual: number,
   leastFake?: number,
 ): number {
-  const { k = usual } = readOptions<{ k?: number }>(where, [options], { names: { k: true } });
+  const { k = usual } = readOptions<{ k?: number }>(where, [options], { names: { k: "number" } });
   if (!Number.isInteger(k) || k < 1) throw expected(`${where}: k`, "an integer of at least 1", k);
   checkFeatures(`${where}: real`, real, { least: k + 1 });
   checkFeatures(`${where}: fake`, fake, { least: leastFake ?? k + 1, width: real.size(1) });

@@ -1,7 +1,7 @@
 /**
  * Pairing of images with their samples, and comparing them in portions. The metrics are in the other files.
  */
-import { cat, DTYPES, expected, expectedType, readOptions, type Tensor, tidy } from "../torch/index.js";
+import { cat, DTYPES, expected, expectedType, readOptions, Tensor, tidy } from "../torch/index.js";
 
 /** Options of comparing in portions. */
 export interface ChunkOptions {
@@ -30,6 +30,7 @@ const PIXELS_AT_A_TIME = 2 ** 21;
  * @throws RangeError unless the shape is `[B, 3, H, W]` with B >= 1. TypeError unless the dtype is floating-point.
  */
 export function checkImages(where: string, images: Tensor, what = "images"): void {
+  if (!(images instanceof Tensor)) throw expectedType(where, `${what}, a Tensor [B, 3, H, W]`, images);
   if (images.ndim !== 4 || images.shape[1] !== 3 || images.shape.includes(0)) {
     throw expected(where, `${what} [B, 3, H, W]`, images);
   }
@@ -60,7 +61,7 @@ export function chunkOf(where: string, options: ChunkOptions, height: number, wi
   const { chunk = Math.max(1, Math.floor(PIXELS_AT_A_TIME / (height * width))) } = readOptions<ChunkOptions>(
     where,
     [options],
-    { names: { chunk: true } },
+    { names: { chunk: "number" } },
   );
   if (!Number.isInteger(chunk) || chunk < 1)
     throw expected(`${where}: chunk`, "an integer of at least 1", chunk);

@@ -34,7 +34,7 @@ export class NLayerDiscriminator extends Module {
   constructor(options: DiscriminatorOptions = {}) {
     super();
     const { ndf = 64, nLayers = 3 } = readOptions<DiscriminatorOptions>("NLayerDiscriminator", [options], {
-      names: { ndf: true, nLayers: true },
+      names: { ndf: "number", nLayers: "number" },
     });
     for (const [name, value] of Object.entries({ ndf, nLayers })) {
       if (Number.isInteger(value) && value >= 1) continue;

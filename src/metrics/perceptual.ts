@@ -39,7 +39,7 @@ export class PerceptualDistance {
   constructor(network: FeatureClassifier, options: { checkRange?: boolean } = {}) {
     this.network = network;
     const { checkRange = true } = readOptions<{ checkRange?: boolean }>("PerceptualDistance", [options], {
-      names: { checkRange: true },
+      names: { checkRange: "boolean" },
     });
     this.#guard = checkRange ? new RangeGuard("PerceptualDistance") : null;
   }

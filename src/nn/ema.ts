@@ -41,7 +41,7 @@ export class Ema {
   /** Start from the present values of the parameters that require a gradient. */
   constructor(module: Module, options: EmaOptions = {}) {
     const { decay = 0.999, warmup = false } = readOptions<typeof options>("Ema", [options], {
-      names: { decay: true, warmup: true },
+      names: { decay: "number", warmup: "boolean" },
     });
     if (!(decay >= 0 && decay <= 1)) throw expected("Ema", "a decay in [0, 1]", decay);
     this.decay = decay;

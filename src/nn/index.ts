@@ -8,6 +8,7 @@ export {
   Module,
   Parameter,
   type Readable,
+  requireModule,
   Sequential,
   type StateDict,
   type Step,

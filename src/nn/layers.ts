@@ -35,7 +35,7 @@ export class Linear extends Module {
 
   constructor(inFeatures: number, outFeatures: number, options: { bias?: boolean } = {}) {
     super();
-    const { bias = true } = readOptions<typeof options>("Linear", [options], { names: { bias: true } });
+    const { bias = true } = readOptions<typeof options>("Linear", [options], { names: { bias: "boolean" } });
     const shape = [outFeatures, inFeatures];
     const bound = inFeatures > 0 ? 1 / Math.sqrt(inFeatures) : 0;
     this.weight = parameter(() => init.kaimingUniform(shape));
@@ -86,7 +86,7 @@ export class LayerNorm extends Module {
       elementwiseAffine = true,
       bias = elementwiseAffine,
     } = readOptions<typeof options>("LayerNorm", [options], {
-      names: { eps: true, bias: true, elementwiseAffine: true },
+      names: { eps: "number", bias: "boolean", elementwiseAffine: "boolean" },
     });
     this.#features = features;
     this.eps = eps;
@@ -111,7 +111,7 @@ export class RMSNorm extends Module {
 
   constructor(features: number, options: { eps?: number } = {}) {
     super();
-    const { eps = 1e-5 } = readOptions<typeof options>("RMSNorm", [options], { names: { eps: true } });
+    const { eps = 1e-5 } = readOptions<typeof options>("RMSNorm", [options], { names: { eps: "number" } });
     this.#features = features;
     this.eps = eps;
     this.weight = parameter(() => init.ones([features]));
@@ -135,7 +135,7 @@ export class GroupNorm extends Module {
 
   constructor(numGroups: number, numChannels: number, options: { eps?: number } = {}) {
     super();
-    const { eps = 1e-5 } = readOptions<typeof options>("GroupNorm", [options], { names: { eps: true } });
+    const { eps = 1e-5 } = readOptions<typeof options>("GroupNorm", [options], { names: { eps: "number" } });
     this.#numGroups = numGroups;
     this.eps = eps;
     this.weight = parameter(() => init.ones([numChannels]));
@@ -165,7 +165,7 @@ export class BatchNorm2d extends Module {
   constructor(numFeatures: number, options: { eps?: number; momentum?: number } = {}) {
     super();
     const { eps = 1e-5, momentum = 0.1 } = readOptions<typeof options>("BatchNorm2d", [options], {
-      names: { eps: true, momentum: true },
+      names: { eps: "number", momentum: "number" },
     });
     this.eps = eps;
     this.momentum = momentum;
@@ -198,7 +198,7 @@ export class Conv2d extends Module {
   ) {
     super();
     const { bias = true, ...conv } = readOptions<typeof options>("Conv2d", [options], {
-      names: { stride: true, padding: true, dilation: true, groups: true, bias: true },
+      names: { stride: true, padding: true, dilation: true, groups: "number", bias: "boolean" },
     });
     const { groups = 1 } = conv;
     if (inChannels % groups !== 0 || outChannels % groups !== 0) {

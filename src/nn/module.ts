@@ -146,7 +146,7 @@ export abstract class Module {
     options: { strict?: boolean } = {},
   ): LoadReport {
     const where = `${this.constructor.name}.loadStateDict`;
-    const { strict = true } = readOptions<typeof options>(where, [options], { names: { strict: true } });
+    const { strict = true } = readOptions<typeof options>(where, [options], { names: { strict: "boolean" } });
     const own = Object.entries(this.stateDict());
     const given = new Map(Object.entries(state));
     const differing: string[] = [];
@@ -310,4 +310,9 @@ export class Sequential extends Module {
     for (const step of this.#steps) y = step instanceof Module ? step.forward(y) : step(y);
     return y;
   }
+}
+
+/** @throws TypeError unless the value is a {@link Module}. */
+export function requireModule(where: string, value: unknown): void {
+  if (!(value instanceof Module)) throw expectedType(where, "a Module, such as a policy", value);
 }

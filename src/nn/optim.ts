@@ -71,7 +71,12 @@ interface Batch {
   moments: Moments[];
 }
 
-const NUMBERS: OptionNames<AdamWOptions> = { lr: true, betas: true, eps: true, weightDecay: true };
+const NUMBERS: OptionNames<AdamWOptions> = {
+  lr: "number",
+  betas: true,
+  eps: "number",
+  weightDecay: "number",
+};
 
 export class AdamW {
   readonly groups: readonly AdamWGroup[];
@@ -90,7 +95,7 @@ export class AdamW {
       eps = 1e-8,
       weightDecay = 0.01,
       fused = true,
-    } = readOptions<typeof options>("AdamW", [options], { names: { ...NUMBERS, fused: true } });
+    } = readOptions<typeof options>("AdamW", [options], { names: { ...NUMBERS, fused: "boolean" } });
     this.#isFused = fused;
     const given = isGroups(params) ? params : [{ params }];
     const groups: AdamWGroup[] = [];
@@ -133,7 +138,7 @@ export class AdamW {
    */
   step(options: { lrFactor?: number } = {}): void {
     const { lrFactor = 1 } = readOptions<typeof options>("AdamW.step", [options], {
-      names: { lrFactor: true },
+      names: { lrFactor: "number" },
     });
     if (!(lrFactor >= 0 && lrFactor < Infinity)) {
       throw expected("AdamW.step", "a finite lrFactor of at least 0", lrFactor);
@@ -189,7 +194,7 @@ export class AdamW {
     options: { strict?: boolean; keepHyperparameters?: boolean } = {},
   ): LoadReport {
     const { strict = true, keepHyperparameters = !strict } = readOptions<typeof options>(LOAD, [options], {
-      names: { strict: true, keepHyperparameters: true },
+      names: { strict: "boolean", keepHyperparameters: "boolean" },
     });
     if (strict) this.#checkGroups(state.groups);
     const unexpected = new Set(Object.keys(state.tensors));

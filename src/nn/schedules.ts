@@ -19,7 +19,7 @@ export interface DecayOptions {
 
 /** 1 after the warm-up. */
 export function constant(options: { warmup?: number } = {}): Schedule {
-  const { warmup = 0 } = readOptions<typeof options>("constant", [options], { names: { warmup: true } });
+  const { warmup = 0 } = readOptions<typeof options>("constant", [options], { names: { warmup: "number" } });
   check("constant", warmup, Infinity, 1);
   return (step) => rise(step, warmup);
 }
@@ -43,7 +43,9 @@ function decay(where: string, options: DecayOptions, shape: (progress: number) =
     total,
     warmup = 0,
     final = 0,
-  } = readOptions<typeof options>(where, [options], { names: { total: true, warmup: true, final: true } });
+  } = readOptions<typeof options>(where, [options], {
+    names: { total: "number", warmup: "number", final: "number" },
+  });
   check(where, warmup, total, final);
   return (step) => {
     if (step < warmup) return rise(step, warmup);

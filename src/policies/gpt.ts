@@ -66,26 +66,26 @@ export interface GptOptions {
 }
 
 const OPTION_NAMES: OptionNames<GptOptions> = {
-  vocabSize: true,
-  blockSize: true,
-  nLayer: true,
-  nHead: true,
-  nEmbd: true,
-  embdPdrop: true,
-  residPdrop: true,
-  attnPdrop: true,
-  classNum: true,
-  tokenDrop: true,
-  clsTokenNumber: true,
-  usePretrainedCodebook: true,
+  vocabSize: "number",
+  blockSize: "number",
+  nLayer: "number",
+  nHead: "number",
+  nEmbd: "number",
+  embdPdrop: "number",
+  residPdrop: "number",
+  attnPdrop: "number",
+  classNum: "number",
+  tokenDrop: "number",
+  clsTokenNumber: "number",
+  usePretrainedCodebook: "boolean",
   codebook: true,
-  nCodebookEmbd: true,
+  nCodebookEmbd: "number",
   features: true,
 };
 
 function checkFeatures(given: GptFeatures): void {
   const features = readOptions<{ kind: string; dim: number; tokens?: number }>("GPT: features", [given], {
-    names: { kind: true, dim: true, tokens: true },
+    names: { kind: true, dim: "number", tokens: "number" },
   });
   const { kind, dim, tokens } = features;
   if (kind !== "prepend" && kind !== "cross") throw expected("GPT: features.kind", "prepend or cross", kind);

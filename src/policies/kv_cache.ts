@@ -218,7 +218,7 @@ export function checkPrefill(
 /** The most codes that a cache is opened for: as the options of `openCache` say, else all. */
 export function maxLenOf(where: string, options: { maxLen?: number } | undefined, blockSize: number): number {
   const { maxLen = blockSize } = readOptions<{ maxLen?: number }>(where, [options], {
-    names: { maxLen: true },
+    names: { maxLen: "number" },
   });
   if (!Number.isInteger(maxLen) || maxLen < 1 || maxLen > blockSize) {
     throw expected(where, `an integer in [1, ${blockSize}] as maxLen`, maxLen);

@@ -12,6 +12,7 @@ import {
   full,
   fullLike,
   isGradEnabled,
+  shownValue,
   type Tensor,
   tidy,
   where,
@@ -91,25 +92,25 @@ export function checkSizes(
 ): void {
   for (const [name, value] of Object.entries(sizes)) {
     if (Number.isInteger(value) && Number(value) >= 1) continue;
-    throw expected(`${where}: ${name}`, "an integer of at least 1", value);
+    throw expected(`${where}: ${name}`, "an integer of at least 1", shownValue(value));
   }
   for (const [name, value] of Object.entries(rates)) {
     if (typeof value === "number" && value >= 0 && value < 1) continue;
-    throw expected(`${where}: ${name}`, "a number in [0, 1)", value);
+    throw expected(`${where}: ${name}`, "a number in [0, 1)", shownValue(value));
   }
 }
 
 /** Check a number of classes, of which there may be none. */
 export function checkClasses(where: string, name: string, classes: unknown): void {
   if (Number.isInteger(classes) && Number(classes) >= 0) return;
-  throw expected(`${where}: ${name}`, "an integer of at least 0", classes);
+  throw expected(`${where}: ${name}`, "an integer of at least 0", shownValue(classes));
 }
 
 /** Check numbers that must be finite and not negative. */
 export function checkNumbers(where: string, numbers: Readonly<Record<string, unknown>>): void {
   for (const [name, value] of Object.entries(numbers)) {
     if (typeof value === "number" && value >= 0 && value < Infinity) continue;
-    throw expected(`${where}: ${name}`, "a finite number of at least 0", value);
+    throw expected(`${where}: ${name}`, "a finite number of at least 0", shownValue(value));
   }
 }
 

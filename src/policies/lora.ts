@@ -4,8 +4,17 @@
  *
  * Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
  */
-import { Linear, Module, type Parameter, type StateDict } from "../nn/index.js";
-import { expected, functional as F, keep, noGrad, readOptions, type Tensor, tidy } from "../torch/index.js";
+import { Linear, Module, type Parameter, requireModule, type StateDict } from "../nn/index.js";
+import {
+  expected,
+  functional as F,
+  keep,
+  noGrad,
+  readOptions,
+  requireObject,
+  type Tensor,
+  tidy,
+} from "../torch/index.js";
 import { placeOf, zeroLinear } from "./layers.js";
 import type { ArPolicy, Condition, DecodeCache } from "./policy.js";
 
@@ -79,6 +88,8 @@ export class Lora extends Module {
   /** @internal Use {@link addLora}. */
   constructor(module: Module, layers: readonly (readonly [string, Linear])[], options: LoraOptions) {
     super();
+    requireModule("Lora", module);
+    requireObject("Lora", options);
     const { rank, alpha = rank, dropout = 0 } = options;
     this.#scale = alpha / rank;
     this.#dropout = dropout;
@@ -228,8 +239,9 @@ function noTarget(where: string, paths: readonly string[], idle: readonly string
  */
 export function addLora(module: Module, given: LoraOptions, where = "addLora"): Lora {
   const options = readOptions<LoraOptions>(where, [given], {
-    names: { rank: true, alpha: true, targets: true, dropout: true },
+    names: { rank: "number", alpha: "number", targets: true, dropout: "number" },
   });
+  requireModule(where, module);
   const { rank, alpha = rank, targets = null, dropout = 0 } = options;
   if (!Number.isInteger(rank) || rank < 1) {
     throw expected(`${where}.rank`, "an integer of at least 1", rank);

@@ -53,6 +53,7 @@ import {
   openWeights,
   readOptions,
   requireDevice,
+  requireObject,
   type Tensor,
   tidy,
   type WeightsFile,
@@ -177,12 +178,12 @@ export function openPolicy(path: string, ...given: [options?: OpenPolicyOptions]
       device: true,
       wrapper: true,
       weights: true,
-      codebookSize: true,
+      codebookSize: "number",
       dtype: true,
       assume: true,
-      nHead: true,
-      blockSize: true,
-      numClasses: true,
+      nHead: "number",
+      blockSize: "number",
+      numClasses: "number",
     },
   });
   const { device = "cpu", codebookSize, dtype, ...choice } = options;
@@ -332,6 +333,7 @@ function buildNewPolicy(
   blockSize: number,
   arCfg: ArConfig,
 ): PolicyAndOptimizer {
+  requireObject(`${where}: arCfg`, arCfg, 'a configuration such as { type: "gpt", nLayer: 12 }');
   const { type, cls, lr, weightDecay, betas, extra = {}, ...sizes } = camelKeys(arCfg) as ArConfig;
   const options = { ...sizes, ...(camelKeys(extra) as Record<string, unknown>) };
   for (const name of ["vocabSize", "blockSize"]) {
@@ -397,6 +399,7 @@ export interface GptConfig extends Omit<ArConfig, "type"> {
  * @throws RangeError as {@link buildArPolicy} does.
  */
 export function buildGptPolicy(cfg: GptConfig, vocabSize: number, blockSize: number): PolicyAndOptimizer {
+  requireObject("buildGptPolicy: cfg", cfg, "a configuration such as { nLayer: 12 }");
   return buildNewPolicy("buildGptPolicy", vocabSize, blockSize, { ...cfg, type: "gpt" });
 }
 

@@ -66,7 +66,7 @@ export type ReinforceOptions = UpdateOptions & SpreadOptions;
 /** Options of {@link rlooUpdate}. */
 export type RlooOptions = UpdateOptions & Pick<SpreadOptions, "minStd">;
 
-const SPREAD_NAMES = { epsilon: true, minStd: true } as const;
+const SPREAD_NAMES = { epsilon: "number", minStd: "number" } as const;
 
 /**
  * REINFORCE: advantages are the rewards whitened over the batch, the loss is
@@ -112,7 +112,10 @@ export function rlooUpdate(
   ...given: UpdateArguments<RlooOptions>
 ): UpdateResult {
   const where = "rlooUpdate";
-  const { batch, options } = readUpdate<RlooOptions>(where, policy, given, { ...UPDATE_NAMES, minStd: true });
+  const { batch, options } = readUpdate<RlooOptions>(where, policy, given, {
+    ...UPDATE_NAMES,
+    minStd: "number",
+  });
   checkSpread(where, options);
   const advantagesOf = (rewards: Tensor): Advantages => rlooAdvantages(rewards, options);
   const defaults = { aggregation: "sum" as const, ...options };
@@ -131,7 +134,7 @@ export interface GrpoOptions extends UpdateOptions, SpreadOptions, Omit<ClipOpti
   readonly ratioCap?: number;
 }
 
-const CLIP_NAMES = { clipLow: true, clipHigh: true, dualClip: true } as const;
+const CLIP_NAMES = { clipLow: "number", clipHigh: "number", dualClip: "number" } as const;
 
 /**
  * GRPO: advantages are rewards relative to their group's, the loss is the clipped surrogate.
@@ -157,7 +160,7 @@ export function grpoUpdate(
     level: true,
     scale: true,
     objective: true,
-    ratioCap: true,
+    ratioCap: "number",
   });
   checkSpread(where, options);
   checkClip(where, options);
@@ -378,13 +381,13 @@ export function ppoUpdate(
   const { batch, options } = readUpdate<PpoOptions>(where, policy, given, {
     ...UPDATE_NAMES,
     ...CLIP_NAMES,
-    gamma: true,
-    lambda: true,
+    gamma: "number",
+    lambda: "number",
     valueHead: true,
-    valueCoef: true,
+    valueCoef: "number",
     valueClip: "nullable",
-    detachTrunk: true,
-    whiten: true,
+    detachTrunk: "boolean",
+    whiten: "boolean",
   });
   checkClip(where, options);
   const {

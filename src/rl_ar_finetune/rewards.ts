@@ -387,9 +387,9 @@ export function reconstructionReward(
   } = readOptions<ReconstructionOptions>(where, given, {
     names: {
       type: true,
-      normalize: true,
-      weight: true,
-      chunk: true,
+      normalize: "boolean",
+      weight: "number",
+      chunk: "number",
       lpips: true,
       perceptual: true,
       amp: true,

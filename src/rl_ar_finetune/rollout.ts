@@ -151,13 +151,13 @@ function readRolloutOptions(where: string, given: readonly unknown[]): RolloutOp
   const options = readOptions<RolloutOptions>(where, given, {
     names: {
       context: true,
-      numGenerations: true,
+      numGenerations: "number",
       trueCodes: true,
-      length: true,
+      length: "number",
       sampling: true,
       generator: true,
-      microBatch: true,
-      keepGraph: true,
+      microBatch: "number",
+      keepGraph: "boolean",
       packAs: true,
     },
   });
@@ -178,15 +178,15 @@ function readRolloutOptions(where: string, given: readonly unknown[]): RolloutOp
 /** What each context has besides its type. */
 const CONTEXT_NAMES = {
   free: {},
-  prefix: { length: true },
+  prefix: { length: "number" },
   teacher_forced: {},
-  noisy_teacher_forced: { noise: true },
+  noisy_teacher_forced: { noise: "number" },
 } as const;
 
 /** A context, of which its type may stand alone: `"free"` for `{ type: "free" }`. */
 function readContext(where: string, given: unknown): RolloutContext {
   const { type, ...rest } = readOptions<{ type: string; length: number; noise: number }>(where, [given], {
-    names: { type: true, length: true, noise: true },
+    names: { type: true, length: "number", noise: "number" },
     order: ["type"],
   });
   requireChoice(`${where}.type`, type, Object.keys(CONTEXT_NAMES));

@@ -8,6 +8,7 @@
  * "The Curious Case of Neural Text Degeneration". Deviation: codes that tie with the last one kept are kept too, so
  * that a filter depends on logits alone and not on the order of a sort.
  */
+import { requireModule } from "../nn/index.js";
 import { concatConditions } from "../policies/condition.js";
 import { type Guidance, guidanceScale } from "../policies/guidance.js";
 import type { ArPolicy, Condition, DecodeCache } from "../policies/policy.js";
@@ -24,6 +25,7 @@ import {
   type Operand,
   rand,
   readOptions,
+  shownValue,
   stack,
   Tensor,
   tensor,
@@ -83,7 +85,13 @@ export function checkSampling(where: string, sampling: Sampling): void {
   requirePositive(`${where}.guidance.power`, power);
 }
 
-const SAMPLING_NAMES = { temperature: true, topK: true, topP: true, guidance: true, greedy: true } as const;
+const SAMPLING_NAMES = {
+  temperature: "number",
+  topK: "number",
+  topP: "number",
+  guidance: true,
+  greedy: "boolean",
+} as const;
 
 /**
  * A {@link Sampling} as a caller gave it: names in either spelling, none unknown, numbers in range.
@@ -104,7 +112,7 @@ function withGuidance<T extends Sampling>(where: string, sampling: T): T {
       : {
           ...sampling,
           guidance: readOptions<Guidance>(`${where}.guidance`, [guidance], {
-            names: { scale: true, schedule: true, power: true, interval: true },
+            names: { scale: "number", schedule: true, power: "number", interval: true },
             order: ["scale"],
           }),
         };
@@ -125,13 +133,10 @@ export function requirePositive(where: string, value: unknown): void {
   throw expected(where, "a number above 0", shownValue(value));
 }
 
-/** A text in quotes, so that "5" is not taken for 5. */
-const shownValue = (value: unknown): unknown => (typeof value === "string" ? `the text "${value}"` : value);
-
 /** @throws RangeError unless the value is one of the choices, or undefined. */
 export function requireChoice(where: string, value: unknown, choices: readonly string[]): void {
   if (value === undefined || choices.includes(value as string)) return;
-  throw expected(where, `${choices.slice(0, -1).join(", ")} or ${choices.at(-1)}`, value);
+  throw expected(where, `${choices.slice(0, -1).join(", ")} or ${choices.at(-1)}`, shownValue(value));
 }
 
 /**
@@ -162,6 +167,19 @@ export function checkGenerator(where: string, generator: Generator | undefined):
   }
   if (generator.device === "cpu") return;
   throw expected(`${where}.generator`, "a generator on the CPU", `one on ${generator.device}`, remedy);
+}
+
+/**
+ * Check that codes are of a policy's vocabulary: on a GPU an index out of range would end the process. Reads from the device.
+ *
+ * @throws RangeError for another dtype, and for codes outside [0, V).
+ */
+function requireCodes(where: string, codes: Tensor, vocabSize: number): void {
+  if (codes.dtype !== "int64") throw expected(where, "int64 codes", codes);
+  if (codes.numel === 0 || codes.device === "meta") return;
+  const [low, high] = stack([codes.amin(), codes.amax()]).toList() as [number, number];
+  if (low < 0 || high >= vocabSize)
+    throw expected(where, `codes in [0, ${vocabSize})`, `codes from ${low} to ${high}`);
 }
 
 /** @throws RangeError for a tensor of another device than the policy's. */
@@ -429,18 +447,19 @@ export function sampleCodesWithLogprobs(
     | [temperature?: number | null, topK?: number | null, topP?: number | null, options?: SampleOptions]
 ): Sampled {
   const name = "sampleCodesWithLogprobs";
+  requireModule(name, policy);
   const options = withGuidance(
     name,
     readOptions<SampleOptions>(name, given, {
-      names: { ...SAMPLING_NAMES, numGenerations: true, generator: true },
+      names: { ...SAMPLING_NAMES, numGenerations: "number", generator: true },
       order: ["temperature", "topK", "topP"],
     }),
   );
   const { numGenerations = 1, generator, guidance, greedy = false } = options;
   if (!Number.isInteger(maxLen) || maxLen < 1)
-    throw expected(name, "maxLen, an integer of at least 1", maxLen);
+    throw expected(name, "maxLen, an integer of at least 1", shownValue(maxLen));
   if (!Number.isInteger(numGenerations) || numGenerations < 1) {
-    throw expected(name, "numGenerations, an integer of at least 1", numGenerations);
+    throw expected(name, "numGenerations, an integer of at least 1", shownValue(numGenerations));
   }
   return withoutDropout([policy], () =>
     noGrad(() =>
@@ -448,6 +467,7 @@ export function sampleCodesWithLogprobs(
         const { given: first, condition } = startParts(name, start);
         requireOnDevice(`${name}.start`, policy, { ...condition, tokens: first });
         const [b, s] = first.dims(2);
+        requireCodes(`${name}.start`, first, policy.vocabSize);
         const length = s + maxLen;
         if (length > policy.blockSize) {
           const got = `${s} + ${maxLen}`;

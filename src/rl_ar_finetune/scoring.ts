@@ -184,7 +184,13 @@ export interface Scores {
 export function scoreCodes(policy: ArPolicy, drawn: Drawn, ...given: [options?: ScoreOptions]): Scores {
   const where = "scoreCodes";
   const options = readOptions<ScoreOptions>(where, given, {
-    names: { wantsEntropy: true, trueCodes: true, reference: true, microBatch: true, chunk: true },
+    names: {
+      wantsEntropy: "boolean",
+      trueCodes: true,
+      reference: true,
+      microBatch: "number",
+      chunk: "number",
+    },
   });
   const batch = readOptions<Drawn>(`${where}.drawn`, [drawn], { names: BATCH_NAMES as OptionNames<Drawn> });
   if (!(batch.tokens instanceof Tensor))

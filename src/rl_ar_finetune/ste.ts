@@ -100,17 +100,17 @@ interface SteRows {
 const STE_NAMES: OptionNames<SteOptions> = {
   tokenizer: true,
   terms: true,
-  numGenerations: true,
-  tau: true,
+  numGenerations: "number",
+  tau: "number",
   seed: true,
-  miniBatch: true,
-  microBatch: true,
-  auxCe: true,
-  entropyCoef: true,
-  maxGradNorm: true,
+  miniBatch: "number",
+  microBatch: "number",
+  auxCe: "number",
+  entropyCoef: "number",
+  maxGradNorm: "number",
   trained: true,
   generator: true,
-  lrFactor: true,
+  lrFactor: "number",
 };
 
 /**

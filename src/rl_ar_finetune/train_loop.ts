@@ -5,7 +5,7 @@
 import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { plainConfig } from "../config/explain.js";
-import { type ResolvedConfig, resolveConfig, type TrainConfigInput } from "../config/resolve.js";
+import { type ResolvedConfig, resolvedFor, type TrainConfigInput } from "../config/resolve.js";
 import { readCheckpoint } from "../run/checkpoint.js";
 import { explained, requireFiniteWeights } from "../run/failure.js";
 import { openRunFolder, requireWritable, writeConfig } from "../run/folder.js";
@@ -79,7 +79,7 @@ export function trainRlLoop(
 
 async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions): Promise<TrainResult> {
   // 1. The configuration, the run's folder, and whether there is a run in it to go on with.
-  const { config, notes } = isResolved(cfg) ? cfg : resolveConfig({ values: cfg });
+  const { config, notes } = resolvedFor("trainRlLoop", cfg);
   using folder = await openRunFolder(config, { ...(options.ask && { ask: options.ask }) });
   if (config.save.ckptPath !== null) requireWritable("save.ckptPath", config.save.ckptPath, WEIGHT_FILES);
   const checkpoints = join(folder.path, "checkpoints");
@@ -259,10 +259,6 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
     requireFiniteSteps(progress, limits, termsNotFinite(spreads));
   }
   return { dir: folder.path, step: progress.step, end, first: progress.first, last: progress.last };
-}
-
-function isResolved(cfg: TrainConfigInput | ResolvedConfig): cfg is ResolvedConfig {
-  return "config" in cfg && "notes" in cfg;
 }
 
 /** Free every tensor in a value when the block ends. */

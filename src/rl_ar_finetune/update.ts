@@ -160,23 +160,23 @@ export interface UpdateResult {
 }
 
 export const UPDATE_NAMES: OptionNames<UpdateOptions> = {
-  epochs: true,
-  miniBatch: true,
-  microBatch: true,
+  epochs: "number",
+  miniBatch: "number",
+  microBatch: "number",
   aggregation: true,
-  maxLen: true,
-  creditDecay: true,
-  advantageClip: true,
-  entropyCoef: true,
-  auxCe: true,
+  maxLen: "number",
+  creditDecay: "number",
+  advantageClip: "number",
+  entropyCoef: "number",
+  auxCe: "number",
   kl: true,
-  tokenDropout: true,
-  maxGradNorm: true,
+  tokenDropout: "number",
+  maxGradNorm: "number",
   trained: true,
-  targetKl: true,
-  maxRatioGap: true,
+  targetKl: "number",
+  maxRatioGap: "number",
   generator: true,
-  lrFactor: true,
+  lrFactor: "number",
 };
 
 /** Arguments of an update after policy and optimizer: a batch and options, or the seed's order. */
@@ -248,7 +248,7 @@ export function readUpdate<Options extends UpdateOptions>(
 
 function readKl(where: string, given: KlOptions): KlOptions {
   const kl = readOptions<KlOptions>(where, [given], {
-    names: { coef: true, reference: true, placement: true, estimator: true },
+    names: { coef: "number", reference: true, placement: true, estimator: true },
   });
   requireNumber(`${where}.coef`, kl.coef ?? Number.NaN, 0);
   if (typeof kl.reference?.hidden !== "function")

@@ -24,7 +24,15 @@ import {
 import { join } from "node:path";
 import type { StateDict } from "../nn/index.js";
 import { makeFolder, replaceFile, writing } from "../torch/files.js";
-import { expected, expectedType, loadSafetensors, saveSafetensors, type Tensor } from "../torch/index.js";
+import {
+  expected,
+  expectedType,
+  loadSafetensors,
+  requireObject,
+  requirePath,
+  saveSafetensors,
+  type Tensor,
+} from "../torch/index.js";
 import { isCount } from "../torch/json.js";
 import { type Versions, versions } from "./environment.js";
 import { decodeData, encodeData, type PlainData } from "./plain_data.js";
@@ -317,6 +325,8 @@ export function readCheckpoint(
   folder: string,
   options: { which?: string; parts?: readonly string[] } = {},
 ): LoadedCheckpoint | null {
+  requirePath("loadCheckpoint", folder);
+  requireObject("loadCheckpoint", options);
   const { which = "newest", parts } = options;
   const all = listCheckpoints(folder).reverse();
   if (all.length === 0 && which === "newest") return null;

@@ -3,7 +3,7 @@
  *
  * @see Shi et al. 2024, "Taming Scalable Visual Tokenizer for Autoregressive Image Generation".
  */
-import { expected, type OptionNames, readOptions } from "../torch/index.js";
+import { expected, type OptionNames, readOptions, requireObject } from "../torch/index.js";
 import { type TokenizerConfig, TokenizerModel } from "./model.js";
 
 /** Encoder and decoder under their published names, each with the default that all released IBQ models have. */
@@ -91,37 +91,38 @@ export interface IBQArgs extends TrainerArgs {
 export const IBQ_ARG_NAMES: OptionNames<IBQArgs> = {
   ...TRAINER_ARG_NAMES,
   ddconfig: true,
-  nEmbed: true,
-  embedDim: true,
-  l2Normalize: true,
-  useEntropyLoss: true,
-  entropyTemperature: true,
-  sampleMinimizationWeight: true,
-  batchMaximizationWeight: true,
-  beta: true,
-  useEma: true,
+  nEmbed: "number",
+  embedDim: "number",
+  l2Normalize: "boolean",
+  useEntropyLoss: "boolean",
+  entropyTemperature: "number",
+  sampleMinimizationWeight: "number",
+  batchMaximizationWeight: "number",
+  beta: "number",
+  useEma: "boolean",
   ckptPath: true,
   stage: "nullable",
-  normGroups: true,
+  normGroups: "number",
 };
 
 const DDCONFIG_NAMES: OptionNames<DdConfig> = {
-  doubleZ: true,
-  zChannels: true,
-  resolution: true,
-  inChannels: true,
-  outCh: true,
-  ch: true,
+  doubleZ: "boolean",
+  zChannels: "number",
+  resolution: "number",
+  inChannels: "number",
+  outCh: "number",
+  ch: "number",
   chMult: true,
-  numResBlocks: true,
+  numResBlocks: "number",
   attnResolutions: true,
-  dropout: true,
+  dropout: "number",
 };
 
 /** `new IBQ({ nEmbed: 16384 })` is the published 16384, 110.98 M parameters. */
 export class IBQ extends TokenizerModel {
   /** @throws RangeError for an unknown argument, and for a configuration that no such model has. */
   constructor(args: IBQArgs | TokenizerConfig) {
+    requireObject("IBQ", args);
     super("naming" in args ? args : { ...IBQ_DEFAULTS, ...(ibqConfig(args) as { codebookSize: number }) });
   }
 }

@@ -20,15 +20,15 @@ export interface TokenizerConfig extends AutoencoderConfig, QuantizerConfig {}
 /** Names of all keys of a {@link TokenizerConfig}. */
 export const TOKENIZER_CONFIG_NAMES: OptionNames<TokenizerConfig> = {
   naming: true,
-  inChannels: true,
-  outChannels: true,
-  ch: true,
+  inChannels: "number",
+  outChannels: "number",
+  ch: "number",
   chMult: true,
-  numResBlocks: true,
+  numResBlocks: "number",
   attnLevels: true,
-  zChannels: true,
-  dropout: true,
-  normGroups: true,
+  zChannels: "number",
+  dropout: "number",
+  normGroups: "number",
   ...QUANTIZER_CONFIG_NAMES,
 };
 

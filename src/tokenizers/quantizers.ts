@@ -51,14 +51,14 @@ export interface QuantizerConfig {
 
 /** Names of all keys of a {@link QuantizerConfig}. */
 export const QUANTIZER_CONFIG_NAMES: OptionNames<QuantizerConfig> = {
-  codebookSize: true,
-  embedDim: true,
+  codebookSize: "number",
+  embedDim: "number",
   lookup: true,
-  beta: true,
-  entropyTemperature: true,
-  sampleEntropyWeight: true,
-  batchEntropyWeight: true,
-  hasUsageRecord: true,
+  beta: "number",
+  entropyTemperature: "number",
+  sampleEntropyWeight: "number",
+  batchEntropyWeight: "number",
+  hasUsageRecord: "boolean",
 };
 
 /** Result of the trainable forward. */

@@ -3,7 +3,7 @@
  *
  * @see Sun et al. 2024, "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation".
  */
-import { type OptionNames, readOptions } from "../torch/index.js";
+import { type OptionNames, readOptions, requireObject } from "../torch/index.js";
 import { type TokenizerConfig, TokenizerModel } from "./model.js";
 
 /** Arguments of {@link VQModel} under their published names, each with the published default (VQ-16). */
@@ -35,18 +35,18 @@ export interface VQModelOptions {
 }
 
 const VQ_OPTION_NAMES: OptionNames<VQModelOptions> = {
-  codebookSize: true,
-  codebookEmbedDim: true,
-  codebookL2Norm: true,
-  codebookShowUsage: true,
-  commitLossBeta: true,
-  entropyLossRatio: true,
+  codebookSize: "number",
+  codebookEmbedDim: "number",
+  codebookL2Norm: "boolean",
+  codebookShowUsage: "boolean",
+  commitLossBeta: "number",
+  entropyLossRatio: "number",
   chMult: true,
-  ch: true,
-  numResBlocks: true,
-  zChannels: true,
-  dropoutP: true,
-  normGroups: true,
+  ch: "number",
+  numResBlocks: "number",
+  zChannels: "number",
+  dropoutP: "number",
+  normGroups: "number",
 };
 
 /** The published models, and one to train on a CPU: 64 codes of 512 for an image of 32 x 32, 1.4 M parameters. */
@@ -60,6 +60,7 @@ export const VQ_MODELS: Readonly<Record<"VQ-16" | "VQ-8" | "VQ-4-small", VQModel
 export class VQModel extends TokenizerModel {
   /** @throws RangeError for an unknown option, and for a configuration that no such model has. */
   constructor(options: VQModelOptions | TokenizerConfig = {}) {
+    requireObject("VQModel", options);
     super("naming" in options ? options : vqConfig(options));
   }
 }

@@ -4,15 +4,24 @@
  */
 import { distance } from "fastest-levenshtein";
 
-import { expected, expectedType } from "./errors.js";
+import { expected, expectedType, shownValue } from "./errors.js";
 
 /**
  * The names of the options of type `T`, all of them: an option that is added to `T` alone does not compile.
  *
  * `true`: null means that the option is not given, as Python's `None` does. `"nullable"`, where `T` has null among
- * the option's values: null is kept.
+ * the option's values: null is kept. `"boolean"` and `"number"`: as `true`, and the value's type
+ * is checked.
  */
-export type OptionNames<T> = { readonly [K in keyof T]-?: null extends T[K] ? "nullable" : true };
+export type OptionNames<T> = {
+  readonly [K in keyof T]-?: null extends T[K]
+    ? "nullable"
+    : [NonNullable<T[K]>] extends [boolean]
+      ? "boolean"
+      : [NonNullable<T[K]>] extends [number]
+        ? "number"
+        : true;
+};
 
 /** What {@link readOptions} accepts. */
 export interface Accepted<T> {
@@ -39,7 +48,7 @@ export interface Accepted<T> {
  * sample(policy, { topk: 5 });       // RangeError: ... Did you mean "topK"?
  * ```
  *
- * The values are not checked and not copied. An option that holds options of its own is read by a second call:
+ * Only booleans and numbers are checked, by type, and nothing is copied. An option that holds options of its own is read by a second call:
  * `readOptions("sample.guidance", [options.guidance], ...)`.
  *
  * @param where - the function, for messages.
@@ -71,6 +80,16 @@ export function readOptions<T extends object>(
     if (value === undefined || (value === null && known[name] !== "nullable")) continue;
     if (options.has(name)) throw expected(where, `${name} once`, "it twice", "Give it in one place");
     options.set(name, value);
+  }
+  for (const [name, value] of options) {
+    const type = known[name];
+    if (type !== "boolean" && type !== "number") continue;
+    if (typeof value === type) continue;
+    throw expectedType(
+      `${where}.${name}`,
+      type === "number" ? "a number" : "true or false",
+      shownValue(value),
+    );
   }
   return Object.fromEntries(options) as T;
 }
@@ -122,6 +141,17 @@ export function isPlainObject(value: unknown): value is Record<string, unknown> 
   if (value === null || typeof value !== "object") return false;
   const prototype = Object.getPrototypeOf(value);
   return prototype === Object.prototype || prototype === null;
+}
+
+/** @throws TypeError unless an argument that the function cannot do without is an object. */
+export function requireObject(where: string, value: unknown, what = "an object of options"): void {
+  if (value !== null && typeof value === "object" && !Array.isArray(value)) return;
+  throw expectedType(where, what, shownValue(value));
+}
+
+/** @throws TypeError unless the value is a path. */
+export function requirePath(where: string, value: unknown): void {
+  if (typeof value !== "string") throw expectedType(where, "a path", value);
 }
 
 function takes(known: Readonly<Record<string, unknown>>): string {

@@ -70,7 +70,7 @@ export function backward(
     retainGraph = createGraph,
     inputs = [],
   } = readOptions<typeof options>("backward", [options], {
-    names: { retainGraph: true, createGraph: true, inputs: true },
+    names: { retainGraph: "boolean", createGraph: "boolean", inputs: true },
   });
   put(inputs, put(gradients, put(roots, 0)));
   native.backward(roots.length, gradients.length, inputs.length, retainGraph, createGraph);
@@ -93,7 +93,7 @@ export function grad(
     retainGraph = createGraph,
     allowUnused = false,
   } = readOptions<typeof options>("grad", [options], {
-    names: { retainGraph: true, createGraph: true, allowUnused: true },
+    names: { retainGraph: "boolean", createGraph: "boolean", allowUnused: "boolean" },
   });
   put(inputs, put(gradients, put(roots, 0)));
   native.gradients(roots.length, gradients.length, inputs.length, retainGraph, createGraph, allowUnused);

@@ -26,7 +26,7 @@ type Sized<O> =
   | [...sizes: number[]]
   | [...sizes: number[], options: O];
 
-const OPTIONS: OptionNames<TensorOptions> = { dtype: true, device: true, requiresGrad: true };
+const OPTIONS: OptionNames<TensorOptions> = { dtype: true, device: true, requiresGrad: "boolean" };
 const RANDOM_OPTIONS: OptionNames<RandomOptions> = { ...OPTIONS, generator: true };
 
 /** Split the arguments of a call into values and the options after them. */
@@ -237,7 +237,7 @@ export function multinomial(
   ...given: [options?: DrawOptions] | [replacement: boolean, options?: DrawOptions]
 ): Tensor {
   const { replacement = false, generator = null } = readOptions<DrawOptions>("multinomial", given, {
-    names: { replacement: true, generator: true },
+    names: { replacement: "boolean", generator: true },
     order: ["replacement"],
   });
   return callTensor("aten::multinomial", [weights, count, replacement, generator]);

@@ -50,6 +50,11 @@ const FOLDERS: readonly string[] = [
   new URL("../../../src/torch/", import.meta.url),
 ].flatMap((folder) => [folder.href, fileURLToPath(folder)]);
 
+/** A value as `got` of a message: text in quotes, so that "5" is not read as 5. */
+export function shownValue(value: unknown): unknown {
+  return typeof value === "string" ? `the text "${value}"` : value;
+}
+
 /** Print a value for an error message: short, never reading a tensor's elements. */
 export function describe(value: unknown): string {
   if (typeof value === "string") return value;

@@ -50,7 +50,7 @@ export function conv2d(
     dilation = 1,
     groups = 1,
   } = readOptions<typeof options>("conv2d", [options], {
-    names: { stride: true, padding: true, dilation: true, groups: true },
+    names: { stride: true, padding: true, dilation: true, groups: "number" },
   });
   return call("aten::conv2d", [x, weight, bias, pair(stride), pair(padding), pair(dilation), groups]);
 }
@@ -69,7 +69,7 @@ export function convTranspose2d(
     dilation = 1,
     groups = 1,
   } = readOptions<typeof options>("convTranspose2d", [options], {
-    names: { stride: true, padding: true, outputPadding: true, dilation: true, groups: true },
+    names: { stride: true, padding: true, outputPadding: true, dilation: true, groups: "number" },
   });
   const args = [x, weight, bias, pair(stride), pair(padding), pair(outputPadding), groups, pair(dilation)];
   return call("aten::conv_transpose2d.input", args);
@@ -120,7 +120,7 @@ export function batchNorm(
   options: { training: boolean; momentum: number; eps: number },
 ): Tensor {
   const { training, momentum, eps } = readOptions<typeof options>("batchNorm", [options], {
-    names: { training: true, momentum: true, eps: true },
+    names: { training: "boolean", momentum: "number", eps: "number" },
   });
   return call("aten::batch_norm", [
     x,
@@ -162,7 +162,7 @@ export function scaledDotProductAttention(
     scale,
     enableGqa = false,
   } = readOptions<typeof options>("scaledDotProductAttention", [options], {
-    names: { mask: true, dropout: true, isCausal: true, scale: true, enableGqa: true },
+    names: { mask: true, dropout: "number", isCausal: "boolean", scale: "number", enableGqa: "boolean" },
   });
   return call("aten::scaled_dot_product_attention", [
     q,
@@ -209,7 +209,7 @@ export function interpolate(
     alignCorners = false,
     antialias = false,
   } = readOptions<typeof options>("interpolate", [options], {
-    names: { size: true, scale: true, mode: true, alignCorners: true, antialias: true },
+    names: { size: true, scale: "number", mode: true, alignCorners: "boolean", antialias: "boolean" },
   });
   if ((size === undefined) === (scale === undefined)) {
     throw expected("interpolate", "either size or scale", size === undefined ? "neither" : "both");
@@ -249,7 +249,7 @@ export function avgPool2d(
     ceilMode = false,
     countIncludePad = true,
   } = readOptions<typeof options>("avgPool2d", [options], {
-    names: { stride: true, padding: true, ceilMode: true, countIncludePad: true },
+    names: { stride: true, padding: true, ceilMode: "boolean", countIncludePad: "boolean" },
   });
   return call("aten::avg_pool2d", [
     x,
@@ -273,7 +273,7 @@ export function maxPool2d(
     padding = 0,
     ceilMode = false,
   } = readOptions<typeof options>("maxPool2d", [options], {
-    names: { stride: true, padding: true, ceilMode: true },
+    names: { stride: true, padding: true, ceilMode: "boolean" },
   });
   return call("aten::max_pool2d", [x, pair(kernel), pair(stride), pair(padding), [1, 1], ceilMode]);
 }
@@ -289,7 +289,9 @@ export function normalize(x: Tensor, options: { p?: number; dim?: number; eps?: 
     p = 2,
     dim = 1,
     eps = 1e-12,
-  } = readOptions<typeof options>("normalize", [options], { names: { p: true, dim: true, eps: true } });
+  } = readOptions<typeof options>("normalize", [options], {
+    names: { p: "number", dim: "number", eps: "number" },
+  });
   return tidy(() => x.div(x.norm(p, dim, true).clamp(eps)));
 }
 
@@ -312,7 +314,7 @@ export function crossEntropy(
     ignoreIndex = -100,
     labelSmoothing = 0,
   } = readOptions<typeof options>("crossEntropy", [options], {
-    names: { reduction: true, weight: true, ignoreIndex: true, labelSmoothing: true },
+    names: { reduction: true, weight: true, ignoreIndex: "number", labelSmoothing: "number" },
   });
   const args = [logits, target, weight ?? null, REDUCTIONS[reduction], ignoreIndex, labelSmoothing];
   return call("aten::cross_entropy_loss", args);
@@ -345,7 +347,7 @@ export function klDiv(
   options: { reduction?: Reduction; logTarget?: boolean } = {},
 ): Tensor {
   const { reduction = "mean", logTarget = false } = readOptions<typeof options>("klDiv", [options], {
-    names: { reduction: true, logTarget: true },
+    names: { reduction: true, logTarget: "boolean" },
   });
   return call("aten::kl_div", [logp, target, REDUCTIONS[reduction]], { log_target: logTarget });
 }

@@ -7,6 +7,8 @@ export {
   nearestName,
   type OptionNames,
   readOptions,
+  requireObject,
+  requirePath,
   unknownName,
 } from "./arguments.js";
 export {
@@ -68,7 +70,7 @@ export {
   version,
 } from "./device.js";
 export { DTYPES, type DType, type TypedArray } from "./dtype.js";
-export { expected, expectedMessage, expectedType, TorchError } from "./errors.js";
+export { expected, expectedMessage, expectedType, shownValue, TorchError } from "./errors.js";
 export * as functional from "./functional.js";
 export { plainName, plainNames } from "./plain_names.js";
 export {

@@ -54,7 +54,7 @@ const call = (name: string, args: readonly Argument[], options?: Record<string, 
   callTensor<Tensor>(name, args, options);
 
 const TO = {
-  names: { dtype: true, device: true, memoryFormat: true, copy: true, nonBlocking: true },
+  names: { dtype: true, device: true, memoryFormat: true, copy: "boolean", nonBlocking: "boolean" },
 } as const;
 
 const asOne = (list: Ints): readonly Argument[] =>

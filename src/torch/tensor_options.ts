@@ -9,7 +9,7 @@ interface Sum {
 export type SumOptions = [options?: Sum] | [keepdim: boolean, options?: Pick<Sum, "dtype">];
 
 export function readSum(where: string, given: SumOptions): Sum {
-  return readOptions<Sum>(where, given, { names: { keepdim: true, dtype: true }, order: ["keepdim"] });
+  return readOptions<Sum>(where, given, { names: { keepdim: "boolean", dtype: true }, order: ["keepdim"] });
 }
 
 export interface SpreadOptions {
@@ -19,7 +19,9 @@ export interface SpreadOptions {
 
 /** None has a place: PyTorch's second one is `unbiased`, which `correction` replaces. */
 export function readSpread(where: string, options: SpreadOptions): SpreadOptions {
-  return readOptions<SpreadOptions>(where, [options], { names: { keepdim: true, correction: true } });
+  return readOptions<SpreadOptions>(where, [options], {
+    names: { keepdim: "boolean", correction: "number" },
+  });
 }
 
 interface TopK {
@@ -33,7 +35,7 @@ export type TopKOptions =
 
 export function readTopK(given: TopKOptions): TopK {
   const order = ["largest", "sorted"] as const;
-  return readOptions<TopK>("Tensor.topk", given, { names: { largest: true, sorted: true }, order });
+  return readOptions<TopK>("Tensor.topk", given, { names: { largest: "boolean", sorted: "boolean" }, order });
 }
 
 interface Sort {
@@ -43,7 +45,7 @@ interface Sort {
 export type SortOptions = [options?: Sort] | [descending: boolean, options?: Pick<Sort, "stable">];
 
 export function readSort(given: SortOptions): Sort {
-  const names = { descending: true, stable: true } as const;
+  const names = { descending: "boolean", stable: "boolean" } as const;
   return readOptions<Sort>("Tensor.sort", given, { names, order: ["descending"] });
 }
 
@@ -56,7 +58,7 @@ export interface BackwardOptions {
 }
 
 export function readBackward(options: BackwardOptions): Required<BackwardOptions> {
-  const names = { retainGraph: true, createGraph: true } as const;
+  const names = { retainGraph: "boolean", createGraph: "boolean" } as const;
   const read = readOptions<BackwardOptions>("Tensor.backward", [options], { names });
   const { createGraph = false, retainGraph = createGraph } = read;
   return { createGraph, retainGraph };

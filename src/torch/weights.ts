@@ -4,7 +4,7 @@
  */
 import { existsSync, readdirSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
-import { readOptions } from "./arguments.js";
+import { readOptions, requirePath } from "./arguments.js";
 import { openCheckpoint } from "./checkpoint.js";
 import { expected } from "./errors.js";
 import { FileBytes } from "./files.js";
@@ -129,6 +129,7 @@ export class WeightsFile {
  *   folder that holds it.
  */
 export function openWeights(path: string, options: WeightsOptions = {}): WeightsFile {
+  requirePath("openWeights", path);
   return new WeightsFile(path, options);
 }
 

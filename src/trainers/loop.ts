@@ -27,7 +27,7 @@ import { openConsole, openLog } from "../run/log.js";
 import { Clock } from "../run/metrics.js";
 import type { PlainData } from "../run/plain_data.js";
 import { type Effects, forcedNotes, JUDGES, requireSameRun } from "../run/resume.js";
-import { DTYPES, noGrad, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
+import { DTYPES, noGrad, requireObject, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
 
 export type { FitConfig } from "../config/fit.js";
 
@@ -168,6 +168,8 @@ async function run<T extends FitConfig>(
   options: TrainOptions,
 ): Promise<FitResult> {
   // 1. The run's folder, and whether there is a run in it to go on with.
+  requireObject("fitLoop", resolved, "a configuration from resolveConfig");
+  requireObject("fitLoop", resolved.config, "a configuration from resolveConfig");
   const { kind, config, notes } = resolved;
   using folder = await openRunFolder(config, { kind, ...(options.ask && { ask: options.ask }) });
   const checkpoints = join(folder.path, "checkpoints");

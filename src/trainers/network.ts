@@ -4,12 +4,20 @@
  */
 
 import type { EmaSection, OptimizerSection } from "../config/resolve.js";
-import { AdamW, clipGradNorm, Ema, type Module, type Parameter, type StateDict } from "../nn/index.js";
+import {
+  AdamW,
+  clipGradNorm,
+  Ema,
+  type Module,
+  type Parameter,
+  requireModule,
+  type StateDict,
+} from "../nn/index.js";
 import { lrSchedule } from "../rl_ar_finetune/settings.js";
 import { requireFiniteWeights } from "../run/failure.js";
 import type { PlainData } from "../run/plain_data.js";
 import { loadOptimizer } from "../run/resume.js";
-import { expected, type Tensor } from "../torch/index.js";
+import { expected, requireObject, type Tensor } from "../torch/index.js";
 import type { FitModel, FitState } from "./loop.js";
 
 /** Options of {@link FitNetwork}. */
@@ -43,6 +51,8 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
   readonly #factor: (step: number) => number;
 
   constructor(module: M, options: FitNetworkOptions) {
+    requireModule("FitNetwork", module);
+    requireObject("FitNetwork", options);
     const { ema, optimizer, total } = options;
     this.module = module;
     this.optimizer = adamWOf(module, optimizer);

@@ -9,7 +9,7 @@
 
 import { updatesOf } from "../config/fit.js";
 import { type PretrainConfig, type PretrainConfigInput, pretrainKind } from "../config/pretrain.js";
-import { type ResolvedConfig, resolveConfig } from "../config/resolve.js";
+import { type ResolvedConfig, resolvedFor } from "../config/resolve.js";
 import {
   type Batch,
   type Batches,
@@ -82,10 +82,7 @@ export async function pretrainPolicy(
   cfg: PretrainConfigInput | ResolvedConfig<PretrainConfig>,
   options: TrainOptions = {},
 ): Promise<FitResult> {
-  const isResolved = "config" in cfg && "notes" in cfg;
-  const resolved = isResolved
-    ? (cfg as ResolvedConfig<PretrainConfig>)
-    : resolveConfig({ values: cfg as PretrainConfigInput }, pretrainKind);
+  const resolved = resolvedFor("pretrainPolicy", cfg, pretrainKind);
   return await fitLoop(resolved, (opening) => openPretrainTask(resolved.config, opening), options);
 }
 

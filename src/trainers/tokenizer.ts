@@ -9,7 +9,7 @@
  */
 
 import { updatesOf } from "../config/fit.js";
-import { type ResolvedConfig, resolveConfig } from "../config/resolve.js";
+import { type ResolvedConfig, resolvedFor } from "../config/resolve.js";
 import {
   type TokenizerTrainConfig,
   type TokenizerTrainConfigInput,
@@ -91,10 +91,7 @@ export async function trainTokenizer(
   cfg: TokenizerTrainConfigInput | ResolvedConfig<TokenizerTrainConfig>,
   options: TrainOptions = {},
 ): Promise<FitResult> {
-  const isResolved = "config" in cfg && "notes" in cfg;
-  const resolved = isResolved
-    ? (cfg as ResolvedConfig<TokenizerTrainConfig>)
-    : resolveConfig({ values: cfg as TokenizerTrainConfigInput }, tokenizerKind);
+  const resolved = resolvedFor("trainTokenizer", cfg, tokenizerKind);
   return await fitLoop(resolved, () => openTokenizerTask(resolved.config), options);
 }
 

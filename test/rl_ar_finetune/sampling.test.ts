@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { GPT } from "../../src/policies/index.js";
 import { sampleRollout } from "../../src/rl_ar_finetune/rollout.js";
 import {
   distribution,
@@ -528,3 +529,14 @@ for (const [name, { scale, ...sampling }] of Object.entries(SETTINGS)) {
       });
     }));
 }
+
+test("start codes outside the vocabulary are refused before the policy reads them", () => {
+  const policy = new GPT({ vocabSize: 5, blockSize: 8, nLayer: 1, nHead: 1, nEmbd: 4 });
+  for (const bad of [5, -1]) {
+    assert.throws(() => sampleCodesWithLogprobs(policy, tensor([[0, bad]], { dtype: "int64" }), 2), {
+      name: "RangeError",
+      message: new RegExp(`start: .*\\[0, 5\\).*${bad}`),
+    });
+  }
+  assert.throws(() => sampleCodesWithLogprobs(policy, tensor([[0]]), 2), /start: .*int64/);
+});

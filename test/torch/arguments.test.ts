@@ -19,7 +19,7 @@ interface Options {
 
 const read = (...given: unknown[]): Options =>
   readOptions<Options>("f", given, {
-    names: { topK: true, topP: true, mask: "nullable", valueClip: "nullable" },
+    names: { topK: "number", topP: "number", mask: "nullable", valueClip: "nullable" },
     order: ["topK", "topP", "mask"],
   });
 
@@ -73,7 +73,7 @@ test("values too many, twice or unexpected are refused", () => {
   assert.throws(() => read(1, { topK: 2 }), { name: "RangeError", message: /topK once/ });
   assert.throws(() => read({ topK: 1, top_k: 2 }), { name: "RangeError", message: /topK once/ });
   const named = (...given: unknown[]): object =>
-    readOptions<{ a?: number }>("g", given, { names: { a: true } });
+    readOptions<{ a?: number }>("g", given, { names: { a: "number" } });
   assert.throws(() => named("l1"), { name: "TypeError", message: /^g: .*object of options.*l1.*a/ });
   assert.throws(() => named({ a: 1 }, "l1"), { name: "TypeError", message: /^g: / });
   const none = (...given: unknown[]): object => readOptions("h", given, { names: {} });
