@@ -8,9 +8,9 @@ import {
   expectedType,
   keep,
   noGrad,
-  readOptions,
   type Tensor,
   tidy,
+  withDefaults,
 } from "../torch/index.js";
 import type { Module, Parameter, StateDict } from "./module.js";
 
@@ -40,9 +40,7 @@ export class Ema {
 
   /** Start from the present values of the parameters that require a gradient. */
   constructor(module: Module, options: EmaOptions = {}) {
-    const { decay = 0.999, warmup = false } = readOptions<typeof options>("Ema", [options], {
-      names: { decay: "number", warmup: "boolean" },
-    });
+    const { decay, warmup } = withDefaults("Ema", options, { decay: 0.999, warmup: false });
     if (!(decay >= 0 && decay <= 1)) throw expected("Ema", "a decay in [0, 1]", decay);
     this.decay = decay;
     this.warmup = warmup;

@@ -11,6 +11,7 @@ import {
   type Tensor,
   tensor,
   tidy,
+  withDefaults,
   zeros,
 } from "../torch/index.js";
 import * as init from "./init.js";
@@ -35,7 +36,7 @@ export class Linear extends Module {
 
   constructor(inFeatures: number, outFeatures: number, options: { bias?: boolean } = {}) {
     super();
-    const { bias = true } = readOptions<typeof options>("Linear", [options], { names: { bias: "boolean" } });
+    const { bias } = withDefaults("Linear", options, { bias: true });
     const shape = [outFeatures, inFeatures];
     const bound = inFeatures > 0 ? 1 / Math.sqrt(inFeatures) : 0;
     this.weight = parameter(() => init.kaimingUniform(shape));
@@ -81,12 +82,10 @@ export class LayerNorm extends Module {
 
   constructor(features: number, options: { eps?: number; bias?: boolean; elementwiseAffine?: boolean } = {}) {
     super();
-    const {
-      eps = 1e-5,
-      elementwiseAffine = true,
-      bias = elementwiseAffine,
-    } = readOptions<typeof options>("LayerNorm", [options], {
-      names: { eps: "number", bias: "boolean", elementwiseAffine: "boolean" },
+    const { eps, elementwiseAffine, bias } = withDefaults("LayerNorm", options, {
+      eps: 1e-5,
+      bias: true,
+      elementwiseAffine: true,
     });
     this.#features = features;
     this.eps = eps;
@@ -111,7 +110,7 @@ export class RMSNorm extends Module {
 
   constructor(features: number, options: { eps?: number } = {}) {
     super();
-    const { eps = 1e-5 } = readOptions<typeof options>("RMSNorm", [options], { names: { eps: "number" } });
+    const { eps } = withDefaults("RMSNorm", options, { eps: 1e-5 });
     this.#features = features;
     this.eps = eps;
     this.weight = parameter(() => init.ones([features]));
@@ -135,7 +134,7 @@ export class GroupNorm extends Module {
 
   constructor(numGroups: number, numChannels: number, options: { eps?: number } = {}) {
     super();
-    const { eps = 1e-5 } = readOptions<typeof options>("GroupNorm", [options], { names: { eps: "number" } });
+    const { eps } = withDefaults("GroupNorm", options, { eps: 1e-5 });
     this.#numGroups = numGroups;
     this.eps = eps;
     this.weight = parameter(() => init.ones([numChannels]));
@@ -164,9 +163,7 @@ export class BatchNorm2d extends Module {
 
   constructor(numFeatures: number, options: { eps?: number; momentum?: number } = {}) {
     super();
-    const { eps = 1e-5, momentum = 0.1 } = readOptions<typeof options>("BatchNorm2d", [options], {
-      names: { eps: "number", momentum: "number" },
-    });
+    const { eps, momentum } = withDefaults("BatchNorm2d", options, { eps: 1e-5, momentum: 0.1 });
     this.eps = eps;
     this.momentum = momentum;
     this.weight = parameter(() => init.ones([numFeatures]));

@@ -12,9 +12,9 @@ import {
   keep,
   type MemoryFormat,
   noGrad,
-  readOptions,
   Tensor,
   tidy,
+  withDefaults,
 } from "../torch/index.js";
 
 /** Tensors by their state-dict keys, in the order of the fields. */
@@ -146,7 +146,7 @@ export abstract class Module {
     options: { strict?: boolean } = {},
   ): LoadReport {
     const where = `${this.constructor.name}.loadStateDict`;
-    const { strict = true } = readOptions<typeof options>(where, [options], { names: { strict: "boolean" } });
+    const { strict } = withDefaults(where, options, { strict: true });
     const own = Object.entries(this.stateDict());
     const given = new Map(Object.entries(state));
     const differing: string[] = [];
@@ -190,8 +190,10 @@ export abstract class Module {
    * of four dimensions. The objects stay, so that an optimizer goes on with them.
    */
   to(options: { dtype?: DType; device?: Device; memoryFormat?: MemoryFormat }): this {
-    const { dtype, device, memoryFormat } = readOptions<typeof options>("Module.to", [options], {
-      names: { dtype: true, device: true, memoryFormat: true },
+    const { dtype, device, memoryFormat } = withDefaults("Module.to", options, {
+      dtype: undefined,
+      device: undefined,
+      memoryFormat: undefined,
     });
     if (dtype !== undefined && !DTYPES[dtype].isFloat) {
       throw expected("Module.to", "a floating-point dtype", dtype);

@@ -17,6 +17,7 @@ import {
   stack,
   type Tensor,
   tidy,
+  withDefaults,
   zeros,
   zerosLike,
 } from "../torch/index.js";
@@ -77,6 +78,7 @@ const NUMBERS: OptionNames<AdamWOptions> = {
   eps: "number",
   weightDecay: "number",
 };
+const DEFAULTS = { lr: 1e-3, betas: [0.9, 0.999] as const, eps: 1e-8, weightDecay: 0.01 };
 
 export class AdamW {
   readonly groups: readonly AdamWGroup[];
@@ -89,13 +91,7 @@ export class AdamW {
    * @param options.fused - `false` computes from the formula, operator by operator: slower, same result up to rounding.
    */
   constructor(params: Trained | readonly ParameterGroup[], options: AdamWOptions & { fused?: boolean } = {}) {
-    const {
-      lr = 1e-3,
-      betas = [0.9, 0.999],
-      eps = 1e-8,
-      weightDecay = 0.01,
-      fused = true,
-    } = readOptions<typeof options>("AdamW", [options], { names: { ...NUMBERS, fused: "boolean" } });
+    const { fused, ...own } = withDefaults("AdamW", options, { ...DEFAULTS, fused: true });
     this.#isFused = fused;
     const given = isGroups(params) ? params : [{ params }];
     const groups: AdamWGroup[] = [];
@@ -116,7 +112,7 @@ export class AdamW {
           throw expected("AdamW", "each parameter once", `${name} a second time`);
         }
       }
-      const numbers = { lr, betas, eps, weightDecay, ...group };
+      const numbers = { ...own, ...group };
       checkNumbers(numbers);
       groups.push({
         lr: numbers.lr,
@@ -137,9 +133,7 @@ export class AdamW {
    * @param options.lrFactor - factor of every group's learning rate in this step, from a schedule.
    */
   step(options: { lrFactor?: number } = {}): void {
-    const { lrFactor = 1 } = readOptions<typeof options>("AdamW.step", [options], {
-      names: { lrFactor: "number" },
-    });
+    const { lrFactor } = withDefaults("AdamW.step", options, { lrFactor: 1 });
     if (!(lrFactor >= 0 && lrFactor < Infinity)) {
       throw expected("AdamW.step", "a finite lrFactor of at least 0", lrFactor);
     }

@@ -2,7 +2,7 @@
  * Learning rates over time: each schedule is a pure function of the update's number, so that a resumed run
  * needs no state. `optimizer.step({ lrFactor: schedule(step) })` applies one.
  */
-import { expected, readOptions } from "../torch/index.js";
+import { expected, readOptions, withDefaults } from "../torch/index.js";
 
 /** Factor of every group's learning rate at update `step`, counted from 0. */
 export type Schedule = (step: number) => number;
@@ -19,7 +19,7 @@ export interface DecayOptions {
 
 /** 1 after the warm-up. */
 export function constant(options: { warmup?: number } = {}): Schedule {
-  const { warmup = 0 } = readOptions<typeof options>("constant", [options], { names: { warmup: "number" } });
+  const { warmup } = withDefaults("constant", options, { warmup: 0 });
   check("constant", warmup, Infinity, 1);
   return (step) => rise(step, warmup);
 }
@@ -39,13 +39,8 @@ export function cosine(options: DecayOptions): Schedule {
 }
 
 function decay(where: string, options: DecayOptions, shape: (progress: number) => number): Schedule {
-  const {
-    total,
-    warmup = 0,
-    final = 0,
-  } = readOptions<typeof options>(where, [options], {
-    names: { total: "number", warmup: "number", final: "number" },
-  });
+  const names = { total: "number", warmup: "number", final: "number" } as const;
+  const { total, warmup = 0, final = 0 } = readOptions<typeof options>(where, [options], { names });
   check(where, warmup, total, final);
   return (step) => {
     if (step < warmup) return rise(step, warmup);

@@ -82,17 +82,42 @@ export function readOptions<T extends object>(
     options.set(name, value);
   }
   for (const [name, value] of options) {
-    const type = known[name];
-    if (type !== "boolean" && type !== "number") continue;
-    if (typeof value === type) continue;
-    throw expectedType(
-      `${where}.${name}`,
-      type === "number" ? "a number" : "true or false",
-      shownValue(value),
-    );
+    const what = missedType(known[name], value);
+    if (what !== undefined) throw expectedType(`${where}.${name}`, what, shownValue(value));
   }
   return Object.fromEntries(options) as T;
 }
+
+/**
+ * Read one object of options, each with a default where it is not given or null. The defaults name all options:
+ * `const { stride, padding } = withDefaults("conv2d", options, { stride: 1, padding: 0 })`.
+ *
+ * @throws as {@link readOptions}.
+ */
+export function withDefaults<T extends object, const D extends Defaults<T>>(
+  where: string,
+  options: T,
+  defaults: D,
+): { [K in keyof T]-?: Exclude<T[K], null | undefined> | Extract<D[K], null | undefined> } {
+  const names = Object.fromEntries(
+    Object.entries(defaults).map(([name, value]) => [
+      name,
+      typeof value === "number" ? "size" : typeof value,
+    ]),
+  );
+  return { ...defaults, ...readOptions<object>(where, [options], { names }) } as never;
+}
+
+/** What a value should have been: a number, a size (one number or a list of them) or a boolean; undefined if it is that. */
+function missedType(type: unknown, value: unknown): string | undefined {
+  if (type === "boolean") return typeof value === "boolean" ? undefined : "true or false";
+  if (type === "number") return typeof value === "number" ? undefined : "a number";
+  if (type !== "size" || typeof value === "number" || Array.isArray(value)) return undefined;
+  return "a number, or a list of them";
+}
+
+/** A default for every option; null or undefined where there is none. */
+type Defaults<T> = { readonly [K in keyof T]-?: T[K] | null | undefined };
 
 /**
  * The error for an unknown name, with the nearest known one.

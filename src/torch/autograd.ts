@@ -2,14 +2,14 @@
  * Gradients: grad mode, gradients of several tensors at once, custom backward functions, gradient checkpointing and
  * autocast. LibTorch has the backward of every operator.
  */
-import { readOptions } from "./arguments.js";
+import { withDefaults } from "./arguments.js";
 import { native, SLOTS, TAG, tags, values } from "./binding.js";
 import { zeros } from "./creation.js";
 import { expected, expectedMessage, expectedType } from "./errors.js";
 import { type RandomState, restoreRandomState, saveRandomState } from "./random.js";
 import { type Owned, surrender, tidy, tidyInto } from "./scope.js";
 import { Tensor } from "./tensor.js";
-import type { BackwardOptions } from "./tensor_options.js";
+import { BACKWARD, type BackwardOptions } from "./tensor_options.js";
 
 function withGradMode<T>(on: boolean, fn: () => T): T {
   const before = native.setGradEnabled(on);
@@ -65,13 +65,8 @@ export function backward(
   gradients: readonly (Tensor | null)[] = roots.map(() => null),
   options: BackwardOptions & { inputs?: readonly Tensor[] } = {},
 ): void {
-  const {
-    createGraph = false,
-    retainGraph = createGraph,
-    inputs = [],
-  } = readOptions<typeof options>("backward", [options], {
-    names: { retainGraph: "boolean", createGraph: "boolean", inputs: true },
-  });
+  const { inputs, ...graph } = withDefaults("backward", options, { ...BACKWARD, inputs: [] });
+  const { createGraph, retainGraph = createGraph } = graph;
   put(inputs, put(gradients, put(roots, 0)));
   native.backward(roots.length, gradients.length, inputs.length, retainGraph, createGraph);
 }
@@ -88,13 +83,8 @@ export function grad(
   gradients: readonly (Tensor | null)[] = roots.map(() => null),
   options: BackwardOptions & { allowUnused?: boolean } = {},
 ): (Tensor | null)[] {
-  const {
-    createGraph = false,
-    retainGraph = createGraph,
-    allowUnused = false,
-  } = readOptions<typeof options>("grad", [options], {
-    names: { retainGraph: "boolean", createGraph: "boolean", allowUnused: "boolean" },
-  });
+  const { allowUnused, ...graph } = withDefaults("grad", options, { ...BACKWARD, allowUnused: false });
+  const { createGraph, retainGraph = createGraph } = graph;
   put(inputs, put(gradients, put(roots, 0)));
   native.gradients(roots.length, gradients.length, inputs.length, retainGraph, createGraph, allowUnused);
   return take(0, inputs.length);

@@ -4,6 +4,7 @@
  */
 import { inspect } from "node:util";
 
+import { isPlainObject } from "./arguments.js";
 import { ints, native, SLOTS, TAG, tags, values } from "./binding.js";
 import { DTYPES, type DType } from "./dtype.js";
 import { describe, expected, expectedMessage, expectedType, TorchError } from "./errors.js";
@@ -316,7 +317,10 @@ function write(where: string, value: Argument, slot: number): number {
     values[slot] = value.live;
     return slot + 1;
   }
-  throw expectedType(where, "tensors, numbers, booleans, strings, null or lists of them", value);
+  const remedy = isPlainObject(value)
+    ? "This argument has its place in the call: give its value, without its name"
+    : undefined;
+  throw expectedType(where, "tensors, numbers, booleans, strings, null or lists of them", value, remedy);
 }
 
 function internString(text: string): number {
@@ -387,6 +391,8 @@ function refusal(name: string, operator: Operator, args: readonly Argument[], er
     return text === undefined ? [] : [`${operator.argumentNames[i] ?? i} ${text}`];
   });
   const tail = operands.length > 0 ? `; ${operands.join(", ")}` : "";
+  const missing = /^missing argument ('\w+')/.exec(error.message)?.[1];
+  if (missing !== undefined) return refused(expectedMessage(schema, `argument ${missing}`, `none${tail}`));
   const [lacksMemory, wanted] = LACKS_MEMORY.exec(error.message) ?? [];
   if (lacksMemory === undefined) return refused(`${schema}: ${error.message.trimEnd()}${tail}`);
   const what = wanted === undefined ? "a size below 2^63 bytes" : `${wanted} of free memory`;

@@ -3,7 +3,7 @@
  * each tensor is a {@link LazyTensor} until it is read. Nothing in a file is executed (pickle.ts). The
  * callers know what the tree means and where the weights are in it. Formats after torch/serialization.py.
  */
-import { readOptions } from "./arguments.js";
+import { withDefaults } from "./arguments.js";
 import { expected } from "./errors.js";
 import { type ByteSource, FileBytes, MemoryBytes } from "./files.js";
 import { LazyTensor, persistentTensor, readStorage, type Storage, tensorCall } from "./lazy_tensor.js";
@@ -56,9 +56,7 @@ export class CheckpointFile {
    * @throws RangeError when a tensor asked for has a dtype that LibTorch's tensors here do not support.
    */
   load(options: LoadOptions = {}): PyValue<Tensor | LazyTensor> {
-    const { only = () => true } = readOptions<LoadOptions>("loadCheckpoint", [options], {
-      names: { only: true },
-    });
+    const { only } = withDefaults("loadCheckpoint", options, { only: () => true });
     const tensors = new Map<LazyTensor, Tensor>();
     const storages = new Map<Storage, Map<string, Tensor>>();
     const read = (lazy: LazyTensor, path: string): Tensor | LazyTensor => {

@@ -1,7 +1,7 @@
 /**
  * Functions that create tensors and join them. Random ones take a generator of `random.ts`.
  */
-import { isPlainObject, type OptionNames, readOptions } from "./arguments.js";
+import { isPlainObject, type OptionNames, readOptions, withDefaults } from "./arguments.js";
 import { native } from "./binding.js";
 import { type Argument, call, callTensor, type GeneratorHandle } from "./call.js";
 import type { DType, TypedArray } from "./dtype.js";
@@ -113,9 +113,7 @@ interface LikeOptions {
   dtype?: DType;
 }
 
-const like = (where: string, options: LikeOptions): { dtype: DType | null } => ({
-  dtype: readOptions<LikeOptions>(where, [options], { names: { dtype: true } }).dtype ?? null,
-});
+const like = (where: string, options: LikeOptions) => withDefaults(where, options, { dtype: null });
 
 export function zerosLike(tensor: Tensor, options: LikeOptions = {}): Tensor {
   return callTensor("aten::zeros_like", [tensor], like("zerosLike", options));
@@ -245,9 +243,7 @@ export function multinomial(
 
 /** 0 or 1 with probability `p` of 1, each element on its own, in the dtype of `p`. */
 export function bernoulli(p: Tensor, options: { generator?: GeneratorHandle } = {}): Tensor {
-  const { generator = null } = readOptions<{ generator?: GeneratorHandle }>("bernoulli", [options], {
-    names: { generator: true },
-  });
+  const { generator } = withDefaults("bernoulli", options, { generator: null });
   return callTensor("aten::bernoulli", [p], { generator });
 }
 
@@ -327,14 +323,21 @@ function fromTypedArray(
   return options.requiresGrad ? placed.requiresGrad_() : placed;
 }
 
+/** Refuse what is no list, and an empty one. */
+function tensorsOf(where: string, tensors: readonly Argument[]): readonly Argument[] {
+  if (!Array.isArray(tensors)) throw expectedType(where, "a list of tensors", tensors);
+  if (tensors.length === 0) throw expected(where, "at least one tensor", "none");
+  return tensors;
+}
+
 /** Join along an existing dimension. */
 export function cat(tensors: readonly Tensor[], dim = 0): Tensor {
-  return callTensor("aten::cat", [tensors, dim]);
+  return callTensor("aten::cat", [tensorsOf("cat", tensors), dim]);
 }
 
 /** Join along a new dimension. */
 export function stack(tensors: readonly Tensor[], dim = 0): Tensor {
-  return callTensor("aten::stack", [tensors, dim]);
+  return callTensor("aten::stack", [tensorsOf("stack", tensors), dim]);
 }
 
 /** Elements of `a` where `condition` is true, else of `b`. */
@@ -345,15 +348,18 @@ export function where(condition: Tensor, a: Tensor | number, b: Tensor | number)
 /** Tensors one by one, or as one array. */
 type Tensors = readonly Tensor[] | readonly [readonly Tensor[]];
 
-const tensorList = (tensors: Tensors): readonly Argument[] =>
-  tensors.length === 1 && Array.isArray(tensors[0]) ? tensors[0] : (tensors as readonly Tensor[]);
+const spread = (where: string, tensors: Tensors): readonly Argument[] =>
+  tensorsOf(
+    where,
+    tensors.length === 1 && Array.isArray(tensors[0]) ? tensors[0] : (tensors as readonly Tensor[]),
+  );
 
 /** Einstein summation, for example `einsum("bhd,bkd->bhk", a, b)`. */
 export function einsum(equation: string, ...operands: Tensors): Tensor {
-  return callTensor("aten::einsum", [equation, tensorList(operands)]);
+  return callTensor("aten::einsum", [equation, spread("einsum", operands)]);
 }
 
 /** Coordinate grids with matrix ("ij") indexing. */
 export function meshgrid(...tensors: Tensors): Tensor[] {
-  return call("aten::meshgrid.indexing", [tensorList(tensors)], { indexing: "ij" }) as Tensor[];
+  return call("aten::meshgrid.indexing", [spread("meshgrid", tensors)], { indexing: "ij" }) as Tensor[];
 }

@@ -2,7 +2,7 @@
  * Functions without state, as in `torch.nn.functional`: linear maps, convolutions, norms, attention, resampling and losses. Layers with weights of
  * their own are in `nn`.
  */
-import { readOptions } from "./arguments.js";
+import { readOptions, withDefaults } from "./arguments.js";
 import { type Argument, callTensor } from "./call.js";
 import { expected } from "./errors.js";
 import { tidy } from "./scope.js";
@@ -14,6 +14,11 @@ const call = (name: string, args: readonly Argument[], options?: Record<string, 
 /** How a loss over many elements becomes one number, or stays as it is. */
 export type Reduction = "none" | "mean" | "sum";
 const REDUCTIONS: Readonly<Record<Reduction, number>> = { none: 0, mean: 1, sum: 2 };
+
+function reductionOf(where: string, reduction: Reduction): number {
+  if (Object.hasOwn(REDUCTIONS, reduction)) return REDUCTIONS[reduction];
+  throw expected(where, "none, mean or sum as reduction", reduction);
+}
 
 /** A size for height and width, or one for both. */
 export type Pair = number | readonly [number, number];
@@ -44,13 +49,11 @@ export function conv2d(
   bias: Tensor | null = null,
   options: Conv2dOptions = {},
 ): Tensor {
-  const {
-    stride = 1,
-    padding = 0,
-    dilation = 1,
-    groups = 1,
-  } = readOptions<typeof options>("conv2d", [options], {
-    names: { stride: true, padding: true, dilation: true, groups: "number" },
+  const { stride, padding, dilation, groups } = withDefaults("conv2d", options, {
+    stride: 1,
+    padding: 0,
+    dilation: 1,
+    groups: 1,
   });
   return call("aten::conv2d", [x, weight, bias, pair(stride), pair(padding), pair(dilation), groups]);
 }
@@ -62,14 +65,12 @@ export function convTranspose2d(
   bias: Tensor | null = null,
   options: Conv2dOptions & { outputPadding?: Pair } = {},
 ): Tensor {
-  const {
-    stride = 1,
-    padding = 0,
-    outputPadding = 0,
-    dilation = 1,
-    groups = 1,
-  } = readOptions<typeof options>("convTranspose2d", [options], {
-    names: { stride: true, padding: true, outputPadding: true, dilation: true, groups: "number" },
+  const { stride, padding, outputPadding, dilation, groups } = withDefaults("convTranspose2d", options, {
+    stride: 1,
+    padding: 0,
+    outputPadding: 0,
+    dilation: 1,
+    groups: 1,
   });
   const args = [x, weight, bias, pair(stride), pair(padding), pair(outputPadding), groups, pair(dilation)];
   return call("aten::conv_transpose2d.input", args);
@@ -155,25 +156,14 @@ export function scaledDotProductAttention(
   v: Tensor,
   options: AttentionOptions = {},
 ): Tensor {
-  const {
-    mask,
-    dropout = 0,
-    isCausal = false,
-    scale,
-    enableGqa = false,
-  } = readOptions<typeof options>("scaledDotProductAttention", [options], {
-    names: { mask: true, dropout: "number", isCausal: "boolean", scale: "number", enableGqa: "boolean" },
+  const { mask, dropout, isCausal, scale, enableGqa } = withDefaults("scaledDotProductAttention", options, {
+    mask: null,
+    dropout: 0,
+    isCausal: false,
+    scale: null,
+    enableGqa: false,
   });
-  return call("aten::scaled_dot_product_attention", [
-    q,
-    k,
-    v,
-    mask ?? null,
-    dropout,
-    isCausal,
-    scale ?? null,
-    enableGqa,
-  ]);
+  return call("aten::scaled_dot_product_attention", [q, k, v, mask, dropout, isCausal, scale, enableGqa]);
 }
 
 /** Zero each element with probability `p` and scale the rest by 1 / (1 - p), in training only. */
@@ -202,33 +192,30 @@ export function interpolate(
     antialias?: boolean;
   },
 ): Tensor {
-  const {
-    size,
-    scale,
-    mode = "nearest",
-    alignCorners = false,
-    antialias = false,
-  } = readOptions<typeof options>("interpolate", [options], {
-    names: { size: true, scale: "number", mode: true, alignCorners: "boolean", antialias: "boolean" },
+  const { size, scale, mode, alignCorners, antialias } = withDefaults("interpolate", options, {
+    size: null,
+    scale: null,
+    mode: "nearest",
+    alignCorners: false,
+    antialias: false,
   });
-  if ((size === undefined) === (scale === undefined)) {
-    throw expected("interpolate", "either size or scale", size === undefined ? "neither" : "both");
+  if ((size === null) === (scale === null)) {
+    throw expected("interpolate", "either size or scale", size === null ? "neither" : "both");
   }
-  const factors = scale === undefined ? null : [scale, scale];
-  const target = size ?? null;
+  const factors = scale === null ? null : [scale, scale];
   switch (mode) {
     case "nearest":
-      return call("aten::upsample_nearest2d.vec", [x, target, factors]);
+      return call("aten::upsample_nearest2d.vec", [x, size, factors]);
     case "nearest-exact":
-      return call("aten::_upsample_nearest_exact2d.vec", [x, target, factors]);
+      return call("aten::_upsample_nearest_exact2d.vec", [x, size, factors]);
     case "bilinear":
     case "bicubic": {
       const name = antialias ? `aten::_upsample_${mode}2d_aa.vec` : `aten::upsample_${mode}2d.vec`;
-      return call(name, [x, target, alignCorners, factors]);
+      return call(name, [x, size, alignCorners, factors]);
     }
     case "area": {
       const [h, w] = x.shape.slice(-2) as [number, number];
-      const out = target ?? [Math.floor(h * (scale as number)), Math.floor(w * (scale as number))];
+      const out = size ?? [Math.floor(h * (scale as number)), Math.floor(w * (scale as number))];
       return call("aten::adaptive_avg_pool2d", [x, out]);
     }
     default:
@@ -243,13 +230,11 @@ export function avgPool2d(
   kernel: Pair,
   options: { stride?: Pair; padding?: Pair; ceilMode?: boolean; countIncludePad?: boolean } = {},
 ): Tensor {
-  const {
-    stride = kernel,
-    padding = 0,
-    ceilMode = false,
-    countIncludePad = true,
-  } = readOptions<typeof options>("avgPool2d", [options], {
-    names: { stride: true, padding: true, ceilMode: "boolean", countIncludePad: "boolean" },
+  const { stride, padding, ceilMode, countIncludePad } = withDefaults("avgPool2d", options, {
+    stride: kernel,
+    padding: 0,
+    ceilMode: false,
+    countIncludePad: true,
   });
   return call("aten::avg_pool2d", [
     x,
@@ -268,12 +253,10 @@ export function maxPool2d(
   kernel: Pair,
   options: { stride?: Pair; padding?: Pair; ceilMode?: boolean } = {},
 ): Tensor {
-  const {
-    stride = kernel,
-    padding = 0,
-    ceilMode = false,
-  } = readOptions<typeof options>("maxPool2d", [options], {
-    names: { stride: true, padding: true, ceilMode: "boolean" },
+  const { stride, padding, ceilMode } = withDefaults("maxPool2d", options, {
+    stride: kernel,
+    padding: 0,
+    ceilMode: false,
   });
   return call("aten::max_pool2d", [x, pair(kernel), pair(stride), pair(padding), [1, 1], ceilMode]);
 }
@@ -285,13 +268,7 @@ export function oneHot(index: Tensor, classes: number): Tensor {
 
 /** Divide by the p-norm along `dim`, which is taken as at least `eps`. */
 export function normalize(x: Tensor, options: { p?: number; dim?: number; eps?: number } = {}): Tensor {
-  const {
-    p = 2,
-    dim = 1,
-    eps = 1e-12,
-  } = readOptions<typeof options>("normalize", [options], {
-    names: { p: "number", dim: "number", eps: "number" },
-  });
+  const { p, dim, eps } = withDefaults("normalize", options, { p: 2, dim: 1, eps: 1e-12 });
   return tidy(() => x.div(x.norm(p, dim, true).clamp(eps)));
 }
 
@@ -308,28 +285,26 @@ export function crossEntropy(
   target: Tensor,
   options: { reduction?: Reduction; weight?: Tensor; ignoreIndex?: number; labelSmoothing?: number } = {},
 ): Tensor {
-  const {
-    reduction = "mean",
-    weight,
-    ignoreIndex = -100,
-    labelSmoothing = 0,
-  } = readOptions<typeof options>("crossEntropy", [options], {
-    names: { reduction: true, weight: true, ignoreIndex: "number", labelSmoothing: "number" },
+  const { reduction, weight, ignoreIndex, labelSmoothing } = withDefaults("crossEntropy", options, {
+    reduction: "mean",
+    weight: null,
+    ignoreIndex: -100,
+    labelSmoothing: 0,
   });
-  const args = [logits, target, weight ?? null, REDUCTIONS[reduction], ignoreIndex, labelSmoothing];
+  const args = [logits, target, weight, reductionOf("crossEntropy", reduction), ignoreIndex, labelSmoothing];
   return call("aten::cross_entropy_loss", args);
 }
 
 export function mseLoss(x: Tensor, target: Tensor, reduction: Reduction = "mean"): Tensor {
-  return call("aten::mse_loss", [x, target, REDUCTIONS[reduction]]);
+  return call("aten::mse_loss", [x, target, reductionOf("mseLoss", reduction)]);
 }
 
 export function l1Loss(x: Tensor, target: Tensor, reduction: Reduction = "mean"): Tensor {
-  return call("aten::l1_loss", [x, target, REDUCTIONS[reduction]]);
+  return call("aten::l1_loss", [x, target, reductionOf("l1Loss", reduction)]);
 }
 
 export function smoothL1Loss(x: Tensor, target: Tensor, reduction: Reduction = "mean", beta = 1): Tensor {
-  return call("aten::smooth_l1_loss", [x, target, REDUCTIONS[reduction], beta]);
+  return call("aten::smooth_l1_loss", [x, target, reductionOf("smoothL1Loss", reduction), beta]);
 }
 
 export function binaryCrossEntropyWithLogits(
@@ -337,7 +312,13 @@ export function binaryCrossEntropyWithLogits(
   target: Tensor,
   reduction: Reduction = "mean",
 ): Tensor {
-  return call("aten::binary_cross_entropy_with_logits", [logits, target, null, null, REDUCTIONS[reduction]]);
+  return call("aten::binary_cross_entropy_with_logits", [
+    logits,
+    target,
+    null,
+    null,
+    reductionOf("binaryCrossEntropyWithLogits", reduction),
+  ]);
 }
 
 /** `target * (log(target) - logp)`; with `logTarget` the target too is a log-probability. */
@@ -346,8 +327,6 @@ export function klDiv(
   target: Tensor,
   options: { reduction?: Reduction; logTarget?: boolean } = {},
 ): Tensor {
-  const { reduction = "mean", logTarget = false } = readOptions<typeof options>("klDiv", [options], {
-    names: { reduction: true, logTarget: "boolean" },
-  });
-  return call("aten::kl_div", [logp, target, REDUCTIONS[reduction]], { log_target: logTarget });
+  const { reduction, logTarget } = withDefaults("klDiv", options, { reduction: "mean", logTarget: false });
+  return call("aten::kl_div", [logp, target, reductionOf("klDiv", reduction)], { log_target: logTarget });
 }

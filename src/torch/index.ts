@@ -10,6 +10,7 @@ export {
   requireObject,
   requirePath,
   unknownName,
+  withDefaults,
 } from "./arguments.js";
 export {
   type AutocastState,

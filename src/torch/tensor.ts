@@ -3,7 +3,7 @@
  * `creation.ts`, networks' functions are in `functional.ts`, gradients in `autograd.ts`. Names, arguments and
  * results are PyTorch's, in camelCase; a method with a trailing underscore works in place.
  */
-import { readOptions } from "./arguments.js";
+import { withDefaults } from "./arguments.js";
 import { native, TAG, tags, values } from "./binding.js";
 import {
   type Argument,
@@ -53,9 +53,7 @@ type Ints = readonly number[] | readonly [readonly number[]];
 const call = (name: string, args: readonly Argument[], options?: Record<string, Argument>): Tensor =>
   callTensor<Tensor>(name, args, options);
 
-const TO = {
-  names: { dtype: true, device: true, memoryFormat: true, copy: "boolean", nonBlocking: "boolean" },
-} as const;
+const TO = { dtype: null, device: null, memoryFormat: null, copy: false, nonBlocking: false };
 
 const asOne = (list: Ints): readonly Argument[] =>
   list.length === 1 && Array.isArray(list[0]) ? list[0] : (list as readonly number[]);
@@ -73,9 +71,8 @@ export class Tensor extends TensorHandle {
     copy?: boolean;
     nonBlocking?: boolean;
   }): Tensor {
-    const read = readOptions<typeof options>("Tensor.to", [options], TO);
-    const { dtype, device, memoryFormat, copy, nonBlocking } = read;
-    const args = [this, dtype ?? null, null, device ?? null, null, nonBlocking, copy, memoryFormat ?? null];
+    const { dtype, device, memoryFormat, copy, nonBlocking } = withDefaults("Tensor.to", options, TO);
+    const args = [this, dtype, null, device, null, nonBlocking, copy, memoryFormat];
     return call("aten::to.dtype_layout", args);
   }
   float(): Tensor {
@@ -234,7 +231,8 @@ export class Tensor extends TensorHandle {
    * @param options.createGraph - build the graph of the gradients too, for second derivatives.
    */
   backward(gradient?: Tensor, options: given.BackwardOptions = {}): void {
-    const { createGraph, retainGraph } = given.readBackward(options);
+    const read = withDefaults("Tensor.backward", options, given.BACKWARD);
+    const { createGraph, retainGraph = createGraph } = read;
     tags[0] = TAG.tensor;
     values[0] = this.live;
     if (gradient !== undefined) {
@@ -333,7 +331,9 @@ export class Tensor extends TensorHandle {
   logicalNot(): Tensor {
     return call("aten::logical_not", [this]);
   }
+  /** At least `min` and at most `max`, one of which may be null. */
   clamp(min: Operand | null, max: Operand | null = null): Tensor {
+    requireBound("clamp", min ?? max);
     const isTensor = min instanceof Tensor || max instanceof Tensor;
     return call(isTensor ? "aten::clamp.Tensor" : "aten::clamp", [this, min, max]);
   }
@@ -446,68 +446,54 @@ export class Tensor extends TensorHandle {
     return call("aten::addmm", [this, a, b, options.beta, options.alpha]);
   }
 
-  // ---- In place ----
+  // ---- In place: the operator returns the tensor that it was given ----
 
   copy_(source: Tensor, nonBlocking = false): this {
-    call("aten::copy_", [this, source, nonBlocking]);
-    return this;
+    return call("aten::copy_", [this, source, nonBlocking]) as this;
   }
   fill_(value: number): this {
-    call("aten::fill_.Scalar", [this, value]);
-    return this;
+    return call("aten::fill_.Scalar", [this, value]) as this;
   }
   zero_(): this {
-    call("aten::zero_", [this]);
-    return this;
+    return call("aten::zero_", [this]) as this;
   }
   add_(other: Operand, alpha = 1): this {
-    call("aten::add_.Tensor", [this, other, alpha]);
-    return this;
+    return call("aten::add_.Tensor", [this, other, alpha]) as this;
   }
   sub_(other: Operand, alpha = 1): this {
-    call("aten::sub_.Tensor", [this, other, alpha]);
-    return this;
+    return call("aten::sub_.Tensor", [this, other, alpha]) as this;
   }
   mul_(other: Operand): this {
-    call("aten::mul_.Tensor", [this, other]);
-    return this;
+    return call("aten::mul_.Tensor", [this, other]) as this;
   }
   div_(other: Operand): this {
-    call("aten::div_.Tensor", [this, other]);
-    return this;
+    return call("aten::div_.Tensor", [this, other]) as this;
   }
   addcmul_(a: Tensor, b: Tensor, value = 1): this {
-    call("aten::addcmul_", [this, a, b, value]);
-    return this;
+    return call("aten::addcmul_", [this, a, b, value]) as this;
   }
   addcdiv_(a: Tensor, b: Tensor, value = 1): this {
-    call("aten::addcdiv_", [this, a, b, value]);
-    return this;
+    return call("aten::addcdiv_", [this, a, b, value]) as this;
   }
   lerp_(end: Tensor, weight: number): this {
-    call("aten::lerp_.Scalar", [this, end, weight]);
-    return this;
+    return call("aten::lerp_.Scalar", [this, end, weight]) as this;
   }
   clamp_(min: number | null, max: number | null = null): this {
-    call("aten::clamp_", [this, min, max]);
-    return this;
+    requireBound("clamp_", min ?? max);
+    return call("aten::clamp_", [this, min, max]) as this;
   }
   maskedFill_(mask: Tensor, value: number): this {
-    call("aten::masked_fill_.Scalar", [this, mask, value]);
-    return this;
+    return call("aten::masked_fill_.Scalar", [this, mask, value]) as this;
   }
   scatter_(dim: number, index: Tensor, source: Operand): this {
     const name = source instanceof Tensor ? "aten::scatter_.src" : "aten::scatter_.value";
-    call(name, [this, dim, index, source]);
-    return this;
+    return call(name, [this, dim, index, source]) as this;
   }
   scatterAdd_(dim: number, index: Tensor, source: Tensor): this {
-    call("aten::scatter_add_", [this, dim, index, source]);
-    return this;
+    return call("aten::scatter_add_", [this, dim, index, source]) as this;
   }
   indexCopy_(dim: number, index: Tensor, source: Tensor): this {
-    call("aten::index_copy_", [this, dim, index, source]);
-    return this;
+    return call("aten::index_copy_", [this, dim, index, source]) as this;
   }
 
   // ---- Shape ----
@@ -649,10 +635,10 @@ export class Tensor extends TensorHandle {
   }
   /** Largest values along `dim` and their indices. */
   max(dim: number, keepdim = false): Found {
-    return found(callUntyped("aten::max.dim", [this, dim, keepdim]));
+    return extreme("max", this, dim, keepdim);
   }
   min(dim: number, keepdim = false): Found {
-    return found(callUntyped("aten::min.dim", [this, dim, keepdim]));
+    return extreme("min", this, dim, keepdim);
   }
   topk(k: number, dim = -1, ...options: given.TopKOptions): Found {
     const { largest, sorted } = given.readTopK(options);
@@ -689,6 +675,17 @@ export class Tensor extends TensorHandle {
   equal(other: Tensor): boolean {
     return callUntyped("aten::equal", [this, other]) as boolean;
   }
+}
+
+function requireBound(name: "clamp" | "clamp_", bound: unknown): void {
+  if (bound === null || bound === undefined)
+    throw expected(`Tensor.${name}`, "a minimum or a maximum", "none", `An example is ${name}(0, 1)`);
+}
+
+function extreme(name: "max" | "min", tensor: Tensor, dim: number | undefined, keepdim: boolean): Found {
+  if (dim === undefined)
+    throw expected(`Tensor.${name}`, "a dimension", "none", `Use a${name}() for all elements`);
+  return found(callUntyped(`aten::${name}.dim`, [tensor, dim, keepdim]));
 }
 
 function found(result: unknown): Found {

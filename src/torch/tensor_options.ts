@@ -57,9 +57,5 @@ export interface BackwardOptions {
   createGraph?: boolean;
 }
 
-export function readBackward(options: BackwardOptions): Required<BackwardOptions> {
-  const names = { retainGraph: "boolean", createGraph: "boolean" } as const;
-  const read = readOptions<BackwardOptions>("Tensor.backward", [options], { names });
-  const { createGraph = false, retainGraph = createGraph } = read;
-  return { createGraph, retainGraph };
-}
+/** Defaults of {@link BackwardOptions}; `retainGraph` is as `createGraph`. */
+export const BACKWARD = { createGraph: false, retainGraph: undefined };

@@ -4,7 +4,7 @@
  */
 import { existsSync, readdirSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
-import { readOptions, requirePath } from "./arguments.js";
+import { requirePath, withDefaults } from "./arguments.js";
 import { openCheckpoint } from "./checkpoint.js";
 import { expected } from "./errors.js";
 import { FileBytes } from "./files.js";
@@ -68,10 +68,8 @@ export class WeightsFile {
   /** @throws RangeError when the file is neither format, holds no state dict, or is one shard of several. */
   constructor(path: string, options: WeightsOptions = {}) {
     this.path = path;
-    const source = openSource(
-      path,
-      readOptions<WeightsOptions>("openWeights", [options], { names: { wrapper: true } }),
-    );
+    const { wrapper } = withDefaults("openWeights", options, { wrapper: undefined });
+    const source = openSource(path, wrapper);
     this.#source = source;
     this.format = source.format;
     this.wrapper = source.wrapper;
@@ -133,9 +131,9 @@ export function openWeights(path: string, options: WeightsOptions = {}): Weights
   return new WeightsFile(path, options);
 }
 
-function openSource(path: string, options: WeightsOptions): Source {
-  if (statSync(path, { throwIfNoEntry: false })?.isDirectory()) return openIndex(indexIn(path), options);
-  if (path.endsWith(INDEX)) return openIndex(path, options);
+function openSource(path: string, wrapper: string | undefined): Source {
+  if (statSync(path, { throwIfNoEntry: false })?.isDirectory()) return openIndex(indexIn(path), wrapper);
+  if (path.endsWith(INDEX)) return openIndex(path, wrapper);
   const [, shard, count] = SHARD.exec(basename(path)) ?? [];
   if (count !== undefined && Number(count) > 1) {
     const indices = existsSync(path) ? indicesIn(dirname(path)) : [];
@@ -143,10 +141,10 @@ function openSource(path: string, options: WeightsOptions): Source {
     const got = `shard ${Number(shard)} of ${Number(count)}`;
     throw expected(path, "all of the weights", got, `Give the index, ${name}, with all shards beside it`);
   }
-  return openOne(path, options);
+  return openOne(path, wrapper);
 }
 
-function openOne(path: string, options: WeightsOptions): Source {
+function openOne(path: string, wanted: string | undefined): Source {
   if (isSafetensors(path)) {
     const file = openSafetensors(path);
     return {
@@ -161,7 +159,7 @@ function openOne(path: string, options: WeightsOptions): Source {
   }
   const file = openCheckpoint(path);
   try {
-    const { wrapper, others, extras, tensors } = findStateDict(path, file.tree, options.wrapper);
+    const { wrapper, others, extras, tensors } = findStateDict(path, file.tree, wanted);
     return {
       format: file.format,
       wrapper,
@@ -220,7 +218,7 @@ function indexIn(folder: string): string {
 }
 
 /** The shards that an index names: `{"weight_map": {"<tensor>": "<file beside the index>"}}`. */
-function openIndex(path: string, options: WeightsOptions): Source {
+function openIndex(path: string, wrapper: string | undefined): Source {
   const file = new FileBytes(path);
   let index: unknown;
   try {
@@ -242,7 +240,7 @@ function openIndex(path: string, options: WeightsOptions): Source {
       if (typeof shard !== "string" || shard === "" || basename(shard) !== shard || shard.endsWith(INDEX)) {
         throw expected(`${path}: ${name}`, "the name of a file beside the index", kindOf(shard));
       }
-      if (!shards.has(shard)) shards.set(shard, openOne(join(dirname(path), shard), options));
+      if (!shards.has(shard)) shards.set(shard, openOne(join(dirname(path), shard), wrapper));
     }
     const entries = [...shards].flatMap(([shard, source]) => {
       const wanted = Object.keys(map).filter((name) => map[name] === shard);

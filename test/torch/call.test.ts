@@ -378,13 +378,16 @@ test("options go by the schema's names, before or after the star; positions go o
     assert.equal(refused([a, b, 2], { alpha: 3 }).message, `${ADD}: expected 'alpha' once, got it twice.`);
     assert.equal(refused([a, b], { self: a }).message, `${ADD}: expected 'self' once, got it twice.`);
     const operands = "self float32[2] cpu";
-    assert.equal(refused([a]).message, `${ADD}: missing argument 'other'; ${operands}`);
-    assert.equal(refused([]).message, `${ADD}: missing argument 'self'`);
+    assert.equal(refused([a]).message, `${ADD}: expected argument 'other', got none; ${operands}.`);
+    assert.equal(refused([]).message, `${ADD}: expected argument 'self', got none.`);
     assert.equal(
       refused([a, b, 1, 2, [3, 4]]).message,
       `${ADD}: expected at most 3 arguments, got 5; ${operands}, other float32[2] cpu`,
     );
-    assert.equal(refused([a, undefined]).message, `${ADD}: missing argument 'other'; ${operands}`);
+    assert.equal(
+      refused([a, undefined]).message,
+      `${ADD}: expected argument 'other', got none; ${operands}.`,
+    );
     assert.equal(refused([a, null, 1]).message.startsWith(`${ADD}: `), true);
   });
 });
@@ -398,9 +401,11 @@ test("what is no argument at all is refused by type", () => {
     [new Float32Array(2), "Float32Array of 8 bytes"],
     [new Map(), "Map"],
   ] as const) {
+    const remedy =
+      shown === "Object" ? " This argument has its place in the call: give its value, without its name." : "";
     assert.throws(() => call("aten::add.Tensor", [x, value as unknown as Argument]), {
       name: "TypeError",
-      message: `aten::add.Tensor: expected tensors, numbers, booleans, strings, null or lists of them, got ${shown}.`,
+      message: `aten::add.Tensor: expected tensors, numbers, booleans, strings, null or lists of them, got ${shown}.${remedy}`,
     });
   }
 });

@@ -6,6 +6,73 @@ import * as torch from "../../src/torch/index.js";
 
 const { functional: F, tidy } = torch;
 
+test("what a call lacks or has in the wrong place is said in our own words, with what to do", () => {
+  tidy(() => {
+    const x = torch.ones([2, 2]);
+    const wrong = (value: unknown) => value as never;
+    const uses: readonly (readonly [() => unknown, where: RegExp, what: RegExp, remedy: RegExp])[] = [
+      [() => x.max(wrong(undefined)), /^Tensor\.max/, /a dimension, got none/, /amax\(\)/],
+      [() => x.min(wrong(undefined)), /^Tensor\.min/, /a dimension, got none/, /amin\(\)/],
+      [() => x.clamp(null), /^Tensor\.clamp/, /a minimum or a maximum, got none/, /clamp\(0, 1\)/],
+      [
+        () => x.clamp(wrong(undefined)),
+        /^Tensor\.clamp/,
+        /a minimum or a maximum, got none/,
+        /clamp\(0, 1\)/,
+      ],
+      [() => x.clamp_(null, null), /^Tensor\.clamp_/, /a minimum or a maximum, got none/, /clamp_\(0, 1\)/],
+      [() => x.clamp(wrong({ min: 0 })), /clamp/, /got Object/, /without its name/],
+      [() => x.clamp_(wrong({ min: 0 })), /clamp_/, /got Object/, /without its name/],
+      [() => x.softmax(wrong({ dim: 1 })), /softmax/, /got Object/, /without its name/],
+      [() => x.sum(wrong({ dim: 1 })), /sum/, /got Object/, /without its name/],
+      [() => x.amax(wrong({ dim: 1 })), /amax/, /got Object/, /without its name/],
+      [() => x.view(wrong({ size: 1 })), /view/, /got Object/, /without its name/],
+      [() => x.softmax(wrong(undefined)), /softmax/, /argument 'dim', got none/, /./],
+      [() => x.logsumexp(wrong(undefined)), /logsumexp/, /argument 'dim', got none/, /./],
+      [() => torch.cat([]), /^cat/, /at least one tensor, got none/, /./],
+      [() => torch.stack([]), /^stack/, /at least one tensor, got none/, /./],
+      [() => torch.einsum("ij"), /^einsum/, /at least one tensor, got none/, /./],
+      [() => torch.meshgrid(), /^meshgrid/, /at least one tensor, got none/, /./],
+      [() => torch.meshgrid([]), /^meshgrid/, /at least one tensor, got none/, /./],
+      [() => torch.cat(wrong(x)), /^cat/, /a list of tensors, got Tensor float32\[2, 2\]/, /./],
+      [() => torch.cat(wrong(undefined)), /^cat/, /a list of tensors, got undefined/, /./],
+      [() => F.mseLoss(x, x, wrong("avg")), /^mseLoss/, /none, mean or sum as reduction, got avg/, /./],
+      [() => F.l1Loss(x, x, wrong("avg")), /^l1Loss/, /none, mean or sum as reduction, got avg/, /./],
+      [
+        () => F.smoothL1Loss(x, x, wrong("avg")),
+        /^smoothL1Loss/,
+        /none, mean or sum as reduction, got avg/,
+        /./,
+      ],
+      [
+        () => F.binaryCrossEntropyWithLogits(x, x, wrong("avg")),
+        /^binaryCrossEntropyWithLogits/,
+        /none, mean or sum as reduction, got avg/,
+        /./,
+      ],
+      [
+        () => F.klDiv(x, x, { reduction: wrong("batchmean") }),
+        /^klDiv/,
+        /none, mean or sum .*got batchmean/,
+        /./,
+      ],
+      [
+        () => F.crossEntropy(x, x, { reduction: wrong("avg") }),
+        /^crossEntropy/,
+        /none, mean or sum .*got avg/,
+        /./,
+      ],
+    ];
+    for (const [use, ...parts] of uses) {
+      assert.throws(use, ({ message }: Error) => {
+        for (const part of parts) assert.match(message, part);
+        assert.doesNotMatch(message, /torch\.|TensorList|missing argument/);
+        return true;
+      });
+    }
+  });
+});
+
 test("an option that a function does not know is refused", () => {
   tidy(() => {
     const x = torch.ones([2, 2]);
