@@ -36,37 +36,16 @@ const some = (number: number, thing: string): string =>
   `${count(number)} ${number === 1 ? thing : thing.replace(/(?<=ss|ch)$/, "e")}${number === 1 ? "" : "s"}`;
 
 /** A value in the largest unit of which there is at least one, or in the last. */
-function inUnits(
-  value: number,
-  digits: number,
-  units: readonly (readonly [name: string, size: number])[],
-): string {
-  const [name, size] = units.find(([, least]) => value >= least) ?? (units.at(-1) as [string, number]);
+function inUnits(value: number, digits: number, units: Readonly<Record<string, number>>): string {
+  const sizes = Object.entries(units);
+  const [name, size] = sizes.find(([, least]) => value >= least) ?? (sizes.at(-1) as [string, number]);
   return `${Number((value / size).toPrecision(digits))} ${name}`;
 }
 
-const bytes = (value: number): string =>
-  inUnits(value, 4, [
-    ["GiB", 2 ** 30],
-    ["MiB", 2 ** 20],
-    ["KiB", 2 ** 10],
-  ]);
-
+const bytes = (value: number): string => inUnits(value, 4, { GiB: 2 ** 30, MiB: 2 ** 20, KiB: 2 ** 10 });
 const flopsText = (value: number): string =>
-  inUnits(value, 3, [
-    ["PFLOP", 1e15],
-    ["TFLOP", 1e12],
-    ["GFLOP", 1e9],
-    ["MFLOP", 1e6],
-  ]);
-
-const duration = (seconds: number): string =>
-  inUnits(seconds, 3, [
-    ["h", 3600],
-    ["min", 60],
-    ["s", 1],
-    ["ms", 1e-3],
-  ]);
+  inUnits(value, 3, { PFLOP: 1e15, TFLOP: 1e12, GFLOP: 1e9, MFLOP: 1e6 });
+const duration = (seconds: number): string => inUnits(seconds, 3, { h: 3600, min: 60, s: 1, ms: 1e-3 });
 
 const VERDICT: Readonly<Record<Fits, string>> = {
   yes: "it fits",
@@ -77,14 +56,9 @@ const VERDICT: Readonly<Record<Fits, string>> = {
 
 /** A table below a title: the first column aligned left, the others right. */
 function table(title: string, rows: readonly (readonly string[])[]): string {
-  const columns = Math.max(...rows.map((row) => row.length));
-  const widths = Array.from({ length: columns }, (_, c) =>
-    Math.max(...rows.map((row) => row[c]?.length ?? 0)),
-  );
+  const widthOf = (c: number): number => Math.max(...rows.map((row) => row[c]?.length ?? 0));
   const lines = rows.map((row) => {
-    const cells = widths.map((width, c) =>
-      c === 0 ? (row[c] ?? "").padEnd(width) : (row[c] ?? "").padStart(width),
-    );
+    const cells = row.map((cell, c) => (c === 0 ? cell.padEnd(widthOf(c)) : cell.padStart(widthOf(c))));
     return `  ${cells.join("  ").trimEnd()}\n`;
   });
   return `${title}\n${lines.join("")}`;
@@ -106,26 +80,27 @@ function modelsText({ models }: TrainPlan): string {
 function batchText({ images, batch }: TrainPlan): string {
   const { sequences, rows, codes, tokens, miniBatch, miniBatches, steps, microBatch } = batch;
   const { stepsPerEpoch, epochs, iters } = batch;
+  const all = some(iters, "step");
   const found =
     images === null
       ? "a program's own"
       : `${count(images.train)} to train on, ${count(images.heldOut)} held out`;
   const length =
     stepsPerEpoch === null || epochs === null
-      ? some(iters, "step")
-      : `${stepsPerEpoch.toFixed(1)} steps per epoch, ${epochs.toFixed(2)} epochs in ${some(iters, "step")}`;
-  return table("batch", [
-    [`images: ${found}; ${length}`],
-    [
-      `a rollout: ${some(batch.images, "image")} x ${batch.numGenerations} = ${some(sequences, "sequence")} of ` +
-        `${codes} codes, ${count(tokens)} codes drawn`,
-    ],
-    [
-      `an update: ${some(steps, "optimizer step")}; ${some(rows, "row")} of the policy in ` +
-        `${some(miniBatches, "mini-batch")} of ${some(miniBatch, "image")}, ` +
-        `${some(microBatch, "row")} per pass (${some(batch.microBatchesAStep, "pass")} per step)`,
-    ],
-  ]);
+      ? all
+      : `${stepsPerEpoch.toFixed(1)} steps per epoch, ${epochs.toFixed(2)} epochs in ${all}`;
+  const lines = [
+    `images: ${found}; ${length}`,
+    `a rollout: ${some(batch.images, "image")} x ${batch.numGenerations} = ${some(sequences, "sequence")} of ` +
+      `${codes} codes, ${count(tokens)} codes drawn`,
+    `an update: ${some(steps, "optimizer step")}; ${some(rows, "row")} of the policy in ` +
+      `${some(miniBatches, "mini-batch")} of ${some(miniBatch, "image")}, ` +
+      `${some(microBatch, "row")} per pass (${some(batch.microBatchesAStep, "pass")} per step)`,
+  ];
+  return table(
+    "batch",
+    lines.map((line) => [line]),
+  );
 }
 
 function memoryText({ device, memory }: TrainPlan): string {
@@ -141,16 +116,12 @@ function memoryText({ device, memory }: TrainPlan): string {
     ]),
     [`peak, at ${largestPhase}`, bytes(peakBytes)],
   ];
-  const limit =
-    totalBytes === null ? "" : `of ${bytes(totalBytes)}, ${bytes(freeBytes ?? 0)} of it free now: `;
-  const hints =
-    fits === "yes"
-      ? ""
-      : table(
-          "lower first",
-          lower.map((hint) => [hint]),
-        );
-  return `${table(`memory, ${device}`, rows)}  ${limit}${VERDICT[fits]}\n${hints}`;
+  const free = `of ${bytes(totalBytes ?? 0)}, ${bytes(freeBytes ?? 0)} of it free now: `;
+  const hints = table(
+    "lower first",
+    lower.map((hint) => [hint]),
+  );
+  return `${table(`memory, ${device}`, rows)}  ${totalBytes === null ? "" : free}${VERDICT[fits]}\n${fits === "yes" ? "" : hints}`;
 }
 
 function workText({ flops, time, batch }: TrainPlan): string {
@@ -160,13 +131,10 @@ function workText({ flops, time, batch }: TrainPlan): string {
     ...(time === null ? [] : [duration(seconds)]),
   ];
   const phases = Object.entries(flops.step);
+  const step = phases.reduce((sum, [, work]) => sum + work, 0);
   return table(time === null ? "work" : "work, and time as measured here now, within a factor of two", [
-    ...phases.map(([phase, work]) => row(phase, work, time?.step[phase as keyof typeof time.step])),
-    row(
-      "a step",
-      phases.reduce((sum, [, work]) => sum + work, 0),
-      time?.stepSeconds,
-    ),
+    ...phases.map(([phase, work]) => row(phase, work, time?.step[phase])),
+    row("a step", step, time?.stepSeconds),
     ...(flops.evaluation > 0 ? [row("an evaluation", flops.evaluation, time?.evaluationSeconds)] : []),
     row(`all ${count(batch.iters)} steps`, flops.total, time?.totalSeconds),
   ]);

@@ -4,20 +4,11 @@ import type { ClassifierConfig } from "../metrics/index.js";
 import { activationBytes } from "../tokenizers/autoencoder.js";
 import type { TokenizerConfig } from "../tokenizers/index.js";
 
-/** Costs of a tokenizer for one image; a multiplication and its addition are two FLOPs. */
-export interface TokenizerCosts {
-  readonly encodeFlops: number;
-  readonly decodeFlops: number;
-  /** Bytes of activations of the encoder or the decoder, without a graph. */
-  readonly activationBytes: number;
-  /** The upper bound by which the tokenizer splits a batch into parts. */
-  readonly partBytes: number;
-  /** Bytes that autograd saves in the decoder, whose weights are frozen. */
-  readonly decodeGraphBytes: number;
-}
-
-/** Costs of a tokenizer for an image of so many pixels: convolutions, attention and the codebook search. */
-export function tokenizerCosts(config: TokenizerConfig, pixels: number): TokenizerCosts {
+/**
+ * Costs of a tokenizer for one image of so many pixels: convolutions, attention and the codebook search. A multiplication
+ * and its addition are two FLOPs.
+ */
+export function tokenizerCosts(config: TokenizerConfig, pixels: number) {
   const { ch, chMult, numResBlocks, attnLevels, zChannels, embedDim, inChannels, outChannels } = config;
   const widths = chMult.map((factor) => factor * ch);
   const last = widths.length - 1;
@@ -51,13 +42,13 @@ export function tokenizerCosts(config: TokenizerConfig, pixels: number): Tokeniz
     }
     for (let i = 0; i < 2; i++) block(deepest, deepest, last);
     attention(deepest, last);
-    conv(isDecoder ? zChannels : deepest, isDecoder ? deepest : zChannels, last, isDecoder ? 1 : 3);
-    conv(
-      isDecoder ? ch * (chMult[0] as number) : inChannels,
-      isDecoder ? outChannels : ch,
-      0,
-      isDecoder ? 3 : 1,
-    );
+    if (isDecoder) {
+      conv(zChannels, deepest, last);
+      conv(ch * (chMult[0] as number), outChannels, 0, 3);
+    } else {
+      conv(deepest, zChannels, last, 3);
+      conv(inChannels, ch, 0);
+    }
     return { products, saved };
   };
   const decoder = sideOf(true);
@@ -67,8 +58,11 @@ export function tokenizerCosts(config: TokenizerConfig, pixels: number): Tokeniz
   return {
     encodeFlops: 2 * (sideOf(false).products + search),
     decodeFlops: 2 * decoder.products,
+    /** Activations of the encoder or the decoder, without a graph. */
     activationBytes: 4 * Math.max(...alive),
+    /** The upper bound by which the tokenizer splits a batch into parts. */
     partBytes: activationBytes(config, pixels),
+    /** What autograd saves in the decoder, whose weights are frozen. */
     decodeGraphBytes: 4 * decoder.saved,
   };
 }

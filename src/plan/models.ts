@@ -3,23 +3,17 @@
  * read. What a step does with the models is in `work.ts`.
  */
 import type { ArSection, LoraSection, TokenizerSection, TrainConfig } from "../config/resolve.js";
+import type { LpipsNet } from "../metrics/backbones.js";
 import { init } from "../nn/index.js";
 import { targetedPaths } from "../policies/index.js";
-import {
-  type ModelDescription,
-  networksIn,
-  openModel,
-  usedBy,
-  wrongKind,
-} from "../rl_ar_finetune/describe_weights.js";
+import { networksIn, openModel, usedBy, wrongKind } from "../rl_ar_finetune/describe_weights.js";
 import { policyOf } from "../rl_ar_finetune/parts.js";
-import { empty, emptyCache, expected, type WeightsFile } from "../torch/index.js";
+import { empty, emptyCache, expected, given, type WeightsFile } from "../torch/index.js";
 import {
   backboneCosts,
   classifierCosts,
   discriminatorCosts,
   type NetworkCosts,
-  type TokenizerCosts,
   tokenizerCosts,
 } from "./costs.js";
 
@@ -27,47 +21,8 @@ type Ar = ArSection & { readonly lora?: LoraSection };
 type Shape = readonly number[];
 type Shapes = Readonly<Record<string, Shape>>;
 
-/** A policy. "A token" is one position of one sequence, through all blocks. */
-export interface PolicySizes {
-  readonly name: string;
-  readonly parameters: number;
-  /** Parameters that are trained: all of them, or those of the LoRA adapters. */
-  readonly trained: number;
-  /** Elements per token that the layers under adapters give; 0 without LoRA. */
-  readonly loraOutputs: number;
-  readonly layers: number;
-  /** D. */
-  readonly width: number;
-  readonly vocabSize: number;
-  /** Most codes of a sequence; null where neither file nor configuration states it. */
-  readonly blockSize: number | null;
-  /** Width of a layer's keys, and of its values. */
-  readonly keyWidth: number;
-  /** Positions of the KV cache beyond the codes of a sequence. */
-  readonly extraPositions: number;
-  /** Elements per sequence in the cache beside keys and values. */
-  readonly extraCached: number;
-  /** Elements of the linear layers in the blocks, without the head. */
-  readonly blockWeights: number;
-  /** Elements of the largest weight. */
-  readonly largest: number;
-  /** Elements per token that autograd saves in the blocks, and before and after them. */
-  readonly savedByBlocks: number;
-  readonly savedAround: number;
-  /** Elements per token that a backward works with beside those. */
-  readonly working: number;
-}
-
-/** A tokenizer. */
-export interface TokenizerSizes {
-  readonly name: string;
-  readonly parameters: number;
-  readonly codebookSize: number;
-  readonly downsample: number;
-  /** Channels at full resolution. */
-  readonly channels: number;
-  readonly costs: (side: number) => TokenizerCosts;
-}
+/** Sizes of a policy. A token is one position of one sequence, through all blocks. */
+export type PolicySizes = ReturnType<typeof sizesOf>;
 
 /** A network of a reward or of an evaluation. */
 export interface NetworkSizes {
@@ -77,15 +32,7 @@ export interface NetworkSizes {
 }
 
 /** The models of a run. */
-export interface PlanModels {
-  readonly policy: PolicySizes;
-  /** Parameters of a reference with weights of its own; else 0. */
-  readonly reference: number;
-  readonly valueHead: number;
-  readonly tokenizer: TokenizerSizes;
-  /** By the configuration key that names their file. */
-  readonly networks: Readonly<Record<string, NetworkSizes>>;
-}
+export type PlanModels = ReturnType<typeof modelsOf>;
 
 const sum = (numbers: readonly number[]): number => numbers.reduce((sum, number) => sum + number, 0);
 const numelOf = (shape: Shape): number => shape.reduce((product, size) => product * size, 1);
@@ -95,7 +42,7 @@ const numelOf = (shape: Shape): number => shape.reduce((product, size) => produc
  *
  * @throws RangeError for a file that holds another model, and for sizes that do not fit together.
  */
-export function modelsOf(config: TrainConfig): PlanModels {
+export function modelsOf(config: TrainConfig) {
   const tokenizer = tokenizerSizes(config.tokenizer);
   const { downsample, codebookSize: vocabSize } = tokenizer;
   const { size } = config.data;
@@ -124,9 +71,11 @@ export function modelsOf(config: TrainConfig): PlanModels {
   );
   return {
     policy,
+    /** Parameters of a reference with weights of its own; else 0. */
     reference: hasReference ? policySizes(own, of).parameters : 0,
     valueHead: config.algorithm === "ppo" ? policy.width + 1 : 0,
     tokenizer,
+    /** By the configuration key that names their file. */
     networks: Object.fromEntries(networks),
   };
 }
@@ -144,21 +93,13 @@ export function policySizes(
   if (ar.path !== null) {
     const sizes = fileSizes(ar, ar.path, blockSize);
     if (sizes.vocabSize === vocabSize) return sizes;
-    const remedy = "Use the tokenizer that the policy was trained on";
-    throw expected(
-      ar.path,
-      `a vocabulary of ${vocabSize}, the tokenizer's codebook`,
-      sizes.vocabSize,
-      remedy,
-    );
+    const what = `a vocabulary of ${vocabSize}, the tokenizer's codebook`;
+    throw expected(ar.path, what, sizes.vocabSize, "Use the tokenizer that the policy was trained on");
   }
   // The memory of new weights is never written, so the system never provides it.
-  const { extra } = ar;
-  const codebook =
-    extra.usePretrainedCodebook === true
-      ? { codebook: empty([vocabSize, Number(extra.nCodebookEmbd ?? 256)]) }
-      : {};
-  const sized = { ...ar, extra: { ...codebook, ...extra } };
+  const { usePretrainedCodebook, nCodebookEmbd = 256 } = ar.extra;
+  const codebook = usePretrainedCodebook === true ? empty([vocabSize, Number(nCodebookEmbd)]) : null;
+  const sized = { ...ar, extra: { ...given({ codebook }), ...ar.extra } };
   const policy = init.skipInit(() => policyOf({ ar: sized, blockSize }, "cpu", vocabSize, codes));
   try {
     const shapes = Object.entries(policy.stateDict()).map(([name, { shape }]) => [name, shape] as const);
@@ -172,65 +113,66 @@ export function policySizes(
 
 const POLICIES = { gpt: "GPT", llamagen: "LlamaGen", ibq_ar: "IBQ's transformer" } as const;
 
-function fileSizes(
-  { wrapper, weights, nHead, lora }: Ar,
-  path: string,
-  blockSize: number | null,
-): PolicySizes {
-  using opened = openModel(path, {
-    ...(wrapper !== null && { wrapper }),
-    ...(weights !== null && { weights }),
-    ...(nHead !== null && { nHead }),
-    ...(blockSize !== null && { blockSize }),
-  });
+function fileSizes(ar: Ar, path: string, blockSize: number | null): PolicySizes {
+  const { wrapper, weights, nHead } = ar;
+  using opened = openModel(path, given({ wrapper, weights, nHead, blockSize }));
   const { file, found } = opened;
   if (found?.kind !== "policy") throw wrongKind("a policy", found, file);
   const { family, config, used } = found.policy;
   const shapes = Object.entries(used).map(([key, name]) => [key, file.info(name).shape] as const);
-  return sizesOf(POLICIES[family], Object.fromEntries(shapes), config.blockSize ?? null, lora);
+  return sizesOf(POLICIES[family], Object.fromEntries(shapes), config.blockSize ?? null, ar.lora);
 }
 
-/** Sizes from the shapes of a state dict; a policy with names of its own has what its shapes alone tell. */
-function sizesOf(name: string, shapes: Shapes, blockSize: number | null, lora?: LoraSection): PolicySizes {
+/** Sizes from the shapes of a state dict. Of a policy with names of its own, only what its shapes tell is known. */
+function sizesOf(name: string, shapes: Shapes, blockSize: number | null, lora?: LoraSection) {
   const inBlocks = Object.entries(shapes).filter(([key]) => /^(?:blocks|layers)\.\d+\./.test(key));
   const layers = new Set(inBlocks.map(([key]) => key.split(".")[1])).size;
   const linears = inBlocks.filter(([, { length }]) => length === 2);
   const shapeOf = (part: RegExp): Shape | undefined => linears.find(([key]) => part.test(key))?.[1];
   const [vocabSize = 0, width = 0] = shapes["head.weight"] ?? shapes["output.weight"] ?? [];
-  // A class's modulation is computed once a sequence, not once a token.
+  // A class's modulation is computed once per sequence, not once per token.
   const perToken = linears.filter(([key]) => !key.includes(".ada_lin."));
   const isModulated = perToken.length < linears.length;
   const qkv = shapeOf(/\.wqkv\.weight$/);
   const positions = shapes.pos_emb?.[1];
-  const prefix = shapes["cls_embedding.uncond_embedding"]?.[0] ?? 0;
+  const uncond = "cls_embedding.uncond_embedding"; // a buffer
+  const prefix = shapes[uncond]?.[0] ?? 0;
   const hidden = shapeOf(/\.(?:w1|mlp\.0)\.weight$/)?.[0] ?? 0;
   const cross = shapeOf(/\.cross_attn\./) === undefined ? 0 : 5 * width;
-  const parameters = Object.entries(shapes).map(
-    ([key, shape]) => (key === "cls_embedding.uncond_embedding" ? 0 : numelOf(shape)), // a buffer
-  );
+  const parameters = sum(Object.entries(shapes).map(([key, shape]) => (key === uncond ? 0 : numelOf(shape))));
   const adapted = adaptedShapes(shapes, lora);
   const rank = lora?.rank ?? null;
+  // Inputs of layers and results of attention and activations per block, counted in the code; a test compares them.
+  const saved =
+    qkv === undefined ? 8 * width + 2 * hidden + cross : (isModulated ? 16 : 12) * width + 4 * hidden;
   return {
     name,
-    parameters: sum(parameters),
-    trained: rank === null ? sum(parameters) : rank * sum(adapted.map(([to = 0, from = 0]) => to + from)),
+    parameters,
+    /** All parameters, or those of the LoRA adapters. */
+    trained: rank === null ? parameters : rank * sum(adapted.map(([to = 0, from = 0]) => to + from)),
+    /** Elements per token that the layers under adapters give; 0 without LoRA. */
     loraOutputs: sum(adapted.map(([to = 0]) => to)),
     layers,
+    /** D. */
     width,
     vocabSize,
+    /** Most codes of a sequence; null where neither file nor configuration states it. */
     blockSize,
+    /** Width of a layer's keys, and of its values. */
     keyWidth: qkv === undefined ? width : ((qkv[0] as number) - width) / 2,
-    // A class takes the place of the last code, which predicts nothing.
+    /** Positions of the KV cache beyond the codes: a class takes the place of the last code, which predicts nothing. */
     extraPositions:
       positions !== undefined && blockSize !== null ? positions - blockSize : Math.max(0, prefix - 1),
+    /** Elements per sequence in the cache beside keys and values. */
     extraCached: isModulated ? (6 * layers + 2) * width : 0,
+    /** Elements of the linear layers in the blocks, without the head. */
     blockWeights: sum(perToken.map(([, shape]) => numelOf(shape))),
+    /** Elements of the largest weight. */
     largest: Math.max(0, ...Object.values(shapes).map(numelOf)),
-    // Inputs of layers and results of attention and activations, counted on the blocks; a test compares them.
-    savedByBlocks:
-      layers *
-      (qkv === undefined ? 8 * width + 2 * hidden + cross : (isModulated ? 16 : 12) * width + 4 * hidden),
+    /** Elements per token that autograd saves in the blocks, and before and after them. */
+    savedByBlocks: layers * saved,
     savedAround: (qkv === undefined ? 2 : isModulated ? 4 : 3) * width,
+    /** Elements per token that a backward works with beside those. */
     working: qkv === undefined ? width + hidden : 3 * hidden,
   };
 }
@@ -251,39 +193,31 @@ function adaptedShapes(shapes: Shapes, lora: LoraSection | undefined): Shape[] {
  *
  * @throws RangeError for a file that holds no tokenizer, and for a program's own, whose costs are unknown.
  */
-export function tokenizerSizes({ path, wrapper, weights, config, model }: TokenizerSection): TokenizerSizes {
+export function tokenizerSizes({ path, wrapper, weights, config, model }: TokenizerSection) {
   if (path === null) {
     const got = model === null ? "none" : "a model of a program";
     throw expected("plan", "a tokenizer's file", got, "A plan needs tokenizer.path");
   }
-  using opened = openModel(path, {
-    tokenizerConfig: config,
-    ...(wrapper !== null && { wrapper }),
-    ...(weights !== null && { weights }),
-  });
+  using opened = openModel(path, { tokenizerConfig: config, ...given({ wrapper, weights }) });
   const { file, found } = opened;
   if (found?.kind !== "tokenizer") throw wrongKind("a tokenizer", found, file);
   const { name, used, config: built } = found.tokenizer;
   const { chMult, ch, codebookSize } = built;
   return {
     name,
-    parameters: sum(Object.values(used).map((key) => numelOf(file.info(key).shape))),
+    parameters: parametersOf(used, file),
     codebookSize,
     downsample: 2 ** (chMult.length - 1),
-    channels: (chMult[0] as number) * ch,
-    costs: (side) => tokenizerCosts(built, side ** 2),
+    channels: (chMult[0] as number) * ch, // at full resolution
+    costs: (side: number) => tokenizerCosts(built, side ** 2),
   };
 }
 
-/** LPIPS's backbones by a part of the name that `describeWeights` gives; its heads alone are not a backbone. */
-const LPIPS_NETS = [
-  ["torchvision vgg16", "vgg"],
-  ["torchvision alexnet", "alex"],
-  ["torchvision squeezenet1_1", "squeeze"],
-  ["LPIPS vgg", "vgg"],
-  ["LPIPS alex", "alex"],
-  ["LPIPS squeeze", "squeeze"],
-] as const;
+/** The backbone of LPIPS that a network of a file is; none for LPIPS's heads alone. */
+const lpipsNet = (network: string | null): LpipsNet | undefined =>
+  (["vgg", "alex", "squeeze"] as const).find((net) =>
+    new RegExp(`^(torchvision|LPIPS) ${net}`).test(network ?? ""),
+  );
 
 /**
  * The network of a reward: LPIPS's backbone, a classifier or a discriminator.
@@ -295,11 +229,12 @@ export function networkSizes(path: string): NetworkSizes {
   const { file, found } = opened;
   if (found?.kind === "classifier") {
     const { config } = found;
+    const parameters = parametersOf(usedBy(found), file);
     const name = `classifier of ${config.numClasses} classes`;
-    return { name, parameters: parametersOf(found, file), costs: (side) => classifierCosts(config, side) };
+    return { name, parameters, costs: (side) => classifierCosts(config, side) };
   }
   for (const { network, shapes } of networksIn(file)) {
-    const net = LPIPS_NETS.find(([name]) => network?.includes(name))?.[1];
+    const net = lpipsNet(network);
     if (net === undefined && network !== "PatchGAN discriminator") continue;
     // The linear layers that classify are not loaded.
     const own = Object.entries(shapes).filter(([key]) => !key.startsWith("classifier."));
@@ -312,6 +247,5 @@ export function networkSizes(path: string): NetworkSizes {
   throw wrongKind("LPIPS's backbone, a classifier or a PatchGAN discriminator", found, file);
 }
 
-function parametersOf(found: ModelDescription, file: WeightsFile): number {
-  return sum(Object.values(usedBy(found)).map((name) => numelOf(file.info(name).shape)));
-}
+const parametersOf = (used: Readonly<Record<string, string>>, file: WeightsFile): number =>
+  sum(Object.values(used).map((name) => numelOf(file.info(name).shape)));

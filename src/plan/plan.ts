@@ -1,95 +1,25 @@
 /**
- * Prediction of a training run: its size, memory, disk space and time. Only headers of files, the index of the data set and the
- * configuration are read. `models.ts` has the sizes of models, `work.ts` what
- * each phase needs, `rates.ts` the speed of this machine.
+ * Prediction of a training run: its size, memory, disk space and time. Only headers of files, the index of the data set and
+ * the configuration are read. `models.ts` has the sizes of models, `work.ts` what each phase needs, `rates.ts` the speed
+ * of this machine.
  */
 import { statfsSync } from "node:fs";
 import { freemem, totalmem } from "node:os";
 import { dirname, resolve } from "node:path";
-import { type BatchNumbers, batchNumbers, type TrainConfig } from "../config/resolve.js";
+import { batchNumbers, type TrainConfig } from "../config/resolve.js";
 import { castOf, deviceOf } from "../rl_ar_finetune/parts.js";
 import { contextAt, decodeBatchOf } from "../rl_ar_finetune/settings.js";
 import { openSources } from "../run/images.js";
-import { type Device, requireDevice, setNumThreads } from "../torch/index.js";
+import { requireDevice, setNumThreads } from "../torch/index.js";
 import { modelsOf, type PlanModels } from "./models.js";
 import { measureRates, type Rates, secondsOf } from "./rates.js";
-import {
-  costsOf,
-  fixedParts,
-  flopsOf,
-  most,
-  type Parts,
-  PHASES,
-  type Phase,
-  sumOf,
-  type Work,
-} from "./work.js";
+import { costsOf, fixedParts, flopsOf, most, type Parts, PHASES, sumOf, type Work } from "./work.js";
 
 /** Whether something fits; `unknown` if the available amount is not known. */
 export type Fits = "yes" | "tight" | "no" | "unknown";
 
-/** A named number of bytes. */
-export interface Share {
-  readonly name: string;
-  readonly bytes: number;
-}
-
 /** A planned run. */
-export interface TrainPlan {
-  readonly device: Device;
-  readonly models: readonly {
-    readonly name: string;
-    readonly what: string;
-    readonly parameters: number;
-    readonly trained: number;
-  }[];
-  /** Images to train on and held out; null for a program's own loader. */
-  readonly images: { readonly train: number; readonly heldOut: number } | null;
-  readonly batch: BatchNumbers & {
-    readonly images: number;
-    readonly numGenerations: number;
-    /** T, and codes that are drawn a step. */
-    readonly codes: number;
-    readonly tokens: number;
-    readonly iters: number;
-    readonly stepsPerEpoch: number | null;
-    readonly epochs: number | null;
-  };
-  readonly memory: {
-    /** What stays for the whole run, and what each phase has on top. */
-    readonly fixed: readonly Share[];
-    readonly phases: readonly (Share & { readonly parts: readonly Share[] })[];
-    readonly peakBytes: number;
-    readonly largestPhase: string;
-    readonly totalBytes: number | null;
-    readonly freeBytes: number | null;
-    readonly fits: Fits;
-    /** What to change first, as `key=value: what it lowers`. */
-    readonly lower: readonly string[];
-  };
-  /** FLOPs: a multiplication and its addition are two. */
-  readonly flops: {
-    readonly step: Readonly<Record<Phase, number>>;
-    readonly evaluation: number;
-    readonly total: number;
-  };
-  /** Seconds; null where nothing was measured. */
-  readonly time: {
-    readonly rates: Rates;
-    readonly step: Readonly<Record<Phase, number>>;
-    readonly stepSeconds: number;
-    readonly evaluationSeconds: number;
-    readonly totalSeconds: number;
-  } | null;
-  readonly disk: {
-    readonly checkpointBytes: number;
-    /** Of all that exist at a time, with the one that is being written. */
-    readonly checkpointsBytes: number;
-    readonly logBytes: number;
-    readonly freeBytes: number | null;
-    readonly fits: Fits;
-  };
-}
+export type TrainPlan = Awaited<ReturnType<typeof planTrain>>;
 
 /** Bytes of Node.js, LibTorch and the threads that decode images, before the first tensor. */
 const PROCESS_BYTES = 3 * 2 ** 27;
@@ -103,31 +33,26 @@ const LOGGED_BYTES = 6_000;
  * @param options.measure - measure this machine for about two seconds; default true. Otherwise `time` is null.
  * @throws RangeError for files that hold other models, sizes that do not fit together, and data that cannot be opened.
  */
-export async function planTrain(
-  config: TrainConfig,
-  { measure = true }: { measure?: boolean } = {},
-): Promise<TrainPlan> {
+export async function planTrain(config: TrainConfig, { measure = true }: { measure?: boolean } = {}) {
   const device = deviceOf(config);
   requireDevice(device);
   const isCuda = device.startsWith("cuda");
   const where = { isCuda, isNarrow: castOf(config.precision.policy, device) !== null };
   const models = modelsOf(config);
-  const { policy, tokenizer, reference, valueHead, networks } = models;
   const images = await imageCounts(config);
   const { iters, threads } = config.train;
   const { every } = config.eval;
   const judged = every > 0 ? Math.min(config.eval.images, images?.heldOut ?? 0) : 0;
-  /** Evaluations before the first step, every so often, and after the last, of batches as large as a step's. */
+  // Before the first step, every so often, and after the last, in batches as large as a step's.
   const evaluations = judged === 0 ? 0 : 1 + Math.ceil(iters / every);
   const evalBatch = Math.min(config.rollout.images, judged || Infinity);
   const batches = judged / evalBatch;
   const { step, evaluation } = costsOf(config, models, where, evalBatch);
 
   const fixed = sharesOf(fixedParts(config, models, where));
-  const taken = PHASES.map((phase) => ({ name: phase as string, parts: step[phase].parts }));
-  if (every > 0)
-    taken.push({ name: "evaluation", parts: most(...PHASES.map((phase) => evaluation[phase].parts)) });
-  const phases = taken.map(({ name, parts }) => ({ name, bytes: sumOf(parts), parts: sharesOf(parts) }));
+  const taken: [name: string, Parts][] = PHASES.map((phase) => [phase, step[phase].parts]);
+  if (every > 0) taken.push(["evaluation", most(...PHASES.map((phase) => evaluation[phase].parts))]);
+  const phases = taken.map(([name, parts]) => ({ name, bytes: sumOf(parts), parts: sharesOf(parts) }));
   const largest = phases.reduce((a, b) => (b.bytes > a.bytes ? b : a));
   const peakBytes = fixed.reduce((sum, { bytes }) => sum + bytes, largest.bytes);
   const totalBytes = isCuda ? null : memoryLimit();
@@ -136,32 +61,22 @@ export async function planTrain(
   const rates = measure ? measureRates(config, models, device, where) : null;
   /** A quantity of a step by phase, of an evaluation, and of the whole run. */
   const totals = (of: (work: Work) => number) => {
-    const byPhase = PHASES.map((phase) => [phase, of(step[phase].work)] as const);
-    const ofStep = byPhase.reduce((sum, [, value]) => sum + value, 0);
+    const byPhase = Object.fromEntries(PHASES.map((phase) => [phase, of(step[phase].work)]));
+    const ofStep = Object.values(byPhase).reduce((sum, value) => sum + value, 0);
     const ofEvaluation = batches * PHASES.reduce((sum, phase) => sum + of(evaluation[phase].work), 0);
-    return {
-      step: Object.fromEntries(byPhase) as Record<Phase, number>,
-      ofStep,
-      evaluation: ofEvaluation,
-      total: iters * ofStep + evaluations * ofEvaluation,
-    };
+    const total = iters * ofStep + evaluations * ofEvaluation;
+    return { step: byPhase, ofStep, evaluation: ofEvaluation, total };
   };
-  const { ofStep: _, ...flops } = totals(flopsOf);
+  const flops = totals(flopsOf);
   const seconds = rates && totals((work) => secondsOf(work, rates));
-  const frozen = (name: string, what: string, parameters: number) => ({ name, what, parameters, trained: 0 });
-  const trainedWhole = { what: "linear", parameters: valueHead, trained: valueHead };
   return {
     device,
-    models: [
-      { name: "policy", what: policy.name, parameters: policy.parameters, trained: policy.trained },
-      ...(reference > 0 ? [frozen("reference", config.kl.path ?? "a copy", reference)] : []),
-      ...(valueHead > 0 ? [{ name: "value head", ...trainedWhole }] : []),
-      frozen("tokenizer", tokenizer.name, tokenizer.parameters),
-      ...Object.entries(networks).map(([key, network]) => frozen(key, network.name, network.parameters)),
-    ],
+    models: modelList(config, models),
+    /** Null for a program's own loader. */
     images,
     batch: batchOf(config, models, images?.train ?? null),
     memory: {
+      /** What stays for the whole run, and what each phase has on top. */
       fixed,
       phases,
       peakBytes,
@@ -169,33 +84,48 @@ export async function planTrain(
       totalBytes,
       freeBytes: totalBytes === null ? null : Math.min(freemem(), totalBytes),
       fits: fitOf(peakBytes + PROCESS_BYTES, totalBytes),
+      /** What to change first, as `key=value: what it lowers`. */
       lower: lowerFirst(config, models, largest.name),
     },
-    flops,
-    time:
-      rates === null || seconds === null
-        ? null
-        : {
-            rates,
-            step: seconds.step,
-            stepSeconds: seconds.ofStep,
-            evaluationSeconds: seconds.evaluation,
-            totalSeconds: seconds.total,
-          },
+    /** A multiplication and its addition are two FLOPs. */
+    flops: { step: flops.step, evaluation: flops.evaluation, total: flops.total },
+    /** Null where nothing was measured. */
+    time: seconds && {
+      rates: rates as Rates,
+      step: seconds.step,
+      stepSeconds: seconds.ofStep,
+      evaluationSeconds: seconds.evaluation,
+      totalSeconds: seconds.total,
+    },
     disk: diskOf(config, models),
   };
 }
 
-const sharesOf = (parts: Parts): Share[] =>
+/** The models of a run, with the numbers of their parameters and of those that are trained. */
+function modelList(config: TrainConfig, { policy, reference, valueHead, tokenizer, networks }: PlanModels) {
+  const { parameters, trained } = policy;
+  return [
+    { name: "policy", what: policy.name, parameters, trained },
+    { name: "reference", what: config.kl.path ?? "a copy", parameters: reference, trained: 0 },
+    { name: "value head", what: "linear", parameters: valueHead, trained: valueHead },
+    { name: "tokenizer", what: tokenizer.name, parameters: tokenizer.parameters, trained: 0 },
+    ...Object.entries(networks).map(([name, network]) => {
+      return { name, what: network.name, parameters: network.parameters, trained: 0 };
+    }),
+  ].filter((model) => model.parameters > 0);
+}
+
+const sharesOf = (parts: Parts): { name: string; bytes: number }[] =>
   Object.entries(parts).flatMap(([name, bytes]) => (bytes > 0 ? [{ name, bytes }] : []));
 
-async function imageCounts(config: TrainConfig): Promise<TrainPlan["images"]> {
+/** Images to train on and held out. */
+async function imageCounts(config: TrainConfig): Promise<{ train: number; heldOut: number } | null> {
   if (config.dataloader !== null || config.data.source === null) return null;
   const { train, heldOut } = await openSources(config);
   return { train: train.length, heldOut: heldOut?.length ?? 0 };
 }
 
-function batchOf(config: TrainConfig, { tokenizer }: PlanModels, trained: number | null): TrainPlan["batch"] {
+function batchOf(config: TrainConfig, { tokenizer }: PlanModels, trained: number | null) {
   const { images, numGenerations } = config.rollout;
   const { iters } = config.train;
   const numbers = batchNumbers(config);
@@ -207,8 +137,8 @@ function batchOf(config: TrainConfig, { tokenizer }: PlanModels, trained: number
     ...numbers,
     images,
     numGenerations,
-    codes,
-    tokens: numbers.sequences * (codes - given),
+    codes, // T
+    tokens: numbers.sequences * (codes - given), // drawn in a step
     iters,
     stepsPerEpoch,
     epochs: stepsPerEpoch === null ? null : iters / stepsPerEpoch,
@@ -235,41 +165,37 @@ function lowerFirst(config: TrainConfig, models: PlanModels, phase: string): str
   const some = rollout.microBatch ?? rollout.images;
   const decodeBatch = decodeBatchOf(config);
   const half = (value: number): number => Math.max(1, Math.floor(value / 2));
-  const reference = [
+  const offReference = [
     ...(kl.coef === 0 ? [] : ["kl.coef=0"]),
     ...(kl.target === null ? [] : ["kl.target=null"]),
     ...(kl.stop === null ? [] : ["kl.stop=null"]),
   ].join(" ");
   const isUpdate = phase === "update";
   const draws = phase === "rollout" || phase === "evaluation";
+  const checkpointing = "ar.gradientCheckpointing=true: activations, for a third more time";
+  const decoding = `tokenizer.decodeBatch=${half(decodeBatch)}: activations of the decoder`;
   const hints: readonly (readonly [isUseful: boolean, hint: string])[] = [
     [isUpdate && microBatch > 1, `update.microBatch=${half(microBatch)}: activations of the update`],
-    [
-      isUpdate && !ar.gradientCheckpointing,
-      "ar.gradientCheckpointing=true: activations, for a third more time",
-    ],
+    [isUpdate && !ar.gradientCheckpointing, checkpointing],
     [draws && some > 1, `rollout.microBatch=${half(some)}: keys and values of the rollout`],
-    [
-      phase === "decode" && decodeBatch > 1,
-      `tokenizer.decodeBatch=${half(decodeBatch)}: activations of the decoder`,
-    ],
+    [phase === "decode" && decodeBatch > 1, decoding],
     [phase === "reward", `reward.chunk=${half(reward.chunk ?? 32)}: activations of the rewards`],
     [rollout.images > 1, `rollout.images=${half(rollout.images)}: everything of a rollout`],
-    [models.reference > 0, `${reference}: the reference`],
+    [models.reference > 0, `${offReference}: the reference`],
     [ema.decay !== null, "ema.decay=null: no EMA of the weights"],
     [ar.lora.rank === null, "ar.lora.rank=16: gradients, moments and averages of all but adapters"],
   ];
   return hints.flatMap(([isUseful, hint]) => (isUseful ? [hint] : []));
 }
 
-function diskOf(config: TrainConfig, { policy, valueHead }: PlanModels): TrainPlan["disk"] {
+function diskOf(config: TrainConfig, { policy, valueHead }: PlanModels) {
   const { save, log, train, rollout, ema, run, data } = config;
   const adapters = config.ar.lora.rank === null ? 0 : policy.trained;
   // With LoRA a checkpoint holds the EMA of the adapters, and a whole policy with it, which other programs can open.
   const average = ema.decay === null ? 0 : policy.trained + (adapters === 0 ? 0 : policy.parameters);
   const moments = 2 * (policy.trained + valueHead);
   const checkpointBytes = 4 * (policy.parameters + adapters + moments + valueHead + average);
-  // The best one is kept besides the newest, and a new one is complete before an old one is deleted.
+  // Of all that exist at a time: the best one is kept besides the newest, and a new one is complete before an old one is deleted.
   const kept = save.keep + (config.eval.every > 0 ? 2 : 1);
   const checkpointsBytes = Math.min(kept, Math.ceil(train.iters / save.every)) * checkpointBytes;
   const pages = log.imagesEvery > 0 ? Math.ceil(train.iters / log.imagesEvery) : 0;

@@ -116,6 +116,11 @@ function missedType(type: unknown, value: unknown): string | undefined {
   return "a number, or a list of them";
 }
 
+/** The entries that are neither null nor undefined: `openPolicy(path, given({ wrapper, weights }))`. */
+export function given<T extends object>(entries: T): { [K in keyof T]?: NonNullable<T[K]> } {
+  return Object.fromEntries(Object.entries(entries).filter(([, value]) => value != null)) as never;
+}
+
 /** A default for every option; null or undefined where there is none. */
 type Defaults<T> = { readonly [K in keyof T]-?: T[K] | null | undefined };
 

@@ -3,6 +3,7 @@
 export {
   type Accepted,
   camelCase,
+  given,
   isPlainObject,
   nearestName,
   type OptionNames,

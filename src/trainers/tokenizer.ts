@@ -39,6 +39,7 @@ import {
   type Device,
   deriveSeed,
   expected,
+  given,
   keep,
   manualSeed,
   noGrad,
@@ -149,8 +150,7 @@ function modelOf({ model, loss }: TokenizerTrainConfig, device: Device): Tokeniz
   const { tokenizer } = openTokenizer(path, {
     device,
     config: losses,
-    ...(wrapper !== null && { wrapper }),
-    ...(weights !== null && { weights }),
+    ...given({ wrapper, weights }),
   });
   return (tokenizer.vq as TokenizerModel).train().requiresGrad_();
 }
