@@ -8,7 +8,7 @@ import { updatesOf } from "../config/fit.js";
 import { augment, type Batch, type Batches, type Cursor, imageGrid } from "../data/index.js";
 import type { FeatureClassifier } from "../metrics/index.js";
 import { buildClassifier } from "../rl_ar_finetune/builder.js";
-import { castOf, deviceOf } from "../rl_ar_finetune/parts.js";
+import { castOf } from "../rl_ar_finetune/parts.js";
 import { openImages, type RunImages } from "../run/images.js";
 import type { Clock } from "../run/metrics.js";
 import type { PlainData } from "../run/plain_data.js";
@@ -21,15 +21,12 @@ import {
   functional as F,
   keep,
   manualSeed,
-  noGrad,
-  requireDevice,
-  setNumThreads,
   stream,
   type Tensor,
   tidy,
 } from "../torch/index.js";
 import type { FitModel, FitState, FitStep, FitTask } from "./loop.js";
-import { FitNetwork } from "./network.js";
+import { FitNetwork, openDevice } from "./network.js";
 
 /** Mistakes on a page, and in a row of it. */
 const SHOWN = 64;
@@ -52,9 +49,7 @@ interface Mistake {
  * @throws RangeError for images that cannot be read, or of only one class.
  */
 export async function openClassifierTask(config: ClassifierTrainConfig): Promise<FitTask> {
-  const device = deviceOf(config);
-  requireDevice(device);
-  if (config.train.threads !== null) setNumThreads(config.train.threads);
+  const device = openDevice(config);
   const images = await openImages(config, {
     batchSize: config.train.batch,
     device,
@@ -162,7 +157,7 @@ class ClassifierTask implements FitTask {
   }
 
   /** The wrongly classified held-out images with the highest confidence; null when there are none. */
-  async page(): Promise<{ page: Tensor; about: { readonly [name: string]: PlainData | undefined } } | null> {
+  async page(): ReturnType<FitTask["page"]> {
     const { classNames } = this.#network.module.config;
     const mistakes: Mistake[] = [];
     await this.#eachHeldOut((batch, logits) => {
@@ -211,34 +206,23 @@ class ClassifierTask implements FitTask {
     return { ...this.#network.weights(), config: { ...config } as PlainData };
   }
 
-  dispose(): void {
+  [Symbol.dispose](): void {
     this.#batches?.close();
     this.#images[Symbol.dispose]();
     this.#network.dispose();
   }
 
-  [Symbol.dispose](): void {
-    this.dispose();
-  }
-
   /** float32 `[N, K]`, at least. */
   #logits(images: Tensor): Tensor {
-    const { module } = this.#network;
-    const logits =
-      this.#cast === null ? module.logits(images) : autocast(this.#cast, () => module.logits(images));
-    return logits.float();
+    const run = (): Tensor => this.#network.module.logits(images);
+    return (this.#cast === null ? run() : autocast(this.#cast, run)).float();
   }
 
   /** Logits of the held-out images, batch by batch, as the network will be used. */
   async #eachHeldOut(use: (batch: Batch, logits: Tensor) => void): Promise<void> {
     for await (const batch of this.#images.evalBatches()) {
-      try {
-        this.#network.asResult(() =>
-          noGrad(() => tidy(() => use(batch, this.#logits(batch.images as Tensor)))),
-        );
-      } finally {
-        batch.dispose();
-      }
+      using _ = batch;
+      this.#network.asResult(() => use(batch, this.#logits(batch.images as Tensor)));
     }
   }
 }

@@ -1,8 +1,8 @@
 /**
- * A network in supervised training, with its optimizer, learning rate schedule and EMA, and their state for a checkpoint. The
- * tasks compute the losses.
+ * A network in supervised training, with its optimizer, learning rate schedule and EMA, and their state for a checkpoint.
+ * The tasks compute the losses.
  */
-
+import type { FitConfig } from "../config/fit.js";
 import type { EmaSection, OptimizerSection } from "../config/resolve.js";
 import {
   AdamW,
@@ -13,11 +13,21 @@ import {
   requireModule,
   type StateDict,
 } from "../nn/index.js";
+import { deviceOf } from "../rl_ar_finetune/parts.js";
 import { lrSchedule } from "../rl_ar_finetune/settings.js";
 import { requireFiniteWeights } from "../run/failure.js";
 import type { PlainData } from "../run/plain_data.js";
 import { loadOptimizer } from "../run/resume.js";
-import { expected, requireObject, type Tensor } from "../torch/index.js";
+import {
+  type Device,
+  expected,
+  noGrad,
+  requireDevice,
+  requireObject,
+  setNumThreads,
+  type Tensor,
+  tidy,
+} from "../torch/index.js";
 import type { FitModel, FitState } from "./loop.js";
 
 /** Options of {@link FitNetwork}. */
@@ -39,6 +49,15 @@ export interface NetworkUpdate {
   readonly skipped: boolean;
   /** `optim/lr` and `optim/grad_norm`. */
   readonly metrics: Record<string, number>;
+}
+
+/** The device that a run trains on, checked; the number of threads is set as well. */
+export function openDevice(config: FitConfig): Device {
+  const { threads } = config.train;
+  const device = deviceOf(config);
+  requireDevice(device);
+  if (threads !== null) setNumThreads(threads);
+  return device;
 }
 
 /** A network in training; it owns the network, unless told otherwise. */
@@ -84,12 +103,13 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
     return { skipped, metrics: { "optim/lr": lr * lrFactor, "optim/grad_norm": norm } };
   }
 
-  /** Run `fn` in evaluation mode, with the EMA of the weights if there is one. */
+  /** Run `fn` in evaluation mode and without a graph, with the EMA of the weights if there is one; frees as `tidy` does. */
   asResult<T>(fn: () => T): T {
     const wasTraining = this.module.training;
+    const run = (): T => noGrad(() => tidy(fn));
     this.module.eval();
     try {
-      return this.ema === null ? fn() : this.ema.withAverage(fn);
+      return this.ema === null ? run() : this.ema.withAverage(run);
     } finally {
       this.module.train(wasTraining);
     }

@@ -20,14 +20,7 @@ import {
   UnreadableImages,
 } from "../data/index.js";
 import type { ArPolicy, Condition } from "../policies/index.js";
-import {
-  castOf,
-  classesOfPolicy,
-  deviceOf,
-  fingerprintOf,
-  policyOf,
-  tokenizerOf,
-} from "../rl_ar_finetune/parts.js";
+import { castOf, classesOfPolicy, fingerprintOf, policyOf, tokenizerOf } from "../rl_ar_finetune/parts.js";
 import { mapCondition, type Start, sampleCodesWithLogprobs } from "../rl_ar_finetune/sampling.js";
 import { logitChunk, rangesOf } from "../rl_ar_finetune/scoring.js";
 import { conditionOf } from "../rl_ar_finetune/step.js";
@@ -49,11 +42,8 @@ import {
   type Generator,
   keep,
   manualSeed,
-  noGrad,
   rand,
   randint,
-  requireDevice,
-  setNumThreads,
   stream,
   type Tensor,
   tensor,
@@ -70,7 +60,7 @@ import {
   type FitTask,
   fitLoop,
 } from "./loop.js";
-import { FitNetwork } from "./network.js";
+import { FitNetwork, openDevice } from "./network.js";
 
 /**
  * Train a policy on the codes of images.
@@ -105,9 +95,7 @@ export async function openPretrainTask(
   config: PretrainConfig,
   opening: FitOpening = { say: () => {} },
 ): Promise<PretrainTask> {
-  const device = deviceOf(config);
-  requireDevice(device);
-  if (config.train.threads !== null) setNumThreads(config.train.threads);
+  const device = openDevice(config);
   const ofModels: string[] = [];
   const tokenizer = tokenizerOf(config, device, ofModels);
   const { train, heldOut } = await openSources(config);
@@ -266,25 +254,21 @@ export class PretrainTask implements FitTask {
     const sums = { first: 0, second: 0, right: 0, none: 0, rows: 0 };
     const half = Math.floor(t / 2);
     const hasNull = this.#config.pretrain.classDropout > 0 && hasParts((held[0] as Sequences).condition);
-    this.network.asResult(() =>
-      noGrad(() => {
-        for (const { codes, condition } of held) {
-          tidy(() => {
-            const found = this.#predict(codes, condition);
-            sums.first += found.nats.narrow(1, 0, half).sum().item();
-            sums.second += found.nats
-              .narrow(1, half, t - half)
-              .sum()
-              .item();
-            sums.right += found.isRight.sum().item();
-            sums.rows += codes.size(0);
-            if (!hasNull) return;
-            const none = { ...condition, isDropped: codes.select(1, 0).ge(0) };
-            sums.none += this.#predict(codes, none).nats.sum().item();
-          });
-        }
-      }),
-    );
+    const sumOf = (part: Tensor): number => part.sum().item();
+    this.network.asResult(() => {
+      for (const { codes, condition } of held) {
+        tidy(() => {
+          const { nats, isRight } = this.#predict(codes, condition);
+          sums.first += sumOf(nats.narrow(1, 0, half));
+          sums.second += sumOf(nats.narrow(1, half, t - half));
+          sums.right += sumOf(isRight);
+          sums.rows += codes.size(0);
+          if (!hasNull) return;
+          const none = { ...condition, isDropped: codes.select(1, 0).ge(0) };
+          sums.none += sumOf(this.#predict(codes, none).nats);
+        });
+      }
+    });
     const tokens = sums.rows * t;
     const mean = (sums.first + sums.second) / tokens;
     return {
@@ -312,17 +296,15 @@ export class PretrainTask implements FitTask {
     const side = Math.sqrt(t);
     const wanted = this.#pageStart();
     if (wanted === null || !Number.isInteger(side)) return null;
-    return this.network.asResult(() =>
-      tidy(() => {
-        const { start, rows, about } = wanted;
-        using generator = stream(this.#config.seed, "page", 0);
-        const numGenerations = rows === 1 ? PAGE * PAGE : PAGE;
-        const { tokens } = sampleCodesWithLogprobs(policy, start, t, { numGenerations, generator });
-        const pieces = tokens.split(encodeBatchOf(this.#config));
-        const images = cat(pieces.map((piece) => tokenizer.decodeCode(piece, [side, side])));
-        return { page: imageGrid(images.clamp(-1, 1).cpu().split(PAGE)), about };
-      }),
-    );
+    return this.network.asResult(() => {
+      const { start, rows, about } = wanted;
+      using generator = stream(this.#config.seed, "page", 0);
+      const numGenerations = rows === 1 ? PAGE * PAGE : PAGE;
+      const { tokens } = sampleCodesWithLogprobs(policy, start, t, { numGenerations, generator });
+      const pieces = tokens.split(encodeBatchOf(this.#config));
+      const images = cat(pieces.map((piece) => tokenizer.decodeCode(piece, [side, side])));
+      return { page: imageGrid(images.clamp(-1, 1).cpu().split(PAGE)), about };
+    });
   }
 
   /** Where the sequences of a page start: a row per class or text, all in one row for an unconditional policy; null if unknown. */
@@ -380,11 +362,8 @@ function codesPerImage(config: PretrainConfig, tokenizer: FrozenTokenizer, sourc
   if (source.codeLength !== undefined) return source.codeLength;
   const side = config.data.size / tokenizer.downsample;
   if (Number.isInteger(side)) return side * side;
-  throw expected(
-    "data.size",
-    `a multiple of ${tokenizer.downsample}, the pixels of a code`,
-    config.data.size,
-  );
+  const what = `a multiple of ${tokenizer.downsample}, the pixels of a code`;
+  throw expected("data.size", what, config.data.size);
 }
 
 /** The policy to train; a new one knows as many classes as the set has, unless `ar.extra` says otherwise. */

@@ -24,7 +24,7 @@ import {
   openDistance,
   openTokenizer,
 } from "../rl_ar_finetune/builder.js";
-import { castOf, deviceOf, fingerprintOf } from "../rl_ar_finetune/parts.js";
+import { castOf, fingerprintOf } from "../rl_ar_finetune/parts.js";
 import { reconstructionTerm } from "../rl_ar_finetune/rewards.js";
 import { openImages, type RunImages } from "../run/images.js";
 import type { TrainOptions } from "../run/log.js";
@@ -43,8 +43,6 @@ import {
   keep,
   manualSeed,
   noGrad,
-  requireDevice,
-  setNumThreads,
   stack,
   stream,
   type Tensor,
@@ -52,7 +50,7 @@ import {
 } from "../torch/index.js";
 import { CodeRestarts } from "./code_restarts.js";
 import { type FitModel, type FitResult, type FitState, type FitStep, type FitTask, fitLoop } from "./loop.js";
-import { FitNetwork } from "./network.js";
+import { FitNetwork, openDevice } from "./network.js";
 import {
   backwardThroughImage,
   discriminatorLoss,
@@ -102,11 +100,9 @@ export async function trainTokenizer(
  * @throws RangeError that names the part that cannot be opened, and what to do.
  */
 export async function openTokenizerTask(config: TokenizerTrainConfig): Promise<FitTask> {
-  const device = deviceOf(config);
-  requireDevice(device);
+  const device = openDevice(config);
   const { data, loss, train, seed } = config;
   const { path } = loss.perceptual;
-  if (train.threads !== null) setNumThreads(train.threads);
   const images = await openImages(config, {
     batchSize: train.batch,
     device,
@@ -338,20 +334,16 @@ class TokenizerTask implements FitTask {
     let images = 0;
     for await (const batch of this.#images.evalBatches()) {
       using _ = batch;
-      this.#network.asResult(() =>
-        noGrad(() =>
-          tidy(() => {
-            const real = batch.images as Tensor;
-            const { codes, reconstruction } = this.#reconstruct(real);
-            for (const [name, values] of Object.entries(this.#compare(real, reconstruction))) {
-              sums[name] = (sums[name] ?? 0) + values.sum().item();
-            }
-            const found = codes.flatten().bincount(model.codebookSize).toList() as number[];
-            for (const [code, count] of found.entries()) counts[code] = (counts[code] as number) + count;
-            images += real.size(0);
-          }),
-        ),
-      );
+      this.#network.asResult(() => {
+        const real = batch.images as Tensor;
+        const { codes, reconstruction } = this.#reconstruct(real);
+        for (const [name, values] of Object.entries(this.#compare(real, reconstruction))) {
+          sums[name] = (sums[name] ?? 0) + values.sum().item();
+        }
+        const found = codes.flatten().bincount(model.codebookSize).toList() as number[];
+        for (const [code, count] of found.entries()) counts[code] = (counts[code] as number) + count;
+        images += real.size(0);
+      });
     }
     if (images === 0) return {};
     const means = Object.fromEntries(
@@ -372,22 +364,18 @@ class TokenizerTask implements FitTask {
   }
 
   /** Held-out images above their reconstructions; null without held-out images. */
-  async page(): Promise<{ page: Tensor; about: { readonly [name: string]: PlainData | undefined } } | null> {
+  async page(): ReturnType<FitTask["page"]> {
     const images: Tensor[] = [];
     const made: Tensor[] = [];
     const ids: string[] = [];
     for await (const batch of this.#images.evalBatches()) {
       using _ = batch;
       const count = Math.min(batch.ids.length, SHOWN - ids.length);
-      this.#network.asResult(() =>
-        noGrad(() =>
-          tidy(() => {
-            const some = (batch.images as Tensor).narrow(0, 0, count);
-            images.push(keep(some.cpu().clone()));
-            made.push(keep(this.#reconstruct(some).reconstruction.cpu()));
-          }),
-        ),
-      );
+      this.#network.asResult(() => {
+        const some = (batch.images as Tensor).narrow(0, 0, count);
+        images.push(keep(some.cpu().clone()));
+        made.push(keep(this.#reconstruct(some).reconstruction.cpu()));
+      });
       ids.push(...batch.ids.slice(0, count));
       if (ids.length >= SHOWN) break;
     }
@@ -434,7 +422,7 @@ class TokenizerTask implements FitTask {
     return { ...this.#network.weights(), config: { ...config } as unknown as PlainData };
   }
 
-  dispose(): void {
+  [Symbol.dispose](): void {
     this.#batches?.close();
     this.#images[Symbol.dispose]();
     this.#network.dispose();
@@ -442,10 +430,6 @@ class TokenizerTask implements FitTask {
     this.#restarts?.dispose();
     const network = this.#distance?.network;
     if (network !== undefined) ("network" in network ? network.network : network).dispose();
-  }
-
-  [Symbol.dispose](): void {
-    this.dispose();
   }
 
   #inCast<T>(fn: () => T): T {
@@ -475,16 +459,13 @@ class TokenizerTask implements FitTask {
   }
 }
 
-/** What the task finds odd once it knows the images. */
+/** Notes that depend on the number of images. */
 function trainingNotes({ loss: { gan } }: TokenizerTrainConfig, images: number): string[] {
-  const notes: string[] = [];
-  if (gan.weight > 0 && images < FEW_IMAGES) {
-    notes.push(
-      `${images} training images are few for a discriminator, which learns them by heart and then rewards noise: watch ` +
-        "gan/real and gan/fake; set loss.gan.lecam=0.05, or loss.gan.weight=0.",
-    );
-  }
-  return notes;
+  if (gan.weight === 0 || images >= FEW_IMAGES) return [];
+  return [
+    `${images} training images are few for a discriminator, which learns them by heart and then rewards noise: watch ` +
+      "gan/real and gan/fake; set loss.gan.lecam=0.05, or loss.gan.weight=0.",
+  ];
 }
 
 /** Values of 0-d tensors, read from a GPU all at once. */
