@@ -35,25 +35,37 @@ export function say(line) {
   process.stderr.write(`set-up: ${line}\n`);
 }
 
+/** Milliseconds between two signs of life of a step on a terminal. */
+const BETWEEN_MS = 1000;
+
 /**
- * Run one step of set-up and print what it does and how long it took, on one line.
+ * Run one step of set-up and print what it does and how long it took, on one line. On a terminal the line counts the seconds.
  *
  * @template T
  * @param {string} what such as "building the native addon".
  * @param {() => Promise<T>} action prints nothing on stderr itself.
+ * @param {Pick<NodeJS.WriteStream, "write" | "isTTY" | "columns">} [screen] default stderr.
  * @returns {Promise<T>}
  */
-export async function step(what, action) {
+export async function step(what, action, screen = process.stderr) {
   const start = performance.now();
-  const seconds = () => `${((performance.now() - start) / 1000).toFixed(1)} s`;
-  process.stderr.write(`set-up: ${what} ... `);
+  const seconds = (digits) => `${((performance.now() - start) / 1000).toFixed(digits)} s`;
+  const line = `set-up: ${what}`;
+  const isLive = screen.isTTY === true && process.env.TERM !== "dumb";
+  // A line that the terminal breaks in two could not be written over: what counts the seconds is cut to one.
+  const live = (time) => `${line.slice(0, Math.max(0, (screen.columns || 80) - 12)).trimEnd()} ... ${time}`;
+  screen.write(isLive ? live("") : `${line} ... `);
+  const ticker = isLive && setInterval(() => screen.write(`\r\x1b[K${live(seconds(0))}`), BETWEEN_MS);
+  const end = (text) => screen.write(isLive ? `\r\x1b[K${line} ... ${text}\n` : `${text}\n`);
   try {
     const result = await action();
-    process.stderr.write(`${seconds()}\n`);
+    end(seconds(1));
     return result;
   } catch (error) {
-    process.stderr.write(`failed after ${seconds()}\n`);
+    end(`failed after ${seconds(1)}`);
     throw error;
+  } finally {
+    if (isLive) clearInterval(ticker);
   }
 }
 

@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import { cpSync, existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import { requireNode } from "../../scripts/setup/report.mjs";
+import { requireNode, step } from "../../scripts/setup/report.mjs";
 import { Machine, repository } from "./support.mjs";
 
 /** A machine with TypeScript in place of native sources. */
@@ -25,6 +25,38 @@ test("a Node.js that is too old is refused by number", () => {
   });
   requireNode("20.0.0");
   requireNode("26.1.0");
+});
+
+test("a step counts its seconds on a terminal, in one line of it; elsewhere it says when it began and how long it took", async (t) => {
+  t.mock.timers.enable({ apis: ["setInterval"] });
+  const what = "compiling many files against LibTorch";
+  const written = async (screen, action) => {
+    const texts = [];
+    const ended = step(what, action, { ...screen, write: (text) => texts.push(text) });
+    t.mock.timers.tick(2000);
+    await ended.catch(() => {});
+    t.mock.timers.tick(2000);
+    return texts;
+  };
+  const works = async () => "made";
+  assert.deepEqual(
+    (await written({ isTTY: false }, works)).map((text) => text.replace(/[\d.]+ s/, "T")),
+    [`set-up: ${what} ... `, "T\n"],
+  );
+  const fails = () => Promise.reject(new Error("no"));
+  for (const [action, last] of [
+    [works, /set-up: compiling many files against LibTorch \.\.\. [\d.]+ s\n$/],
+    [fails, /\.\.\. failed after [\d.]+ s\n$/],
+  ]) {
+    const texts = await written({ isTTY: true, columns: 30 }, action);
+    assert.equal(texts.length, 4, "begun, two seconds, ended, then silence");
+    for (const text of texts.slice(1, 3)) {
+      assert.ok(text.startsWith("\r\u001b[K"), text);
+      assert.match(text.slice(4), /^set-up: compiling \.\.\. \d+ s$/);
+      assert.ok(text.length - 4 < 30, text);
+    }
+    assert.match(texts.at(-1), last);
+  }
 });
 
 test("npm packages are installed when they are not what the lock names", async () => {
