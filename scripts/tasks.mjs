@@ -91,17 +91,50 @@ async function biome(...args) {
   return await node(program, ...args, `--config-path=${root}`, root);
 }
 
-/** Run Node with the terminal's own streams; resolves to the exit code a shell would show. */
+/** Signals within this many milliseconds of the first count as one: npm and its shell pass on those that they get. */
+const TOGETHER_MS = 1000;
+
+/** How long a program that was told twice to end may still live. */
+const GRACE_MS = 1000;
+
+/**
+ * Run Node with the terminal's own streams; resolves to the exit code a shell would show.
+ *
+ * A signal is the child's to handle. But a child that computes hears it only when the computation ends, so this process
+ * says what will happen, where the child has told that it ends after a step, and ends a child that was told twice.
+ */
 function node(...args) {
   return new Promise((resolve, reject) => {
     // Threads of LibTorch that wait for work give their core away: test files run side by side.
     const env = args[0] === "--test" ? { OMP_WAIT_POLICY: "PASSIVE", ...process.env } : process.env;
-    const child = spawn(process.execPath, args, { stdio: "inherit", env });
-    // The child decides what to do; this process lives on to give its exit code.
-    for (const signal of ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"])
-      process.on(signal, () => child.kill(signal));
-    process.on("SIGINT", () => {}); // the terminal sends Ctrl-C to the child as well
+    const child = spawn(process.execPath, args, { stdio: ["inherit", "inherit", "inherit", "ipc"], env });
+    let endsAfterStep = false;
+    child.on("message", (message) => {
+      endsAfterStep = message?.endsAfterStep === true;
+    });
+    process.stderr.on("error", () => {}); // a terminal that was closed: the child still ends its step
+    let first; // signal: its name and when it came
+    const onSignal = (name) => {
+      const now = performance.now();
+      if (first === undefined) {
+        first = { name, time: now };
+        if (endsAfterStep)
+          process.stderr.write("\nending after this step, with a checkpoint; repeat to end at once\n");
+      } else if (now - first.time >= TOGETHER_MS) {
+        setTimeout(() => child.kill("SIGKILL"), GRACE_MS).unref();
+      }
+    };
+    for (const name of ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"]) {
+      process.on(name, () => {
+        child.kill(name);
+        onSignal(name);
+      });
+    }
+    process.on("SIGINT", () => onSignal("SIGINT")); // the terminal sends Ctrl-C to the child as well
     child.on("error", reject);
-    child.on("close", (code, signal) => resolve(code ?? 128 + (constants.signals[signal] ?? 0)));
+    child.on("close", (code, signal) => {
+      const name = signal === "SIGKILL" && first !== undefined ? first.name : signal;
+      resolve(code ?? 128 + (constants.signals[name] ?? 0));
+    });
   });
 }

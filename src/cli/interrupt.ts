@@ -25,9 +25,11 @@ export async function interruptible<T>(fn: (signal: AbortSignal) => Promise<T>):
   if (!isListening) for (const name of SIGNALS) process.on(name, () => onSignal(name));
   isListening = true;
   running = new AbortController();
+  tellStarter(true);
   try {
     return await fn(running.signal);
   } finally {
+    tellStarter(false);
     // The listeners stay, so that a signal passed on late does not end the process while it writes the report.
     running = null;
   }
@@ -40,5 +42,14 @@ function onSignal(name: (typeof SIGNALS)[number]): void {
   if (first !== null || running === null) process.exit(code);
   first = { code, time: now };
   running.abort();
-  print(process.stderr, "\nending after this step, with a checkpoint; repeat to end at once\n");
+  if (!process.connected)
+    print(process.stderr, "\nending after this step, with a checkpoint; repeat to end at once\n");
+}
+
+/**
+ * Tell the process that started this one (scripts/tasks.mjs) whether the first signal lets the step end. It hears signals
+ * while this one computes, so it prints what will happen, and ends this one on the second.
+ */
+function tellStarter(endsAfterStep: boolean): void {
+  if (process.connected) process.send?.({ endsAfterStep });
 }

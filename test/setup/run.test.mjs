@@ -6,7 +6,7 @@ import { cpSync, existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { requireNode, step } from "../../scripts/setup/report.mjs";
-import { Machine, repository } from "./support.mjs";
+import { Machine, repository, until } from "./support.mjs";
 
 /** A machine with TypeScript in place of native sources. */
 function plainMachine() {
@@ -226,4 +226,33 @@ test("a task that does not exist, and a bench", async () => {
   assert.deepEqual([bench.code, bench.stdout], [3, "[ '--n', '2' ]\n"]);
   const other = await machine.run(["bench", "mul"]);
   assert.equal(other.stderr, "bench: expected one of add, got mul.\n  to do:      npm run bench -- NAME\n");
+});
+
+test("a program that computes hears no signal: the first one is answered at once, the second ends it", async () => {
+  const machine = plainMachine();
+  machine.write(
+    "project/src/cli/main.ts",
+    `declare const process: any;
+process.on("SIGTERM", () => console.log("heard"));
+process.send({ endsAfterStep: process.argv[2] === "step" });
+setTimeout(() => { console.log("begun"); for (;;); }, 100);
+`,
+  );
+  for (const [what, says] of [
+    ["step", "\nending after this step, with a checkpoint; repeat to end at once\n"],
+    ["other", ""],
+  ]) {
+    const { child, result } = machine.start(["rlar", what]);
+    const output = [];
+    child.stdout.on("data", (text) => output.push(text));
+    await until(() => output.join("").includes("begun"));
+    child.kill("SIGTERM");
+    child.kill("SIGTERM"); // passed on by npm's shell: the same one
+    await new Promise((resolve) => setTimeout(resolve, 1200));
+    assert.equal(child.exitCode, null);
+    child.kill("SIGTERM");
+    const { code, stderr } = await result;
+    assert.equal(code, 143);
+    assert.equal(stderr.replace(/^set-up: .*\n/gm, ""), says);
+  }
 });
