@@ -96,8 +96,9 @@ export class RunConsole {
   busy(what: string): void {
     const { screen, json, quiet } = this.#options;
     this.#clear();
-    if (screen !== process.stdout || json || quiet) return;
-    const { fd } = process.stdout;
+    const stream = [process.stdout, process.stderr].find((one) => one === screen);
+    if (stream === undefined || json || quiet) return;
+    const { fd } = stream;
     if (this.isLive) {
       print(screen, `${what} ...`);
       this.#hasLine = true;
@@ -297,14 +298,24 @@ function bar(part: number): string {
   return `▕${"█".repeat(filled)}${" ".repeat(8 - filled)}▏`;
 }
 
-/** Metrics by group, a group a line, wrapped to the width. Rewards come first, losses and time last. */
+/**
+ * Metrics by group, a group a line, wrapped to the width: `l2 0.21 ±0.12` for the mean and the standard deviation, whose
+ * minimum and maximum are in the files alone. Rewards come first, losses and time last.
+ */
 export function table(metrics: Metrics, width: number): string {
   const groups = new Map<string, string[]>();
   for (const [name, value] of Object.entries(metrics)) {
     const at = name.indexOf("/");
     const [group, rest] = at < 0 ? ["", name] : [name.slice(0, at), name.slice(at + 1)];
+    const [, of = "", part] = /^(.*?)\/?(mean|std|min|max)$/.exec(rest) ?? [];
+    const spreadOf = `${group}/${of === "" ? "" : `${of}/`}`;
+    const [mean, std] = [metrics[`${spreadOf}mean`], metrics[`${spreadOf}std`]];
+    const isSpread = part !== undefined && mean !== undefined && std !== undefined;
+    if (isSpread && part !== "mean") continue;
     const cells = groups.get(group) ?? [];
-    cells.push(`${rest} ${short(value)}`);
+    if (!isSpread) cells.push(`${rest} ${short(value)}`);
+    else if (of === "") cells.unshift(`mean ${short(value)} ±${short(std)}`);
+    else cells.push(`${of} ${short(value)} ±${short(std)}`);
     groups.set(group, cells);
   }
   const order = ["reward", "train", "eval", "advantage", "policy", "kl", "clip_ratio", "optim", "loss"];

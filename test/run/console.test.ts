@@ -96,13 +96,34 @@ test("numbers and times in few characters", () => {
 
 test("the table has a group a line and stays within the width", () => {
   assert.equal(
-    table({ "loss/total": 1, "reward/mean": -0.0312, "reward/std": 0.004, "eval/l2/mean": 0.1, odd: 2 }, 80),
-    "  reward  mean -0.0312  std 0.004\n  eval    l2/mean 0.1\n  loss    total 1\n          odd 2\n",
+    table({ "loss/total": 1, "reward/gap": 2, "reward/mean": -0.0312, "eval/l2/mean": 0.1, odd: 2 }, 80),
+    "  reward  gap 2  mean -0.0312\n  eval    l2/mean 0.1\n  loss    total 1\n          odd 2\n",
   );
   const many = Object.fromEntries(Array.from({ length: 9 }, (_, i) => [`optim/name_${i}`, i]));
   const lines = table(many, 40).split("\n").slice(0, -1);
   assert.ok(lines.length > 2 && lines.every((line) => line.length <= 40), lines.join("\n"));
   assert.ok(lines.slice(1).every((line) => line.startsWith("         name_")));
+});
+
+test("in the table a mean and its deviation are one number, and the reward's come first", () => {
+  const spread = (name: string, mean: number): Record<string, number> => ({
+    [`${name}/mean`]: mean,
+    [`${name}/std`]: 0.5,
+    [`${name}/min`]: -9,
+    [`${name}/max`]: 9,
+  });
+  const metrics = {
+    "reward/gap": 2,
+    ...spread("reward", -1),
+    ...spread("reward/l2", 0.25),
+    ...spread("eval/reward", -2),
+    "policy/ratio_mean": 1,
+    "policy/ratio_max": 1.5,
+  };
+  assert.equal(
+    table(metrics, 80),
+    "  reward  mean -1 ±0.5  gap 2  l2 0.25 ±0.5\n  eval    reward -2 ±0.5\n  policy  ratio_mean 1  ratio_max 1.5\n",
+  );
 });
 
 test("a terminal: a live line that is rewritten, and a table that stays", () => {
