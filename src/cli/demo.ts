@@ -21,6 +21,7 @@ import { emoji } from "./emoji.js";
 import { classifier, pretrain, tokenizer } from "./fit.js";
 import { interruptible, interruptionCode } from "./interrupt.js";
 import { sampleCommand } from "./next.js";
+import { withProgress } from "./progress.js";
 
 /** Options of `rlar demo`. */
 export interface DemoOptions {
@@ -80,18 +81,21 @@ export async function demo({ seed, dir, short = false, fromScratch = false }: De
   if (run.end === "interrupted") return interruptionCode();
 
   say("\nEvaluating it on held-out designs against the policy before, with equal seeds ...\n");
-  const evaluation = await evaluateModels({
-    ...optionsOfRun(run.dir),
-    data: resolved.config.data,
-    tokenizer: join(models, "tokenizer.safetensors"),
-    features: [join(models, "held_out_classifier.safetensors")],
-    temperatures: short ? [1] : [1, 0.8, 0.6, 0.4],
-    images: short ? 16 : 384,
-    samples: short ? 16 : 384,
-    resamples: short ? 20 : 200,
-    json: join(run.dir, "eval.json"),
-    out: join(run.dir, "eval"),
-  });
+  const evaluation = await withProgress("evaluating", (say) =>
+    evaluateModels({
+      ...optionsOfRun(run.dir),
+      data: resolved.config.data,
+      tokenizer: join(models, "tokenizer.safetensors"),
+      features: [join(models, "held_out_classifier.safetensors")],
+      temperatures: short ? [1] : [1, 0.8, 0.6, 0.4],
+      images: short ? 16 : 384,
+      samples: short ? 16 : 384,
+      resamples: short ? 20 : 200,
+      json: join(run.dir, "eval.json"),
+      out: join(run.dir, "eval"),
+      say,
+    }),
+  );
   const page = await writeReport(run.dir);
   const rewardOf = (of: Evaluation | null): string => of?.spreads["eval/reward"]?.mean.toFixed(3) ?? "-";
   say(`held-out reward in the run: ${rewardOf(run.first)} before, ${rewardOf(run.last)} after\n`);

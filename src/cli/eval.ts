@@ -4,6 +4,7 @@ import { evaluateModels } from "../evaluation/judge_models.js";
 import { optionsOfConfig, optionsOfRun } from "../evaluation/options.js";
 import { evaluationText, measuresText } from "../evaluation/verdict.js";
 import { type Device, setNumThreads } from "../torch/index.js";
+import { withProgress } from "./progress.js";
 
 /** Options of `rlar eval`. */
 export interface EvalCommandOptions {
@@ -93,38 +94,40 @@ export async function evaluate(options: EvalCommandOptions): Promise<void> {
   const judged = isOwn ? known.judged : undefined;
   if (judged !== undefined) process.stderr.write(`judges ${judged.text}\n`);
   const started = performance.now();
-  const evaluation = await evaluateModels({
-    tokenizer,
-    ...(policy && { policy }),
-    ...(against && { against }),
-    features: options.features.length > 0 ? options.features : (known.features ?? []),
-    ...(lpips !== undefined && { lpips }),
-    data,
-    ...(judged && { judged }),
-    ...(known.rewardNetworks && { rewardNetworks: known.rewardNetworks }),
-    ...(known.chosenOn !== undefined && isOwn && { chosenOn: known.chosenOn }),
-    start: options.unconditional ? "empty" : (known.start ?? "condition"),
-    samples: options.samples,
-    classes: options.classes,
-    ...(prefix !== undefined && { prefixes: prefix }),
-    draws: options.draws,
-    images: options.images,
-    trainImages: options.trainImages,
-    temperatures: options.temperatures,
-    cfg: options.cfg,
-    cfgSchedule: options.cfgSchedule,
-    topK: options.topK,
-    topP: options.topP,
-    seeds: options.seeds,
-    resamples: options.resamples,
-    batch: options.batch,
-    dtype: options.dtype,
-    device: options.device,
-    ...(out !== undefined && { out }),
-    ...(npz !== undefined && { npz }),
-    ...(json !== undefined && { json }),
-    say: (line) => process.stderr.write(`${line}\n`),
-  });
+  const evaluation = await withProgress("evaluating", (say) =>
+    evaluateModels({
+      tokenizer,
+      ...(policy && { policy }),
+      ...(against && { against }),
+      features: options.features.length > 0 ? options.features : (known.features ?? []),
+      ...(lpips !== undefined && { lpips }),
+      data,
+      ...(judged && { judged }),
+      ...(known.rewardNetworks && { rewardNetworks: known.rewardNetworks }),
+      ...(known.chosenOn !== undefined && isOwn && { chosenOn: known.chosenOn }),
+      start: options.unconditional ? "empty" : (known.start ?? "condition"),
+      samples: options.samples,
+      classes: options.classes,
+      ...(prefix !== undefined && { prefixes: prefix }),
+      draws: options.draws,
+      images: options.images,
+      trainImages: options.trainImages,
+      temperatures: options.temperatures,
+      cfg: options.cfg,
+      cfgSchedule: options.cfgSchedule,
+      topK: options.topK,
+      topP: options.topP,
+      seeds: options.seeds,
+      resamples: options.resamples,
+      batch: options.batch,
+      dtype: options.dtype,
+      device: options.device,
+      ...(out !== undefined && { out }),
+      ...(npz !== undefined && { npz }),
+      ...(json !== undefined && { json }),
+      say,
+    }),
+  );
   process.stderr.write(`${((performance.now() - started) / 1000).toFixed(1)} s in all\n`);
   process.stdout.write(`${evaluationText(evaluation)}\n`);
   if (out !== undefined) process.stdout.write(`\n${out}: ${evaluation.pages.join(", ")}\n`);

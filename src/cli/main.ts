@@ -11,6 +11,7 @@ import { ConfigError } from "../config/resolve.js";
 import { print } from "../run/console.js";
 import { DivergedError, firstError } from "../run/failure.js";
 import { kinds } from "./config.js";
+import { withProgressOnTerminal } from "./progress.js";
 
 /** 0 ok, 2 a wrong command line or configuration, 3 data or a model that cannot be used, 4 diverged. */
 const EXIT = { usage: 2, data: 3, diverged: 4 } as const;
@@ -70,7 +71,8 @@ const crop = (): Option =>
 /** The action of a command. Its file is loaded when the command is called, since LibTorch loads slowly; a number is the exit code. */
 function command<A extends unknown[]>(load: () => Promise<(...args: A) => unknown>) {
   return async (...args: A): Promise<void> => {
-    const code = await (await load())(...args);
+    const action = await withProgressOnTerminal("loading LibTorch", load);
+    const code = await action(...args);
     if (typeof code === "number") process.exitCode = code;
   };
 }
