@@ -1,11 +1,10 @@
 /** Files of an evaluation besides numbers: pages of images, and samples for evaluators of other projects. */
 import { closeSync, mkdirSync, openSync, rmSync } from "node:fs";
 import { basename, dirname, extname, join } from "node:path";
-import { writePng } from "../data/index.js";
-import { drawText, fitted, LETTER } from "../data/letters.js";
+import { givenPart, labelledPage, type PageRow, writePng } from "../data/index.js";
 import { type NpzArray, writeNpz } from "../data/npz.js";
 import { rangesOf } from "../rl_ar_finetune/scoring.js";
-import { cat, expected, full, fullLike, type Tensor, tensor, tidy, where } from "../torch/index.js";
+import { cat, expected, type Tensor, tensor, tidy } from "../torch/index.js";
 import { forEachDecoded } from "./draws.js";
 import { type EvalInputs, type HeldOut, imagesFromBytes } from "./inputs.js";
 import type { ModelEvalOptions, Point } from "./options.js";
@@ -67,9 +66,6 @@ const COLUMNS = 10;
 /** Images that are completed on a page, at most. */
 const COMPLETED = 24;
 
-/** Width that pages are enlarged to, about. */
-const WIDE = 1000;
-
 /** The samples of a draw that go on a page: some classes, spread over all, and some samples of each. Codes are new. */
 export function shownOf(draw: FreeDraw): FreeDraw {
   const present = evenly(
@@ -101,7 +97,7 @@ export async function writeFreePage(folder: string, inputs: EvalInputs, draw: Fr
         ? images.split(COLUMNS).map((part) => ({ label: "", images: part }))
         : [{ label: inputs.train.classNames[c] ?? `class ${c}`, images }];
     });
-    return labelledPage(rows, [], 1);
+    return labelledPage(rows);
   });
   return await writePage(folder, `free_${drawName(draw)}.png`, page);
 }
@@ -124,12 +120,11 @@ export async function writeCompletionPage(
     return Array.from({ length: each }, (_, i) => (each === 1 ? name : `${name} ${i + 1}`));
   });
   const page = tidy(() => {
-    const isGiven = givenPixels(inputs, first.prefix);
     const ids = heldOut.classes.toList() as number[];
     const rows = places.map((place): PageRow => {
       const image = imagesFromBytes(heldOut.images, place, 1, "cpu");
       const reconstruction = decodeSome(inputs, heldOut.codes, [place]);
-      const given = where(isGiven, reconstruction, fullLike(reconstruction, 0));
+      const given = givenPart(reconstruction, first.prefix, inputs.tokenizer.downsample);
       const drawn = draws.map(({ codes, draws: n }) =>
         decodeSome(
           inputs,
@@ -141,8 +136,7 @@ export async function writeCompletionPage(
       const label = inputs.train.classNames[c] ?? `class ${c}`;
       return { label, images: cat([image, reconstruction, given, ...drawn]) };
     });
-    const blocks = Math.max(1, Math.min(3, Math.floor(512 / ((3 + completed.length) * inputs.data.size))));
-    return labelledPage(rows, ["input", "reconstr.", "given", ...completed], blocks);
+    return labelledPage(rows, ["input", "reconstr.", "given", ...completed]);
   });
   return await writePage(
     folder,
@@ -172,53 +166,6 @@ export function overClasses(classes: readonly number[], most: number = COMPLETED
   return chosen.sort((a, b) => a.g - b.g || a.rank - b.rank).map(({ place }) => place);
 }
 
-/** A row of a page. */
-interface PageRow {
-  /** Above its images. */
-  readonly label: string;
-  /** float32 `[K, 3, s, s]` in [-1, 1]. */
-  readonly images: Tensor;
-}
-
-/**
- * Lay out rows of images with their labels, several rows side by side, enlarged by a whole factor to about
- * {@link WIDE} pixels.
- *
- * @param columns - what the images of a row are, above the first; none for images of one kind.
- * @param blocks - rows side by side.
- * @returns float32 `[1, 3, H, W]`.
- */
-function labelledPage(rows: readonly PageRow[], columns: readonly string[], blocks: number): Tensor {
-  const [first] = rows as readonly [PageRow];
-  const size = first.images.size(2);
-  const perRow = Math.max(...rows.map(({ images }) => images.size(0)));
-  const beside = Math.min(blocks, rows.length);
-  const gap = 2;
-  const factor = Math.max(1, Math.round(WIDE / (beside * perRow * (size + gap))));
-  const cell = size * factor + gap;
-  const line = LETTER.height + 2;
-  const isLabelled = rows.some(({ label }) => label !== "");
-  const blockWidth = perRow * cell + 8;
-  const rowHeight = cell + (isLabelled ? line : 0);
-  const down = Math.ceil(rows.length / beside);
-  const top = columns.length > 0 ? line : 0;
-  const page = full([1, 3, top + down * rowHeight + gap, beside * blockWidth], 1);
-  for (const [i, { label, images }] of rows.entries()) {
-    const [x, y] = [Math.floor(i / down) * blockWidth + gap, top + (i % down) * rowHeight + gap];
-    if (i % down === 0)
-      for (const [k, name] of columns.entries()) drawText(page, fitted(name, cell), x + k * cell, 0);
-    if (isLabelled) drawText(page, fitted(label, perRow * cell), x, y);
-    const large = images.repeatInterleave(factor, 2).repeatInterleave(factor, 3);
-    for (let k = 0; k < images.size(0); k++) {
-      const place = page
-        .narrow(2, y + (isLabelled ? line : 0), size * factor)
-        .narrow(3, x + k * cell, size * factor);
-      place.copy_(large.narrow(0, k, 1));
-    }
-  }
-  return page;
-}
-
 async function writePage(folder: string, name: string, page: Tensor): Promise<string> {
   using _ = page;
   await writePng(join(folder, name), page);
@@ -235,17 +182,6 @@ function decodeSome({ tokenizer, data, device }: EvalInputs, codes: Tensor, plac
       return parts; // they outlive the piece
     });
     return cat(parts);
-  });
-}
-
-/** bool `[1, 1, s, s]`: the pixels that the first codes, in raster order, stand for. */
-function givenPixels({ tokenizer, data, codes }: EvalInputs, prefix: number): Tensor {
-  const { downsample } = tokenizer;
-  const side = data.size / downsample;
-  return tidy(() => {
-    const cells = Array.from({ length: codes }, (_, i) => (i < prefix ? 1 : 0));
-    const grid = tensor(cells).reshape(1, 1, side, side);
-    return grid.repeatInterleave(downsample, 2).repeatInterleave(downsample, 3).gt(0);
   });
 }
 
