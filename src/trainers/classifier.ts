@@ -5,7 +5,7 @@
 
 import type { ClassifierTrainConfig } from "../config/classifier.js";
 import { updatesOf } from "../config/fit.js";
-import { augment, type Batch, type Batches, type Cursor, imageGrid } from "../data/index.js";
+import { augment, type Batch, type Batches, type Cursor, labelledPage } from "../data/index.js";
 import type { FeatureClassifier } from "../metrics/index.js";
 import { buildClassifier } from "../rl_ar_finetune/builder.js";
 import { castOf } from "../rl_ar_finetune/parts.js";
@@ -15,7 +15,6 @@ import type { PlainData } from "../run/plain_data.js";
 import {
   type AutocastState,
   autocast,
-  cat,
   deriveSeed,
   expected,
   functional as F,
@@ -28,9 +27,8 @@ import {
 import type { FitModel, FitState, FitStep, FitTask } from "./loop.js";
 import { FitNetwork, openDevice } from "./network.js";
 
-/** Mistakes on a page, and in a row of it. */
-const SHOWN = 64;
-const IN_A_ROW = 8;
+/** Mistakes on a page. */
+const SHOWN = 48;
 
 /** A held-out image that is taken for another class. */
 interface Mistake {
@@ -179,12 +177,8 @@ class ClassifierTask implements FitTask {
       for (const { image } of mistakes.splice(SHOWN)) image.dispose();
     });
     if (mistakes.length === 0) return null;
-    const page = tidy(() => {
-      const rows = Array.from({ length: Math.ceil(mistakes.length / IN_A_ROW) }, (_, i) =>
-        mistakes.slice(i * IN_A_ROW, (i + 1) * IN_A_ROW),
-      );
-      return imageGrid(rows.map((row) => cat(row.map(({ image }) => image))));
-    });
+    const rows = mistakes.map(({ is, takenFor, image }) => ({ label: `${is}: ${takenFor}?`, images: image }));
+    const page = labelledPage(rows);
     for (const { image } of mistakes) image.dispose();
     return { page, about: { mistakes: mistakes.map(({ image: _, ...rest }) => rest) } };
   }

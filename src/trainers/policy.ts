@@ -15,7 +15,7 @@ import {
   type Batches,
   BatchReader,
   type ImageSource,
-  imageGrid,
+  labelledPage,
   onePass,
   UnreadableImages,
 } from "../data/index.js";
@@ -297,37 +297,41 @@ export class PretrainTask implements FitTask {
     const wanted = this.#pageStart();
     if (wanted === null || !Number.isInteger(side)) return null;
     return this.network.asResult(() => {
-      const { start, rows, about } = wanted;
+      const { start, rows, labels, about } = wanted;
       using generator = stream(this.#config.seed, "page", 0);
       const numGenerations = rows === 1 ? PAGE * PAGE : PAGE;
       const { tokens } = sampleCodesWithLogprobs(policy, start, t, { numGenerations, generator });
       const pieces = tokens.split(encodeBatchOf(this.#config));
       const images = cat(pieces.map((piece) => tokenizer.decodeCode(piece, [side, side])));
-      return { page: imageGrid(images.clamp(-1, 1).cpu().split(PAGE)), about };
+      const shown = images.clamp(-1, 1).cpu().split(PAGE);
+      return { page: labelledPage(shown.map((row, i) => ({ label: labels[i] ?? "", images: row }))), about };
     });
   }
 
   /** Where the sequences of a page start: a row per class or text, all in one row for an unconditional policy; null if unknown. */
-  #pageStart(): { start: Start; rows: number; about: { readonly [name: string]: PlainData } } | null {
+  #pageStart(): {
+    start: Start;
+    rows: number;
+    labels: readonly string[];
+    about: { readonly [name: string]: PlainData };
+  } | null {
     const { held, source, device } = this.#parts;
     const none = empty([1, 0], { dtype: "int64", device });
     const { seed } = this.#config;
-    if (this.#config.pretrain.start === "empty") return { start: none, rows: 1, about: { seed } };
+    if (this.#config.pretrain.start === "empty") return { start: none, rows: 1, labels: [], about: { seed } };
     if (this.#hasFeatures) {
       const texts = held[0];
       if (texts === undefined) return null;
       const rows = Math.min(PAGE, texts.codes.size(0));
-      return { start: mapCondition(texts.condition, (all) => all.narrow(0, 0, rows)), rows, about: { seed } };
+      const start = mapCondition(texts.condition, (all) => all.narrow(0, 0, rows));
+      return { start, rows, labels: [], about: { seed } };
     }
     const { classNames } = source;
     const rows = Math.min(PAGE, classNames.length);
     const ids = Array.from({ length: rows }, (_, i) => Math.floor((i * classNames.length) / rows));
     const classes = tensor(ids, { dtype: "int64", device });
-    return {
-      start: { classes },
-      rows,
-      about: { classes: ids.map((id) => classNames[id] as string), seed },
-    };
+    const labels = ids.map((id) => classNames[id] as string);
+    return { start: { classes }, rows, labels, about: { classes: labels, seed } };
   }
 
   state(): FitState {

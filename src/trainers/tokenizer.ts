@@ -15,7 +15,7 @@ import {
   type TokenizerTrainConfigInput,
   tokenizerKind,
 } from "../config/tokenizer.js";
-import { type Batches, type Cursor, imageGrid } from "../data/index.js";
+import { type Batches, type Cursor, labelledPage } from "../data/index.js";
 import type { LPIPS, NLayerDiscriminator, PerceptualDistance } from "../metrics/index.js";
 import {
   buildDiscriminator,
@@ -61,9 +61,8 @@ import {
   updateLecam,
 } from "./tokenizer_losses.js";
 
-/** Images on a page, and in a row of it. */
+/** Images on a page. */
 const SHOWN = 48;
-const IN_A_ROW = 12;
 
 /** Smallest side that SSIM compares. */
 const SSIM_MIN_SIZE = 11;
@@ -363,14 +362,16 @@ class TokenizerTask implements FitTask {
     };
   }
 
-  /** Held-out images above their reconstructions; null without held-out images. */
+  /** Held-out images with their reconstructions; null without held-out images. */
   async page(): ReturnType<FitTask["page"]> {
     const images: Tensor[] = [];
     const made: Tensor[] = [];
     const ids: string[] = [];
+    const classes: number[] = [];
     for await (const batch of this.#images.evalBatches()) {
       using _ = batch;
       const count = Math.min(batch.ids.length, SHOWN - ids.length);
+      classes.push(...(batch.classes.toList() as number[]).slice(0, count));
       this.#network.asResult(() => {
         const some = (batch.images as Tensor).narrow(0, 0, count);
         images.push(keep(some.cpu().clone()));
@@ -380,13 +381,17 @@ class TokenizerTask implements FitTask {
       if (ids.length >= SHOWN) break;
     }
     if (ids.length === 0) return null;
+    const names = this.#images.source?.classNames ?? [];
     const page = tidy(() => {
-      const rowsOf = (parts: Tensor[]): Tensor[] => cat(parts).split(IN_A_ROW);
-      const below = rowsOf(made);
-      return imageGrid(rowsOf(images).flatMap((row, i) => [row, below[i] as Tensor]));
+      const [inputs, outputs] = [cat(images), cat(made)];
+      const rows = classes.map((c, i) => {
+        const pair = cat([inputs.narrow(0, i, 1), outputs.narrow(0, i, 1)]);
+        return { label: names.length > 1 ? (names[c] ?? `class ${c}`) : "", images: pair };
+      });
+      return labelledPage(rows, ["input", "reconstr."]);
     });
     for (const part of [...images, ...made]) part.dispose();
-    return { page, about: { rows: ["images", "reconstructions"], ids } };
+    return { page, about: { columns: ["input", "reconstruction"], ids } };
   }
 
   state(): FitState {

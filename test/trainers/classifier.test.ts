@@ -197,7 +197,8 @@ test("accuracy counts images, balanced accuracy counts classes, and the loss is 
   }
   const count = mistakes.length;
   assert.ok(Math.abs(rows - (1 - count / Math.round(count / (1 - rows)))) < 1e-12);
-  assert.deepEqual(shown?.page.shape, [1, 3, Math.ceil(count / 8) * 18 + 2, Math.min(count, 8) * 18 + 2]);
+  // Six side by side, enlarged nine times, a line of letters above each.
+  assert.deepEqual(shown?.page.shape, [1, 3, Math.ceil(count / 6) * (11 + 146) + 2, 6 * (146 + 8)]);
   shown?.page.dispose();
 });
 

@@ -272,20 +272,23 @@ test("metrics are those of all held-out images, whatever the batch", async () =>
   assert.equal(metrics["eval/loss"], metrics["eval/l2"]);
 });
 
-test("a page has images above their reconstructions", async () => {
+test("a page has images beside their reconstructions, with their classes", async () => {
   using task = await open();
   const shown = await task.page();
   assert.ok(shown !== null);
   using page = shown.page;
-  const { ids, rows } = shown.about as { ids: string[]; rows: string[] };
-  assert.deepEqual(rows, ["images", "reconstructions"]);
+  const { ids, columns } = shown.about as { ids: string[]; columns: string[] };
+  assert.deepEqual(columns, ["input", "reconstruction"]);
   assert.equal(ids.length, 20);
-  // Rows of 12 and of 8 images, each above its reconstructions; the white of the first rows' margins is whole.
-  assert.deepEqual(page.shape, [1, 3, 4 * 18 + 2, 12 * 18 + 2]);
-  const cell = (row: number, column: number): Tensor =>
-    page.narrow(2, row * 18 + 2, SIZE).narrow(3, column * 18 + 2, SIZE);
-  assert.ok(cell(2, 7).amin().item() < 1 && cell(2, 8).amin().item() === 1);
-  assert.ok(!cell(0, 0).equal(cell(1, 0)));
+  // Six pairs side by side and four down, enlarged five times; a line of letters above, and one above each pair.
+  const side = 5 * SIZE;
+  assert.deepEqual(page.shape, [1, 3, 11 + 4 * (side + 2 + 11) + 2, 6 * (2 * (side + 2) + 8)]);
+  const cell = (block: number, row: number, column: number): Tensor =>
+    page
+      .narrow(2, 11 + row * (side + 2 + 11) + 2 + 11, side)
+      .narrow(3, block * (2 * (side + 2) + 8) + 2 + column * (side + 2), side);
+  assert.ok(cell(4, 3, 1).amin().item() < 1 && cell(5, 0, 0).amin().item() === 1);
+  assert.ok(!cell(0, 0, 0).equal(cell(0, 0, 1)));
 });
 
 test("one image, one class and grey images train as any", async () => {
