@@ -1,7 +1,9 @@
-/** `rlar reconstruct`: images above a tokenizer's reconstructions as a PNG, with PSNR, SSIM and LPIPS. */
+/** `rlar reconstruct`: images beside a tokenizer's reconstructions as a PNG, with PSNR, SSIM and LPIPS. */
 import { basename } from "node:path";
 
-import { imageGrid, listImages, readImages, writePng } from "../data/images.js";
+import { listImages, readImages, writePng } from "../data/images.js";
+import { labelledPage, type PageRow } from "../data/page.js";
+import { spread } from "../data/source.js";
 import { l1, l2, psnr, ssim } from "../metrics/index.js";
 import { openLpips, openTokenizer } from "../rl_ar_finetune/builder.js";
 import { cat, type Device, expected, type Tensor, tidy } from "../torch/index.js";
@@ -44,9 +46,12 @@ export async function reconstruct(path: string, options: ReconstructOptions): Pr
     );
   }
   using lpips = options.lpips === undefined ? undefined : openLpips(options.lpips, { device });
-  const files = (await listImages(path)).slice(0, options.limit);
+  const all = await listImages(path);
+  // Spread over the folder: its first files are often of one class.
+  const files = spread(all.length, options.limit).map((i) => all[i] as string);
+  const onPage = new Set(spread(files.length, options.columns));
   const measured: Record<string, number[]> = {};
-  const shown: Tensor[] = [];
+  const shown: PageRow[] = [];
   const codes = new Set<number>();
   for (let start = 0; start < files.length; start += BATCH) {
     const images = await readImages(files.slice(start, start + BATCH), size, options.crop);
@@ -69,14 +74,16 @@ export async function reconstruct(path: string, options: ReconstructOptions): Pr
         }
         measured[name] = [...(measured[name] ?? []), ...values];
       }
-      for (let i = 0; i < inputs.size(0) && shown.length < options.columns * 2; i++) {
-        for (const batch of [inputs, outputs]) shown.push(batch.narrow(0, i, 1).cpu());
+      for (let i = 0; i < inputs.size(0); i++) {
+        if (!onPage.has(start + i)) continue;
+        const pair = cat([inputs.narrow(0, i, 1), outputs.narrow(0, i, 1)]).cpu();
+        shown.push({ label: basename(files[start + i] as string), images: pair });
       }
       return shown; // they outlive the batch
     });
     images.dispose();
   }
-  using page = tidy(() => imageGrid([0, 1].map((row) => cat(shown.filter((_, i) => i % 2 === row)))));
+  using page = labelledPage(shown, ["input", "reconstr."]);
   await writePng(options.out, page);
   const means = Object.fromEntries(Object.entries(measured).map(([name, values]) => [name, mean(values)]));
   const { name: tokenizerName, weights } = description;
@@ -101,7 +108,7 @@ export async function reconstruct(path: string, options: ReconstructOptions): Pr
     );
     process.stdout.write(
       `${tokenizerName}: ${files.length} images at ${size} px, ${codes.size} of ${tokenizer.codebookSize} codes used\n` +
-        `${text.join("  ")}\n${basename(options.out)}: inputs above, reconstructions below\n`,
+        `${text.join("  ")}\n${basename(options.out)}: inputs with their reconstructions\n`,
     );
   }
 }

@@ -1,6 +1,7 @@
 /** `rlar sample`: a PNG of images sampled from a policy, a row for each class or text. */
-import { imageGrid, writePng } from "../data/images.js";
+import { writePng } from "../data/images.js";
 import { openSource } from "../data/index.js";
+import { labelledPage } from "../data/page.js";
 import { optionsOfRun, type PolicyFile } from "../evaluation/options.js";
 import type { Condition } from "../policies/policy.js";
 import { openPolicy, openTokenizer } from "../rl_ar_finetune/builder.js";
@@ -95,7 +96,9 @@ export async function sample(options: SampleOptions): Promise<void> {
       ...(options.cfg !== 1 && { guidance: { scale: options.cfg, schedule: options.cfgSchedule } }),
     });
     const images = tokenizer.decodeCode(tokens, [side, side]).clamp(-1, 1).cpu();
-    return imageGrid(images.split(perClass));
+    return labelledPage(
+      images.split(perClass).map((row, i) => ({ label: rows.labels?.[i] ?? "", images: row })),
+    );
   });
   await writePng(options.out, page);
   const seconds = (performance.now() - started) / 1000;
@@ -161,6 +164,8 @@ interface Rows {
   start(device: Device): Condition | Tensor;
   /** Ids of classes, where there are such. */
   readonly classes: readonly number[] | undefined;
+  /** A label per row, where classes were asked for. */
+  readonly labels?: readonly string[];
   /** For people. */
   readonly text: string;
 }
@@ -202,6 +207,7 @@ function rowsOf(options: SampleOptions, where: string, policy: Conditioning): Ro
   return {
     start: (device) => ({ classes: tensor(classes, { dtype: "int64", device }) }),
     classes,
+    labels: texts,
     text: `${texts.length === 1 ? "a row for class" : "a row for each of classes"} ${texts.join(", ")}`,
   };
 }

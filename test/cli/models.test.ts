@@ -250,7 +250,7 @@ test("a policy that is not whole is neither converted nor built", () => {
   assert.match(shown.out, /^problem .*unknown layers\.999999999/m);
 });
 
-test("reconstruct writes inputs above reconstructions and prints how close they are", async () => {
+test("reconstruct writes inputs beside reconstructions, labelled and enlarged, and prints how close they are", async () => {
   const args = ["reconstruct", folder, "--tokenizer", at("tokenizer.safetensors"), "--size", "16"];
   const { code, out, err } = rlar(...args, "--out", at("grid.out.png"), "--json");
   assert.equal(code, 0, err);
@@ -259,7 +259,8 @@ test("reconstruct writes inputs above reconstructions and prints how close they 
   assert.equal(facts.each.length, 3);
   assert.ok(facts.psnr > 0 && facts.psnr < 40 && facts.ssim < 1 && facts.l1 > 0);
   const grid = await readPixels(at("grid.out.png"));
-  assert.deepEqual([grid.width, grid.height], [3 * 18 + 2, 2 * 18 + 2]);
+  // Three pairs side by side, enlarged nine times; a line of letters above, and the files' names.
+  assert.deepEqual([grid.width, grid.height], [3 * (2 * 146 + 8), 11 + 11 + 146 + 2]);
   rmSync(at("grid.out.png"));
 });
 
