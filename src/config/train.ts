@@ -384,7 +384,7 @@ export const configSchema = section({
   }),
   log: section({
     ...shared.logKeys(10, 50, "iterations"),
-    imageRows: key(count, 8, "images").describe(
+    imageRows: key(count, 16, "images").describe(
       "Images on a page of samples, each with its reconstruction and samples. Rarely changed.",
     ),
   }),

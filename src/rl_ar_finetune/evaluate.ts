@@ -4,6 +4,7 @@
  * differ by the policy alone.
  */
 import type { TrainConfig } from "../config/resolve.js";
+import { spread } from "../data/index.js";
 import { signOf } from "../metrics/measures.js";
 import { type Spread, spreadOf } from "../run/metrics.js";
 import { noGrad, stream, type Tensor, tidy } from "../torch/index.js";
@@ -11,7 +12,16 @@ import type { RunParts } from "./parts.js";
 import { judge, reconstructionTerm, type Term, UNREWARDED } from "./rewards.js";
 import { scoreCodes } from "./scoring.js";
 import { contextAt, decodeBatchOf, evalSamplingOf } from "./settings.js";
-import { conditionOf, decodeFor, encodeFor, rolloutFor } from "./step.js";
+import {
+  conditionOf,
+  decodeFor,
+  encodeFor,
+  rolloutFor,
+  type SamplePage,
+  type SampleRow,
+  samplePage,
+  sampleRows,
+} from "./step.js";
 
 /** Results of an evaluation. */
 export interface Evaluation {
@@ -30,11 +40,16 @@ const WATCHED: readonly Term[] = [
 /**
  * Evaluate the policy, with the EMA of its weights where the run keeps one.
  *
+ * @param show - given a page of some of the images, the same ones every time, with what was sampled for them.
  * @returns spreads over all samples of `eval/reward` and of every metric in its own units, of `eval/nats_per_token` (of
  *   the true codes) and `eval/diversity` (standard deviation per pixel between the samples of an image); and
  *   `eval/codebook_usage`, the part of the codebook that the samples use.
  */
-export async function evaluate(config: TrainConfig, parts: RunParts): Promise<Evaluation> {
+export async function evaluate(
+  config: TrainConfig,
+  parts: RunParts,
+  show?: (page: SamplePage) => Promise<void>,
+): Promise<Evaluation> {
   const values = new Map<string, number[]>();
   const add = (name: string, tensor: Tensor): void => {
     values.set(name, [...(values.get(name) ?? []), ...(tensor.flatten().toList() as number[])]);
@@ -46,7 +61,10 @@ export async function evaluate(config: TrainConfig, parts: RunParts): Promise<Ev
   // Users sample from the EMA of the weights where there is one.
   const withAverage = (fn: () => void): void =>
     parts.ema === null ? tidy(fn) : parts.ema.withAverage(() => tidy(fn));
-  let index = 0;
+  // Images are in the order of their classes: some that are spread over all show most classes.
+  const wanted = new Set(show && spread(parts.evalImages, config.log.imageRows));
+  const rows: SampleRow[] = [];
+  let [index, first, given] = [0, 0, 0];
   for await (const read of parts.evalBatches()) {
     using batch = read;
     using generator = stream(config.seed, "eval", index++);
@@ -72,6 +90,18 @@ export async function evaluate(config: TrainConfig, parts: RunParts): Promise<Ev
         const bySample = judged.samples.unflatten(0, [b, g]);
         add("eval/diversity", bySample.std(1).mean([1, 2, 3]));
       }
+      const places = batch.ids.flatMap((_, i) => (wanted.has(first + i) ? [i] : []));
+      if (places.length > 0) {
+        given = trueCodes.size(1) - rollout.tokens.size(2);
+        const { ids, classes } = batch;
+        const shown = { ids, classes, images, samples: judged.samples, rewards: total, given };
+        const reconstruct = (at: Tensor): Tensor => {
+          const codes = trueCodes.indexSelect(0, at).unsqueeze(1);
+          return decodeFor(parts, images.indexSelect(0, at), codes, decodeBatchOf(config)).samples;
+        };
+        rows.push(...sampleRows(parts, shown, places, reconstruct));
+      }
+      first += b;
       for (const code of rollout.tokens.unique().toList() as number[]) used.add(code);
       const truth = { tokens: trueCodes, start: condition, context: null, support: null, sampling: {} };
       const micro = config.rollout.microBatch === null ? {} : { microBatch: config.rollout.microBatch };
@@ -79,6 +109,7 @@ export async function evaluate(config: TrainConfig, parts: RunParts): Promise<Ev
       add("eval/nats_per_token", logprobs.neg());
     });
   }
+  if (show !== undefined && rows.length > 0) await show(samplePage(rows, given));
   const spreads = Object.fromEntries([...values].map(([name, numbers]) => [name, spreadOf(numbers)]));
   return { spreads, metrics: { "eval/codebook_usage": used.size / parts.tokenizer.codebookSize } };
 }

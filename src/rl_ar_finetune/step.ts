@@ -3,7 +3,7 @@
  * algorithm, metrics, and a page of samples. Evaluation uses the first four as well.
  */
 import type { TrainConfig } from "../config/resolve.js";
-import { type Batch, imageGrid } from "../data/index.js";
+import { type Batch, givenPart, labelledPage, type PageRow } from "../data/index.js";
 import type { Condition } from "../policies/index.js";
 import { type Spread, spreadOf, takePeakBytes } from "../run/metrics.js";
 import type { PlainData } from "../run/plain_data.js";
@@ -16,10 +16,12 @@ import {
   type Device,
   deriveSeed,
   expected,
+  keep,
   memory,
   noGrad,
   stream,
   type Tensor,
+  tensor,
   tidy,
   zeros,
 } from "../torch/index.js";
@@ -304,36 +306,77 @@ export function machineMetrics(
 /** Samples of an image that are shown. */
 const SHOWN = 6;
 
+/** Images with what was made of them. */
+export interface Shown {
+  readonly ids: readonly string[];
+  /** int64 `[B]`. */
+  readonly classes: Tensor;
+  /** float `[B, 3, H, W]` in [-1, 1]. */
+  readonly images: Tensor;
+  /** float `[B * G, 3, H, W]`. */
+  readonly samples: Tensor;
+  /** float `[B, G]`. */
+  readonly rewards: Tensor;
+  /** Codes of an image that its samples were given; 0 where all were drawn. */
+  readonly given: number;
+}
+
+/** A row of a page of samples. */
+export interface SampleRow extends PageRow {
+  readonly id: string;
+  readonly rewards: readonly number[];
+}
+
 /**
- * A row for each image: input, reconstruction (the ceiling), samples.
+ * Rows of a page of samples: an image's class, the input, the reconstruction, the part that was given, samples.
  *
- * @param ceiling - float `[B, 3, H, W]`.
- * @param samples - float `[B * G, 3, H, W]`.
- * @param rewards - float `[B, G]`.
+ * @param places - of the images that are shown.
+ * @param reconstruct - reconstructions of these images, float `[n, 3, H, W]`, by their places as int64 `[n]`.
+ * @returns rows whose tensors are the caller's.
  */
-export function samplePage(
-  config: TrainConfig,
-  images: Tensor,
-  ceiling: Tensor,
-  samples: Tensor,
-  rewards: Tensor,
-  ids: readonly string[],
-): { page: Tensor; about: { readonly [key: string]: PlainData } } {
+export function sampleRows(
+  { tokenizer, source }: Pick<RunParts, "tokenizer" | "source">,
+  { ids, images, samples, rewards, classes, given }: Shown,
+  places: readonly number[],
+  reconstruct: (places: Tensor) => Tensor,
+): SampleRow[] {
+  const names = source?.classNames ?? [];
+  const g = rewards.size(1);
+  const most = Math.min(g, SHOWN);
+  const device = images.device as Device;
   return tidy(() => {
-    const [b, g] = rewards.dims(2);
-    const rows = Math.min(b, config.log.imageRows);
-    const shown = Math.min(g, SHOWN);
-    const page = imageGrid(
-      Array.from({ length: rows }, (_, i) =>
-        cat([images.narrow(0, i, 1), ceiling.narrow(0, i, 1), samples.narrow(0, i * g, shown)])
-          .clamp(-1, 1)
-          .cpu(),
-      ),
-    );
-    const values = rewards.narrow(0, 0, rows).narrow(1, 0, shown).toList() as number[][];
-    return {
-      page,
-      about: { columns: ["input", "reconstruction", "samples"], ids: ids.slice(0, rows), rewards: values },
-    };
+    const values = rewards.toList() as number[][];
+    const classIds = classes.toList() as number[];
+    const reconstructions = reconstruct(tensor([...places], { dtype: "int64", device }))
+      .clamp(-1, 1)
+      .cpu();
+    return places.map((i, k) => {
+      const reconstruction = reconstructions.narrow(0, k, 1);
+      const drawn = samples
+        .narrow(0, i * g, most)
+        .clamp(-1, 1)
+        .cpu();
+      const shown = given === 0 ? [] : [givenPart(reconstruction, given, tokenizer.downsample)];
+      const c = classIds[i] as number;
+      return {
+        id: ids[i] as string,
+        rewards: (values[i] as number[]).slice(0, most),
+        label: names.length === 1 ? "" : (names[c] ?? `class ${c}`),
+        images: keep(cat([images.narrow(0, i, 1).cpu(), reconstruction, ...shown, drawn])),
+      };
+    });
   });
+}
+
+/** A page of samples, float32 `[1, 3, H, W]`, and what its rows are. */
+export interface SamplePage {
+  readonly page: Tensor;
+  readonly about: { readonly [key: string]: PlainData };
+}
+
+/** A page of rows, whose images are freed. */
+export function samplePage(rows: readonly SampleRow[], given: number): SamplePage {
+  const page = labelledPage(rows, ["input", "reconstr.", ...(given > 0 ? ["given"] : []), "sampled"]);
+  for (const { images } of rows) images.dispose();
+  return { page, about: { ids: rows.map(({ id }) => id), rewards: rows.map(({ rewards }) => [...rewards]) } };
 }

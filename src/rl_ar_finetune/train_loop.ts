@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { plainConfig } from "../config/explain.js";
 import { type ResolvedConfig, resolvedFor, type TrainConfigInput } from "../config/resolve.js";
+import { spread } from "../data/index.js";
 import { readCheckpoint } from "../run/checkpoint.js";
 import { explained, requireFiniteWeights } from "../run/failure.js";
 import { openRunFolder, requireWritable, writeConfig } from "../run/folder.js";
@@ -35,7 +36,9 @@ import {
   rewardSpreads,
   rolloutFor,
   rolloutMetrics,
+  type SamplePage,
   samplePage,
+  sampleRows,
   termsNotFinite,
   updateFor,
 } from "./step.js";
@@ -106,10 +109,16 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
   using batches = disposable(parts.batchesFrom(progress.cursor, progress.passedOver));
   using saver = new Saver(config, parts, progress, { log, folder: checkpoints, batches });
 
+  const show = async (name: string, { page, about }: SamplePage): Promise<void> => {
+    await log.image(progress.step, name, page, about);
+    page.dispose();
+  };
+  const showEval = config.log.imagesEvery > 0 ? (page: SamplePage) => show("eval", page) : undefined;
+
   // 3. Where it starts from: the evaluation before the first iteration.
   if (saved === null && config.eval.every > 0 && parts.evalImages > 0) {
     log.busy("evaluating before the first step");
-    progress.first = await evaluate(config, parts);
+    progress.first = await evaluate(config, parts, showEval);
     progress.last = progress.first;
     log.step(0, progress.first.metrics, { spreads: progress.first.spreads });
   }
@@ -192,7 +201,7 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
       parts.evalImages > 0 &&
       (progress.step % config.eval.every === 0 || progress.step === total)
     ) {
-      evaluation = await evaluate(config, parts);
+      evaluation = await evaluate(config, parts, showEval);
       progress.last = evaluation;
       isBest = noteEvaluation(config, progress);
       clock.mark("time/eval");
@@ -237,16 +246,13 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
       config.log.imagesEvery > 0 &&
       (progress.step % config.log.imagesEvery === 0 || progress.step === total)
     ) {
-      const { page, about } = samplePage(
-        config,
-        images,
-        made.value.ceiling,
-        made.value.samples,
-        plain.total,
-        batch.ids,
-      );
-      await log.image(progress.step, "train", page, about);
-      page.dispose();
+      const given = trueCodes.size(1) - rollout.tokens.size(2);
+      const { ids, classes } = batch;
+      const { ceiling, samples } = made.value;
+      const shown = { ids, classes, images, samples, rewards: plain.total, given };
+      const places = spread(ids.length, config.log.imageRows);
+      const rows = sampleRows(parts, shown, places, (at) => ceiling.indexSelect(0, at));
+      await show("train", samplePage(rows, given));
     }
 
     // 8. The checkpoint, and whether to go on.

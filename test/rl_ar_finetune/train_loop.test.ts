@@ -178,9 +178,18 @@ test("the record: names, times, memory", async (t) => {
   }
   assert.equal(start?.["eval/reward/mean"], first?.spreads["eval/reward"]?.mean);
   assert.equal(lines[20]?.["eval/reward/mean"], final?.spreads["eval/reward"]?.mean);
+  const pages = (name: string, steps: readonly string[]) => steps.map((n) => `step_0000${n}_${name}.png`);
   assert.deepEqual(
     readdirSync(join(dir, "samples")).sort(),
-    [10, 20, 21].map((n) => `step_0000${n}_train.png`),
+    [...pages("train", ["10", "20", "21"]), ...pages("eval", ["00", "10", "20", "21"])].sort(),
+  );
+  // Each evaluation shows the same images.
+  const shown = readFileSync(join(dir, "samples.jsonl"), "utf8").trim().split("\n");
+  const evaluated = shown.map((line) => JSON.parse(line)).filter(({ name }) => name === "eval");
+  assert.deepEqual(new Set(evaluated.map(({ ids }) => JSON.stringify(ids))).size, 1);
+  assert.deepEqual(
+    evaluated.map(({ step, rewards }) => [step, rewards.length]),
+    [0, 10, 20, 21].map((step) => [step, evaluated[0].ids.length]),
   );
 
   // AdamW's and the average's tensors are made by the first step; from then on nothing is added.
