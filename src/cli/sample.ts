@@ -207,7 +207,7 @@ function rowsOf(options: SampleOptions, where: string, policy: Conditioning): Ro
   return {
     start: (device) => ({ classes: tensor(classes, { dtype: "int64", device }) }),
     classes,
-    labels: texts,
+    labels: classes.map((id, i) => (id === policy.numClasses ? "" : (texts[i] as string))),
     text: `${texts.length === 1 ? "a row for class" : "a row for each of classes"} ${texts.join(", ")}`,
   };
 }

@@ -13,8 +13,11 @@ export interface PageRow {
 /** Width that pages are enlarged to, about. */
 const WIDE = 1000;
 
-/** Width of unscaled images up to which rows stand side by side. */
-const NARROW = 512;
+/** Least width of an image where rows stand side by side: column names need room. */
+const LEAST = 64;
+
+/** Most rows side by side. */
+const BESIDE = 6;
 
 /**
  * Lay out rows of images with their labels, short rows side by side, enlarged by a whole factor to about 1,000 pixels.
@@ -26,8 +29,9 @@ export function labelledPage(rows: readonly PageRow[], columns: readonly string[
   const [first] = rows as readonly [PageRow];
   const [, , height, width] = first.images.dims(4);
   const perRow = Math.max(...rows.map(({ images }) => images.size(0)));
-  const beside = Math.max(1, Math.min(6, Math.floor(NARROW / (perRow * width)), rows.length));
   const gap = 2;
+  const fitting = Math.floor(WIDE / (perRow * Math.max(width + gap, LEAST)));
+  const beside = Math.max(1, Math.min(BESIDE, fitting, rows.length));
   const factor = Math.max(1, Math.round(WIDE / (beside * perRow * (width + gap))));
   const cell = { width: width * factor + gap, height: height * factor + gap };
   const line = LETTER.height + 2;

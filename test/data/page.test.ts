@@ -9,7 +9,7 @@ const rowOf = (value: number, count = 5) => ({ label: "", images: full([count, 3
 test("rows stand side by side, enlarged by a whole factor, and keep their pixels", () => {
   const before = memory().tensors;
   tidy(() => {
-    // Three rows of five images of 20 pixels: 100 of 512, so that all are side by side; 1,000 / (15 * 22) is 3.
+    // Three rows of five images of at least 64 pixels fit side by side; 1,000 / (15 * 22) is 3.
     const page = labelledPage([rowOf(-1), rowOf(0), rowOf(0.5, 2)]);
     assert.deepEqual(page.shape, [1, 3, 62 + 2, 3 * (5 * 62 + 8)]);
     const at = (y: number, x: number): number => page.select(2, y).select(2, x).select(1, 1).item();
