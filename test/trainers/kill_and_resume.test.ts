@@ -3,28 +3,23 @@
  * `RLAR_TEST_KILLS=20` kills each more often, `RLAR_TEST_SEED` draws other moments.
  */
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, type TestContext, test } from "node:test";
-import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 
-import { Generator, loadSafetensors, rand } from "../../src/torch/index.js";
+import { bestCheckpoint } from "../../src/run/checkpoint.js";
+import { loadSafetensors } from "../../src/torch/index.js";
+import { checkpointFiles, killOfRun, killsOr, life, moments, SEED, unfinishedIn } from "../support/kills.js";
 import { metricsOf, tinyFolder } from "../support/train_run.js";
 
 const PROGRAM = fileURLToPath(new URL("../support/fit_run.js", import.meta.url));
-const KILLS = Number(process.env.RLAR_TEST_KILLS ?? 4);
-const SEED = Number(process.env.RLAR_TEST_SEED ?? Date.now() % 1_000_000);
+const KILLS = killsOr(4);
 const ITERS = 2 * KILLS + 4;
 
-/** Run a command, and kill it a while after some steps are written. */
-async function life(
-  command: string,
-  folder: string,
-  dir: string,
-  kill?: { until: number; more: number },
-): Promise<{ isKilled: boolean; code: number | null; errors: string }> {
+/** The program and arguments of a training. */
+function programOf(name: string, folder: string, dir: string): string[] {
+  const [command = name, , cached] = name.split(" ");
   const config = {
     run: { dir, ifExists: "resume" },
     ema: { decay: 0.9 },
@@ -32,47 +27,16 @@ async function life(
     save: { every: 2 },
     train: { iters: ITERS },
     ...(command === "pretrain" && {
-      pretrain: { classDropout: 0.2, noise: 0.2, cache: false },
+      pretrain: { classDropout: 0.2, noise: 0.2, cache: cached !== undefined },
       data: { flip: true },
     }),
   };
-  const child = spawn(process.execPath, [PROGRAM, folder, JSON.stringify(config), command], {
-    stdio: ["ignore", "ignore", "pipe"],
-  });
-  let errors = "";
-  child.stderr.on("data", (text) => {
-    errors += text;
-  });
-  let isAlive = true;
-  const ended = new Promise<{ code: number | null; signal: string | null }>((resolve) => {
-    child.on("close", (code, signal) => {
-      isAlive = false;
-      resolve({ code, signal });
-    });
-  });
-  const file = join(dir, "metrics.jsonl");
-  const steps = (): number => (existsSync(file) ? readFileSync(file, "utf8").split("\n").length - 2 : -1);
-  if (kill !== undefined) {
-    while (isAlive && steps() < kill.until) await sleep(3);
-    await sleep(kill.more);
-    child.kill("SIGKILL");
-  }
-  const { code, signal } = await ended;
-  return { isKilled: signal === "SIGKILL", code, errors };
+  return [PROGRAM, folder, JSON.stringify(config), command];
 }
 
-/** What must be the same: tensors of the last checkpoint and the best, the result, pages, and metrics without times. */
+/** What must be the same: all checkpoints, the result, pages, and metrics without times. */
 function outcome(dir: string): Record<string, unknown> {
-  const checkpoints = join(dir, "checkpoints");
-  // Where the evaluation before the first update is the best, no checkpoint is.
-  const file = join(checkpoints, "best.json");
-  const best = existsSync(file) ? JSON.parse(readFileSync(file, "utf8")) : null;
-  const found: Record<string, unknown> = { best, metrics: metricsOf(dir) };
-  const last = `step_${String(ITERS).padStart(6, "0")}`;
-  for (const name of [last, ...(best === null ? [] : [best.name as string])]) {
-    for (const file of readdirSync(join(checkpoints, name)).filter((file) => file.endsWith(".safetensors")))
-      found[`${name}/${file}`] = readFileSync(join(checkpoints, name, file)).toString("base64");
-  }
+  const found: Record<string, unknown> = { ...checkpointFiles(dir), metrics: metricsOf(dir) };
   for (const page of readdirSync(join(dir, "samples")))
     found[page] = readFileSync(join(dir, "samples", page));
   // Its header holds the seconds that the training took.
@@ -81,29 +45,29 @@ function outcome(dir: string): Record<string, unknown> {
     found[`model/${name}`] = tensor.toList();
     tensor.dispose();
   }
+  found.unfinished = [dir, join(dir, "checkpoints"), join(dir, "samples")].flatMap(unfinishedIn);
   return found;
 }
 
-async function killAndResume(t: TestContext, command: string): Promise<void> {
+async function killAndResume(t: TestContext, name: string): Promise<void> {
   const folder = await tinyFolder(t, 30);
   const whole = join(folder, "whole");
-  const { code, errors } = await life(command, folder, whole);
+  const { code, errors } = await life(programOf(name, folder, whole));
   assert.equal(code, 0, errors);
   const dir = join(folder, "killed");
-  using generator = new Generator(SEED);
-  using draws = rand([KILLS], { generator });
-  let kills = 0;
-  for (const [i, draw] of (draws.toList() as number[]).entries()) {
-    const { isKilled, ...end } = await life(command, folder, dir, {
-      until: i === 0 ? -1 : 2 * i,
-      more: draw * 300,
-    });
-    if (isKilled) kills++;
+  let [kills, inSave] = [0, 0];
+  for (const [i, moment] of moments(name, KILLS).entries()) {
+    const end = await life(programOf(name, folder, dir), killOfRun(dir, moment, i));
+    if (end.isKilled) kills++;
     else assert.equal(end.code, 0, end.errors);
+    if (end.isKilled && unfinishedIn(join(dir, "checkpoints")).length > 0) inSave++;
   }
-  const last = await life(command, folder, dir);
+  const last = await life(programOf(name, folder, dir));
   assert.equal(last.code, 0, last.errors);
-  t.diagnostic(`seed ${SEED}: ${kills} kills of ${KILLS}, ${ITERS} updates`);
+  const best = bestCheckpoint(join(whole, "checkpoints"))?.step ?? "none";
+  t.diagnostic(
+    `${name}, seed ${SEED}: ${kills} kills of ${KILLS}, ${inSave} inside a save; ${ITERS} updates, the best ${best}`,
+  );
   assert.ok(kills >= Math.ceil(KILLS / 2), `${kills} of ${KILLS} kills came before the end`);
   const [wanted, got] = [outcome(whole), outcome(dir)];
   assert.deepEqual(Object.keys(got).sort(), Object.keys(wanted).sort());
@@ -112,6 +76,6 @@ async function killAndResume(t: TestContext, command: string): Promise<void> {
 }
 
 describe("a training that is killed and resumed ends as the one left alone", () => {
-  for (const command of ["pretrain", "tokenizer", "classifier"])
-    test(command, (t) => killAndResume(t as TestContext, command));
+  for (const name of ["pretrain", "pretrain with cache", "tokenizer", "classifier"])
+    test(name, (t) => killAndResume(t as TestContext, name));
 });
