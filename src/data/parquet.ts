@@ -13,7 +13,6 @@ import {
   parquetReadObjects,
   parquetSchema,
 } from "hyparquet";
-import { compressors } from "hyparquet-compressors";
 
 import { expected } from "../torch/index.js";
 import { readPart } from "./decode.js";
@@ -173,6 +172,7 @@ async function readColumn(
   options: { readonly utf8?: boolean } = {},
 ): Promise<unknown[]> {
   const where = `${path}, row group ${number}, column ${column}`;
+  const compressors = await limitedCompressors();
   return await guarded(where, async () => {
     const rows = await parquetReadObjects({
       file: bytes,
@@ -180,7 +180,7 @@ async function readColumn(
       columns: [column],
       rowStart: start,
       rowEnd: start + length,
-      compressors: LIMITED,
+      compressors,
       ...options,
     });
     if (rows.length !== length) throw expected(where, `${length} rows`, rows.length, DAMAGED);
@@ -191,16 +191,22 @@ async function readColumn(
 /** Most bytes that a page may unpack to. */
 const PAGE_BYTES = 2 ** 30;
 
-/** hyparquet's own, with a limit: the size comes from the file and is allocated before anything is unpacked. */
-const LIMITED: Compressors = Object.fromEntries(
-  Object.entries(compressors).map(([codec, unpack]) => [
-    codec,
-    (input: Uint8Array, length: number) => {
-      if (!(length >= 0 && length <= PAGE_BYTES)) throw new Error(`a page of ${length} bytes`);
-      return unpack(input, length);
-    },
-  ]),
-);
+/**
+ * hyparquet's own, with a limit: the size comes from the file and is allocated before anything is unpacked. Loaded where a
+ * parquet file is read: one of them reserves 10 GB of address space, which batch systems may not grant.
+ */
+async function limitedCompressors(): Promise<Compressors> {
+  const { compressors } = await import("hyparquet-compressors");
+  return Object.fromEntries(
+    Object.entries(compressors).map(([codec, unpack]) => [
+      codec,
+      (input: Uint8Array, length: number) => {
+        if (!(length >= 0 && length <= PAGE_BYTES)) throw new Error(`a page of ${length} bytes`);
+        return unpack(input, length);
+      },
+    ]),
+  );
+}
 
 const isList = ({ element }: Column): boolean =>
   element.repetition_type === "REPEATED" ||
