@@ -9,7 +9,7 @@ import { rlarCommand } from "../config/command.js";
 import { presets } from "../config/presets.js";
 import { ConfigError } from "../config/resolve.js";
 import { print } from "../run/console.js";
-import { DivergedError, firstError } from "../run/failure.js";
+import { DivergedError, explained, firstError } from "../run/failure.js";
 import { kinds } from "./config.js";
 import { withProgressOnTerminal } from "./progress.js";
 
@@ -68,11 +68,20 @@ const crop = (): Option =>
     .choices(["center", "smallest_side"])
     .default("center");
 
-/** The action of a command. Its file is loaded when the command is called, since LibTorch loads slowly; a number is the exit code. */
-function command<A extends unknown[]>(load: () => Promise<(...args: A) => unknown>) {
+/**
+ * The action of a command. Its file is loaded when the command is called, since LibTorch loads slowly; a number is the exit code.
+ *
+ * @param memory - what to lower when memory runs out, as a sentence without its full stop.
+ */
+function command<A extends unknown[]>(
+  load: () => Promise<(...args: A) => unknown>,
+  memory = "Use a machine with more of it",
+) {
   return async (...args: A): Promise<void> => {
-    const action = await withProgressOnTerminal("loading LibTorch", load);
-    const code = await action(...args);
+    const code = await explained(memory, async () => {
+      const action = await withProgressOnTerminal("loading LibTorch", load);
+      return await action(...args);
+    });
     if (typeof code === "number") process.exitCode = code;
   };
 }
@@ -174,7 +183,7 @@ program
       "how well a tokenizer reconstructs your images",
     ),
   )
-  .action(command(async () => (await import("./reconstruct.js")).reconstruct));
+  .action(command(async () => (await import("./reconstruct.js")).reconstruct, "Lower --size"));
 
 program
   .command("sample")
@@ -239,7 +248,12 @@ program
       "four images of each of two classes",
     ),
   )
-  .action(command(async () => (await import("./sample.js")).sample));
+  .action(
+    command(
+      async () => (await import("./sample.js")).sample,
+      "Lower --per-class, or name fewer classes at a time",
+    ),
+  );
 
 program
   .command("eval")
@@ -372,7 +386,9 @@ program
       "a run before and after, at two temperatures",
     ),
   )
-  .action(command(async () => (await import("./eval.js")).evaluate));
+  .action(
+    command(async () => (await import("./eval.js")).evaluate, "Lower --batch, --images, --samples or --size"),
+  );
 
 const preset = (names?: readonly string[]): Option => {
   const option = new Option(

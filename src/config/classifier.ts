@@ -54,6 +54,7 @@ const LARGEST = 96;
 export const classifierKind: ConfigKind<ClassifierTrainConfig> = fitKind<ClassifierTrainConfig>({
   name: "classifier",
   schema,
+  memory: "Lower train.batch, data.size or classifier.widths",
   metrics: () => ({ "eval/accuracy": "max", "eval/balanced_accuracy": "max", "eval/loss": "min" }),
   notes: ({ data: { size }, classifier: { widths } }, { notes }) => {
     if (size <= LARGEST || widths.length >= 5) return;

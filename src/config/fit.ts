@@ -85,7 +85,7 @@ export type FitConfig = z.output<ReturnType<typeof fitSchema<Record<never, never
 
 /** What {@link fitKind} is made of: what differs from one supervised trainer to the next. */
 export interface FitKindParts<T extends FitConfig>
-  extends Pick<KindParts<T>, "name" | "schema" | "aliases" | "spellings">,
+  extends Pick<KindParts<T>, "name" | "schema" | "aliases" | "spellings" | "memory">,
     Partial<Pick<KindParts<T>, "problems" | "missing" | "notes">> {
   readonly presets?: Readonly<Record<string, Preset>>;
   /** Metrics of an evaluation, which `eval.best` can name, and whether a higher or a lower value is better. */

@@ -102,6 +102,8 @@ export interface KindParts<T extends object> {
   notes(config: T, found: Findings): void;
   /** What a change of a key does to a resumed run with the configuration `after` it. */
   onResume(path: string, after: T): Resumed;
+  /** Which keys to lower when memory runs out: a sentence without its full stop. */
+  readonly memory: string;
   /** What a run's folder is named after when it has no name, beside the time. */
   nameOf(config: T): string;
 }

@@ -91,6 +91,9 @@ export const pretrainKind: ConfigKind<PretrainConfig> = fitKind<PretrainConfig>(
   aliases: MODEL_ALIASES,
   spellings: SPELLINGS,
   presets,
+  memory:
+    "Lower pretrain.microBatch, which changes no result beyond rounding; set ar.gradientCheckpointing; or lower train.batch, " +
+    "ar.nLayer or ar.nEmbd",
   metrics: ({ pretrain: { classDropout, start } }) => ({
     "eval/nats_per_token": "min",
     "eval/perplexity": "min",

@@ -210,6 +210,7 @@ export const tokenizerKind: ConfigKind<TokenizerTrainConfig> = fitKind<Tokenizer
   name: "tokenizer",
   schema,
   presets,
+  memory: "Lower train.batch, data.size or model.ch",
   metrics: ({ data: { size }, loss: { perceptual } }) => ({
     "eval/loss": "min",
     "eval/psnr": "max",

@@ -24,5 +24,8 @@ export const trainKind: ConfigKind<TrainConfig> = configKind<TrainConfig>({
     if (after.ar.lora.rank !== null && ADAPTED.test(path)) return "forced";
     return resumedBy(path);
   },
+  memory:
+    "Lower rollout.microBatch, update.microBatch, tokenizer.decodeBatch or reward.chunk, which change no result beyond rounding; " +
+    "set ar.gradientCheckpointing; or lower rollout.images or rollout.numGenerations",
   nameOf: ({ preset, algorithm }) => preset ?? algorithm,
 });

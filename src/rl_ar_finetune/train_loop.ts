@@ -6,9 +6,10 @@ import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { plainConfig } from "../config/explain.js";
 import { type ResolvedConfig, resolvedFor, type TrainConfigInput } from "../config/resolve.js";
+import { trainKind } from "../config/train_kind.js";
 import { spread } from "../data/index.js";
 import { readCheckpoint } from "../run/checkpoint.js";
-import { explained, requireFiniteWeights } from "../run/failure.js";
+import { explainedTraining, requireFiniteWeights } from "../run/failure.js";
 import { openRunFolder, requireWritable, writeConfig } from "../run/folder.js";
 import { busyWith, openLog, type TrainOptions } from "../run/log.js";
 import { Clock, joined } from "../run/metrics.js";
@@ -46,11 +47,6 @@ import {
 export { DivergedError } from "../run/failure.js";
 export type { TrainOptions } from "../run/log.js";
 
-/** What to do when memory runs out. */
-const MEMORY =
-  "Lower rollout.microBatch, update.microBatch, tokenizer.decodeBatch or reward.chunk, which change no result beyond rounding; " +
-  "set ar.gradientCheckpointing; or lower rollout.images";
-
 /** How a run ended. */
 export interface TrainResult {
   readonly dir: string;
@@ -77,7 +73,7 @@ export function trainRlLoop(
   cfg: TrainConfigInput | ResolvedConfig,
   options: TrainOptions = {},
 ): Promise<TrainResult> {
-  return explained(MEMORY, () => run(cfg, options));
+  return explainedTraining(trainKind.memory, () => run(cfg, options));
 }
 
 async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions): Promise<TrainResult> {

@@ -64,30 +64,57 @@ export function firstError(error: unknown): unknown {
   return first;
 }
 
-/** An allocator's words, of the CPU and of CUDA. */
+/** Words of allocators: of LibTorch on the CPU and on CUDA, of JavaScript, and of our own tensors where they name the bytes. */
 const NO_MEMORY =
-  /can't allocate memory|not enough memory|out of memory|ENOMEM|Array buffer allocation failed/i;
+  /can't allocate memory|not enough memory|of free memory|out of memory|ENOMEM|bad_alloc|Array buffer allocation failed|Invalid typed array length/i;
+
+/** Of Node.js where the process's address space is limited: it reserves 10 GB for a module of WebAssembly. */
+const NO_ADDRESSES = /Cannot allocate Wasm memory/i;
 
 /**
- * Run a training loop, and turn its errors into the first cause with advice.
+ * Run a training or a command, and turn its errors into the first cause with advice.
  *
- * @param memory - keys to lower when memory runs out, as a sentence without its full stop.
+ * @param memory - what to lower when memory runs out, as a sentence without its full stop.
  */
-export async function explained<T>(memory: string, loop: () => Promise<T>): Promise<T> {
+export async function explained<T>(memory: string, run: () => T | Promise<T>): Promise<T> {
   try {
-    return await loop();
+    return await run();
   } catch (thrown) {
     const error = firstError(thrown);
     if (!(error instanceof Error)) throw error;
     if (NO_MEMORY.test(error.message)) {
-      const bytes = /tried to allocate ([\d.]+ ?\w+)/i.exec(error.message)?.[1];
-      const got = bytes === undefined ? "less than is needed" : `no room for ${bytes}`;
-      const told = expected("memory", "enough of it", got, memory);
+      const [, tried, wanted = tried] =
+        /tried to allocate ([\d.]+ ?\w+)|([\d.]+ \w+) of free memory/i.exec(error.message) ?? [];
+      const isLimited = NO_ADDRESSES.test(error.message);
+      const told = isLimited
+        ? expected("memory", "10 GB of address space", "a limit below it", "Raise it with ulimit -v")
+        : expected(
+            "memory",
+            wanted === undefined ? "enough of it" : `room for ${sizeOf(wanted)}`,
+            "less",
+            memory,
+          );
       told.cause = error;
       throw told;
     }
-    // Weights are finite and still so large that what is computed with them is not.
-    if (/finite logits/.test(error.message)) throw new DivergedError(error.message, { cause: error });
     throw error;
   }
+}
+
+/** {@link explained}, for a training, in which too large weights are a divergence. */
+export async function explainedTraining<T>(memory: string, loop: () => Promise<T>): Promise<T> {
+  try {
+    return await explained(memory, loop);
+  } catch (error) {
+    // Weights are finite and still so large that what is computed with them is not.
+    if (error instanceof Error && /finite logits/.test(error.message))
+      throw new DivergedError(error.message, { cause: error });
+    throw error;
+  }
+}
+
+/** Such as `312.5 MiB` of `327680000 bytes`; a size in another unit stays. */
+function sizeOf(text: string): string {
+  const bytes = /^(\d+) bytes$/.exec(text)?.[1];
+  return bytes === undefined ? text : `${(Number(bytes) / 2 ** 20).toFixed(1)} MiB`;
 }

@@ -20,7 +20,7 @@ import {
 } from "../run/checkpoint.js";
 import { short } from "../run/console.js";
 import { environment } from "../run/environment.js";
-import { DivergedError, explained } from "../run/failure.js";
+import { DivergedError, explainedTraining } from "../run/failure.js";
 import { openRunFolder, writeConfig } from "../run/folder.js";
 import type { RunLog, TrainOptions } from "../run/log.js";
 import { openConsole, openLog } from "../run/log.js";
@@ -97,9 +97,6 @@ export interface FitState {
   readonly values: { readonly [name: string]: PlainData | undefined };
 }
 
-/** What to do when memory runs out. */
-const MEMORY = "Lower train.batch, or data.size";
-
 /** How a run ended. */
 export interface FitResult {
   readonly dir: string;
@@ -159,7 +156,7 @@ export function fitLoop<T extends FitConfig>(
   open: (opening: FitOpening) => Promise<FitTask>,
   options: TrainOptions = {},
 ): Promise<FitResult> {
-  return explained(MEMORY, () => run(resolved, open, options));
+  return explainedTraining(resolved.kind.memory, () => run(resolved, open, options));
 }
 
 async function run<T extends FitConfig>(

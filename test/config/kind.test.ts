@@ -49,6 +49,7 @@ const tea: ConfigKind<Tea> = configKind<Tea>({
     if (isGiven("sugar") && sugar > 2) notes.push("That is sweet.");
   },
   onResume: (path) => (path === "sugar" ? "free" : path === "pot.kind" ? "fixed" : "forced"),
+  memory: "Brew less at a time",
   nameOf: ({ preset }) => preset ?? "plain",
 });
 

@@ -79,6 +79,7 @@ const toyDefaults: FitDefaults = {
 export const toyKind: ConfigKind<FitConfig> = fitKind<FitConfig>({
   name: "toy",
   schema: fitSchema({}, toyDefaults),
+  memory: "Lower train.batch",
   metrics: () => ({ "eval/loss": "min", "eval/score": "max" }),
 });
 
