@@ -12,7 +12,7 @@ import { readPart } from "./decode.js";
 import { type Classes, LABEL_REMEDY, numberClasses, oneClass, sortNames } from "./labels.js";
 import { type RawArray, readNpy, toInt64 } from "./npy.js";
 import { listFiles } from "./paths.js";
-import { hashListing, type ImageSource, type SourceOptions, spread } from "./source.js";
+import { hashListing, type ImageSource, imageSource, type SourceOptions, spread } from "./source.js";
 
 /** Types of whole numbers, as `npy.ts` calls them. */
 const TYPES: Readonly<Record<string, string>> = {
@@ -38,9 +38,8 @@ const READ = 64;
  * @throws RangeError when codes or classes are missing or their numbers differ.
  */
 export async function openCodes(path: string, options: SourceOptions = {}): Promise<ImageSource> {
-  return /\.safetensors$/i.test(path)
-    ? await openCodeFile(path, options)
-    : await openCodeFolder(path, options);
+  const open = /\.safetensors$/i.test(path) ? openCodeFile : openCodeFolder;
+  return await open(path, options);
 }
 
 async function openCodeFile(path: string, options: SourceOptions): Promise<ImageSource> {
@@ -63,23 +62,20 @@ async function openCodeFile(path: string, options: SourceOptions): Promise<Image
   const idOf = (index: number): string => `${basename(path)}#${index}`;
   const hash = hashListing(idOf, classes).update(`${type} ${entry.shape.join(" ")}`);
   for (const i of spread(length, READ)) hash.update((await rowOf(i * variants)).bytes);
-  return codeSource(
-    { classes, fingerprint: hash.digest("hex"), variants, codeLength, idOf },
-    async (index, variant) =>
-      checkCodes(toInt64(await rowOf(index * variants + variant), idOf(index)), idOf(index)),
-  );
+  const locate: ImageSource["locate"] = async (index, variant) => {
+    const raw = await rowOf(index * variants + variant);
+    return { codes: checkCodes(toInt64(raw, idOf(index)), idOf(index)) };
+  };
+  const fingerprint = hash.digest("hex");
+  return imageSource(classes, { kind: "codes", fingerprint, variants, codeLength, idOf, locate });
 }
 
 function entryOf(path: string, name: string) {
-  const file = new FileBytes(path);
-  try {
-    const { entries } = readSafetensorsHeader(file, path);
-    const entry = entries.get(name);
-    if (entry !== undefined) return entry;
-    throw expected(path, `a tensor ${name} with codes`, [...entries.keys()].join(", "), "Name it with image");
-  } finally {
-    file.close();
-  }
+  using file = new FileBytes(path);
+  const { entries } = readSafetensorsHeader(file, path);
+  const entry = entries.get(name);
+  if (entry !== undefined) return entry;
+  throw expected(path, `a tensor ${name} with codes`, [...entries.keys()].join(", "), "Name it with image");
 }
 
 function fileClasses(path: string, length: number, { label, classNames }: SourceOptions): Classes {
@@ -92,11 +88,8 @@ function fileClasses(path: string, length: number, { label, classNames }: Source
   }
   const { dtype, shape } = file.info(name);
   if (TYPES[dtype] === undefined || shape.length !== 1 || shape[0] !== length) {
-    throw expected(
-      `${path}: ${name}`,
-      `whole numbers of shape [${length}]`,
-      `${dtype} [${shape.join(", ")}]`,
-    );
+    const got = `${dtype} [${shape.join(", ")}]`;
+    throw expected(`${path}: ${name}`, `whole numbers of shape [${length}]`, got);
   }
   using tensor = file.tensor(name);
   return numberClasses(`${path}: ${name}`, tensor.toList() as number[], {
@@ -132,39 +125,19 @@ async function openCodeFolder(folder: string, options: SourceOptions): Promise<I
     // An unreadable file is counted and named when a batch needs it.
     hash.update(await readPart({ path: pathOf(i) }).catch(() => ""));
   }
-  return codeSource(
-    { classes, fingerprint: hash.digest("hex"), variants, codeLength, idOf },
-    async (index, variant) => {
-      const path = pathOf(index);
-      const raw = readNpy(await readPart({ path }), path);
-      if (raw.shape.join() !== first.shape.join()) {
-        const got = `[${raw.shape.join(", ")}]`;
-        throw expected(path, `codes of shape [${first.shape.join(", ")}], as the others`, got);
-      }
-      const rowBytes = raw.bytes.length / variants;
-      const bytes = raw.bytes.subarray(variant * rowBytes, (variant + 1) * rowBytes);
-      return checkCodes(toInt64({ ...raw, bytes }, path), path);
-    },
-  );
-}
-
-/** A source of codes, from what is known of all of them and from how those of one image are read. */
-function codeSource(
-  {
-    classes,
-    ...about
-  }: Pick<ImageSource, "fingerprint" | "variants" | "codeLength" | "idOf"> & { classes: Classes },
-  codesOf: (index: number, variant: number) => Promise<BigInt64Array>,
-): ImageSource {
-  return {
-    kind: "codes",
-    length: classes.ids.length,
-    classNames: classes.names,
-    notes: classes.notes,
-    ...about,
-    classOf: (index) => classes.ids[index] as number,
-    locate: async (index, variant) => ({ codes: await codesOf(index, variant) }),
+  const locate: ImageSource["locate"] = async (index, variant) => {
+    const path = pathOf(index);
+    const raw = readNpy(await readPart({ path }), path);
+    if (raw.shape.join() !== first.shape.join()) {
+      const got = `[${raw.shape.join(", ")}]`;
+      throw expected(path, `codes of shape [${first.shape.join(", ")}], as the others`, got);
+    }
+    const rowBytes = raw.bytes.length / variants;
+    const bytes = raw.bytes.subarray(variant * rowBytes, (variant + 1) * rowBytes);
+    return { codes: checkCodes(toInt64({ ...raw, bytes }, path), path) };
   };
+  const fingerprint = hash.digest("hex");
+  return imageSource(classes, { kind: "codes", fingerprint, variants, codeLength, idOf, locate });
 }
 
 /** Classes of a folder of codes, one `.npy` file each under the same name. */
@@ -172,12 +145,8 @@ function folderClasses(codeFolder: string, names: readonly string[], options: So
   if (options.label === null) return oneClass(names.length, options.classNames?.[0]);
   const folder = codeFolder.replace(/codes$/, "labels");
   if (folder === codeFolder || !existsSync(folder)) {
-    throw expected(
-      codeFolder,
-      "a folder of labels beside it, ending in labels for codes",
-      "none",
-      LABEL_REMEDY,
-    );
+    const what = "a folder of labels beside it, ending in labels for codes";
+    throw expected(codeFolder, what, "none", LABEL_REMEDY);
   }
   const labels = names.map((name) => {
     const path = join(folder, `${name}.npy`);

@@ -7,7 +7,7 @@ import { type FilePart, IMAGE_FILE, readPart } from "./decode.js";
 import { type Classes, LABEL_REMEDY, numberClasses, oneClass } from "./labels.js";
 import { checkFeatures, type Features } from "./npy.js";
 import { listFiles, listFolders, unreadFiles } from "./paths.js";
-import { hashListing, type ImageSource, type SourceOptions, spread } from "./source.js";
+import { hashListing, type ImageSource, imageSource, type SourceOptions, spread } from "./source.js";
 
 const FEATURE_FILE = /\.(npy|safetensors)$/i;
 
@@ -18,9 +18,9 @@ const READ = 64;
 /**
  * Open a folder of images.
  *
- * The class is the first subfolder, numbered in the order of the names, those without images too; images that lie in
- * no subfolder are all of one class. `name.npy`, or `name.safetensors` with a tensor `features`, beside `name.png` holds the features of its text,
- * float `[S, C]`.
+ * The class is the first subfolder, numbered in the order of the names, including those without images; images that lie
+ * in no subfolder are all of one class. `name.npy`, or `name.safetensors` with a tensor `features`, beside `name.png`
+ * holds the features of its text, float `[S, C]`.
  *
  * @throws RangeError when there is no image, some lie in subfolders and others do not, or some lack features that
  *   others have.
@@ -59,20 +59,15 @@ export async function folderOf(
       if (file !== undefined) hash.update(await readPart({ path: join(folder, file) }).catch(() => ""));
     }
   }
-  return {
-    kind: "images",
-    length: ids.length,
-    classNames: classes.names,
-    notes: [...unread.notes, ...classes.notes],
+  return imageSource(classes, {
+    notes: unread.notes,
     fingerprint: hash.digest("hex"),
-    variants: 1,
     idOf: (i) => ids[i] as string,
-    classOf: (i) => classes.ids[i] as number,
     locate: async (i) => ({
       image: { path: join(folder, ids[i] as string) },
       ...(features !== undefined && { features: locateFeatures(folder, features[i] as string) }),
     }),
-  };
+  });
 }
 
 function folderClasses(

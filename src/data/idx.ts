@@ -6,13 +6,15 @@ import { constants, gunzipSync, type ZlibOptions } from "node:zlib";
 
 import { expected } from "../torch/index.js";
 import { type Classes, LABEL_REMEDY, numberClasses, oneClass } from "./labels.js";
-import { hashListing, type ImageSource, type SourceOptions } from "./source.js";
+import { hashListing, type ImageSource, imageSource, type SourceOptions } from "./source.js";
 
 /** `train-images-idx3-ubyte`, with or without `.gz`. */
 export const IDX_IMAGES: RegExp = /images[-.]idx3-ubyte(\.gz)?$/;
 
 /** Type of the elements: unsigned bytes, the only one images are published in. */
 const UBYTE = 8;
+
+const DAMAGED = "The file was cut short or is damaged";
 
 /** Most bytes of images. */
 const MAX_BYTES = 2 ** 30;
@@ -37,20 +39,14 @@ export async function openIdx(path: string, options: SourceOptions = {}): Promis
   const name = basename(path).replace(/\.gz$/, "");
   const idOf = (index: number): string => `${name}#${index}`;
   const hash = hashListing(idOf, classes).update(createHash("sha256").update(data).digest());
-  return {
-    kind: "images",
-    length,
-    classNames: classes.names,
-    notes: classes.notes,
+  return imageSource(classes, {
     fingerprint: hash.digest("hex"),
-    variants: 1,
     idOf,
-    classOf: (index) => classes.ids[index] as number,
     locate: async (index) => {
       const pixels = data.slice(index * height * width, (index + 1) * height * width);
       return { image: { pixels: { width, height, channels: 1, data: pixels } } };
     },
-  };
+  });
 }
 
 function idxClasses(path: string, length: number, { label, classNames }: SourceOptions): Classes {
@@ -88,12 +84,7 @@ function readIdx(path: string, rank: number): Idx {
   const bytes = isPacked ? unpack(path, raw, { maxOutputLength: start + count + 1 }) : raw;
   if (bytes.length - start !== count) {
     const got = bytes.length - start > count ? "more" : bytes.length - start;
-    throw expected(
-      path,
-      `${count} bytes for [${shape.join(", ")}]`,
-      got,
-      "The file was cut short or is damaged",
-    );
+    throw expected(path, `${count} bytes for [${shape.join(", ")}]`, got, DAMAGED);
   }
   return { shape, data: new Uint8Array(bytes.subarray(start)) };
 }
@@ -104,11 +95,6 @@ function unpack(path: string, packed: Buffer, options: ZlibOptions): Buffer {
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException;
     const got = code === "ERR_BUFFER_TOO_LARGE" ? `more than ${options.maxOutputLength} bytes` : message;
-    throw expected(
-      path,
-      "gzipped bytes, as many as its header says",
-      got,
-      "The file was cut short or is damaged",
-    );
+    throw expected(path, "gzipped bytes, as many as its header says", got, DAMAGED);
   }
 }

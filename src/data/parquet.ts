@@ -18,7 +18,7 @@ import { expected } from "../torch/index.js";
 import { readPart } from "./decode.js";
 import { type Classes, LABEL_REMEDY, numberClasses, oneClass } from "./labels.js";
 import { expandPattern, namesOf } from "./paths.js";
-import { type Block, hashListing, type ImageSource, type SourceOptions } from "./source.js";
+import { type Block, hashListing, type ImageSource, imageSource, type SourceOptions } from "./source.js";
 
 type Column = ReturnType<typeof parquetSchema>;
 
@@ -86,16 +86,11 @@ export async function openParquet(
   const classes = await parquetClasses(where, opened, groups, options);
   const notes = await parquetNotes(opened, groups);
   const read = keepRecent(CACHE_BYTES, readImages);
-  return {
-    kind: "images",
-    length,
-    classNames: classes.names,
-    notes: [...notes, ...classes.notes],
+  return imageSource(classes, {
+    notes,
     fingerprint: await parquetFingerprint(opened, classes, idOf),
-    variants: 1,
     blocks: groups,
     idOf,
-    classOf: (index) => classes.ids[index] as number,
     locate: async (index) => {
       const group = groupOf(index);
       const bytes = (await read(group))[index - group.first];
@@ -104,7 +99,7 @@ export async function openParquet(
       }
       return { image: { bytes } };
     },
-  };
+  });
 }
 
 async function openFile(path: string, name: string, options: SourceOptions): Promise<ParquetFile> {
@@ -114,15 +109,8 @@ async function openFile(path: string, name: string, options: SourceOptions): Pro
     byteLength: size,
     // Not async, so that invalid arguments throw at once.
     slice(start, end = size) {
-      if (
-        !(
-          Number.isSafeInteger(start) &&
-          Number.isSafeInteger(end) &&
-          start >= 0 &&
-          start <= end &&
-          end <= size
-        )
-      ) {
+      const isInside = start >= 0 && start <= end && end <= size;
+      if (!(isInside && Number.isSafeInteger(start) && Number.isSafeInteger(end))) {
         throw expected(path, `a range of its ${size} bytes`, `${start} to ${end}`, DAMAGED);
       }
       const part = readPart({ path, offset: start, length: end - start }).then(
@@ -319,12 +307,8 @@ function columnChunk(file: ParquetFile, number: number, column: string, leaf?: s
     return name === column && (leaf === undefined || field === undefined || field === leaf);
   })?.meta_data;
   if (found !== undefined) return found;
-  throw expected(
-    `${file.path}, row group ${number}, column ${column}`,
-    "sound parquet data",
-    "none",
-    DAMAGED,
-  );
+  const where = `${file.path}, row group ${number}, column ${column}`;
+  throw expected(where, "sound parquet data", "none", DAMAGED);
 }
 
 async function groupsOf(files: readonly ParquetFile[]): Promise<RowGroup[]> {
@@ -337,9 +321,8 @@ async function groupsOf(files: readonly ParquetFile[]): Promise<RowGroup[]> {
         const length = Number(num_rows);
         const image = columnChunk(file, number, file.imageColumn, "bytes");
         // Every row takes a byte at least: a damaged number must not make a list of billions.
-        if (
-          !(length >= 0 && start + length <= file.bytes.byteLength && Number(image.num_values) === length)
-        ) {
+        const isSound = length >= 0 && start + length <= file.bytes.byteLength;
+        if (!isSound || Number(image.num_values) !== length) {
           const where = `${file.path}, row group ${number}, column ${file.imageColumn}`;
           const got = `${image.num_values} values for ${num_rows} rows in ${file.bytes.byteLength} bytes`;
           throw expected(where, "a value per row", got, DAMAGED);

@@ -94,6 +94,22 @@ export async function readSample(source: ImageSource, index: number, variant = 0
   };
 }
 
+/** A source of images from its classes and from what differs between the formats. */
+export function imageSource(
+  { ids, names, notes }: Classes,
+  parts: Pick<ImageSource, "fingerprint" | "idOf" | "locate"> & Partial<ImageSource>,
+): ImageSource {
+  return {
+    kind: "images",
+    length: ids.length,
+    classNames: names,
+    variants: 1,
+    classOf: (index) => ids[index] as number,
+    ...parts,
+    notes: [...(parts.notes ?? []), ...notes],
+  };
+}
+
 /**
  * Start a fingerprint with what a set consists of. Each kind of set then adds the sizes and some of the contents
  * of its files.

@@ -2,11 +2,11 @@
  * WebDataset shards: tar files in which the members of a sample share a name up to its first dot (`0001.jpg`,
  * `0001.cls`, `0001.npy`). They are indexed once by their headers (`tar_members.ts`), then read in any order by position.
  */
-import { expected } from "../torch/index.js";
+import { expected, given } from "../torch/index.js";
 import { type FilePart, IMAGE_FILE, readPart } from "./decode.js";
 import { type Classes, LABEL_REMEDY, numberClasses, oneClass } from "./labels.js";
 import { expandPattern, namesOf, unreadFiles } from "./paths.js";
-import { hashListing, type ImageSource, type SourceOptions, spread } from "./source.js";
+import { hashListing, type ImageSource, imageSource, type SourceOptions, spread } from "./source.js";
 import { type Member, membersOf } from "./tar_members.js";
 
 interface TarSample {
@@ -63,20 +63,15 @@ export async function openTar(
     const { image, features } = samples[i] as TarSample;
     for (const part of [image, features]) if (part !== undefined) hash.update(await readPart(part));
   }
-  return {
-    kind: "images",
-    length: samples.length,
-    classNames: classes.names,
-    notes: [...shards.flatMap((shard) => shard.notes), ...classes.notes],
+  return imageSource(classes, {
+    notes: shards.flatMap((shard) => shard.notes),
     fingerprint: hash.digest("hex"),
-    variants: 1,
     idOf,
-    classOf: (i) => classes.ids[i] as number,
     locate: async (i) => {
       const { image, features } = samples[i] as TarSample;
-      return features === undefined ? { image } : { image, features };
+      return { image, ...given({ features }) };
     },
-  };
+  });
 }
 
 function tarClasses(

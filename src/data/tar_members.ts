@@ -1,11 +1,10 @@
 /**
- * The members of a tar file, from its headers alone. Unlike tar-stream's own extraction it skips the contents. `tar.ts` gives the
- * members their meaning.
+ * The members of a tar file, from its headers alone: unlike tar-stream's own extraction it skips the contents. `tar.ts`
+ * interprets the members.
  */
-import { closeSync, fstatSync, openSync, readSync } from "node:fs";
-
 import headers from "tar-stream/headers.js";
 
+import { FileBytes } from "../torch/files.js";
 import { expected } from "../torch/index.js";
 
 /** A file in a tar. */
@@ -45,25 +44,9 @@ type Attributes = Readonly<Record<string, string>>;
  * @throws RangeError for a file that is compressed, cut short, damaged, or holds other members than files and folders.
  */
 export function membersOf(path: string, labelEnding: string): Members {
-  let fd: number;
-  try {
-    fd = openSync(path, "r");
-  } catch (error) {
-    throw expected(path, "a tar file that can be read", (error as Error).message);
-  }
-  try {
-    return read(new Pieces(fd, path), labelEnding);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).syscall === undefined) throw error;
-    throw expected(path, "a tar file that can be read", (error as Error).message);
-  } finally {
-    closeSync(fd);
-  }
-}
-
-function read(file: Pieces, labelEnding: string): Members {
-  const { path, size } = file;
-  const start = file.read(0, Math.min(size, 2));
+  using file = new FileBytes(path);
+  const { size } = file;
+  const start = bytesAt(file, 0, Math.min(size, 2));
   if (start[0] === 0x1f && start[1] === 0x8b) {
     const remedy = "Unpack it with gunzip: images are read by position";
     throw expected(path, "a tar file", "a compressed one", remedy);
@@ -92,7 +75,7 @@ function read(file: Pieces, labelEnding: string): Members {
       if (length > MAX_ATTRIBUTE_BYTES) {
         throw expected(path, "a sound tar", `a name of ${length} bytes at byte ${at}`);
       }
-      const data = file.read(at, length).toString("latin1");
+      const data = bytesAt(file, at, length).toString("latin1");
       if (type === "pax-global-header") shared = { ...shared, ...paxOf(path, data, at) };
       else if (type === "pax-header") own = { ...own, ...paxOf(path, data, at) };
       else own = { ...own, [type === "gnu-long-path" ? "path" : "linkpath"]: data.replace(/\0.*$/s, "") };
@@ -101,7 +84,9 @@ function read(file: Pieces, labelEnding: string): Members {
       const member = memberOf(file, { type, key, name, at, length, about, link: header.linkname }, byKey);
       if (member !== undefined) {
         const isLabel = key.toLowerCase().endsWith(labelEnding) && member.length <= LABEL_BYTES;
-        const text = isLabel ? file.read(member.offset, member.length).toString("utf8").trim() : undefined;
+        const text = isLabel
+          ? bytesAt(file, member.offset, member.length).toString("utf8").trim()
+          : undefined;
         const whole = { ...member, ...(text !== undefined && { text }) };
         byKey.set(key, whole);
         list.push(whole);
@@ -133,7 +118,7 @@ interface Head {
 }
 
 /** The file of a header; undefined for a folder. */
-function memberOf(file: Pieces, head: Head, before: ReadonlyMap<string, Member>): Member | undefined {
+function memberOf(file: FileBytes, head: Head, before: ReadonlyMap<string, Member>): Member | undefined {
   const { path, size } = file;
   const { type, key, name, at, length, about, link } = head;
   if (type === "sparse file" || Object.keys(about).some((one) => one.startsWith("GNU.sparse"))) {
@@ -169,14 +154,14 @@ function memberOf(file: Pieces, head: Head, before: ReadonlyMap<string, Member>)
 }
 
 /** The header at a place; null for zeros, undefined where the archive is over. */
-function headerAt(file: Pieces, at: number, isAfterEnd: boolean): Header | null | undefined {
+function headerAt(file: FileBytes, at: number, isAfterEnd: boolean): Header | null | undefined {
   const { path, size } = file;
   if (at + BLOCK > size) {
-    const rest = file.read(at, size - at);
+    const rest = bytesAt(file, at, size - at);
     if (isAfterEnd || rest.every((byte) => byte === 0)) return undefined;
     throw cut(path, `${BLOCK} bytes at byte ${at}`, `a file of ${size} bytes`);
   }
-  const block = file.read(at, BLOCK);
+  const block = bytesAt(file, at, BLOCK);
   try {
     // A right checksum is enough: tars of 1979 have no other mark.
     const header = headers.decode(block, "latin1", true);
@@ -229,39 +214,11 @@ function memberName(key: string): string {
 const cut = (path: string, what: string, got: string): RangeError =>
   expected(path, what, got, "The tar was cut short: copy it again");
 
-/** A file that is read a few blocks at a time: short members and the header after them are mostly in one piece. */
-class Pieces {
-  readonly path: string;
-  readonly size: number;
-  readonly #fd: number;
-  readonly #piece = Buffer.alloc(8 * BLOCK);
-  #start = 0;
-  #end = 0;
-
-  constructor(fd: number, path: string) {
-    this.path = path;
-    this.size = fstatSync(fd).size;
-    this.#fd = fd;
-  }
-
-  /** Valid until the next call. @throws RangeError where the file ends before. */
-  read(at: number, length: number): Buffer {
-    const { path, size } = this;
-    if (at + length > size) throw cut(path, `${length} bytes at byte ${at}`, `a file of ${size} bytes`);
-    if (length > this.#piece.length) {
-      const bytes = Buffer.alloc(length);
-      for (let done = 0; done < length; ) {
-        const count = readSync(this.#fd, bytes, done, length - done, at + done);
-        if (count === 0) throw cut(path, `${length} bytes at byte ${at}`, `${done}`);
-        done += count;
-      }
-      return bytes;
-    }
-    if (at < this.#start || at + length > this.#end) {
-      this.#start = at;
-      this.#end = at + readSync(this.#fd, this.#piece, 0, this.#piece.length, at);
-      if (this.#end < at + length) throw cut(path, `${length} bytes at byte ${at}`, `${this.#end - at}`);
-    }
-    return this.#piece.subarray(at - this.#start, at - this.#start + length);
-  }
+/** Bytes of a tar. @throws RangeError where the file ends before. */
+function bytesAt(file: FileBytes, at: number, length: number): Buffer {
+  const { path, size } = file;
+  if (at + length > size) throw cut(path, `${length} bytes at byte ${at}`, `a file of ${size} bytes`);
+  const bytes = Buffer.alloc(length);
+  file.readInto(at, bytes);
+  return bytes;
 }

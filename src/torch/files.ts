@@ -79,18 +79,20 @@ export class FileBytes implements ByteSource {
       throw expected(this.path, "an open file", "a closed one", "Read before closing it");
     let done = 0;
     while (done < target.length) {
-      const count = readSync(
-        this.#fd,
-        target,
-        done,
-        Math.min(target.length - done, CALL_BYTES),
-        offset + done,
-      );
+      const count = this.#readSome(this.#fd, offset + done, target.subarray(done));
       if (count === 0) {
         const what = `${target.length} bytes at byte ${offset}`;
         throw expected(this.path, what, `${done} before the end of the file`, "The file was cut short");
       }
       done += count;
+    }
+  }
+
+  #readSome(fd: number, offset: number, target: Uint8Array): number {
+    try {
+      return readSync(fd, target, 0, Math.min(target.length, CALL_BYTES), offset);
+    } catch (error) {
+      throw expected(this.path, "a file that can be read", systemReason(error));
     }
   }
 
@@ -103,6 +105,10 @@ export class FileBytes implements ByteSource {
   close(): void {
     if (this.#fd !== undefined) closeSync(this.#fd);
     this.#fd = undefined;
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
   }
 }
 

@@ -219,14 +219,9 @@ function indexIn(folder: string): string {
 
 /** The shards that an index names: `{"weight_map": {"<tensor>": "<file beside the index>"}}`. */
 function openIndex(path: string, wrapper: string | undefined): Source {
-  const file = new FileBytes(path);
-  let index: unknown;
-  try {
-    if (file.size > MAX_INDEX_BYTES) throw expected(path, `at most ${MAX_INDEX_BYTES} bytes`, file.size);
-    index = parseJson(file.read(0, file.size), path, "an index of weights in JSON");
-  } finally {
-    file.close();
-  }
+  using file = new FileBytes(path);
+  if (file.size > MAX_INDEX_BYTES) throw expected(path, `at most ${MAX_INDEX_BYTES} bytes`, file.size);
+  const index = parseJson(file.read(0, file.size), path, "an index of weights in JSON");
   const map = isObject(index) ? index.weight_map : undefined;
   if (!isObject(map) || Object.keys(map).length === 0) {
     throw expected(path, "a weight_map from tensors to files", isObject(index) ? "none" : "no JSON object");
@@ -265,12 +260,8 @@ function openIndex(path: string, wrapper: string | undefined): Source {
 /** Whether the file starts as safetensors does: eight bytes of header length, then JSON. */
 function isSafetensors(path: string): boolean {
   if (path.endsWith(".safetensors")) return true;
-  const file = new FileBytes(path);
-  try {
-    return file.size > 9 && file.read(8, 1)[0] === "{".charCodeAt(0);
-  } finally {
-    file.close();
-  }
+  using file = new FileBytes(path);
+  return file.size > 9 && file.read(8, 1)[0] === "{".charCodeAt(0);
 }
 
 const OBJECT_REMEDY =

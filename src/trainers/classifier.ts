@@ -30,12 +30,12 @@ import { FitNetwork, openDevice } from "./network.js";
 /** Mistakes on a page. */
 const SHOWN = 48;
 
-/** A held-out image that is taken for another class. */
+/** A held-out image that is classified wrongly. */
 interface Mistake {
   readonly id: string;
   readonly is: string;
   readonly takenFor: string;
-  /** Of the class that it is taken for. */
+  /** Of the predicted class. */
   readonly probability: number;
   /** float32 `[1, 3, s, s]`. */
   readonly image: Tensor;
@@ -125,8 +125,7 @@ class ClassifierTask implements FitTask {
   }
 
   /**
-   * Accuracy over the images, and balanced: the mean over the classes that there are, each as much as any other. The loss
-   * is without label smoothing, in nats.
+   * Accuracy, balanced accuracy (the mean over the classes that occur), and the loss without label smoothing, in nats.
    */
   async evaluate(): Promise<Readonly<Record<string, number>>> {
     const { numClasses } = this.#network.module;

@@ -17,11 +17,11 @@ import {
 import { balancedOrder } from "../data/order.js";
 import type { FrozenTokenizer } from "../tokenizers/index.js";
 import {
-  cat,
   type Device,
   expected,
   keep,
   randint,
+  stack,
   stream,
   type Tensor,
   tensor,
@@ -29,7 +29,7 @@ import {
   zeros,
 } from "../torch/index.js";
 
-/** Codes of images, R variants of each. It owns its tensor. */
+/** Codes of images, R variants of each. */
 export interface CodeCache extends Disposable {
   /** int16 or int32 `[N * R, T]`, on the CPU: the variants of an image in a row. */
   readonly codes: Tensor;
@@ -38,17 +38,17 @@ export interface CodeCache extends Disposable {
   readonly ids: readonly string[];
   /** R. */
   readonly variants: number;
-  /** Images of the set that could not be read, and so are not in it. */
+  /** Number of images that could not be read; they are not in the cache. */
   readonly unreadable: number;
 }
 
 /** Options of {@link cacheCodes}. */
-export interface CacheOptions extends ReadOptions {
+interface CacheOptions extends ReadOptions {
   readonly size: number;
   readonly crop?: Crop;
-  /** Keep the codes of the mirrored image too. */
+  /** Whether the mirrored image is encoded as well. */
   readonly flip?: boolean;
-  /** Keep those of the four corners too, cut from the image at so many times the size. */
+  /** Factor by which the image is enlarged for four corner crops; null makes none. */
   readonly cornerScale: number | null;
   /** Called with the progress every ten seconds. */
   say(text: string): void;
@@ -96,12 +96,7 @@ export async function cacheCodes(
             tokenizer.encode(view.contiguous()).to({ device: "cpu", dtype }),
           );
           const rows = codes.narrow(0, from * variants, b * variants).view(b, variants, t);
-          rows.narrow(1, first, views.length).copy_(
-            cat(
-              encoded.map((view) => view.unsqueeze(1)),
-              1,
-            ),
-          );
+          rows.narrow(1, first, views.length).copy_(stack(encoded, 1));
           if (corners === null) classes.set(batch.classes.toArray() as BigInt64Array, from);
         });
         if (corners === null) ids.push(...batch.ids);
@@ -146,8 +141,8 @@ function cornersOf(images: Tensor, size: number): Tensor[] {
   ].map(([y = 0, x = 0]) => images.narrow(2, y, size).narrow(3, x, size));
 }
 
-/** What decides the batches of {@link CodeBatches}. */
-export interface CodeBatchOptions {
+/** Options of {@link CodeBatches}. */
+interface CodeBatchOptions {
   readonly batchSize: number;
   readonly seed?: number | bigint;
   readonly device?: Device;

@@ -49,28 +49,28 @@ export interface FitTask extends Disposable {
    * One update. Everything random comes from `stream(seed, name, step)`.
    *
    * @param step - counted from 0.
-   * @param clock - takes marks such as `time/data`; what lies behind the last is `time/other`.
-   * @param changing - to be called before the first weight changes: until then a failure leaves the state whole.
+   * @param clock - takes marks such as `time/data`; the time after the last mark is `time/other`.
+   * @param changing - call it before the first weight changes: a failure before this call leaves the state whole.
    */
   step(step: number, clock: Clock, changing?: () => void): Promise<FitStep>;
-  /** Numbers named `eval/...` on held-out images, the same each time, with the EMA of the weights if there is one; `{}` without held-out images. */
+  /**
+   * Metrics `eval/...` on held-out images, the same each time, with the EMA of the weights if there is one; `{}` without
+   * held-out images.
+   */
   evaluate(): Promise<Readonly<Record<string, number>>>;
   /** A page of images: float `[1, 3, H, W]` in [-1, 1], which the loop frees. */
-  page(): Promise<{
-    page: Tensor;
-    about: { readonly [name: string]: PlainData | undefined };
-  } | null>;
+  page(): Promise<{ page: Tensor; about: FitTask["about"] } | null>;
   /** For a checkpoint: weights, optimizer, EMA, and the cursor into the images. The task still owns the tensors. */
   state(): FitState;
   /** Restore a state of {@link FitTask.state}; its tensors are copied. */
   load(state: FitState): void;
-  /** What is kept as the run's result. */
+  /** The result of the run so far. */
   model(): FitModel;
 }
 
 /** The result of an update. */
 export interface FitStep {
-  /** Such as `train/loss`, `optim/lr`, `optim/grad_norm`, `perf/tokens_per_s` is added from `tokens`. */
+  /** Such as `train/loss`, `optim/lr` and `optim/grad_norm`; the loop adds `perf/tokens_per_s`. */
   readonly metrics: Readonly<Record<string, number>>;
   readonly images: number;
   /** Number of predicted codes, if any. */
@@ -103,7 +103,7 @@ export interface FitResult {
   /** Updates that are done. */
   readonly step: number;
   readonly end: "done" | "interrupted" | "patience";
-  /** The file with the result: the weights of the best evaluation, of the last update where there was none. */
+  /** The file with the result: the weights of the best evaluation, or of the last update where there was none. */
   readonly model: string;
   /** Metrics of the first evaluation, of the last, and of the one that the model is from. */
   readonly first: Readonly<Record<string, number>> | null;
@@ -115,11 +115,11 @@ export interface FitResult {
 export interface FitOpening {
   /** Show a line to the user. */
   say(text: string): void;
-  /** Aborted when the run is to end: `signal.throwIfAborted()` then ends it without a trace. */
+  /** Aborted when the user interrupts the run; `signal.throwIfAborted()` then ends it before it has begun. */
   readonly signal?: AbortSignal | undefined;
 }
 
-/** What the loop itself remembers from update to update. */
+/** State of the loop itself. */
 interface FitProgress {
   step: number;
   skipped: number;
@@ -133,7 +133,7 @@ interface FitProgress {
   first: Metrics | null;
   last: Metrics | null;
   best: { readonly step: number; readonly value: number; readonly metrics: Metrics } | null;
-  /** The checkpoint of that evaluation; a checkpoint's manifest holds it. */
+  /** The checkpoint of the best evaluation; a checkpoint's manifest holds it. */
   checkpoint: BestCheckpoint | null;
 }
 
@@ -164,16 +164,16 @@ async function run<T extends FitConfig>(
   open: (opening: FitOpening) => Promise<FitTask>,
   options: TrainOptions,
 ): Promise<FitResult> {
-  // 1. The run's folder, and whether there is a run in it to go on with.
   requireObject("fitLoop", resolved, "a configuration from resolveConfig");
   requireObject("fitLoop", resolved.config, "a configuration from resolveConfig");
+  // 1. The run's folder, and the checkpoint if there is a run to resume in it.
   const { kind, config, notes } = resolved;
   using folder = await openRunFolder(config, { kind, ...(options.ask && { ask: options.ask }) });
   const checkpoints = join(folder.path, "checkpoints");
   using saved = folder.isResumed ? readCheckpoint(checkpoints) : null;
   if (saved === null) writeConfig(folder.path, config, kind);
 
-  // 2. The task, and its state where the run goes on.
+  // 2. The task, and its state if a run is resumed.
   const early = openConsole(1, options);
   early.busy("opening models and images");
   using task = await openedUnlessAborted(
@@ -197,7 +197,7 @@ async function run<T extends FitConfig>(
   const model = new ResultFile(join(folder.path, "model.safetensors"), resolved, task);
   using saver = new Saver(resolved, task, progress, { log, folder: checkpoints, model });
 
-  // 3. Where it starts from: the evaluation before the first update.
+  // 3. The evaluation before the first update.
   if (saved === null && config.eval.every > 0) {
     const clock = new Clock();
     log.busy("evaluating before the first update");
@@ -270,7 +270,7 @@ async function run<T extends FitConfig>(
       }
     }
 
-    // 7. The result so far, the checkpoint, and whether to go on.
+    // 7. The result so far, the checkpoint, and whether the run ends.
     if (!isPatient()) end = "patience";
     else if (options.signal?.aborted && !isLast) end = "interrupted";
     const isDue = progress.step % config.save.every === 0 || isLast || end !== "done" || isBest;
@@ -293,7 +293,7 @@ function notFiniteError({ step }: FitProgress, which: string): DivergedError {
   );
 }
 
-/** The task, or null when the run was interrupted while it was made. */
+/** The task, or null when the run was interrupted while it was opened. */
 async function openedUnlessAborted(
   open: () => Promise<FitTask>,
   { signal }: TrainOptions,
@@ -306,19 +306,15 @@ async function openedUnlessAborted(
   }
 }
 
-/** How a run ends that was interrupted before it went on. */
+/** The result of a run that was interrupted before its next update. */
 function untouched(dir: string, saved: LoadedCheckpoint | null): FitResult {
-  const before = (saved?.values.progress ?? {
-    first: null,
-    last: null,
-    best: null,
-  }) as unknown as FitProgress;
-  const { first, last, best } = before;
+  const none = { first: null, last: null, best: null };
+  const { first, last, best } = (saved?.values.progress ?? none) as unknown as FitProgress;
   const model = join(dir, "model.safetensors");
   return { dir, step: saved?.step ?? 0, end: "interrupted", model, first, last, best: best?.metrics ?? null };
 }
 
-/** What becomes of a key that `--force` changes, where more happens than that it counts from now on. */
+/** Effects of keys that `--force` changes, where they do more than take effect from now on. */
 const EFFECTS: Effects = [
   [/^ema\.decay$/, "counts from now on; an average that is new starts from the present weights"],
   [JUDGES, "counts from now on; earlier evaluations are not compared with any more"],
@@ -327,7 +323,7 @@ const EFFECTS: Effects = [
 /**
  * Restore the task from a checkpoint.
  *
- * @returns how far that was, and lines for the user on what `force` changes.
+ * @returns the progress of the run, and lines for the user on what `force` changes.
  */
 function restore<T extends FitConfig>(
   { kind, config }: ResolvedConfig<T>,
@@ -364,7 +360,7 @@ function restore<T extends FitConfig>(
   };
 }
 
-/** Take note of an evaluation. @returns whether it is the best so far. */
+/** Record an evaluation. @returns whether it is the best so far. */
 function judge({ eval: { best, mode } }: FitConfig, progress: FitProgress, metrics: Metrics): boolean {
   const value = metrics[best];
   if (value === undefined) {
@@ -381,17 +377,20 @@ function judge({ eval: { best, mode } }: FitConfig, progress: FitProgress, metri
   return isBest;
 }
 
-/** What a {@link Saver} writes beside the task and the progress. */
+/** What a {@link Saver} uses beside the task and the progress. */
 interface SaveContext<T extends FitConfig> {
   readonly log: RunLog;
-  /** Of the checkpoints. */
+  /** Folder of the checkpoints. */
   readonly folder: string;
   readonly model: ResultFile<T>;
 }
 
-/** Writes the result and the checkpoints of a run; when the run fails, also those of the last whole update. Hold it with `using`. */
+/**
+ * Writes the result and the checkpoints of a run. When the run fails, it also saves the last whole update. Hold it with
+ * `using`.
+ */
 class Saver<T extends FitConfig> implements Disposable {
-  /** False while an update has changed some weights and is not done: that state is not saved. */
+  /** False while an update has changed some of the weights only: that state is not saved. */
   isWhole = true;
   #savedStep: number;
   readonly #resolved: ResolvedConfig<T>;
@@ -410,7 +409,7 @@ class Saver<T extends FitConfig> implements Disposable {
   }
 
   /**
-   * The result is written first: a run that is killed in between goes on from the checkpoint before, and writes it again.
+   * The result is written first: a run that is killed in between resumes from the previous checkpoint and writes it again.
    */
   save(): void {
     const { kind, config } = this.#resolved;
@@ -447,7 +446,7 @@ class Saver<T extends FitConfig> implements Disposable {
   }
 }
 
-/** What is kept of a run: weights, the config that builds them again, and where they come from. */
+/** The result of a run: weights, the config that builds the network again, and where they come from. */
 class ResultFile<T extends FitConfig> {
   readonly path: string;
   readonly #resolved: ResolvedConfig<T>;

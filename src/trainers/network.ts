@@ -44,7 +44,7 @@ export interface FitNetworkOptions {
 }
 
 /** The result of an update. */
-export interface NetworkUpdate {
+interface NetworkUpdate {
   /** Whether nothing was changed because the loss or the gradient is not finite. */
   readonly skipped: boolean;
   /** `optim/lr` and `optim/grad_norm`. */

@@ -134,7 +134,7 @@ export async function openPretrainTask(
       held.push(
         tidy(() => {
           const { codes, condition } = sequencesOf(config, tokenizer, batch);
-          const kept = (rows: Tensor): Tensor => keep(rows.clone()); // what came with the batch goes with it
+          const kept = (rows: Tensor): Tensor => keep(rows.clone()); // the batch's own tensors are freed with it
           return { codes: kept(codes), condition: mapCondition(condition, kept) };
         }),
       );
@@ -160,14 +160,14 @@ interface PretrainParts {
   readonly tokenizer: FrozenTokenizer;
   readonly policy: ArPolicy;
   readonly cache: CodeCache | null;
-  /** What is evaluated on. */
+  /** Held-out sequences. */
   readonly held: readonly Sequences[];
   readonly batchesFrom: (cursor: FitStep["cursor"] | undefined) => Batches;
   readonly source: ImageSource;
   readonly images: number;
   /** T. */
   readonly codes: number;
-  /** Of the images, for the user. */
+  /** Notes for the user. */
   readonly notes: readonly string[];
   readonly unreadable: UnreadableImages;
 }
@@ -370,7 +370,7 @@ function codesPerImage(config: PretrainConfig, tokenizer: FrozenTokenizer, sourc
   throw expected("data.size", what, config.data.size);
 }
 
-/** The policy to train; a new one knows as many classes as the set has, unless `ar.extra` says otherwise. */
+/** The policy to train; a new one has as many classes as the set, unless `ar.extra` says otherwise. */
 function policyFor(
   config: PretrainConfig,
   device: Device,
@@ -431,8 +431,8 @@ export function withDropped(condition: Condition, codes: Tensor, p: number, gene
 }
 
 /**
- * What the policy reads before codes 1 ... T - 1, with noise: each sequence draws a share from [0, noise], and each of its
- * codes is replaced by a uniform one with that probability.
+ * The context of codes 1 ... T - 1, with noise: each sequence draws a probability from [0, noise], and each of its codes is
+ * replaced by a uniform one with that probability.
  *
  * @param codes - int64 `[B, T]`.
  * @returns int64 `[B, T - 1]`.
@@ -469,7 +469,7 @@ export function crossEntropySum(
     tidy(() => F.crossEntropy(policy.logits(states), codes, { reduction: "sum" }));
   const [states, codes] = [hidden.flatten(0, 1), targets.flatten()];
   if (states.size(0) <= chunk) return sum(states, codes);
-  // Logits of a large vocabulary would take more memory than the rest: the backward computes them again.
+  // The backward computes the logits again: those of a large vocabulary would take more memory than the rest.
   const targetsOf = codes.split(chunk);
   const parts = states.split(chunk).map((piece, i) => checkpoint(sum, [piece, targetsOf[i] as Tensor]));
   return parts.reduce((a, b) => a.add(b));

@@ -67,7 +67,7 @@ const SHOWN = 48;
 /** Smallest side that SSIM compares. */
 const SSIM_MIN_SIZE = 11;
 
-/** What IBQ was trained with. */
+/** As published for IBQ. */
 const IBQ_ENTROPY_WEIGHT = 0.05;
 
 /** Number of training images below which a discriminator is expected to overfit. */
@@ -126,7 +126,7 @@ export async function openTokenizerTask(config: TokenizerTrainConfig): Promise<F
   return new TokenizerTask(config, { device, images, total, start, model, discriminator, distance });
 }
 
-/** The tokenizer to train. What shapes do not tell of its losses is the configuration's. */
+/** The tokenizer to train. Weights of its losses are those of the configuration, as a file does not have them. */
 function modelOf({ model, loss }: TokenizerTrainConfig, device: Device): TokenizerModel {
   const { preset, path, wrapper, weights, ...sizes } = model;
   const { weight, temperature } = loss.entropy;
@@ -134,7 +134,7 @@ function modelOf({ model, loss }: TokenizerTrainConfig, device: Device): Tokeniz
   const losses = {
     beta: loss.commitment,
     entropyTemperature: temperature,
-    // Left open, the model's family decides.
+    // Where they are not given, the family of the model decides.
     ...(weight !== null && { sampleEntropyWeight: entropy, batchEntropyWeight: entropy }),
   };
   if (path === null) {
@@ -156,12 +156,12 @@ function discriminatorOf({ loss: { gan } }: TokenizerTrainConfig, device: Device
   return openDiscriminator(path, { device }).train().requiresGrad_();
 }
 
-/** What a task works with; it owns the networks. */
+/** Images and networks of a task, which owns them. */
 interface TokenizerParts {
   readonly device: Device;
   readonly images: RunImages;
   readonly total: number;
-  /** The update that the discriminator begins with. */
+  /** First update of the discriminator. */
   readonly start: number;
   readonly model: TokenizerModel;
   readonly discriminator: NLayerDiscriminator | null;
@@ -238,7 +238,7 @@ class TokenizerTask implements FitTask {
     return { ...outcome, images: images.size(0), cursor: batch.cursor };
   }
 
-  /** Gradients of the tokenizer; `logits` are the discriminator's of the reconstructions, in the graph of its weights. */
+  /** Gradients of the tokenizer; `logits` are the discriminator's for the reconstructions, in the graph of its weights. */
   #descend(
     step: number,
     images: Tensor,

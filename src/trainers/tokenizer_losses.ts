@@ -2,14 +2,14 @@
  * Losses of tokenizer training: reconstruction loss, adversarial loss, the balance of the two, and the discriminator's loss.
  * The model's forward has the codebook losses.
  *
- * After Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis" (VQGAN); the trainings of LlamaGen
- * (Sun et al. 2024) and of IBQ (Shi et al. 2024, SEED-Voken). Deviations from their code:
- * - gradients meet at the image: each loss is differentiated by the image once, and the sum goes through the decoder
- *   once, where the published code goes through the discriminator and the perceptual network twice;
- * - `non_saturating` has prediction and target in their places, which LlamaGen's has not, and means over an image's
- *   patches first, as SEED-Voken's; `vanilla` takes each patch for itself;
- * - the discriminator's loss has no weight and it does not run before its start: AdamW is invariant to the weight, and
- *   the published code multiplies by 0 before the start.
+ * After Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis" (VQGAN), LlamaGen (Sun et al. 2024)
+ * and IBQ (Shi et al. 2024, SEED-Voken). Deviations from their code:
+ * - Each loss is differentiated with respect to the image once, and the sum of the gradients goes through the decoder
+ *   once. The published code goes through the discriminator and the perceptual network twice.
+ * - `non_saturating` averages over the patches of an image first, as SEED-Voken does; LlamaGen exchanges prediction and
+ *   target there. `vanilla` takes each patch separately.
+ * - The discriminator's loss has no weight, since AdamW is invariant to it, and the discriminator does not run before its
+ *   start, where the published code multiplies by 0.
  *
  * @see Lim and Ye 2017, "Geometric GAN" (hinge); Goodfellow et al. 2014, "Generative Adversarial Nets" (the others);
  *   Tseng et al. 2021, "Regularizing Generative Adversarial Networks under Limited Data" (LeCam).
@@ -17,16 +17,16 @@
 import { backward, functional as F, grad, noGrad, type Tensor, tidy } from "../torch/index.js";
 
 /** Mean absolute or mean squared difference. */
-export type Pixelwise = "l1" | "l2";
+type Pixelwise = "l1" | "l2";
 
 /** Kinds of adversarial losses. */
 export type Adversarial = "hinge" | "vanilla" | "non_saturating";
 
-/** Added to the norm that the balance divides by, and the most that it may be. */
+/** Added to the norm that the balance divides by, and the largest balance. */
 const BALANCE_EPS = 1e-4;
 const MOST_BALANCE = 1e4;
 
-/** How far a decoder's image is from the image, 0-d: `mean |y - x|` or `mean (y - x)^2`. */
+/** Reconstruction loss on pixels, 0-d: `mean |y - x|` or `mean (y - x)^2`. */
 export function pixelLoss(images: Tensor, reconstruction: Tensor, kind: Pixelwise): Tensor {
   return (kind === "l1" ? F.l1Loss : F.mseLoss)(reconstruction, images);
 }
@@ -61,7 +61,7 @@ export function discriminatorLoss(real: Tensor, fake: Tensor, kind: Adversarial)
   });
 }
 
-/** What one decision is about: a patch, or an image. */
+/** Logits of what is judged: each patch, or each image. */
 const judged = (logits: Tensor, kind: Adversarial): Tensor =>
   kind === "non_saturating" ? logits.flatten(1).mean(1) : logits;
 
@@ -86,10 +86,10 @@ export function updateLecam(
 }
 
 /**
- * Keeps the discriminator's logits from running apart, 0-d:
+ * LeCam regularization, which keeps the discriminator's logits near their running means, 0-d:
  * `mean relu(r - average of f)^2 + mean relu(average of r - f)^2`.
  *
- * @see Tseng et al. 2021, eq. 5, without what it adds on the other side of the averages, as SEED-Voken has it.
+ * @see Tseng et al. 2021, eq. 5; as in SEED-Voken, differences of the other sign do not count.
  */
 export function lecamLoss(real: Tensor, fake: Tensor, averages: LecamAverages): Tensor {
   return tidy(() => {
@@ -114,13 +114,13 @@ export interface AdversarialWeight {
 }
 
 /**
- * Differentiate `near + weight * adversarial + others` by everything that made it.
+ * Backpropagate `near + weight * adversarial + others`.
  *
  * @param reconstruction - the decoder's images, in the graph.
  * @param last - the weight of the decoder's last layer.
- * @param termsOf - computes terms of the images it is given, which stand for `reconstruction`.
+ * @param termsOf - computes the terms of the images it is given, which are `reconstruction` outside the graph.
  * @param others - further terms, 0-d, such as the codebook's.
- * @returns what `termsOf` gave, and what the adversarial term was multiplied with (0 where there is none).
+ * @returns the result of `termsOf`, and the factor of the adversarial term (0 where there is none).
  */
 export function backwardThroughImage<T extends ImageTerms>(
   reconstruction: Tensor,
@@ -136,7 +136,7 @@ export function backwardThroughImage<T extends ImageTerms>(
     let [total] = grad([near], [images]) as [Tensor];
     let factor = 0;
     if (adversarial !== null && weight !== 0) {
-      // Kept: the discriminator learns from the same logits.
+      // The graph is kept because the discriminator learns from the same logits.
       const [ofAdversarial] = grad([adversarial], [images], [null], { retainGraph: true }) as [Tensor];
       factor = weight * (isAdaptive ? balance(reconstruction, last, total, ofAdversarial) : 1);
       total = total.add(ofAdversarial, factor);
@@ -150,8 +150,8 @@ export function backwardThroughImage<T extends ImageTerms>(
  * The weight that makes the gradient norms of both losses at the decoder's last layer equal:
  * `min(|grad near| / (|grad adversarial| + 1e-4), 1e4)`, norms of the gradients of its weight.
  *
- * @param near - gradient of the one loss by the reconstruction.
- * @param adversarial - gradient of the other.
+ * @param near - gradient of the reconstruction loss with respect to the reconstruction.
+ * @param adversarial - gradient of the adversarial loss.
  * @see Esser et al. 2021, eq. 7, with the constants of the published code.
  */
 export function balance(reconstruction: Tensor, last: Tensor, near: Tensor, adversarial: Tensor): number {

@@ -148,7 +148,7 @@ test("cut, damaged, compressed and linked tars are refused", async () => {
   await refuse(twice, "expected one member 1.png, got two.");
   await assert.rejects(
     openTar(at("absent.tar")),
-    /absent\.tar: expected a tar file that can be read, got ENOENT/,
+    /absent\.tar: expected a file that can be read, got ENOENT/,
   );
 });
 
