@@ -124,7 +124,6 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
   if (progress.step < total && end === "done") log.busy("the first step");
   while (progress.step < total && end === "done") {
     const step = progress.step;
-    await setImmediate(); // lets Ctrl-C through: batches that are read ahead never wait
 
     // 4. A batch of images and their codes; G sequences each; the one decode that every reward term reads.
     using batch = await batches.next();
@@ -252,6 +251,7 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
     }
 
     // 8. The checkpoint, and whether to go on.
+    await setImmediate(); // lets Ctrl-C through: batches that are read ahead never wait
     end = endOf(config, progress);
     if (end === "done" && options.signal?.aborted && progress.step < total) end = "interrupted";
     const isDue =

@@ -216,7 +216,6 @@ async function run<T extends FitConfig>(
   if (progress.step < total && end === "done") log.busy("the first update");
   while (progress.step < total && end === "done") {
     const clock = new Clock();
-    await setImmediate(); // lets Ctrl-C through: a task that reads nothing never waits
 
     // 4. The update.
     const done = await task.step(progress.step, clock, () => {
@@ -271,6 +270,7 @@ async function run<T extends FitConfig>(
     }
 
     // 7. The result so far, the checkpoint, and whether the run ends.
+    await setImmediate(); // lets Ctrl-C through: a task that reads nothing never waits
     if (!isPatient()) end = "patience";
     else if (options.signal?.aborted && !isLast) end = "interrupted";
     const isDue = progress.step % config.save.every === 0 || isLast || end !== "done" || isBest;

@@ -365,6 +365,21 @@ test("an abort gets through although the images never make the loop wait", async
   assert.ok(step < 40, `${step}`);
 });
 
+test("a signal that comes while a step computes ends the run after that step", async (t) => {
+  const folder = await tinyFolder(t);
+  const abort = new AbortController();
+  let judged = 0;
+  const fn = (_: Tensor, samples: Tensor): Tensor => {
+    // Samples and the tokenizer's own images are judged in each step: this is in the third.
+    judged++;
+    if (judged === 5) setImmediate(() => abort.abort());
+    return samples.mean([1, 2, 3]);
+  };
+  const changes = { reward: { custom: { fn } }, save: { every: 0 }, train: { iters: 8 } };
+  const { end, step } = await quietRun(tinyRun(folder, changes), { signal: abort.signal });
+  assert.deepEqual([end, step, judged], ["interrupted", 3, 6]);
+});
+
 test("a tokenizer and a loader of a program's own; a loader is resumed where it was", async (t) => {
   const folder = await tinyFolder(t);
   const model = tinyTokenizer();

@@ -229,6 +229,21 @@ test("a task that never waits lets an interruption through", async (t) => {
   assert.ok(step < 1_000_000);
 });
 
+test("a signal that comes while an update computes ends the run after that update", async (t) => {
+  const controller = new AbortController();
+  const before = (step: number): void => {
+    if (step === 2) setImmediate(() => controller.abort()); // heard when the update lets other things happen
+  };
+  const changes = { eval: { every: 0 }, log: { imagesEvery: 0 } };
+  const { end, step } = await fit(
+    join(newFolder(t), "run"),
+    changes,
+    { before },
+    { signal: controller.signal },
+  );
+  assert.deepEqual([end, step], ["interrupted", 3]);
+});
+
 test("a run that is interrupted while its task is made leaves what was there", async (t) => {
   const dir = join(newFolder(t), "run");
   const interrupt = async (ifExists: string): Promise<FitResult> => {
