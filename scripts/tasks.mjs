@@ -29,7 +29,14 @@ export const tasks = {
 async function rlar(...args) {
   const { RLAR_STARTED_AS, npm_command, INIT_CWD } = process.env;
   if (RLAR_STARTED_AS === undefined && npm_command !== undefined && INIT_CWD) process.chdir(INIT_CWD);
-  return await node(compiled("src/cli/main.ts"), ...args);
+  const code = await node(compiled("src/cli/main.ts"), ...args);
+  if (code === 128 + constants.signals.SIGKILL) {
+    process.stderr.write(
+      "rlar: expected the command to end by itself, got SIGKILL. If nobody sent it, the system ran out of memory: lower " +
+        "rollout.microBatch and update.microBatch, or train.batch. A run goes on from its last checkpoint with run.ifExists=resume.\n",
+    );
+  }
+  return code;
 }
 
 /** All tests after the style check, or only those of the files and folders named. */

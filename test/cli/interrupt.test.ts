@@ -85,6 +85,19 @@ test("a signal to the outer process alone is passed on", async () => {
   assert.equal(checkpointsOf(dir).length, 1);
 });
 
+test("a run that the system kills, as it does where memory runs out: exit 137, and how to go on", {
+  skip: process.platform !== "linux",
+}, async () => {
+  const dir = join(folder, "killed");
+  const { child, ended } = start(dir);
+  await underWay(dir, child);
+  const inner = readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, "utf8").trim();
+  process.kill(Number(inner), "SIGKILL");
+  const { code, errors } = await ended;
+  assert.equal(code, 137);
+  assert.match(errors, /got SIGKILL\. .*memory.* rollout\.microBatch.* run\.ifExists=resume\.$/m);
+});
+
 test("a closed pipe ends the printing, not the run", async () => {
   const dir = join(folder, "pipe");
   const { child, ended } = start(dir, { stdout: "pipe", iters: 12 });
