@@ -192,6 +192,7 @@ NAPI_MODULE_INIT() {
     define(env, exports, callExports);
     define(env, exports, autogradExports);
     define(env, exports, deviceExports);
+    define(env, exports, distributedExports);
   } catch (const PendingException&) {
     return nullptr;
   } catch (const std::exception& error) {

@@ -171,6 +171,7 @@ void reportExternalMemory(napi_env env);
 extern const std::vector<Export> callExports;
 extern const std::vector<Export> autogradExports;
 extern const std::vector<Export> deviceExports;
+extern const std::vector<Export> distributedExports;
 void installAllocator();
 // Done once, when meta is first named: it takes a moment. Until then no tensor can lie there.
 void installMetaKernels();

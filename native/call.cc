@@ -20,7 +20,7 @@ namespace {
 enum class Kind : uint8_t {
   Tensor, Int, SymInt, Float, Bool, Scalar, String, Device, DType, Layout, MemoryFormat, Generator,
   TensorList, OptionalTensorList, IntList, SymIntList, FloatList, BoolList, ScalarList, OptionalScalarList, StringList,
-  Unsupported,
+  Any, Unsupported,
 };
 
 struct ArgSpec {
@@ -76,6 +76,7 @@ Kind kindOf(const c10::TypePtr& type) {
     case c10::TypeKind::LayoutType: return Kind::Layout;
     case c10::TypeKind::MemoryFormatType: return Kind::MemoryFormat;
     case c10::TypeKind::GeneratorType: return Kind::Generator;
+    case c10::TypeKind::AnyType: return Kind::Any;
     case c10::TypeKind::ListType: return listKind(type->castRaw<c10::ListType>()->getElementType());
     default: return Kind::Unsupported;
   }
@@ -133,6 +134,7 @@ const char* kindName(Kind kind) {
     case Kind::ScalarList: return "a list of numbers";
     case Kind::OptionalScalarList: return "a list of numbers or nulls";
     case Kind::StringList: return "a list of strings";
+    case Kind::Any: return "a Tensor, number, boolean or string";
     case Kind::Unsupported: return "a type that JavaScript cannot express";
   }
   return "";
@@ -287,6 +289,16 @@ c10::List<T> readList(const ArgSpec& spec, uint32_t slot, Read read) {
   return list;
 }
 
+// A schema's `Any` takes what JavaScript has, such as a process group's name.
+c10::IValue readAny(const ArgSpec& spec, uint32_t slot) {
+  switch (frame.tags[slot]) {
+    case kNone: return c10::IValue();
+    case kTensor: return readTensor(spec, slot);
+    case kString: return readString(spec, slot);
+    default: return readScalar(spec, slot);
+  }
+}
+
 c10::IValue readValue(const ArgSpec& spec, uint32_t slot) {
   if (spec.optional && frame.tags[slot] == kNone) return c10::IValue();
   switch (spec.kind) {
@@ -324,6 +336,7 @@ c10::IValue readValue(const ArgSpec& spec, uint32_t slot) {
             return readScalar(s, i, index);
           });
     case Kind::StringList: return readList<std::string>(spec, slot, readString);
+    case Kind::Any: return readAny(spec, slot);
     case Kind::Unsupported: break;
   }
   throw std::runtime_error("argument '" + spec.name + "' has a type that JavaScript cannot express");

@@ -11,12 +11,13 @@ import { fileURLToPath } from "node:url";
 const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
 
 /** A folder of src and the folders that its files may import beside their own; what is not listed may not. */
-const MODELS = ["torch", "nn", "data", "tokenizers", "policies", "metrics"];
+const MODELS = ["torch", "distributed", "nn", "data", "tokenizers", "policies", "metrics"];
 const LOOP = [...MODELS, "config", "run", "rl_ar_finetune"];
 const FLOORS: Readonly<Record<string, readonly string[]>> = {
   torch: [],
+  distributed: ["torch"],
   nn: ["torch"],
-  data: ["torch", "nn"],
+  data: ["torch", "nn", "distributed"],
   tokenizers: ["torch", "nn"],
   policies: ["torch", "nn"],
   metrics: ["torch", "nn"],

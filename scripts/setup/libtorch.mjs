@@ -99,6 +99,12 @@ export function findCudaHeaders(libtorch, env) {
   return { reason: misfits.length > 0 ? misfits.join("; ") : `no cuda_runtime_api.h in ${places}` };
 }
 
+/** Folder of NCCL's header for a LibTorch with CUDA, from NVIDIA's package beside torch, or undefined. */
+export function findNcclHeaders(libtorch, cudaHeaders) {
+  const folders = [join(dirname(libtorch.path), "nvidia", "nccl", "include"), cudaHeaders, "/usr/include"];
+  return folders.find((folder) => existsSync(join(folder, "nccl.h")));
+}
+
 /** NVIDIA's packages that the torch package beside `path` asks for; none when it does not say. */
 export function wantedNvidiaPackages(path) {
   const site = dirname(path);

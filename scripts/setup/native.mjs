@@ -17,7 +17,7 @@ import { createRequire } from "node:module";
 import { availableParallelism } from "node:os";
 import { basename, dirname, isAbsolute, join } from "node:path";
 import { findLibTorch } from "./find_libtorch.mjs";
-import { findCudaHeaders, library, wantedNvidiaPackages } from "./libtorch.mjs";
+import { findCudaHeaders, findNcclHeaders, library, wantedNvidiaPackages } from "./libtorch.mjs";
 import { pythonCandidates } from "./python.mjs";
 import { SetupError, step } from "./report.mjs";
 import { listFiles, marks, readJson, run, saysDiskFull, tail, which, writeWhole } from "./shell.mjs";
@@ -224,15 +224,18 @@ async function compileAll(build, flags, jobs) {
 function compileFlags({ root, libtorch, cudaHeaders, sanitize = [] }) {
   const include = join(libtorch.path, "include");
   const abi = libtorch.cxx11Abi === undefined ? [] : [`-D_GLIBCXX_USE_CXX11_ABI=${libtorch.cxx11Abi}`];
+  const nccl = cudaHeaders && findNcclHeaders(libtorch, cudaHeaders);
   const folders = [
     join(nodeHeaders(root), "include"),
     ...[include, join(include, "torch", "csrc", "api", "include"), ...(cudaHeaders ? [cudaHeaders] : [])],
+    ...[...(nccl ? [nccl] : []), join(root, "native")], // the latter in place of Gloo's headers
   ];
   return [
     ...["-O2", "-fPIC", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-DNAPI_VERSION=8"],
     ...abi,
     ...sanitize,
     ...(cudaHeaders ? ["-DRLAR_CUDA=1"] : []),
+    ...(nccl ? ["-DRLAR_NCCL=1"] : []),
     ...folders.flatMap((folder) => ["-isystem", folder]), // others' headers: no warnings of theirs
   ];
 }

@@ -1,6 +1,6 @@
 /**
- * Types of the native addon's functions, and loading it. Only `call.ts`, `scope.ts`, `autograd.ts`, `random.ts` and
- * `device.ts` import this file; other files use those.
+ * Types of the native addon's functions, and loading it. Only `call.ts`, `scope.ts`, `autograd.ts`, `random.ts`,
+ * `device.ts` and `process_group.ts` import this file; other files use those.
  */
 import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
@@ -82,6 +82,43 @@ interface Native {
   graphAbort(graph: number): void;
   graphReplay(graph: number): void;
   graphRelease(graph: number): void;
+
+  /** Names with commas; empty where LibTorch has no c10d, and then none of the functions below is there. */
+  distributedBackends(): string;
+  openStore(
+    host: string,
+    portOrFile: string,
+    prefix: string,
+    processes: number,
+    isServer: boolean,
+    timeout: number,
+  ): number;
+  closeStore(store: number): void;
+  storeSet(store: number, key: string, value: string, timeout: number): void;
+  storeSetFirst(store: number, key: string, value: string, timeout: number): string;
+  storeGet(store: number, key: string, timeout: number): string | null;
+  storeAdd(store: number, key: string, amount: number, timeout: number): number;
+  startHeartbeat(
+    host: string,
+    portOrFile: string,
+    prefix: string,
+    processes: number,
+    key: string,
+    timeout: number,
+  ): void;
+  stopHeartbeat(): void;
+  openGroup(
+    store: number,
+    name: string,
+    rank: number,
+    size: number,
+    timeout: number,
+    address: string,
+    networkInterface: string,
+    usesNccl: boolean,
+  ): void;
+  closeGroup(name: string): void;
+  countCollective(): void;
 }
 
 /** The addon that set-up built; `RLAR_ADDON` names another build of it, such as one under a sanitizer. */

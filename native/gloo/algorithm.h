@@ -1,0 +1,2 @@
+// In place of the header of Gloo with this name: see declarations.h.
+#include "declarations.h"

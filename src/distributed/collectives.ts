@@ -1,0 +1,205 @@
+/**
+ * What the processes of a run compute together. All must call the same functions in the same order with tensors of the same
+ * shapes; a process that is alone gets its own values back, unchanged. For a fixed number of processes sums are the same
+ * from run to run, and every process gets the same bits.
+ */
+import { deserialize, serialize } from "node:v8";
+
+import {
+  call,
+  callTensor,
+  cat,
+  DTYPES,
+  expected,
+  noGrad,
+  type Tensor,
+  tensor,
+  tidy,
+  zeros,
+} from "../torch/index.js";
+import { countCollective } from "../torch/process_group.js";
+import { lostRank } from "./failure.js";
+import { GROUP, openedGroup, rank, size } from "./group.js";
+import { shares } from "./share.js";
+
+/** How values of several processes become one. */
+export type Reduction = "sum" | "max" | "min";
+
+/** Most bytes of tensors that go through one all-reduce. */
+const BUCKET = 25 * 2 ** 20;
+
+const traffic = { seconds: 0, bytes: 0 };
+
+/** Seconds in collectives, waiting for the others included, and bytes that this process sent, since the last call. */
+export function takeTraffic(): { seconds: number; bytes: number } {
+  const taken = { ...traffic };
+  traffic.seconds = 0;
+  traffic.bytes = 0;
+  return taken;
+}
+
+/**
+ * Run a collective and wait for its tensors.
+ *
+ * @param bytes - that this process sends.
+ * @throws LostRankError when it fails, which means that another process ended or did not come.
+ */
+function together<T extends Tensor | readonly Tensor[]>(bytes: number, begin: () => T): T {
+  const group = openedGroup();
+  if (group === null) throw expected("distributed", "an open group", "none", "Call init() first");
+  const start = performance.now();
+  countCollective();
+  try {
+    const result = noGrad(begin);
+    const tensors = Array.isArray(result) ? (result as Tensor[]) : [result as Tensor];
+    tidy(() => {
+      for (const each of tensors) call("_c10d_functional::wait_tensor", [each]);
+    });
+    traffic.bytes += bytes;
+    return result;
+  } catch (error) {
+    throw lostRank(error as Error, group);
+  } finally {
+    traffic.seconds += (performance.now() - start) / 1000;
+  }
+}
+
+const bytesOf = (tensors: readonly Tensor[]): number =>
+  tensors.reduce((sum, each) => sum + each.numel * DTYPES[each.dtype].size, 0);
+
+/** Part of its bytes that a process sends in an all-gather or a reduce-scatter by a ring; an all-reduce is both. */
+const ring = (): number => (size() - 1) / size();
+
+/**
+ * Replace each tensor by the sum (largest, smallest) of all processes' tensors at its place.
+ *
+ * In buckets of 25 MiB. Tensors must be contiguous.
+ */
+export function allReduce(tensors: readonly Tensor[], reduction: Reduction = "sum"): void {
+  if (size() === 1) return;
+  for (const bucket of bucketsOf(tensors)) {
+    together(2 * ring() * bytesOf(bucket), () => {
+      const [only] = bucket;
+      if (bucket.length === 1)
+        return call("_c10d_functional::all_reduce_", [only as Tensor, reduction, GROUP]) as Tensor;
+      call("_c10d_functional::all_reduce_coalesced_", [bucket, reduction, GROUP]);
+      return bucket;
+    });
+  }
+}
+
+/** Tensors of one dtype each, in their order, of 25 MiB at most unless one alone is larger. */
+function bucketsOf(tensors: readonly Tensor[]): Tensor[][] {
+  const buckets: Tensor[][] = [];
+  let bytes = 0;
+  for (const each of tensors) {
+    const last = buckets.at(-1);
+    const own = bytesOf([each]);
+    if (last !== undefined && last[0]?.dtype === each.dtype && bytes + own <= BUCKET) last.push(each);
+    else buckets.push([each]);
+    bytes = last === buckets.at(-1) ? bytes + own : own;
+  }
+  return buckets;
+}
+
+/**
+ * All processes' rows, in the order of the ranks.
+ *
+ * @param rows - `[n, ...]`; n may differ between processes as {@link shares} divides.
+ * @param total - rows of all processes together.
+ * @returns `[total, ...]`.
+ */
+export function allGather(rows: Tensor, total: number): Tensor {
+  if (size() === 1) return rows;
+  const counts = shares(total, size()).map(([, count]) => count);
+  if (rows.size(0) !== counts[rank()]) throw expected("allGather", `${counts[rank()]} rows`, rows);
+  const most = Math.max(...counts);
+  return tidy(() => {
+    const [mine = 0] = rows.shape;
+    const rest = rows.shape.slice(1);
+    const options = { dtype: rows.dtype, device: rows.device as "cpu" };
+    const own = noGrad(() => rows.detach().contiguous());
+    const padded = mine === most ? own : cat([own, zeros([most - mine, ...rest], options)]);
+    const gathered = together((size() - 1) * bytesOf([padded]), () =>
+      callTensor<Tensor>("_c10d_functional::all_gather_into_tensor", [padded, size(), GROUP]),
+    );
+    if (counts.every((count) => count === most)) return gathered;
+    return cat(counts.map((count, from) => gathered.narrow(0, from * most, count)));
+  });
+}
+
+/** The sum over the processes of `[size * n, ...]`, of which each gets its own n rows. */
+export function reduceScatter(tensor: Tensor): Tensor {
+  if (size() === 1) return tensor;
+  if (tensor.size(0) % size() !== 0) throw expected("reduceScatter", `a multiple of ${size()} rows`, tensor);
+  return together(ring() * bytesOf([tensor]), () =>
+    callTensor<Tensor>("_c10d_functional::reduce_scatter_tensor", [tensor, "sum", size(), GROUP]),
+  );
+}
+
+/** Replace the values of tensors by those of rank `from`. Tensors must be contiguous. */
+export function broadcast(tensors: readonly Tensor[], from = 0): void {
+  if (size() === 1) return;
+  for (const each of tensors) {
+    const sent = rank() === from ? bytesOf([each]) : 0;
+    together(sent, () => call("_c10d_functional::broadcast_", [each, from, GROUP]) as Tensor);
+  }
+}
+
+/** Wait until all processes are here. */
+export function barrier(): void {
+  if (size() === 1) return;
+  tidy(() => allReduce([zeros([1])]));
+}
+
+/** Every process's value, by rank: plain data, such as numbers, texts, lists and maps. NaN and Infinity stay what they are. */
+export function gatherValues<T>(value: T): T[] {
+  if (size() === 1) return [value];
+  const bytes = serialize(value);
+  return tidy(() => {
+    const lengths = allGather(tensor([bytes.length], { dtype: "int64" }), size()).toList() as number[];
+    const most = Math.max(...lengths);
+    const padded = new Uint8Array(most);
+    padded.set(bytes);
+    const all = allGather(tensor(padded, { dtype: "uint8" }).unsqueeze(0), size());
+    return lengths.map((length, from) => {
+      const row = all.select(0, from).narrow(0, 0, Number(length)).contiguous().toArray() as Uint8Array;
+      return deserialize(row) as T;
+    });
+  });
+}
+
+/** The value of rank `from`. */
+export function broadcastValue<T>(value: T, from = 0): T {
+  return gatherValues(rank() === from ? value : null)[from] as T;
+}
+
+/**
+ * Check that all processes have the same.
+ *
+ * @param what - that is compared, by name: plain data.
+ * @throws RangeError on every process for the first that differs, naming the process.
+ */
+export function requireSame(what: Readonly<Record<string, unknown>>): void {
+  const texts = gatherValues(
+    Object.entries(what).map(([name, value]) => [name, JSON.stringify(value)] as const),
+  );
+  const first = new Map(texts[0]);
+  for (const [other, entries] of texts.entries()) {
+    const found = entries.find(([name, text]) => first.get(name) !== text);
+    if (found === undefined) continue;
+    const [name, text] = found;
+    const remedy = "Start every process with the same command, the same files and the same version";
+    throw expected(
+      name,
+      `the same on all processes, ${first.get(name)} on rank 0`,
+      `${text} on rank ${other}`,
+      remedy,
+    );
+  }
+}
+
+/** Whether the signal of any process is aborted, so that all end after the same step. */
+export function isAnyAborted(signal: AbortSignal | undefined): boolean {
+  return gatherValues(signal?.aborted ?? false).includes(true);
+}

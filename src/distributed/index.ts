@@ -1,0 +1,29 @@
+/** The public names of process groups. */
+export {
+  allGather,
+  allReduce,
+  barrier,
+  broadcast,
+  broadcastValue,
+  gatherValues,
+  isAnyAborted,
+  type Reduction,
+  reduceScatter,
+  requireSame,
+  takeTraffic,
+} from "./collectives.js";
+export { firstHost, type ProcessPlace, readEnvironment } from "./environment.js";
+export { LostRankError } from "./failure.js";
+export { reduceGradients } from "./gradients.js";
+export {
+  destroy,
+  type InitOptions,
+  init,
+  isFirst,
+  isSpeaker,
+  localRank,
+  rank,
+  size,
+  withGroup,
+} from "./group.js";
+export { ownShare, shares } from "./share.js";

@@ -1,0 +1,87 @@
+/** A process of `group.test.ts`: opens the group, does what its argument says, and prints what it got as JSON. */
+import {
+  allGather,
+  allReduce,
+  barrier,
+  broadcast,
+  broadcastValue,
+  destroy,
+  gatherValues,
+  init,
+  ownShare,
+  rank,
+  reduceScatter,
+  size,
+  takeTraffic,
+} from "../../src/distributed/index.js";
+import { arange, full, type Tensor, tensor } from "../../src/torch/index.js";
+
+const [what, timeout = "20"] = process.argv.slice(2);
+const numbers = (tensor: Tensor): number[] =>
+  Array.from(tensor.flatten().toArray() as Iterable<number>, Number);
+
+try {
+  await init({ timeout: Number(timeout) });
+  const got = what === "collectives" ? collectives() : await failing();
+  await destroy();
+  process.stdout.write(`${JSON.stringify(got)}\n`);
+} catch (error) {
+  await destroy(error as Error);
+  process.stderr.write(`${(error as Error).name}: ${(error as Error).message}\n`);
+  process.exitCode = 5;
+}
+
+function collectives(): unknown {
+  const own = rank() + 1;
+  const a = full([3], own, { dtype: "float32" });
+  const b = full([2, 2], 10 * own, { dtype: "float32" });
+  const c = full([2], own, { dtype: "float64" });
+  allReduce([a, b, c]);
+  const most = tensor([own, -own], { dtype: "float64" });
+  allReduce([most], "max");
+  const least = tensor([own], { dtype: "int64" });
+  allReduce([least], "min");
+  const [from, count] = ownShare(7);
+  const gathered = allGather(arange(0, 14, 1, { dtype: "float32" }).view(7, 2).narrow(0, from, count), 7);
+  const isOdd = allGather(tensor([own % 2], { dtype: "int64" }).bool(), size());
+  const scattered = reduceScatter(arange(0, 2 * size(), 1, { dtype: "float32" }).mul(own));
+  const sent = full([2], own, { dtype: "bfloat16" });
+  broadcast([sent], size() - 1);
+  barrier();
+  const large = full([8 * 2 ** 20], own, { dtype: "float32" });
+  allReduce([large, full([4], own, { dtype: "float32" })]);
+  const { bytes, seconds } = takeTraffic();
+  return {
+    rank: rank(),
+    size: size(),
+    a: numbers(a),
+    b: numbers(b),
+    c: numbers(c),
+    most: numbers(most),
+    least: numbers(least),
+    gathered: numbers(gathered),
+    isOdd: numbers(isOdd.to({ dtype: "int64" })),
+    scattered: numbers(scattered),
+    sent: numbers(sent.float()),
+    large: [large.amin().item(), large.amax().item()],
+    values: gatherValues({ rank: rank(), odd: rank() === 0 ? Number.NaN : Infinity }).map(({ odd }) =>
+      String(odd),
+    ),
+    told: broadcastValue(`of ${rank()}`),
+    isCounted: bytes > 2 ** 25 && seconds > 0,
+  };
+}
+
+async function failing(): Promise<string> {
+  process.stdout.write("open\n");
+  if (what === "throw" && rank() === 1) throw new Error("the disk is on fire");
+  if (what === "late" && rank() === 1) {
+    await new Promise((resolve) => setTimeout(resolve, 1000 * (Number(timeout) + 8)));
+    return "woke";
+  }
+  if (what === "exit" && rank() === 1) process.exit(9);
+  for (;;) {
+    barrier();
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
