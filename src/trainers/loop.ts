@@ -151,12 +151,14 @@ type Metrics = Readonly<Record<string, number>>;
  * @throws ConfigError for a folder or a resumed run that does not fit, RangeError for data or models that cannot be
  *   used, DivergedError.
  */
-export function fitLoop<T extends FitConfig>(
+export async function fitLoop<T extends FitConfig>(
   resolved: ResolvedConfig<T>,
   open: (opening: FitOpening) => Promise<FitTask>,
   options: TrainOptions = {},
 ): Promise<FitResult> {
-  return explainedTraining(resolved.kind.memory, () => run(resolved, open, options));
+  requireObject("fitLoop", resolved, "a configuration from resolveConfig");
+  requireObject("fitLoop", resolved.kind, "a configuration from resolveConfig");
+  return await explainedTraining(resolved.kind.memory, () => run(resolved, open, options));
 }
 
 async function run<T extends FitConfig>(
@@ -164,8 +166,6 @@ async function run<T extends FitConfig>(
   open: (opening: FitOpening) => Promise<FitTask>,
   options: TrainOptions,
 ): Promise<FitResult> {
-  requireObject("fitLoop", resolved, "a configuration from resolveConfig");
-  requireObject("fitLoop", resolved.config, "a configuration from resolveConfig");
   // 1. The run's folder, and the checkpoint if there is a run to resume in it.
   const { kind, config, notes } = resolved;
   using folder = await openRunFolder(config, { kind, ...(options.ask && { ask: options.ask }) });
