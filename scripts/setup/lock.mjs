@@ -56,9 +56,13 @@ export async function tryLock(path) {
     const server = await listen(socketOf(path, me));
     const text = JSON.stringify({ ...me, hasSocket: server !== null });
     const release = () => {
-      if (readText(path) === text) rmSync(path, { force: true });
       server?.close();
-      rmSync(socketOf(path, me), { force: true });
+      try {
+        if (readText(path) === text) rmSync(path, { force: true });
+        rmSync(socketOf(path, me), { force: true });
+      } catch {
+        // A disk that has become read-only, or is gone. The lock is nobody's once this process has ended.
+      }
     };
     try {
       if (createWhole(path, text)) return { release };

@@ -374,7 +374,8 @@ function readManifest(path: string): Manifest | string {
   try {
     manifest = decodeData(readFileSync(join(path, MANIFEST), "utf8")) as Partial<Manifest> | null;
   } catch (error) {
-    return `${MANIFEST} cannot be read (${(error as Error).message})`;
+    const why = error instanceof SyntaxError ? "it is not JSON" : (error as Error).message;
+    return `${MANIFEST} cannot be read (${why})`;
   }
   if (typeof manifest !== "object" || manifest === null) return `${MANIFEST} holds no object`;
   const { format, step, files, best } = manifest;

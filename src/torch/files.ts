@@ -223,12 +223,21 @@ export function makeFolder(path: string): void {
 function whyNotWritten(path: string, error: unknown): unknown {
   const { code, syscall } = error as NodeJS.ErrnoException;
   if (syscall === undefined) return error;
-  const reason = systemReason(error);
+  const reason = systemReason(error).replace(/, \w+ '.*$/s, ""); // its path may be a temporary one
   if (code === "ENOSPC" || code === "EDQUOT")
     return expected(path, "room on the disk", reason, "Free some; what stood there before is untouched");
-  const remedy = code === "ENOENT" ? "Make its folder first" : "Choose another, or change its permissions";
+  const remedy = REMEDIES[code ?? ""] ?? "Choose another, or change its permissions";
   return expected(path, "a path that can be written", reason, remedy);
 }
+
+/** What to do by the system's reason. */
+const REMEDIES: Readonly<Record<string, string>> = {
+  ENOENT: "Make its folder first, or put it back if it was moved",
+  ENOTDIR: "A part of it is a file: choose another",
+  EISDIR: "It is a folder: choose another",
+  EROFS: "Choose one on a disk that is not read-only",
+  ENAMETOOLONG: "Choose a shorter name",
+};
 
 /** Remove the remains of a failed write. A failure of this removal must not hide the first error. */
 function removeAfterFailure(path: string): void {

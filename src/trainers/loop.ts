@@ -442,7 +442,10 @@ class Saver<T extends FitConfig> implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    if (this.isWhole && this.#progress.step > this.#savedStep) this.save();
+    const { step } = this.#progress;
+    if (!this.isWhole || step <= this.#savedStep) return;
+    this.save();
+    this.#context.log.say(`saved after step ${step}, to go on with run.ifExists=resume`);
   }
 }
 

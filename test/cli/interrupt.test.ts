@@ -107,6 +107,49 @@ test("a closed pipe ends the printing, not the run", async () => {
   assert.deepEqual(checkpointsOf(dir), ["step_000012"]);
 });
 
+/** Commands whose result is what they print. */
+const PRINTING = (): string[][] => [
+  ["--help"],
+  ["config", "show"],
+  ["completion", "bash"],
+  ["doctor"],
+  ["inspect", join(folder, "tokenizer.safetensors"), "--all"],
+  ["convert", join(folder, "tokenizer.safetensors"), join(folder, "c.safetensors"), "--force"],
+  ["reconstruct", join(folder, "images"), "--tokenizer", join(folder, "tokenizer.safetensors"), "--size=16"],
+];
+
+/** Run a command with a standard output. */
+function printed(args: readonly string[], stdout: Stdio) {
+  const child = spawn(process.execPath, ["dist/src/cli/main.js", ...args], {
+    stdio: ["ignore", stdout, "pipe"],
+  });
+  child.stdout?.destroy();
+  let errors = "";
+  child.stderr?.on("data", (text) => {
+    errors += text;
+  });
+  return new Promise<{ code: number | null; errors: string }>((resolve) => {
+    child.on("close", (code) => resolve({ code, errors }));
+  });
+}
+
+test("a pipe that its reader closes ends what a command prints, and it succeeds", async () => {
+  for (const args of PRINTING()) {
+    const { code, errors } = await printed(args, "pipe");
+    assert.deepEqual([code, errors], [0, ""], args.join(" "));
+  }
+});
+
+test("a full standard output of a command is told, in one sentence", {
+  skip: !existsSync("/dev/full"),
+}, async () => {
+  for (const args of PRINTING()) {
+    const { code, errors } = await printed(args, openSync("/dev/full", "w"));
+    assert.equal(code, 3, args.join(" "));
+    assert.match(errors, /^rlar: standard output: expected room for the output, got ENOSPC[^\n]+\.\n$/);
+  }
+});
+
 test("a full standard output ends the printing, not the run", {
   skip: !existsSync("/dev/full"),
 }, async () => {

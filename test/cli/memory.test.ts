@@ -32,7 +32,9 @@ test("an operator without memory for its result is told in one sentence", async 
 /** Run a command with 1.5 GB for its data. */
 function limited(...args: string[]): { code: number | null; err: string } {
   const command = 'ulimit -d 1500000 && exec "$0" dist/src/cli/main.js "$@"';
-  const { status, stderr } = spawnSync("sh", ["-c", command, process.execPath, ...args], { encoding: "utf8" });
+  const { status, stderr } = spawnSync("sh", ["-c", command, process.execPath, ...args], {
+    encoding: "utf8",
+  });
   return { code: status, err: stderr };
 }
 
