@@ -42,7 +42,7 @@ setNumThreads(1);
 if (!THREADED) {
   test("all of this file holds where backward runs on a thread of its own", () => {
     const { NODE_TEST_CONTEXT: _, ...env } = process.env;
-    const result = spawnSync(process.execPath, [fileURLToPath(import.meta.url)], {
+    const result = spawnSync(process.execPath, ["--test-reporter=tap", fileURLToPath(import.meta.url)], {
       env: { ...env, RLAR_TEST_THREADED_BACKWARD: "1" },
       encoding: "utf8",
       timeout: 120_000, // a deadlock would block the JavaScript thread for good
