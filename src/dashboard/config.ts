@@ -2,8 +2,9 @@
  * The report's section on the configuration of a run: its command, its differences from the defaults, and the command lines to
  * repeat or resume it.
  */
+import { join } from "node:path";
 import { classifierKind } from "../config/classifier.js";
-import { shellWord } from "../config/command.js";
+import { rlarCommand, shellWord } from "../config/command.js";
 import { diffConfigs } from "../config/explain.js";
 import { type ConfigKind, Findings } from "../config/kind.js";
 import { pretrainKind } from "../config/pretrain.js";
@@ -110,12 +111,12 @@ ${table(
 )}</details>`;
 }
 
-/** The command line that a run was started by, without the interpreter where that is `rlar` itself. */
+/** The command line that a run was started by, as it can be pasted where this process runs. */
 export function commandText(command: readonly string[]): string {
   const [, script = "", ...rest] = command;
-  const isRlar = /(^|[\\/])(rlar(\.mjs)?|cli[\\/]main\.js|run\.mjs)$/.test(script);
-  const words = /run\.mjs$/.test(script) && rest[0] === "rlar" ? rest.slice(1) : rest;
-  return [...(isRlar ? ["rlar"] : ["node", shellWord(script)]), ...words.map(shellWord)].join(" ");
+  if (!/(^|[\\/])(rlar(\.mjs)?|cli[\\/]main\.js|run\.mjs)$/.test(script))
+    return ["node", script, ...rest].map(shellWord).join(" ");
+  return rlarCommand(/run\.mjs$/.test(script) && rest[0] === "rlar" ? rest.slice(1) : rest);
 }
 
 /** The section on how to do it again. */
@@ -125,20 +126,17 @@ export function commandSection(run: Run): Html {
   const passed = (kind?.keys ?? [])
     .filter(({ live, path }) => live !== undefined && (configAt(run.config, path.join(".")) ?? null) !== null)
     .map(({ path }) => path.join("."));
-  const file = shellWord(`${run.folder}/config.yaml`);
+  const file = join(run.folder, "config.yaml");
   const name = kind?.name ?? "train";
   const lines: [string, string][] = [
     ...(begun === undefined ? [] : [["As it was started", commandText(begun)] as [string, string]]),
     ...(kind === null || passed.length > 0
       ? []
       : ([
-          [
-            "Again, in a folder of its own",
-            `rlar ${name} ${file} run.dir=${shellWord(`${run.folder}-again`)}`,
-          ],
+          ["Again, in a folder of its own", rlarCommand([name, file, `run.dir=${run.folder}-again`])],
           [
             "On from the last checkpoint",
-            `rlar ${name} ${file} run.dir=${shellWord(run.folder)} run.ifExists=resume`,
+            rlarCommand([name, file, `run.dir=${run.folder}`, "run.ifExists=resume"]),
           ],
         ] as [string, string][])),
   ];

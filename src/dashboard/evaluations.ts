@@ -1,83 +1,63 @@
 /**
- * The report's section on evaluations: reads the files of `rlar eval --json` in the run's folder, and shows tables with intervals,
- * verdicts, and charts of closeness against realism.
+ * The report's section on evaluations: verdicts, tables with intervals, and charts of closeness against realism, from the files of
+ * `rlar eval --json` in the run's folder.
  */
 
-import { bestStanding, isApart, leastBy } from "../evaluation/frontier.js";
+import { bestStanding, isApart } from "../evaluation/frontier.js";
 import type { Estimate, EvalRow, Measures } from "../evaluation/options.js";
-import {
-  FRONTIER_TEXT,
-  freeVerdictText,
-  networkMark,
-  pointText,
-  verdictText,
-  warningsOf,
-} from "../evaluation/verdict.js";
+import { followingSources, networkMark, pointText, tablesOf } from "../evaluation/tables.js";
+import { FRONTIER_TEXT, freeVerdictText, verdictText, warningsOf } from "../evaluation/verdict.js";
 import { measureOf } from "../metrics/measures.js";
 import { chartFrame, colorOf, HEIGHT, round, WIDTH } from "./curves.js";
-import { type Html, hint, html, type Piece, raw, table } from "./page.js";
+import { type Html, hint, html, list, notices, type Piece, raw, table, told } from "./page.js";
 import type { EvalFile, SomeEvaluation } from "./reading.js";
 import { changeText } from "./results.js";
 import { type Axis, axisOf, numberText, rowTexts } from "./scale.js";
 
-/** A column of a table: what it is of. */
-interface Column {
-  readonly title: Piece;
-  readonly measures: Measures | null;
-}
-
 /**
  * The sections on the evaluations of a run; empty without evaluations.
  *
- * @param pictures - the section of an evaluation's pages, by the name of its file.
+ * @param pictures - shown after the verdicts of the first.
  */
-export function evalSection(
-  files: readonly EvalFile[],
-  pictures: (file: string) => Html | null = () => null,
-): Html {
-  return html`${files.map(({ file, evaluation }) => {
+export function evalSection(files: readonly EvalFile[], pictures: Html | null = null): Html {
+  return html`${files.map(({ file, evaluation }, i) => {
     const title = files.length === 1 ? "The models, judged by rlar eval" : `The models, judged: ${file}`;
-    return html`<h3>${title}</h3>${oneEvaluation(evaluation, pictures(file))}`;
+    return html`<h3>${title}</h3>${oneEvaluation(evaluation, i === 0 ? pictures : null)}`;
   })}`;
 }
 
 function oneEvaluation(evaluation: SomeEvaluation, pictures: Html | null): Html {
   const { rows, notes, networks, settings, files, judged } = evaluation;
   const labels = [...new Set(rows.map(({ policy }) => policy))];
+  const role = (label: string): string =>
+    labels.length < 2 ? "" : ({ A: " (before)", B: " (after)" }[label] ?? "");
   const names = labels.map((label) => {
     const path = files.find(({ role }) => role === label)?.path;
-    return html`<li><b>${label}</b>: ${path ?? "a program's own policy"}${label === "A" && labels.length > 1 && " (before)"}${label === "B" && " (after)"}</li>`;
+    return html`<b>${label}</b>: ${path ?? "a program's own policy"}${role(label)}`;
   });
-  const judges = networks.map(
-    ({ name }) => html`<li><b>${networkMark(networks, name)}</b>: features of ${name}</li>`,
-  );
+  const judges = networks.map(({ name }) => html`<b>${networkMark(networks, name)}</b>: features of ${name}`);
   // Numbers of the reward's own networks are in a part that unfolds.
   const judging = new Set(independent(networks));
   const [verdicts, paid] = [true, false].map((isJudge) =>
     verdictsOf(evaluation, (network) => judging.has(network) === isJudge),
   ) as [string[], string[]];
   const frontiers = frontiersOf([{ label: "", color: 0, evaluation }]);
-  const charts = frontiers.filter(({ network }) => judging.has(network));
-  const others = frontiers.filter(({ network }) => !judging.has(network));
-  const sections = verdictTables(evaluation, labels, MAIN);
-  const rest = html`${verdictList(paid)}${others.length > 0 && html`<div class="charts two">${others.map(frontierChart)}</div>`}
-${sections !== null && verdictTables(evaluation, labels, undefined)}${plainTables(evaluation, labels)}${freeTable(evaluation, labels)}${likelihoodTable(evaluation)}
-<p class="about">${intervalText(settings)}</p>
-${notes.length > 0 && html`<h4>Notes of the evaluation</h4><ul>${notes.map((note) => html`<li>${note}</li>`)}</ul>`}`;
+  const charts = (isJudge: boolean): Html | false => {
+    const some = frontiers.filter(({ network }) => judging.has(network) === isJudge);
+    return some.length > 0 && html`<div class="charts two">${some.map(frontierChart)}</div>`;
+  };
+  const main = verdictTables(evaluation);
   return html`${judged !== null && html`<p>Judged: ${judged.text}.</p>`}
-${verdictList(verdicts)}<ul class="notices">${warningsOf(evaluation).map(
-    (text) => html`<li><b>warning</b> ${text}</li>`,
-  )}${unreadableOf(evaluation).map((text) => html`<li class="bad"><b>problem</b> ${text}</li>`)}</ul>
-<ul class="plain">${names}${judges}</ul>
-${pictures}${sections}
-${charts.length > 0 && html`<p class="about">${FRONTIER_TEXT}</p><div class="charts two">${charts.map(frontierChart)}</div>`}
-<details${raw(sections === null ? " open" : "")}><summary>All tables: completions, free samples, likelihood</summary>${rest}</details>`;
+${notices([
+  ...told("verdict", verdicts),
+  ...told("warning", warningsOf(evaluation)),
+  ...told("problem", unreadableOf(evaluation)),
+])}${list([...names, ...judges])}${pictures}${main}
+${charts(true) && html`<p class="about">${FRONTIER_TEXT}</p>${charts(true)}`}
+<details${raw(main === null ? " open" : "")}><summary>All tables: reconstruction, likelihood, free samples, completions</summary>${notices(told("verdict", paid))}${charts(false)}
+${allTables(evaluation)}<p class="about">${intervalText(settings)}</p>
+${notes.length > 0 && html`<h4>Notes of the evaluation</h4>${list(notes)}`}</details>`;
 }
-
-const verdictList = (texts: readonly string[]): Html | null =>
-  texts.length === 0
-    ? null
-    : html`<ul class="notices">${texts.map((text) => html`<li class="verdict"><b>verdict</b> ${text}</li>`)}</ul>`;
 
 /** Images that could not be read. */
 function unreadableOf({ data }: SomeEvaluation): string[] {
@@ -96,43 +76,24 @@ export function shortList(names: readonly string[], most = 10): string {
   return `${names.slice(0, most).join(", ")}${rest}`;
 }
 
-/** Its first lines, one a verdict; how each point stands is on the chart. */
+/** The summary of each verdict; how each point stands is on the chart. */
 function verdictsOf(
   { verdicts: { completion, free }, networks }: SomeEvaluation,
   isWanted: (network: string) => boolean,
 ): string[] {
+  const wanted = <T extends { readonly network: string }>(all: readonly T[]): T[] =>
+    all.filter(({ network }) => isWanted(network));
   return [
-    ...completion
-      .filter(({ network }) => isWanted(network))
-      .map((verdict) => verdictText(verdict, networks)[0]),
-    ...free.filter(({ network }) => isWanted(network)).map((verdict) => freeVerdictText(verdict, networks)),
+    ...wanted(completion).map((verdict) => verdictText(verdict, networks)[0]),
+    ...wanted(free).map((verdict) => freeVerdictText(verdict, networks)),
   ];
 }
 
-function intervalText({ seeds = [], resamples = 0, samples, draws = 1 }: SomeEvaluation["settings"]): string {
-  const drawn =
-    (samples === undefined ? "" : ` ${samples} free samples a setting.`) +
-    (draws === 1 ? "" : ` ${draws} completions of each image, of which each number is the mean.`);
-  if (seeds.length > 1) return `In brackets: minimum and maximum over seeds ${seeds.join(", ")}.${drawn}`;
-  if (resamples === 0) return `No intervals were computed.${drawn}`;
-  return `In brackets: 95 % intervals, from ${resamples} resamples. A change is called better or worse where the intervals of A and B do not overlap.${drawn}`;
+function intervalText({ seeds = [], resamples = 0 }: SomeEvaluation["settings"]): string {
+  if (seeds.length > 1) return `In brackets: minimum and maximum over seeds ${seeds.join(", ")}.`;
+  if (resamples === 0) return "No intervals were computed.";
+  return `In brackets: 95 % intervals, from ${resamples} resamples. A change is called better or worse where the intervals of A and B do not overlap.`;
 }
-
-/** The row of a policy at temperature 1 without guidance, or at the setting nearest to that. */
-function plainRow(rows: readonly EvalRow[], label: string): EvalRow | undefined {
-  const farness = ({ temperature, cfg }: EvalRow): number =>
-    Math.abs(Math.log(temperature)) + Math.abs(cfg - 1);
-  return leastBy(
-    rows.filter(({ policy }) => policy === label),
-    farness,
-  );
-}
-
-const pointTitle = (label: string, row: EvalRow | undefined): Html =>
-  html`${label}<br><span class="quiet">${row === undefined ? "T ?" : pointText(row)}</span>`;
-
-const completionOf = (row: EvalRow | undefined, prefix: number): Measures | null =>
-  row?.completions.find((each) => each.prefix === prefix)?.measures ?? null;
 
 /** The networks that the reward has not used, or all where there is none. */
 function independent(networks: SomeEvaluation["networks"]): readonly string[] {
@@ -141,118 +102,68 @@ function independent(networks: SomeEvaluation["networks"]): readonly string[] {
 }
 
 /** Of each prefix: the settings that the verdict compares, side by side; null where there is no verdict. */
-function verdictTables(
-  evaluation: SomeEvaluation,
-  labels: readonly string[],
-  shown: ReadonlySet<string> | undefined,
-): Html | null {
+function verdictTables(evaluation: SomeEvaluation): Html | null {
   const { rows, verdicts, networks } = evaluation;
   const judges = independent(networks);
   const of = verdicts.completion.filter(({ network }) => judges.includes(network));
-  const prefixes = [...new Set(of.map(({ prefix }) => prefix))];
-  if (labels.length < 2 || prefixes.length === 0) return null;
-  return html`${prefixes.map((prefix) => {
+  const rowAt = (policy: string, point: { temperature: number; cfg: number } | undefined) =>
+    rows.find(
+      (row) => row.policy === policy && row.temperature === point?.temperature && row.cfg === point?.cfg,
+    );
+  const tables = [...new Set(of.map(({ prefix }) => prefix))].flatMap((prefix) => {
     const verdict = of.find((each) => each.prefix === prefix);
     const best = verdict && bestStanding(verdict);
-    const rowAt = (policy: string, point: { temperature: number; cfg: number } | undefined) =>
-      rows.find(
-        (row) => row.policy === policy && row.temperature === point?.temperature && row.cfg === point?.cfg,
-      );
-    const pair = [rowAt("A", best?.rival), rowAt("B", best?.point)];
-    if (pair.some((row) => row === undefined)) return null;
-    return completionTable(evaluation, prefix, pair as EvalRow[], "the settings of the verdict", shown);
-  })}`;
+    const [a, b] = [rowAt("A", best?.rival), rowAt("B", best?.point)];
+    return a === undefined || b === undefined ? [] : [verdictTable(evaluation, prefix, a, b)];
+  });
+  return tables.length === 0 ? null : html`${tables}`;
 }
 
 /** What a verdict is about; all else is in the tables that unfold. */
 const MAIN: ReadonlySet<string> = new Set(["l2", "lpips", "perceptual", "fd_train"]);
 
-/** Of each prefix: every policy as it is sampled by default. */
-function plainTables({ rows, ...evaluation }: SomeEvaluation, labels: readonly string[]): Html[] {
-  const prefixes = [...new Set(rows.flatMap(({ completions }) => completions.map(({ prefix }) => prefix)))];
-  const plain = labels.flatMap((label) => plainRow(rows, label) ?? []);
-  return prefixes.map((prefix) =>
-    completionTable(evaluation, prefix, plain, `the setting nearest to T 1 without guidance`),
-  );
-}
-
-function completionTable(
-  { reconstruction, networks, files }: Omit<SomeEvaluation, "rows">,
-  prefix: number,
-  rows: readonly EvalRow[],
-  which: string,
-  shown?: ReadonlySet<string>,
-): Html {
-  const columns = [
-    { title: "ceiling: reconstruction", measures: reconstruction },
-    ...rows.map((row) => ({ title: pointTitle(row.policy, row), measures: completionOf(row, prefix) })),
-  ];
-  const images = reconstruction?.images ?? Number.NaN;
-  return html`<h4>Completions after ${prefix} given codes${Number.isFinite(images) && ` of ${images} held-out images`}: ${which}</h4>
-${measuresTable(columns, { networks, files, shown }, rows.length)}`;
-}
-
-function freeTable({ rows, real, networks, files }: SomeEvaluation, labels: readonly string[]): Html | null {
-  if (rows.every(({ free }) => free === null)) return null;
-  const columns = [
-    { title: "training images", measures: real.training },
-    { title: "their reconstructions", measures: real.reconstructed },
-    { title: "held-out images", measures: real.heldOut },
-    ...labels.map((label) => ({
-      title: pointTitle(label, plainRow(rows, label)),
-      measures: plainRow(rows, label)?.free ?? null,
-    })),
-  ];
-  return html`<h4>Free samples</h4>${measuresTable(columns, { networks, files }, labels.length)}`;
-}
-
-/** A row a measure. With two policies, which are the last columns, the change from one to the other. */
-function measuresTable(
-  columns: readonly Column[],
-  {
-    networks,
-    files,
-    shown,
-  }: Pick<SomeEvaluation, "networks" | "files"> & { readonly shown?: ReadonlySet<string> | undefined },
-  policies: number,
-): Html {
-  const known = columns.filter(({ measures }) => measures !== null);
-  const isPaid = files.some(({ role, isRewarded }) => role === "lpips" && isRewarded === true);
-  const plain = new Set(known.flatMap(({ measures }) => Object.keys(measures?.plain ?? {})));
-  const lines = [...plain].map((name) => ({
-    name,
-    mark: name === "lpips" && isPaid ? " [rewarded]" : "",
-    of: (m: Measures | null) => m?.plain[name],
-  }));
-  for (const { name: network } of networks) {
-    const names = new Set(known.flatMap(({ measures }) => Object.keys(measures?.networks[network] ?? {})));
-    for (const name of names)
-      lines.push({
-        name,
-        mark: ` ${networkMark(networks, network)}`,
-        of: (measures) => measures?.networks[network]?.[name],
-      });
-  }
-  const wanted = lines.filter(({ name }) => shown?.has(name) ?? true);
-  const rows = wanted.map(({ name, mark, of }) => {
-    const estimates = known.map(({ measures }) => of(measures));
-    const [before, after] = estimates.slice(-2);
-    const { title, about, unit } = measureOf(name);
-    return [
-      html`${hint(title, about)}${mark}`,
-      ...estimateCells(estimates, unit),
-      ...(policies > 1 ? [changeCell(name, before, after)] : []),
-    ];
+/** A row per measure: the ceiling, A, B, and the change from one to the other. */
+function verdictTable(evaluation: SomeEvaluation, prefix: number, a: EvalRow, b: EvalRow): Html {
+  const { reconstruction } = evaluation;
+  const completed = (row: EvalRow): Measures | null =>
+    row.completions.find((each) => each.prefix === prefix)?.measures ?? null;
+  const [before, after] = [completed(a), completed(b)];
+  const rows = followingSources(evaluation).flatMap(({ measure, mark, of }): Piece[][] => {
+    const [start, end] = [before, after].map((set) => (set === null ? undefined : of(set)));
+    if (!MAIN.has(measure) || (start === undefined && end === undefined)) return [];
+    const { title, about, unit } = measureOf(measure);
+    const cells = estimateCells([...(reconstruction === null ? [] : [of(reconstruction)]), start, end], unit);
+    return [[html`${hint(title, about)} ${mark}`, ...cells, changeCell(measure, start, end)]];
   });
-  return table(["", ...known.map(({ title }) => title), ...(policies > 1 ? ["change"] : [])], rows);
+  const column = (row: EvalRow): Html => html`${row.policy}<br><span class="quiet">${pointText(row)}</span>`;
+  const images = reconstruction === null ? "" : ` of ${reconstruction.images} held-out images`;
+  return html`<h4>Completions after ${prefix} given codes${images}, at the settings of the verdict</h4>
+${table(["", ...(reconstruction === null ? [] : ["ceiling: reconstruction"]), column(a), column(b), "change"], rows)}`;
+}
+
+/** All tables, a row per set of images. */
+function allTables(evaluation: SomeEvaluation): Html {
+  const tables = tablesOf(evaluation).map(({ title, columns, rows }) => {
+    const head = columns.map(({ measure, mark }) => {
+      const { title, about } = measureOf(measure);
+      return html`${hint(title, about)} ${mark}`;
+    });
+    // Numbers of a column are compared with each other.
+    const cells = columns.map(({ measure }, c) =>
+      estimateCells(
+        rows.map(([, row]) => row[c]),
+        measureOf(measure).unit,
+      ),
+    );
+    const body = rows.map(([name], r) => [name, ...cells.map((column) => column[r])]);
+    return html`<h4>${title}</h4>${table(["", ...head], body)}`;
+  });
+  return html`${tables}`;
 }
 
 function estimateCells(estimates: readonly (Estimate | undefined)[], unit: "" | "%" = ""): Piece[] {
-  const numbers = estimates.flatMap((of) =>
-    of === undefined ? [Number.NaN, Number.NaN, Number.NaN] : [of.value, of.low, of.high],
-  );
   const texts = rowTexts(
-    numbers.map((number) => number ?? Number.NaN),
+    estimates.flatMap((of) => [of?.value, of?.low, of?.high].map((number) => number ?? Number.NaN)),
     unit,
   );
   return estimates.map((of, i) => {
@@ -273,18 +184,6 @@ function changeCell(name: string, before: Estimate | undefined, after: Estimate 
     sign === 0 || !hasIntervals || !isApart(before, after) ? "" : moved * sign > 0 ? "better" : "worse";
   const text = changeText({ name, change: moved / Math.abs(before.value) });
   return html`${text} <span class="${word}">${word}</span>`;
-}
-
-function likelihoodTable({ likelihoods }: SomeEvaluation): Html | null {
-  if (likelihoods.length === 0) return null;
-  const columns = ["nats per code", "perplexity", "top-1"];
-  const cells = likelihoods.map(({ natsPerToken, perplexity, top1 }) => [natsPerToken, perplexity, top1]);
-  const rows = likelihoods.map(({ policy }, i) => [
-    policy,
-    // Each column by itself: its numbers are compared with each other.
-    ...columns.map((_, c) => estimateCells(cells.map((row) => row[c]))[i]),
-  ]);
-  return html`<h4>True codes of ${likelihoods[0]?.images ?? "the"} held-out images</h4>${table(["", ...columns], rows)}`;
 }
 
 /** An evaluation among others on one chart. */

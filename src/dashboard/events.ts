@@ -6,7 +6,7 @@ import { duration } from "../run/console.js";
 import { configNotes } from "./config.js";
 import { ceilingOf, floorOf } from "./curves.js";
 import { shortList } from "./evaluations.js";
-import { type Html, html } from "./page.js";
+import { type Html, html, type Notice, notices } from "./page.js";
 import { objectOf } from "./reading.js";
 import { outcomesOf } from "./results.js";
 import { configAt, endOfRun, type Run, stepsText } from "./run.js";
@@ -33,17 +33,11 @@ function skippedSteps({ metrics }: Run): number[] {
 const stepsWhere = (series: Series | undefined, test: (value: number) => boolean): number[] =>
   (series?.steps ?? []).filter((_, i) => test(series?.values[i] as number));
 
-/** A notice. */
-interface Notice {
-  readonly level: "bad" | "look";
-  readonly text: string;
-}
-
 /** Errors and warnings of a run. */
 export function noticesOf(run: Run): Notice[] {
-  const notices: Notice[] = [];
-  const bad = (text: string): number => notices.push({ level: "bad", text });
-  const look = (text: string): number => notices.push({ level: "look", text });
+  const found: Notice[] = [];
+  const bad = (text: string): number => found.push({ level: "problem", text });
+  const look = (text: string): number => found.push({ level: "note", text });
   const { metrics } = run;
   const end = endOfRun(run);
   if (end.state === "stopped") bad(`The run is incomplete${stepsText(run)}: ${end.text}.`);
@@ -94,7 +88,7 @@ export function noticesOf(run: Run): Notice[] {
   const commits = new Set(run.starts.flatMap(({ environment }) => environment.commit?.id ?? []));
   if (commits.size > 1) look(`The run went on under other code: ${[...commits].map(shortId).join(", ")}.`);
   for (const note of configNotes(run)) look(note);
-  return notices;
+  return found;
 }
 
 export const shortId = (id: string): string => id.slice(0, 10);
@@ -162,14 +156,9 @@ function eventsOf(run: Run): { step: number; text: string }[] {
 
 /** The section on what happened. */
 export function eventSection(run: Run): Html {
-  const notices = noticesOf(run);
-  const words = { bad: "problem", look: "note" };
   return html`${
-    notices.length === 0
-      ? html`<p>No update was skipped, no metric was without a number, no alarm was raised.</p>`
-      : html`<ul class="notices">${notices.map(
-          ({ level, text }) => html`<li class="${level}"><b>${words[level]}</b> ${text}</li>`,
-        )}</ul>`
+    notices(noticesOf(run)) ??
+    html`<p>No update was skipped, no metric was without a number, no alarm was raised.</p>`
   }<ol class="events">${eventsOf(run).map(
     ({ step, text }) => html`<li><span class="step">step ${step}</span><span>${text}</span></li>`,
   )}</ol>`;

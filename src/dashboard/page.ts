@@ -65,6 +65,25 @@ export function table(head: readonly Piece[], rows: readonly (readonly Piece[])[
   return html`<div class="scroll"><table>${top}<tbody>${cells}</tbody></table></div>`;
 }
 
+/** A list without marks. */
+export const list = (items: readonly Piece[]): Html =>
+  html`<ul class="plain">${items.map((item) => html`<li>${item}</li>`)}</ul>`;
+
+/** A sentence that must not be missed. */
+export interface Notice {
+  readonly level: "problem" | "warning" | "note" | "verdict";
+  readonly text: string;
+}
+
+export const told = (level: Notice["level"], texts: readonly string[]): Notice[] =>
+  texts.map((text) => ({ level, text }));
+
+/** Notices, each with its level in a word; nothing where there are none. */
+export function notices(all: readonly Notice[]): Html | null {
+  if (all.length === 0) return null;
+  return html`<ul class="notices">${all.map(({ level, text }) => html`<li class="${level}"><b>${level}</b> ${text}</li>`)}</ul>`;
+}
+
 /** Colors of lines: eight that are told apart by those who see few colors, each with a contrast of 3 or more. */
 const LIGHT: readonly string[] = [
   "#1d5fc4",
@@ -177,19 +196,19 @@ path{fill:none;vector-effect:non-scaling-stroke}
 .plain{list-style:none;padding:0;margin:0 0 12px;overflow-wrap:anywhere}
 main h4{margin:18px 0 6px}.chart h4,.tile h4{margin:0}
 .notices .verdict{border-color:var(--c0)}.notices .verdict b{color:var(--c0)}
-.samples{margin-bottom:18px}.slide{margin:0 0 8px}.slide[hidden],.page[hidden]{display:none}
-.slide input{width:min(360px,60vw);vertical-align:middle}
+.samples{margin-bottom:18px}.slide{display:flex;align-items:center;gap:8px;margin:0 0 8px}.slide[hidden],.page[hidden]{display:none}
+.slide input{flex:1 1 auto;min-width:60px;max-width:520px;height:44px;margin:0;accent-color:var(--c0)}
+.slide button{font:inherit;font-size:14px;min-width:44px;height:44px;padding:0 10px;color:inherit;background:var(--card);border:1px solid var(--rule);border-radius:8px;cursor:pointer}
 .page+.page{margin-top:12px}.page figcaption{font-weight:600;font-size:14px;margin-bottom:8px}
-.page img{display:block;width:100%;height:auto;image-rendering:pixelated;background:#fff}
-.columns{display:flex;gap:3px;margin-bottom:3px}.columns span{flex-basis:0;min-width:0;border-bottom:4px solid var(--c);font-size:12px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.page img{display:block;max-width:100%;height:auto;image-rendering:pixelated;background:#fff}.page .scroll{margin:0}
 .notices{list-style:none;padding:0;margin:0 0 14px}
 .notices li{padding:7px 12px;border-left:4px solid var(--look);background:var(--card);margin-bottom:6px;border-radius:0 6px 6px 0;overflow-wrap:anywhere}
-.notices li.bad{border-color:var(--bad)}.notices b{color:var(--look)}.notices .bad b{color:var(--bad)}
+.notices li.problem{border-color:var(--bad)}.notices b{color:var(--look)}.notices .problem b{color:var(--bad)}
 .events{list-style:none;padding:0;margin:0}.events li{padding:2px 0;overflow-wrap:anywhere;display:grid;grid-template-columns:90px 1fr}
 .step{color:var(--soft)}
 .dot{display:inline-block;width:11px;height:11px;border-radius:50%;background:var(--c);margin-right:7px}
 footer{padding-top:28px;padding-bottom:40px;font-size:13px;color:var(--soft)}
-@media (max-width:600px){main,header,footer{padding-left:14px;padding-right:14px}nav ul{padding:8px 14px}h1{font-size:23px}.tile,.chart,.page{padding:12px}th,td{padding:5px 8px}nav{position:static}}
+@media (max-width:600px){main,header,footer{padding-left:14px;padding-right:14px}nav ul{padding:8px 14px}h1{font-size:23px}.tile,.chart,.page{padding:12px}th,td{padding:5px 8px}nav{position:static}.page img{max-width:none}}
 @media print{nav,.slide{display:none}.chart,.tile,.page{break-inside:avoid}}
 `;
 
@@ -268,11 +287,18 @@ for (const group of document.querySelectorAll(".samples")) {
   const bar = group.querySelector(".slide");
   if (bar === null) continue;
   const input = bar.querySelector("input");
-  const output = bar.querySelector("output");
+  const last = pages.length - 1;
   const show = () => {
     for (const [i, page] of pages.entries()) page.hidden = i !== Number(input.value);
-    output.textContent = pages[Number(input.value)].dataset.step;
+    input.setAttribute("aria-valuetext", pages[Number(input.value)].querySelector("figcaption").textContent);
   };
+  for (const button of bar.querySelectorAll("button")) {
+    const by = Number(button.dataset.by);
+    button.addEventListener("click", () => {
+      input.value = by !== 0 ? Number(input.value) + by : Number(input.value) === last ? 0 : last;
+      show();
+    });
+  }
   bar.hidden = false;
   input.addEventListener("input", show);
   show();

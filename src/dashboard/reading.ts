@@ -7,14 +7,7 @@ import { join } from "node:path";
 import { z } from "zod";
 import type { FreeVerdict, Standing, Verdict } from "../evaluation/frontier.js";
 import type { ModelEvaluation } from "../evaluation/judge_models.js";
-import type {
-  Completion,
-  Estimate,
-  Estimates,
-  EvalRow,
-  Likelihood,
-  Measures,
-} from "../evaluation/options.js";
+import type { Estimate, Estimates, EvalRow, Likelihood, Measures } from "../evaluation/options.js";
 import type { Environment } from "../run/environment.js";
 
 /** Values that a file may hold; more come from an alias that repeats itself. */
@@ -52,95 +45,103 @@ export const objectOf = (value: unknown): Record<string, unknown> =>
     ? (value as Record<string, unknown>)
     : {};
 
-/** Takes parts of a file that may have any shape, and keeps a list of those that had to be omitted. */
-export class Parts {
-  readonly #problems: string[] = [];
+/** Stands for an item of a list that is removed. */
+const REMOVED = Symbol("removed");
 
-  /** A part as the schema says; undefined where it is missing, or where it is damaged, which is noted. */
-  take<T>(schema: z.ZodType<T>, value: unknown, path: string): T | undefined {
-    if (value === undefined) return undefined;
+/**
+ * A file's value as the schema says. Where a part is damaged, the smallest part around it that may be missing is omitted.
+ *
+ * @param value - a tree of its own, see {@link plainTree}; it is changed.
+ * @param unread - given a sentence that names the damaged parts.
+ * @throws RangeError where nothing of it can be read.
+ */
+function readable<T>(schema: z.ZodType<T>, value: unknown, file: string, unread: string[]): T {
+  const damaged: string[] = [];
+  for (;;) {
     const parsed = schema.safeParse(value);
-    if (parsed.success) return parsed.data;
-    const [issue] = parsed.error.issues;
-    const where = [path, ...(issue?.path ?? [])].join(".");
-    const message = issue?.message.replace(/^Invalid input: /, "") ?? "expected another value";
-    this.note(where, message);
-    return undefined;
-  }
-
-  /** The items of a list that can be read. */
-  list<T>(value: unknown, path: string, read: (item: unknown, path: string) => T | undefined): T[] {
-    const items = this.take(z.array(z.unknown()), value, path) ?? [];
-    return items.flatMap((item, i) => {
-      const one = read(item, `${path}[${i}]`);
-      return one === undefined ? [] : [one];
-    });
-  }
-
-  /** The entries of an object that can be read; no name in it is one that JavaScript gives to every object. */
-  byName<T>(
-    value: unknown,
-    path: string,
-    read: (item: unknown, path: string) => T | undefined,
-  ): Record<string, T> {
-    const found: Record<string, T> = Object.create(null);
-    const entries = Object.entries(this.take(z.record(z.string(), z.unknown()), value, path) ?? {});
-    for (const [name, item] of entries) {
-      const one = read(item, `${path}.${name}`);
-      if (one !== undefined) found[name] = one;
+    if (parsed.success) {
+      if (damaged.length > 0) unread.push(damageText(file, damaged));
+      return parsed.data;
     }
-    return found;
+    const isFirst = damaged.length === 0;
+    for (const { path, message } of parsed.error.issues) {
+      // What follows from the omission of a part is not told again.
+      if (isFirst) damaged.push(`${placeText(path)}: ${message.replace(/^Invalid input: /, "")}`);
+      const isMissing = path.reduce<unknown>((at, key) => partOf(at, key), value) === undefined;
+      const place = isMissing ? path.slice(0, -1) : path;
+      const key = place.at(-1);
+      if (key === undefined) throw new RangeError(`${message.replace(/^Invalid input: /, "")}.`);
+      const parent = place.slice(0, -1).reduce<unknown>((at, name) => partOf(at, name), value);
+      if (Array.isArray(parent)) parent[key as number] = REMOVED;
+      else if (parent !== undefined) delete (parent as Record<PropertyKey, unknown>)[key];
+    }
+    withoutRemoved(value);
   }
+}
 
-  note(path: string, message: string): void {
-    this.#problems.push(`${path}: ${message}`);
-  }
+const partOf = (value: unknown, key: PropertyKey): unknown =>
+  typeof value === "object" && value !== null ? (value as Record<PropertyKey, unknown>)[key] : undefined;
 
-  /** A sentence on the omitted parts; null if there are none. */
-  text(file: string): string | null {
-    const count = this.#problems.length;
-    if (count === 0) return null;
-    const named = this.#problems.slice(0, NAMED).join("; ");
-    const rest = count > NAMED ? `; and ${count - NAMED} more` : "";
-    const parts = count === 1 ? "1 part is damaged and omitted" : `${count} parts are damaged and omitted`;
-    return `${file}: ${parts}: ${named}${rest}`;
-  }
+function withoutRemoved(value: unknown): void {
+  if (typeof value !== "object" || value === null) return;
+  if (Array.isArray(value)) value.splice(0, value.length, ...value.filter((item) => item !== REMOVED));
+  for (const item of Object.values(value)) withoutRemoved(item);
+}
+
+/** `rows[0].policy`. */
+const placeText = (path: readonly PropertyKey[]): string =>
+  path.reduce<string>(
+    (text, key) => text + (typeof key === "number" ? `[${key}]` : `${text === "" ? "" : "."}${String(key)}`),
+    "",
+  );
+
+function damageText(file: string, damaged: readonly string[]): string {
+  const count = damaged.length;
+  const rest = count > NAMED ? `; and ${count - NAMED} more` : "";
+  const parts = count === 1 ? "1 part is damaged and omitted" : `${count} parts are damaged and omitted`;
+  return `${file}: ${parts}: ${damaged.slice(0, NAMED).join("; ")}${rest}`;
 }
 
 /** Any part of an `env.json`: an older one may lack some. */
 export type SomeEnvironment = { readonly [K in keyof Environment]?: Environment[K] };
 
-const ENVIRONMENT: Readonly<Record<string, z.ZodType>> = {
-  versions: z.looseObject({ package: z.string() }),
-  libtorchConfig: z.string(),
-  commit: z.looseObject({ id: z.string(), isDirty: z.boolean() }).nullable(),
-  host: z.string(),
-  cpu: z.looseObject({ model: z.string(), cores: z.number() }),
-  memoryBytes: z.number(),
-  cudaDevices: z.number(),
-  threads: z.number(),
-  command: z.array(z.string()),
-  startedAt: z.string(),
-};
+const ENVIRONMENT = z
+  .looseObject({
+    versions: z.looseObject({ package: z.string() }),
+    libtorchConfig: z.string(),
+    commit: z.looseObject({ id: z.string(), isDirty: z.boolean() }).nullable(),
+    host: z.string(),
+    cpu: z.looseObject({ model: z.string(), cores: z.number() }),
+    memoryBytes: z.number(),
+    cudaDevices: z.number(),
+    threads: z.number(),
+    command: z.array(z.string()),
+    startedAt: z.string(),
+  })
+  .partial() as unknown as z.ZodType<SomeEnvironment>;
 
 /** An `env.json` with those of its parts that can be read. Parts that this version does not know stay as they are. */
-export function readEnvironment(value: unknown, parts: Parts): SomeEnvironment {
-  const given = parts.take(z.record(z.string(), z.unknown()), plainTree(value), "env") ?? {};
-  const entries = Object.entries(given).filter(
-    ([name, of]) =>
-      !Object.hasOwn(ENVIRONMENT, name) || parts.take(ENVIRONMENT[name] as z.ZodType, of, name) !== undefined,
-  );
-  return Object.fromEntries(entries) as SomeEnvironment;
-}
+export const readEnvironment = (value: unknown, file: string, unread: string[]): SomeEnvironment =>
+  readable(ENVIRONMENT, plainTree(value), file, unread);
 
 /** What the report needs of an evaluation. An older file lacks some of it. */
 export type SomeEvaluation = Pick<
   ModelEvaluation,
-  "files" | "networks" | "real" | "reconstruction" | "likelihoods" | "rows" | "verdicts" | "pages" | "notes"
+  | "files"
+  | "judged"
+  | "networks"
+  | "real"
+  | "reconstruction"
+  | "likelihoods"
+  | "rows"
+  | "verdicts"
+  | "pages"
+  | "notes"
 > & {
   readonly settings: Partial<ModelEvaluation["settings"]>;
-  readonly data: Pick<ModelEvaluation["data"], "train" | "heldOut"> | null;
-  readonly judged: ModelEvaluation["judged"];
+  readonly data:
+    | (Pick<ModelEvaluation["data"], "train" | "heldOut"> & { readonly codes?: number | undefined })
+    | null;
 };
 
 /** An evaluation in a run's folder. */
@@ -158,11 +159,11 @@ export function readEvaluations(folder: string, unread: string[]): EvalFile[] {
     .sort()
     .flatMap((file): EvalFile[] => {
       const path = join(folder, file);
-      const parts = new Parts();
       try {
-        const evaluation = readEvaluation(JSON.parse(readFileSync(path, "utf8")), parts);
-        const damage = parts.text(file);
-        if (damage !== null) unread.push(damage);
+        const value = objectOf(plainTree(JSON.parse(readFileSync(path, "utf8"))));
+        if (!Array.isArray(value.rows))
+          throw new RangeError("expected what rlar eval --json writes, got other data.");
+        const evaluation = readable(EVALUATION, value, file, unread);
         return [{ file, writtenAt: statSync(path).mtimeMs, evaluation }];
       } catch (error) {
         unread.push(`${file}: ${(error as Error).message}`);
@@ -176,6 +177,11 @@ const number = z
   .number()
   .nullable()
   .transform((value) => value ?? Number.NaN);
+
+const list = <T>(item: z.ZodType<T>) => z.array(item).default([]);
+
+/** A part that may be missing, which is null then. */
+const orNull = <T>(part: z.ZodType<T>) => part.nullish().transform((value) => value ?? null);
 
 const ESTIMATE: z.ZodType<Estimate> = z
   .object({
@@ -192,13 +198,31 @@ const DISTANCE: z.ZodType<Estimate> = z.union([
   z.number().transform((value) => ({ value, low: null, high: null })),
 ]);
 
+const ESTIMATES: z.ZodType<Estimates> = z.record(z.string(), ESTIMATE);
+const MEASURES: z.ZodType<Measures> = z.object({
+  images: z.number().default(Number.NaN),
+  plain: ESTIMATES.default({}),
+  networks: z.record(z.string(), ESTIMATES).default({}),
+});
 const POINT = { temperature: z.number().positive(), cfg: z.number() };
+const ROW: z.ZodType<EvalRow> = z.object({
+  policy: z.string(),
+  ...POINT,
+  free: orNull(MEASURES),
+  completions: list(z.object({ prefix: z.number(), measures: MEASURES })),
+});
 const FRONTIER_POINT = z.object({ ...POINT, fd: DISTANCE, value: number });
 const STANDING: z.ZodType<Standing> = z.object({
   point: FRONTIER_POINT,
   rival: FRONTIER_POINT,
   gain: ESTIMATE,
   standing: z.enum(["beyond", "lower_fd", "even", "behind"]),
+});
+const VERDICT: z.ZodType<Verdict> = z.object({
+  network: z.string(),
+  measure: z.string(),
+  prefix: z.number(),
+  standings: z.array(STANDING).min(1),
 });
 const BEST = z.object({ ...POINT, fd: ESTIMATE });
 const FREE_VERDICT: z.ZodType<FreeVerdict> = z.object({ network: z.string(), a: BEST, b: BEST });
@@ -209,130 +233,58 @@ const LIKELIHOOD: z.ZodType<Likelihood> = z.object({
   perplexity: ESTIMATE,
   top1: ESTIMATE,
 });
-const FILE = z.object({
-  role: z.string(),
-  path: z.string(),
-  sha256: z.string(),
-  isRewarded: z.boolean().nullable().default(null),
-});
-const NETWORK = z.object({
-  name: z.string(),
-  featureSize: z.number().default(Number.NaN),
-  numClasses: z.number().default(Number.NaN),
-  isRewarded: z.boolean().nullable().default(null),
-});
 const IMAGES = z.object({
   images: z.number(),
   read: z.number(),
-  unreadable: z.array(z.string()).default([]),
+  unreadable: list(z.string()),
   fingerprint: z.string(),
 });
-const JUDGED = z.object({
-  run: z.string(),
-  checkpoint: z.string(),
-  which: z.enum(["last", "best", "final"]),
-  text: z.string(),
+const isRewarded = z.boolean().nullable().default(null);
+const SETTINGS = z
+  .object({
+    seeds: z.array(z.number()),
+    resamples: z.number(),
+    samples: z.number(),
+    classes: z.enum(["data", "balanced"]),
+    draws: z.number(),
+    images: z.number(),
+    prefixes: z.array(z.number()),
+    temperatures: z.array(z.number()),
+  })
+  .partial() as unknown as z.ZodType<SomeEvaluation["settings"]>;
+const EVALUATION: z.ZodType<SomeEvaluation> = z.object({
+  settings: SETTINGS.default({}),
+  data: orNull(z.object({ train: IMAGES, heldOut: orNull(IMAGES), codes: z.number().optional() })),
+  judged: orNull(
+    z.object({
+      run: z.string(),
+      checkpoint: z.string(),
+      which: z.enum(["last", "best", "final"]),
+      text: z.string(),
+    }),
+  ),
+  files: list(z.object({ role: z.string(), path: z.string(), sha256: z.string(), isRewarded })),
+  networks: list(
+    z.object({
+      name: z.string(),
+      featureSize: z.number().default(Number.NaN),
+      numClasses: z.number().default(Number.NaN),
+      isRewarded,
+    }),
+  ),
+  real: z
+    .object({
+      training: orNull(MEASURES),
+      reconstructed: orNull(MEASURES),
+      heldOut: orNull(MEASURES),
+    })
+    .default({ training: null, reconstructed: null, heldOut: null }),
+  reconstruction: orNull(MEASURES),
+  likelihoods: list(LIKELIHOOD),
+  rows: list(ROW),
+  verdicts: z
+    .object({ completion: list(VERDICT), free: list(FREE_VERDICT) })
+    .default({ completion: [], free: [] }),
+  pages: list(z.string()),
+  notes: list(z.string()),
 });
-const SETTINGS: Readonly<Record<string, z.ZodType>> = {
-  seeds: z.array(z.number()),
-  resamples: z.number(),
-  samples: z.number(),
-  draws: z.number(),
-  images: z.number(),
-  prefixes: z.array(z.number()),
-  temperatures: z.array(z.number()),
-};
-
-/** @throws RangeError for a file that is not an evaluation. */
-function readEvaluation(value: unknown, parts: Parts): SomeEvaluation {
-  const given = objectOf(plainTree(value));
-  if (!Array.isArray(given.rows))
-    throw new RangeError("expected what rlar eval --json writes, got other data.");
-  const estimates = (of: unknown, path: string): Estimates =>
-    parts.byName(of, path, (item, at) => parts.take(ESTIMATE, item, at));
-  const measures = (of: unknown, path: string): Measures | undefined => {
-    if (of === undefined || of === null) return undefined;
-    const { images, plain, networks } = parts.take(z.record(z.string(), z.unknown()), of, path) ?? {};
-    return {
-      images: parts.take(z.number(), images, `${path}.images`) ?? Number.NaN,
-      plain: estimates(plain, `${path}.plain`),
-      networks: parts.byName(networks, `${path}.networks`, estimates),
-    };
-  };
-  const completion = (of: unknown, path: string): Completion | undefined => {
-    const { prefix, measures: found } = objectOf(of);
-    const known = parts.take(z.number(), prefix ?? null, `${path}.prefix`);
-    const numbers = measures(found, `${path}.measures`);
-    return known === undefined || numbers === undefined ? undefined : { prefix: known, measures: numbers };
-  };
-  const row = (of: unknown, path: string): EvalRow | undefined => {
-    const head = parts.take(z.looseObject({ policy: z.string(), ...POINT }), of, path);
-    if (head === undefined) return undefined;
-    const { policy, temperature, cfg, free, completions } = head;
-    return {
-      policy,
-      temperature,
-      cfg,
-      free: measures(free, `${path}.free`) ?? null,
-      completions: parts.list(completions ?? undefined, `${path}.completions`, completion),
-    };
-  };
-  const verdict = (of: unknown, path: string): Verdict | undefined => {
-    const schema = z.looseObject({ network: z.string(), measure: z.string(), prefix: z.number() });
-    const head = parts.take(schema, of, path);
-    if (head === undefined) return undefined;
-    const { network, measure, prefix, standings } = head;
-    const read = parts.list(standings, `${path}.standings`, (item, at) => parts.take(STANDING, item, at));
-    return read.length === 0 ? undefined : { network, measure, prefix, standings: read };
-  };
-  const settings = parts.take(z.record(z.string(), z.unknown()), given.settings, "settings") ?? {};
-  const real = objectOf(given.real);
-  const verdicts = objectOf(given.verdicts);
-  const data = objectOf(given.data);
-  const train = parts.take(IMAGES, data.train, "data.train");
-  const texts = (of: unknown, path: string): string[] =>
-    parts.list(of, path, (item, at) => parts.take(z.string(), item, at));
-  return {
-    settings: Object.fromEntries(
-      Object.entries(SETTINGS).flatMap(([name, schema]) => {
-        const known = parts.take(schema, settings[name], `settings.${name}`);
-        return known === undefined ? [] : [[name, known]];
-      }),
-    ) as SomeEvaluation["settings"],
-    data:
-      train === undefined
-        ? null
-        : { train, heldOut: parts.take(IMAGES.nullable(), data.heldOut, "data.heldOut") ?? null },
-    judged: parts.take(JUDGED.nullable(), given.judged, "judged") ?? null,
-    files: parts.list(given.files, "files", (item, at) => parts.take(FILE, item, at)),
-    networks: parts.list(given.networks, "networks", (item, at) => networkOf(item, at, parts)),
-    real: {
-      training: measures(real.training, "real.training") ?? null,
-      reconstructed: measures(real.reconstructed, "real.reconstructed") ?? null,
-      heldOut: measures(real.heldOut, "real.heldOut") ?? null,
-    },
-    reconstruction: measures(given.reconstruction, "reconstruction") ?? null,
-    likelihoods: parts.list(given.likelihoods, "likelihoods", (item, at) => parts.take(LIKELIHOOD, item, at)),
-    rows: parts.list(given.rows, "rows", row),
-    verdicts: {
-      completion: parts.list(verdicts.completion, "verdicts.completion", verdict),
-      free: parts.list(verdicts.free, "verdicts.free", (item, at) => parts.take(FREE_VERDICT, item, at)),
-    },
-    pages: texts(given.pages, "pages"),
-    notes: texts(given.notes, "notes"),
-  };
-}
-
-/** A network is known by its name; a damaged size of it is noted and does not cost its numbers. */
-function networkOf(
-  value: unknown,
-  path: string,
-  parts: Parts,
-): ModelEvaluation["networks"][number] | undefined {
-  const whole = NETWORK.safeParse(value);
-  if (whole.success) return whole.data;
-  const name = parts.take(z.string(), objectOf(value).name ?? null, `${path}.name`);
-  if (name === undefined) return undefined;
-  parts.take(NETWORK, value, path);
-  return { name, featureSize: Number.NaN, numClasses: Number.NaN, isRewarded: null };
-}

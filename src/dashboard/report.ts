@@ -16,11 +16,11 @@ import { type Html, html, raw, SCRIPT, STYLE, table } from "./page.js";
 import type { SomeEnvironment } from "./reading.js";
 import { comparison, judgedOn, resultSection, runList } from "./results.js";
 import { configAt, endOfRun, type Run, readRun, totalOf } from "./run.js";
-import { evalPictures, type Pictures, readEvalPictures, readPictures, sampleSection } from "./samples.js";
+import { HELD_OUT, type Pictures, readPictures, sampleSection } from "./samples.js";
 import { numberText } from "./scale.js";
 
-/** Bytes that the pictures of a report may take, as they are in their files. */
-const PICTURES = 900_000;
+/** Bytes that the pictures of a report may take; as text they are a third longer. */
+const PICTURES = 2_000_000;
 
 /**
  * Write the report of a run, or a comparison of several.
@@ -50,17 +50,7 @@ export async function reportHtml(folders: readonly string[]): Promise<string> {
   const runs = withNames(folders.map(readRun));
   const shown = await Promise.all(
     runs.map(
-      async (run): Promise<Shown> => ({
-        run,
-        samples: await readPictures(run, PICTURES / runs.length),
-        judged: new Map(
-          await Promise.all(
-            run.evaluations.map(
-              async (each) => [each.file, await readEvalPictures(run.folder, each)] as const,
-            ),
-          ),
-        ),
-      }),
+      async (run): Promise<Shown> => ({ run, pictures: await readPictures(run, PICTURES / runs.length) }),
     ),
   );
   const [first] = shown as [Shown];
@@ -70,13 +60,8 @@ export async function reportHtml(folders: readonly string[]): Promise<string> {
 /** A run with its pictures. */
 interface Shown {
   readonly run: Run;
-  readonly samples: Pictures;
-  /** Pages of its evaluations, by the names of their files. */
-  readonly judged: ReadonlyMap<string, Pictures>;
+  readonly pictures: Pictures;
 }
-
-const judgedSection = ({ run, judged }: Shown): Html =>
-  evalSection(run.evaluations, (file) => evalPictures(judged.get(file) as Pictures));
 
 /** Names by which runs are told apart: their folders', with as much of the path before it as that needs. */
 function withNames(runs: readonly Run[]): Run[] {
@@ -98,22 +83,32 @@ interface Section {
 }
 
 function pageOfOne(shown: Shown): string {
-  const { run, samples } = shown;
+  const { run, pictures } = shown;
   const end = endOfRun(run);
   const state = end.state === "under way" ? "way" : end.state;
   const head = html`<h1>${run.name}</h1><p class="what">${summaryOf(run)}</p>
 <p><span class="state ${state}">${end.text}</span></p>${factsTable(run)}`;
-  const during = resultSection(run, run.evaluations.length > 0);
+  const heldOut = sampleSection(pictures, (name) => name === HELD_OUT);
+  const others = pictures.albums.filter(({ name }) => name !== HELD_OUT);
   const sections: Section[] = [
     {
       title: "Result",
       body:
         run.evaluations.length === 0
-          ? during
-          : html`${judgedSection(shown)}<h3>While it trained</h3>${during}`,
+          ? resultSection(run, false, heldOut)
+          : html`${evalSection(run.evaluations, heldOut)}<h3>While it trained</h3>${resultSection(run, true)}`,
     },
     { title: "What happened", body: eventSection(run) },
-    { title: "Samples", body: folded("Pages of samples, step by step", sampleSection(samples)) },
+    {
+      title: "Samples",
+      body:
+        others.length === 0
+          ? html`<p>No other page of samples was written (log.imagesEvery).</p>`
+          : folded(
+              `More pictures: ${others.map(({ name }) => name).join(", ")}`,
+              sampleSection({ ...pictures, unread: [] }, (name) => name !== HELD_OUT),
+            ),
+    },
     { title: "Curves", body: curves([run]) },
     {
       title: "Details",
@@ -130,7 +125,7 @@ function pageOfSeveral(shown: readonly Shown[]): string {
   const head = html`<h1>${runs.length} runs</h1>${runList(runs)}`;
   const each = shown.map(
     (one, i) => html`<details><summary><i class="dot c${i % 8}"></i>${one.run.name}</summary>
-${factsTable(one.run)}${judgedSection(one)}<h3>What happened</h3>${eventSection(one.run)}<h3>Samples</h3>${sampleSection(one.samples)}
+${factsTable(one.run)}${evalSection(one.run.evaluations)}<h3>What happened</h3>${eventSection(one.run)}<h3>Samples</h3>${sampleSection(one.pictures, () => true)}
 <h3>Configuration</h3><div class="text">${configSection(one.run)}</div><h3>Run it again</h3>${commandSection(one.run)}
 <h3>Environment</h3><div class="text">${environmentSection(one.run)}</div></details>`,
   );

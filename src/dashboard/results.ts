@@ -8,7 +8,7 @@ import { measureOf } from "../metrics/measures.js";
 import { duration } from "../run/console.js";
 import { summaryOf, valueText } from "./config.js";
 import { ceilingOf, floorOf, isRewarded, sparkPath } from "./curves.js";
-import { type Html, hint, html, table } from "./page.js";
+import { type Html, hint, html, notices, table, told } from "./page.js";
 import type { SomeEvaluation } from "./reading.js";
 import { endOfRun, type Run, totalOf } from "./run.js";
 import { finiteMean, numberText, rowTexts, type Series } from "./scale.js";
@@ -84,15 +84,16 @@ const titleIn = (run: Run, name: string): string =>
  * The section on the result.
  *
  * @param isFolded - all but its first sentence unfolds: where `rlar eval` has judged the models, that is what counts.
+ * @param pictures - shown after the first sentence.
  */
-export function resultSection(run: Run, isFolded = false): Html {
+export function resultSection(run: Run, isFolded = false, pictures: Html | null = null): Html {
   const outcomes = outcomesOf(run);
   if (outcomes.length === 0)
-    return html`<p>Nothing was evaluated on held-out images in this run (eval.every, data.evalPart).</p>`;
+    return html`<p>Nothing was evaluated on held-out images in this run (eval.every, data.evalPart).</p>${pictures}`;
   const steps = (outcomes[0] as Outcome).series.steps;
   const [from, to] = [steps[0] as number, steps.at(-1) as number];
   if (steps.length < 2)
-    return html`<p>One evaluation on held-out images, at step ${from}; a second one would show a change.</p>${table(
+    return html`<p>One evaluation on held-out images, at step ${from}; a second one would show a change.</p>${pictures}${table(
       ["metric", `step ${from}`],
       outcomes.map(({ name, last }) => [titleIn(run, name), rowTexts([last], measureOf(name).unit)[0]]),
     )}`;
@@ -133,7 +134,7 @@ export function resultSection(run: Run, isFolded = false): Html {
       ? "The spread is the standard deviation over the samples of the last one, not the uncertainty of the mean; a change below a tenth of it is called neither better nor worse."
       : "A change below half a per cent is called neither better nor worse."
   }${hasBest && " The best step was chosen by these very images, so its numbers flatter it."}</p>`;
-  return html`${lead(run, outcomes)}${
+  return html`${lead(run, outcomes)}${pictures}${
     isFolded
       ? html`<details><summary>Held-out metrics while it trained</summary>${tiles}${all}</details>`
       : html`${tiles}<details><summary>All held-out metrics</summary>${all}</details>`
@@ -304,11 +305,7 @@ export function comparison(runs: readonly Run[]): Html {
     ...runs.map((run) => cell(run, name)),
     ...groups.map((group) => grouped(group, name)),
   ]);
-  const warnings = comparabilityOf(runs);
-  return html`${
-    warnings.length > 0 &&
-    html`<ul class="notices">${warnings.map((text) => html`<li><b>warning</b> ${text}</li>`)}</ul>`
-  }${
+  return html`${notices(told("warning", comparabilityOf(runs)))}${
     names.length === 0
       ? html`<p>None of the runs was evaluated on held-out images.</p>`
       : html`${table(head, rows)}<p class="about">Last evaluation, and below it the first with the change.${

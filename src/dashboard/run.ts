@@ -13,7 +13,6 @@ import { expected, openWeights } from "../torch/index.js";
 import {
   type EvalFile,
   objectOf,
-  Parts,
   plainTree,
   readEnvironment,
   readEvaluations,
@@ -193,12 +192,9 @@ function readStarts(folder: string, attempt: Attempt, unread: string[]): Start[]
     .flatMap((name) => {
       const [, step = "0"] = /^env(?:\.(\d+))?\.json$/.exec(name) ?? [];
       if (!/^env(\.\d+)?\.json$/.test(name)) return [];
-      const parts = new Parts();
       const environment = attempt(name, {}, (path) =>
-        readEnvironment(JSON.parse(readFileSync(path, "utf8")), parts),
+        readEnvironment(JSON.parse(readFileSync(path, "utf8")), name, unread),
       );
-      const damage = parts.text(name);
-      if (damage !== null) unread.push(damage);
       return [{ step: Number(step), environment }];
     })
     .sort((a, b) => a.step - b.step);

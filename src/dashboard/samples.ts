@@ -1,14 +1,13 @@
 /**
- * The report's section on samples: pages of images embedded in the report, exact if they are small, else scaled down, up to a
- * limit of bytes.
+ * Pictures of the report: pages of images that the run and `rlar eval` wrote, embedded in the report up to a limit of bytes. A
+ * slider goes through those of one kind in the order of their steps.
  */
 import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { basename, join } from "node:path";
 import sharp from "sharp";
 import { valueText } from "./config.js";
-import { type Html, html, table } from "./page.js";
-import type { EvalFile } from "./reading.js";
+import { type Html, html, notices, table, told } from "./page.js";
 import type { Run, SamplePage } from "./run.js";
 import { numberText } from "./scale.js";
 
@@ -22,228 +21,169 @@ export interface Picture {
   readonly height: number;
 }
 
-/** Pages of a run that are shown, how many there are, and which could not be read. */
-export interface Pictures {
+/** Pages of a kind, such as held-out images, in the order of their steps. */
+export interface Album {
+  readonly name: string;
   readonly shown: readonly Picture[];
+  /** Pages that there are. */
   readonly total: number;
+}
+
+/** All pictures of a run. */
+export interface Pictures {
+  readonly albums: readonly Album[];
   /** Files that are no images, with the reason. */
   readonly unread: readonly string[];
 }
 
+/** The album of held-out images: a picture per evaluation in the run, then those of `rlar eval`. */
+export const HELD_OUT = "held-out images";
+
 /** Most pages that a slider is useful for. */
 const MOST = 24;
 
-/** Widest picture that is embedded as it is. */
-const WIDEST = 640;
-
-/** Width that pages are enlarged to, at most, by a whole factor. */
-const WIDE = 1000;
+/** Widest picture that is embedded as it is; wider ones are scaled to {@link SCALED}. */
+const WIDEST = 1100;
+const SCALED = 1280;
 
 /**
- * Read the pages that a run wrote while it trained.
+ * Read the pages of a run.
  *
- * The last is always among them, and the first where there is room for two; those between are evenly spread.
+ * The last of an album is always shown, and the first where there is room for two; those between are evenly spread.
  *
  * @param budget - bytes that all pictures may take together.
  */
-export async function readPictures({ pages }: Pick<Run, "pages">, budget: number): Promise<Pictures> {
+export async function readPictures(run: Run, budget: number): Promise<Pictures> {
+  const pages = [...run.pages.map(named), ...evalPages(run)];
   const names = [...new Set(pages.map(({ name }) => name))];
-  const shown: Picture[] = [];
+  const albums: Album[] = [];
   const unread: string[] = [];
   for (const name of names) {
-    const own = pages.filter((page) => page.name === name);
-    const most = Math.max(2, Math.floor(MOST / names.length));
-    let pictures: Picture[] = [];
-    for (const page of evenly(own, most)) {
+    const own = pages.filter((page) => page.name === name).sort((a, b) => a.step - b.step);
+    let shown: Picture[] = [];
+    for (const page of evenly(own, MOST)) {
       try {
-        pictures.push(await readPicture(page));
+        shown.push(await readPicture(page));
       } catch (error) {
         unread.push(`${basename(page.path)}: ${(error as Error).message.split("\n")[0]}`);
       }
     }
-    while (pictures.length > 1 && bytesOf(pictures) > budget / names.length)
-      pictures = evenly(pictures, pictures.length - 1);
-    shown.push(...pictures);
+    const bytes = (): number => shown.reduce((sum, picture) => sum + picture.bytes.length, 0);
+    while (shown.length > 1 && bytes() > budget / names.length) shown = evenly(shown, shown.length - 1);
+    albums.push({ name, shown, total: own.length });
   }
-  return { shown, total: pages.length, unread };
+  return { albums, unread };
 }
 
-/**
- * Read the pages that `rlar eval --out` wrote, where they lie in the run's folder: those of completions before those of
- * free samples.
- */
-export async function readEvalPictures(folder: string, { file, evaluation }: EvalFile): Promise<Pictures> {
-  const stem = file.replace(/\.json$/, "");
-  const pages = evaluation.pages.flatMap((name): SamplePage[] => {
-    // Names alone: a file is no reason to read from elsewhere.
-    if (!/^[\w.-]+\.png$/.test(name)) return [];
-    const path = [stem, "eval", "pages", "."]
-      .map((place) => join(folder, place, name))
-      .find((at) => existsSync(at));
-    return path === undefined ? [] : [{ step: 0, name: "eval", path, about: { title: titleOf(name) } }];
+/** A page under the name of its album. */
+function named(page: SamplePage): SamplePage {
+  const names: Readonly<Record<string, string>> = { eval: HELD_OUT, train: "training images" };
+  return { ...page, name: Object.hasOwn(names, page.name) ? (names[page.name] as string) : page.name };
+}
+
+/** The pages that `rlar eval --out` wrote, where they lie in the run's folder. */
+function evalPages({ folder, evaluations, lastStep }: Run): SamplePage[] {
+  return evaluations.flatMap(({ file, evaluation: { pages, judged } }) => {
+    const places = [file.replace(/\.json$/, ""), "eval", "pages", "."];
+    const step = Number(/^step_(\d+)/.exec(judged?.checkpoint ?? "")?.[1] ?? lastStep);
+    return pages.flatMap((page): SamplePage[] => {
+      // Names alone: a file is no reason to read from elsewhere.
+      if (!/^[\w.-]+\.png$/.test(page)) return [];
+      const path = places.map((place) => join(folder, place, page)).find((at) => existsSync(at));
+      const name = page.startsWith("completion") ? HELD_OUT : "free samples";
+      return path === undefined ? [] : [{ step, name, path, about: { title: titleOf(page) } }];
+    });
   });
-  const isFirst = ({ path }: SamplePage): number => (basename(path).startsWith("completion") ? 0 : 1);
-  return await readPictures({ pages: pages.sort((a, b) => isFirst(a) - isFirst(b)) }, EVAL_PICTURES);
 }
-
-/** Bytes that the pages of an evaluation may take. */
-const EVAL_PICTURES = 1_200_000;
 
 /** `completion_32_t1_cfg1.png` in words. */
 function titleOf(name: string): string {
-  const completion = /^completion_(\d+)_t([\d.]+)_cfg([\d.]+)\.png$/.exec(name);
-  const free = /^free_([AB])_t([\d.]+)_cfg([\d.]+)\.png$/.exec(name);
-  const setting = (t: string | undefined, cfg: string | undefined): string =>
-    `T ${t}${cfg === "1" ? "" : `, cfg ${cfg}`}`;
-  if (completion !== null)
-    return `Completions after ${completion[1]} given codes, ${setting(completion[2], completion[3])}`;
-  if (free !== null)
-    return `Free samples ${free[1] === "A" ? "of A" : "of B, after"}, ${setting(free[2], free[3])}`;
-  return name;
+  const [, what = "", t, cfg] = /^(.+)_t([\d.]+)_cfg([\d.]+)\.png$/.exec(name) ?? [];
+  const given = /^completion_(\d+)$/.exec(what)?.[1];
+  if (given === undefined && !/^free_[AB]$/.test(what)) return name;
+  const setting = `T ${t}${cfg === "1" ? "" : `, cfg ${cfg}`}`;
+  if (given !== undefined) return `judged by rlar eval: completions after ${given} given codes, ${setting}`;
+  return `judged by rlar eval: ${what === "free_A" ? "A" : "B, after"}, ${setting}`;
 }
-
-/** The pages of an evaluation, one below the other; nothing where there are none. */
-export function evalPictures({ shown, unread }: Pictures): Html | null {
-  if (shown.length + unread.length === 0) return null;
-  const [first, ...rest] = shown.map(
-    (picture) =>
-      html`<figure class="page"><figcaption>${String(picture.page.about.title)}</figcaption>${imageOf(picture)}</figure>`,
-  );
-  return html`${first}${rest.length > 0 && html`<details><summary>${rest.length} more pages: free samples, other numbers of given codes</summary>${rest}</details>`}${unreadText(unread)}`;
-}
-
-const unreadText = (unread: readonly string[]): Html | null =>
-  unread.length === 0
-    ? null
-    : html`<ul class="notices">${unread.map((reason) => html`<li class="bad"><b>problem</b> Not read: ${reason}</li>`)}</ul>`;
-
-const bytesOf = (pictures: readonly Picture[]): number =>
-  pictures.reduce((sum, { bytes }) => sum + bytes.length, 0);
 
 /** At most `count` of a list, its ends among them, the others evenly between. */
 export function evenly<T>(list: readonly T[], count: number): T[] {
   if (list.length <= count) return [...list];
   if (count === 1) return [list.at(-1) as T];
-  return Array.from(
-    { length: count },
-    (_, i) => list[Math.round((i * (list.length - 1)) / (count - 1))] as T,
-  );
+  const places = Array.from({ length: count }, (_, i) => Math.round((i * (list.length - 1)) / (count - 1)));
+  return places.map((place) => list[place] as T);
 }
 
 async function readPicture(page: SamplePage): Promise<Picture> {
   const image = sharp(await readFile(page.path));
   const { width, height } = await image.metadata();
-  // A page that was enlarged by whole factors stays exact: it takes little room.
-  const isExact = width <= WIDEST || page.name === "eval";
-  const bytes = isExact
-    ? await image.webp({ lossless: true, effort: 4 }).toBuffer()
-    : await image
-        .resize({ width: WIDEST * 2, withoutEnlargement: true })
-        .webp({ quality: 78 })
-        .toBuffer();
+  const bytes =
+    width <= WIDEST
+      ? await image.webp({ lossless: true, effort: 4 }).toBuffer()
+      : await image.resize({ width: SCALED, withoutEnlargement: true }).webp({ quality: 78 }).toBuffer();
   return { page, bytes, width, height };
 }
 
-/** The section on samples: a slider over the pages, each with what its columns are. */
-export function sampleSection({ shown, total, unread }: Pictures): Html {
-  if (shown.length + unread.length === 0)
-    return html`<p>No page of samples was written (log.imagesEvery).</p>`;
-  const names = [...new Set(shown.map(({ page }) => page.name))];
-  const left = total - shown.length - unread.length;
-  return html`${names.map((name) =>
-    slider(
-      name,
-      shown.filter(({ page }) => page.name === name),
+/** The albums of some names, each with its slider. */
+export function sampleSection({ albums, unread }: Pictures, isWanted: (name: string) => boolean): Html {
+  const wanted = albums.filter(({ name, shown }) => shown.length > 0 && isWanted(name));
+  return html`${wanted.map(albumOf)}${notices(
+    told(
+      "problem",
+      unread.map((reason) => `Not read: ${reason}`),
     ),
-  )}${
-    left > 0 &&
-    html`<p class="about">${left} of ${total} pages are omitted to keep the file small; all are in samples/.</p>`
-  }${unreadText(unread)}`;
+  )}`;
 }
 
-/** What pages are of, by their names. */
-const TITLES: ReadonlyMap<string, string> = new Map([
-  ["train", "On training images"],
-  ["eval", "From an evaluation"],
-]);
-
-function slider(name: string, pictures: readonly Picture[]): Html {
-  const last = pictures.length - 1;
+/** Works by keyboard and by touch; without the page's script all pictures are below each other. */
+function albumOf({ name, shown, total }: Album): Html {
+  const last = shown.length - 1;
   const bar =
     last > 0 &&
-    html`<p class="slide" hidden><label>step <output></output> <input type="range" min="0" max="${last}" value="${last}" step="1"></label></p>`;
-  return html`<div class="samples"><h3>${TITLES.get(name) ?? name}</h3>${bar}${pictures.map(figureOf)}</div>`;
+    html`<div class="slide" hidden><button type="button" data-by="-1" aria-label="earlier">&#9664;</button><input type="range" min="0" max="${last}" value="${last}" step="1" aria-label="training step"><button type="button" data-by="1" aria-label="later">&#9654;</button><button type="button" data-by="0">first / last</button></div>`;
+  const left = total - shown.length;
+  return html`<div class="samples"><h3>${name.charAt(0).toUpperCase()}${name.slice(1)}${last > 0 && ", step by step"}</h3>${bar}${shown.map(figureOf)}${
+    left > 0 &&
+    html`<p class="about">${left} of ${total} pages are omitted to keep this file small; all are in the run's folder.</p>`
+  }</div>`;
 }
 
-/** A page's image, enlarged by a whole factor. */
-function imageOf({ page, bytes, width, height }: Picture, columns: readonly Column[] = []): Html {
+function figureOf({ page, bytes, width, height }: Picture): Html {
+  const { title, ...about } = page.about;
+  const caption = `Step ${page.step}${title === undefined ? "" : `, ${title}`}`;
   const source = `data:image/webp;base64,${bytes.toString("base64")}`;
-  const zoom = Math.max(1, Math.floor(WIDE / width));
-  const heads = columns.map(
-    ({ label, count }, i) => html`<span class="c${i % 8}" style="flex-grow:${count}">${label}</span>`,
-  );
-  const alt = page.about.title ?? `Images at step ${page.step}`;
-  const caption = columns.map(({ label, count }) => (count > 1 ? `${count} ${label}` : label)).join(", ");
-  return html`<div style="max-width:${zoom * width}px">${heads.length > 0 && html`<div class="columns">${heads}</div>`}<img src="${source}" width="${width}" height="${height}" alt="${String(alt)}${caption !== "" && `: ${caption}`}"></div>`;
+  // Pages of older runs are small.
+  const zoom = Math.max(1, Math.floor(1000 / width));
+  return html`<figure class="page"><figcaption>${caption}</figcaption>
+<div class="scroll" tabindex="0"><img src="${source}" width="${zoom * width}" height="${zoom * height}" alt="${caption}"></div>
+${Object.keys(about).length > 0 && html`<details><summary>What these images are</summary>${aboutOf(about)}</details>`}</figure>`;
 }
 
-/** What a column of the page is, and how many columns wide. */
-interface Column {
-  readonly label: string;
-  readonly count: number;
-}
-
-function figureOf(picture: Picture): Html {
-  const { page } = picture;
-  const columns = columnsOf(page);
-  return html`<figure class="page" data-step="${page.step}">
-<figcaption>Step ${page.step}</figcaption>
-${imageOf(picture, columns)}
-<details><summary>What these images are</summary>${rewardsOf(page)}${restOf(page)}</details>
-</figure>`;
-}
-
-/** Columns by their names; the last one stands for all that are left. */
-function columnsOf({ about }: SamplePage): Column[] {
-  if (!Array.isArray(about.columns)) return [];
-  const names = about.columns.map(String);
-  const rewards = rewardRows(about)[0]?.length ?? 1;
-  return names.map((label, i) => ({ label, count: i === names.length - 1 ? Math.max(1, rewards) : 1 }));
-}
-
-function rewardRows(about: SamplePage["about"]): readonly (readonly unknown[])[] {
-  return Array.isArray(about.rewards) ? about.rewards.filter(Array.isArray) : [];
-}
-
-function rewardsOf({ about }: SamplePage): Html | null {
-  const rewards = rewardRows(about);
-  if (rewards.length === 0) return null;
-  const ids = Array.isArray(about.ids) ? about.ids.map(String) : [];
-  const most = Math.max(...rewards.map((row) => row.length));
-  const rows = rewards.map((row, i) => [
-    html`<code>${ids[i] ?? `row ${i + 1}`}</code>`,
-    ...row.map((value) => (typeof value === "number" ? numberText(value) : "n/a")),
-  ]);
-  const head = ["image", ...Array.from({ length: most }, (_, i) => `sample ${i + 1}`)];
-  return html`<h4>Rewards of these samples</h4>${table(head, rows)}`;
-}
-
-/** What else the index says of a page. */
-function restOf({ about }: SamplePage): Html[] {
-  const { columns: _, rewards, ...rest } = about;
-  const told = Object.entries(rest).filter(([name]) => !(name === "ids" && rewards !== undefined));
-  return told.map(([name, value]) => {
-    if (!Array.isArray(value)) return html`<p class="about">${name}: ${valueText(value)}</p>`;
-    if (!value.every((item) => typeof item === "object" && item !== null))
-      return html`<p class="about">${name}, in turn: ${value.map(valueText).join(", ")}</p>`;
-    const keys = [...new Set(value.flatMap((item) => Object.keys(item as object)))];
-    const rows = value.map((item, i) => [
-      `${i + 1}`,
-      ...keys.map((key) => {
-        const of = (item as Record<string, unknown>)[key];
-        return typeof of === "number" ? numberText(of) : valueText(of);
-      }),
-    ]);
-    return html`<h4>${name}</h4>${table(["", ...keys], rows)}`;
+/** What the index says of a page: lists as the columns of a table with a row per image, the rest as text. */
+function aboutOf(about: SamplePage["about"]): Html {
+  const entries = Object.entries(about);
+  const rest = entries.filter(([name, value]) => name === "columns" || !Array.isArray(value));
+  const columns = entries.flatMap(([name, value]): [string, unknown[]][] => {
+    if (name === "columns" || !Array.isArray(value)) return [];
+    const keys = new Set(value.flatMap((item) => (isRecord(item) ? Object.keys(item) : [])));
+    if (keys.size === 0) return [[name, value]];
+    return [...keys].map((key) => [key, value.map((item) => (isRecord(item) ? item[key] : item))]);
   });
+  const most = Math.max(0, ...columns.map(([, values]) => values.length));
+  const rows = Array.from({ length: most }, (_, i) => [
+    `${i + 1}`,
+    ...columns.map(([, values]) => (i < values.length ? cellOf(values[i]) : "")),
+  ]);
+  return html`${rest.map(([name, value]) => html`<p class="about">${name}: ${valueText(value)}</p>`)}${
+    most > 0 && table(["", ...columns.map(([name]) => name)], rows)
+  }`;
+}
+
+const isRecord = (value: unknown): value is Record<string, unknown> =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
+
+function cellOf(value: unknown): string {
+  if (Array.isArray(value)) return value.map(cellOf).join(", ");
+  if (value === null) return "n/a";
+  return typeof value === "number" ? numberText(value) : valueText(value);
 }

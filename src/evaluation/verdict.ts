@@ -16,19 +16,8 @@ import {
   type Verdict,
 } from "./frontier.js";
 import type { ModelEvaluation } from "./judge_models.js";
-import type { Estimate, EvalRow, Measures, Point } from "./options.js";
-
-/** `T 0.8`, or `T 0.8, cfg 1.5` with guidance. */
-export const pointText = ({ temperature, cfg }: Point): string =>
-  cfg === 1 ? `T ${temperature}` : `T ${temperature}, cfg ${cfg}`;
-
-/** How a network is named in texts: by its place in the list, and whether the reward used it. */
-export function networkMark(networks: readonly NetworkFact[], name: string): string {
-  const k = networks.findIndex((network) => network.name === name);
-  return k < 0 ? name : `[${k + 1}${networks[k]?.isRewarded === true ? ", rewarded" : ""}]`;
-}
-
-type NetworkFact = Pick<ModelEvaluation["networks"][number], "name" | "isRewarded">;
+import type { Estimate, Measures } from "./options.js";
+import { type EvalTable, type NetworkFact, networkMark, pointText, prefixesOf, tablesOf } from "./tables.js";
 
 const intervalText = ({ low, high }: Estimate, text: (value: number) => string): string =>
   low === null || high === null ? "" : ` [${text(low)}, ${text(high)}]`;
@@ -134,7 +123,6 @@ function poorTokenizer({
   rows,
   networks,
 }: Pick<ModelEvaluation, "reconstruction" | "rows" | "networks">): string[] {
-  const prefixes = [...new Set(rows.flatMap(({ completions }) => completions.map(({ prefix }) => prefix)))];
   const base = rows.filter(({ policy }) => policy === "A");
   const measured: [label: string, of: (measures: Measures) => Estimate | undefined][] = [
     ["L2", ({ plain }) => plain.l2],
@@ -143,7 +131,7 @@ function poorTokenizer({
       (measures) => measures.networks[name]?.perceptual,
     ]),
   ];
-  return prefixes.flatMap((prefix) =>
+  return prefixesOf(rows).flatMap((prefix) =>
     measured.flatMap(([label, of]) => {
       const ceiling = reconstruction === null ? undefined : of(reconstruction);
       const found = base.flatMap((row) => {
@@ -178,12 +166,7 @@ export function fewDigits(value: number): string {
         : value.toFixed(4);
 }
 
-/** A column of a table: its heading and its cell in a row. */
-interface Column {
-  readonly heading: string;
-  readonly of: (measures: Measures) => Estimate | undefined;
-}
-
+/** Headings of columns that are shorter than the names of their measures. */
 const HEADINGS: Readonly<Record<string, string>> = {
   codes_used: "codes used",
   fd_train: "FD train",
@@ -191,24 +174,18 @@ const HEADINGS: Readonly<Record<string, string>> = {
   kd_train: "KD train",
   kd_held_out: "KD held out",
   nearest_ratio: "ratio",
+  nats_per_token: "nats per code",
+  top1: "top-1",
 };
-
-/** Measures of free samples: distance from real images, variety, and copies of training images. */
-const CLOSENESS = ["fd_train", "fd_held_out", "kd_train", "kd_held_out", "score", "accuracy"];
-const VARIETY = ["precision", "recall", "density", "coverage", "diversity", "nearest", "nearest_ratio"];
 
 /** The whole evaluation as text. */
 export function evaluationText(evaluation: ModelEvaluation): string {
   if (!Array.isArray(evaluation?.networks)) {
     throw expectedType("evaluationText", "what evaluateModels returns", evaluation);
   }
-  const { networks } = evaluation;
   return [
     headText(evaluation),
-    ...reconstructionText(evaluation),
-    ...likelihoodText(evaluation),
-    ...networks.flatMap(({ name }) => freeText(evaluation, name, networkMark(networks, name))),
-    ...completionText(evaluation),
+    ...tablesOf(evaluation).map(tableText),
     ...verdictTexts(evaluation),
     ...listed("Warnings", warningsOf(evaluation)),
     ...listed("Notes", evaluation.notes),
@@ -248,85 +225,6 @@ function headText({ data, files, networks, settings, made, judged }: ModelEvalua
 const commitText = ({ id, isDirty }: { id: string; isDirty: boolean }): string =>
   `${id.slice(0, 12)}${isDirty ? " and changes" : ""}`;
 
-function reconstructionText(evaluation: ModelEvaluation): string[] {
-  const { reconstruction } = evaluation;
-  if (reconstruction === null) return [];
-  const columns = [...followingColumns(evaluation), plain("codes_used")];
-  const table = tableText(columns, [["", reconstruction]]);
-  return [`Reconstruction of ${reconstruction.images} held-out images\n${table}`];
-}
-
-function likelihoodText({ likelihoods }: ModelEvaluation): string[] {
-  if (likelihoods.length === 0) return [];
-  const cells = likelihoods.map(({ policy, natsPerToken, perplexity, top1 }) => [
-    policy,
-    ...[natsPerToken, perplexity, top1].map(cell),
-  ]);
-  const table = aligned([["", "nats per code", "perplexity", "top-1"], ...cells]);
-  return [`True codes of ${likelihoods[0]?.images} held-out images\n${table}`];
-}
-
-const rowName = (row: EvalRow): string => `${row.policy} ${pointText(row)}`;
-
-function freeText({ rows, real, settings }: ModelEvaluation, network: string, mark: string): string[] {
-  const drawn = rows.flatMap((row): [string, Measures][] =>
-    row.free === null ? [] : [[rowName(row), row.free]],
-  );
-  if (drawn.length === 0) return [];
-  const anchors: [string, Measures | null][] = [
-    ["training images", real.training],
-    ["their reconstructions", real.reconstructed],
-    ["held-out images", real.heldOut],
-  ];
-  const known = anchors.filter((anchor): anchor is [string, Measures] => anchor[1] !== null);
-  const all = [...known, ...drawn];
-  const columnsOf = (names: readonly string[]): Column[] => names.map((name) => byNetwork(network, name));
-  return [
-    `Free samples, ${settings.samples} per row, ${settings.classes === "data" ? "classes as often as in the training images" : "all classes equally often"}, in ${mark}\n` +
-      `${tableText(columnsOf(CLOSENESS), all)}\n\n${tableText([...columnsOf(VARIETY), plain("codes_used")], all)}`,
-  ];
-}
-
-function completionText(evaluation: ModelEvaluation): string[] {
-  const { rows, reconstruction, settings, data } = evaluation;
-  return settings.prefixes.flatMap((prefix) => {
-    const found = rows.flatMap((row): [string, Measures][] => {
-      const own = row.completions.find((each) => each.prefix === prefix);
-      return own === undefined ? [] : [[rowName(row), own.measures]];
-    });
-    if (found.length === 0 || reconstruction === null) return [];
-    const table = tableText(followingColumns(evaluation), [
-      ["reconstruction (ceiling)", reconstruction],
-      ...found,
-    ]);
-    const draws = settings.draws === 1 ? "one draw" : `${settings.draws} draws`;
-    return [
-      `Completions of ${reconstruction.images} held-out images, ${prefix} of ${data.codes} codes given, ${draws} per image\n${table}`,
-    ];
-  });
-}
-
-/** Measures of images that follow others; the networks by their numbers. */
-function followingColumns({ networks, files }: ModelEvaluation): Column[] {
-  const marked = networks.flatMap(({ name }) =>
-    ["perceptual", "fd_train", "fd_held_out"].map((measure) => {
-      const { heading, of } = byNetwork(name, measure);
-      return { heading: `${heading} ${networkMark(networks, name)}`, of };
-    }),
-  );
-  const isPaid = files.some(({ role, isRewarded }) => role === "lpips" && isRewarded === true);
-  const lpips = { ...plain("lpips"), heading: isPaid ? "lpips [rewarded]" : "lpips" };
-  return [...["l1", "l2", "psnr", "ssim", "ms_ssim"].map(plain), lpips, ...marked];
-}
-
-function plain(name: string): Column {
-  return { heading: HEADINGS[name] ?? name, of: (measures) => measures.plain[name] };
-}
-
-function byNetwork(network: string, name: string): Column {
-  return { heading: HEADINGS[name] ?? name, of: (measures) => measures.networks[network]?.[name] };
-}
-
 function verdictTexts({ verdicts, networks }: ModelEvaluation): string[] {
   if (verdicts.completion.length + verdicts.free.length === 0) return [];
   const texts = [
@@ -346,11 +244,9 @@ export function measuresText(): string {
 const listed = (title: string, lines: readonly string[]): string[] =>
   lines.length === 0 ? [] : [`${title}\n${lines.map((line) => `  ${line}`).join("\n")}`];
 
-/** Columns that no row has are omitted. */
-function tableText(columns: readonly Column[], rows: readonly (readonly [string, Measures])[]): string {
-  const shown = columns.filter(({ of }) => rows.some(([, measures]) => of(measures) !== undefined));
-  const cells = rows.map(([name, measures]) => [name, ...shown.map(({ of }) => cell(of(measures)))]);
-  return aligned([["", ...shown.map(({ heading }) => heading)], ...cells]);
+function tableText({ title, columns, rows }: EvalTable): string {
+  const headings = columns.map(({ measure, mark }) => `${HEADINGS[measure] ?? measure} ${mark}`.trim());
+  return `${title}\n${aligned([["", ...headings], ...rows.map(([name, cells]) => [name, ...cells.map(cell)])])}`;
 }
 
 function cell(estimate: Estimate | undefined): string {

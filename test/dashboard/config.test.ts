@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
+import { rlarCommand } from "../../src/config/command.js";
 import {
   changedKeys,
   commandSection,
@@ -10,6 +11,7 @@ import {
   kindOfRun,
   summaryOf,
 } from "../../src/dashboard/config.js";
+import { escapeText } from "../../src/dashboard/page.js";
 import { type Run, readRun } from "../../src/dashboard/run.js";
 import { newFolder, writeRun } from "./run_files.js";
 
@@ -58,9 +60,12 @@ test("what rlar says of such a configuration is said again", (t) => {
   assert.deepEqual(configNotes({ ...runOf(t), config: { seed: 1 } }), []);
 });
 
-test("command lines are quoted for a shell, and rlar is called by its name", () => {
-  assert.equal(commandText(["/usr/bin/node", "/x/scripts/rlar.mjs", "train", "a=b c"]), "rlar train 'a=b c'");
-  assert.equal(commandText(["node", "/x/scripts/run.mjs", "rlar", "train"]), "rlar train");
+test("command lines are quoted for a shell, and rlar is called as the command line prints it", () => {
+  const train = rlarCommand(["train", "a=b c"]);
+  assert.ok(train.endsWith(" train 'a=b c'"));
+  assert.equal(commandText(["/usr/bin/node", "/x/scripts/rlar.mjs", "train", "a=b c"]), train);
+  assert.equal(commandText(["/usr/bin/node", "/x/node_modules/.bin/rlar", "train", "a=b c"]), train);
+  assert.equal(commandText(["node", "/x/scripts/run.mjs", "rlar", "train", "a=b c"]), train);
   assert.equal(commandText(["node", "/x/mine.mjs", "1"]), "node /x/mine.mjs 1");
 });
 
@@ -68,10 +73,8 @@ test("how to do it again; not from a file where a program passed objects", (t) =
   const run = { ...runOf(t), folder: "runs/a b" };
   const { markup } = commandSection(run);
   assert.match(markup, /<pre>node &#39;a b.mjs&#39;<\/pre>/);
-  assert.match(
-    markup,
-    /<pre>rlar train &#39;runs\/a b\/config.yaml&#39; run.dir=&#39;runs\/a b&#39; run.ifExists=resume<\/pre>/,
-  );
+  const resume = rlarCommand(["train", "runs/a b/config.yaml", "run.dir=runs/a b", "run.ifExists=resume"]);
+  assert.ok(markup.includes(`<pre>${escapeText(resume)}</pre>`), markup);
   const passed = commandSection({ ...run, config: { ...run.config, dataloader: "<Loader>" } }).markup;
   assert.ok(!passed.includes("resume"));
   assert.match(passed, /A program passed dataloader, which no file holds/);

@@ -5,7 +5,7 @@ import { test } from "node:test";
 import { evalSection, frontiersOf } from "../../src/dashboard/evaluations.js";
 import { readEvaluations } from "../../src/dashboard/reading.js";
 import { readRun } from "../../src/dashboard/run.js";
-import { evalPictures, readEvalPictures } from "../../src/dashboard/samples.js";
+import { HELD_OUT, readPictures, sampleSection } from "../../src/dashboard/samples.js";
 import { newFolder, writePage, writeRun } from "./run_files.js";
 
 const NET = "classifier <x>";
@@ -99,13 +99,13 @@ test("pages of an evaluation are embedded whole; a name that leads elsewhere is 
   mkdirSync(join(folder, "eval"));
   await writePage(folder, 0);
   cpSync(join(folder, "samples/step_000000_train.png"), join(folder, "eval/completion_8_t1_cfg1.png"));
-  const [file] = readRun(folder).evaluations;
-  const pictures = await readEvalPictures(folder, file as NonNullable<typeof file>);
-  assert.deepEqual([pictures.shown.length, pictures.total], [1, 1]);
-  assert.match(
-    evalPictures(pictures)?.markup as string,
-    /Completions after 8 given codes, T 1<.*data:image\/webp/s,
+  const pictures = await readPictures(readRun(folder), 1e6);
+  assert.deepEqual(
+    pictures.albums.map(({ name, shown, total }) => [name, shown.length, total]),
+    [[HELD_OUT, 1, 1]],
   );
+  const { markup } = sampleSection(pictures, () => true);
+  assert.match(markup, /completions after 8 given codes, T 1<.*data:image\/webp/s);
 });
 
 test("a network that the reward used is marked beside its numbers", (t) => {
@@ -119,7 +119,7 @@ test("what a file lacks is left out: one policy, no intervals, no networks, no v
   const { free: _, completions, ...point } = row("A", 1, 0.2, 5, null);
   const { files } = read(t, { rows: [{ ...point, completions }] });
   const { markup } = evalSection(files);
-  assert.match(markup, /L2<\/summary>.*?<\/th><td>0\.2000<\/td><\/tr>/);
+  assert.match(markup, /L2<\/summary>.*<th scope="row">A T 1<\/th><td>0\.2000<\/td>/s);
   assert.match(markup, /No intervals were computed/);
   assert.ok(!/change|verdict|Free samples|True codes/.test(markup));
   assert.deepEqual(read(t, { rows: [] }).unread, []);

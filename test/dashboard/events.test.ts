@@ -55,7 +55,7 @@ test("alarms, updates left out, images that cannot be read, metrics without a nu
     ],
     files: { "dumps/step_000002.safetensors": "" },
   });
-  assert.deepEqual(texts(run, "bad"), [
+  assert.deepEqual(texts(run, "problem"), [
     "The reward rose while every metric outside it fell since the start, at step 4: look at the samples; update.auxCe or kl.coef may be too low.",
     "Updates were skipped because their loss or gradient was not finite, at step 2, 4. 1 of the batches are in dumps/.",
     "Images that could not be read: 2 (data/unreadable).",
@@ -76,7 +76,7 @@ test("what looks odd: held-out metrics that got worse, diversity that fell, an e
   });
   const metrics = [step(1, 0.1, 0.2, 4), step(2, 0.2, 0.1, 1)];
   const run = runOf(t, { metrics, env: { commit: { id: "0123456789abcdef", isDirty: true } } });
-  assert.deepEqual(texts(run, "look"), [
+  assert.deepEqual(texts(run, "note"), [
     "Held-out L2 is worse: 0.1000, then 0.2000.",
     "Held-out Diversity fell: 0.2000, then 0.1000.",
     "The entropy of the policy fell by half or more: 4, then 1.",
@@ -95,7 +95,7 @@ test("images that could not be read are named, as the newest checkpoint has them
       },
     },
   });
-  assert.match(texts(run, "bad").join(), /: 2 \(.*a\/ü 1\.png: empty, b\.webp: cut short/);
+  assert.match(texts(run, "problem").join(), /: 2 \(.*a\/ü 1\.png: empty, b\.webp: cut short/);
 });
 
 test("a tokenizer that leaves little to win is named, in numbers", (t) => {
@@ -108,7 +108,7 @@ test("a tokenizer that leaves little to win is named, in numbers", (t) => {
           { step: 1, "reward/vq_ceiling": ceiling },
         ],
       }),
-      "look",
+      "note",
     ).join();
   assert.match(notes(-1.8), /-1\.800.*-2\.000.*at most 10 %/);
   assert.doesNotMatch(notes(-0.3), /tokenizer/);
@@ -120,7 +120,7 @@ test("an evaluation that is older than the run is of other models", (t) => {
     env: { startedAt: "2999-01-01T00:00:00.000Z" },
     files: { "eval.json": { rows: [] } },
   });
-  assert.ok(texts(run, "bad").includes("eval.json is older than the run: it is of other models."));
+  assert.ok(texts(run, "problem").includes("eval.json is older than the run: it is of other models."));
 });
 
 test("starts, the best evaluation and the end are told in order", (t) => {
