@@ -13,17 +13,10 @@ import type { TrainConfig } from "./train.js";
 import { trainKind } from "./train_kind.js";
 
 /** The explanation of a key. */
-export interface KeyExplanation {
+export interface KeyExplanation extends Pick<Key, "expects" | "default" | "help" | "when"> {
   /** Such as `rollout.temperature`. */
   readonly path: string;
-  /** Its range in words. */
-  readonly expects: string;
-  readonly default: unknown;
   readonly unit: string | null;
-  /** What it is: one sentence. */
-  readonly help: string;
-  /** When to change it: further sentences. */
-  readonly when: string;
   /** Other names that set it. */
   readonly aliases: readonly string[];
   /** Whether only a program can pass a value. */
@@ -55,18 +48,8 @@ function explain(kind: ConfigKind<object>, key: Key, usual: object): KeyExplanat
     (name) => kind.aliases[name]?.includes(path) && !kind.isSection(name),
   );
   const { expects, help, when, unit = null, live } = key;
-  const onResume = kind.onResume(path, usual);
-  return {
-    path,
-    expects,
-    default: key.default,
-    unit,
-    help,
-    when,
-    aliases,
-    isLive: live !== undefined,
-    onResume,
-  };
+  const about = { path, expects, default: key.default, unit, help, when, aliases };
+  return { ...about, isLive: live !== undefined, onResume: kind.onResume(path, usual) };
 }
 
 /** What a change does to a resumed run, in words. */
@@ -132,8 +115,6 @@ interface JsonObject extends Record<string, unknown> {
  * A configuration as plain data, in the order of the schema. A program's own objects become text such as
  * `<ImageLoader>`, which tells runs apart and cannot be read back.
  */
-export function plainConfig(config: TrainConfig): Record<string, unknown>;
-export function plainConfig<T extends object>(config: T, kind: ConfigKind<T>): Record<string, unknown>;
 export function plainConfig(config: object, kind: KeyTable = trainKind): Record<string, unknown> {
   const visit = (value: unknown, path: string): unknown => {
     if (!kind.isSection(path) && path !== "")
@@ -164,16 +145,11 @@ const objectName = (value: unknown): string =>
  * @param options.comments - whether each key says what it is; true by default.
  * @param options.folder - folder that the YAML will be written to: relative paths become relative to it.
  */
-export function configYaml(config: TrainConfig, options?: { comments?: boolean; folder?: string }): string;
-export function configYaml<T extends object>(
-  config: T,
-  options: { comments?: boolean; folder?: string; kind: ConfigKind<T> },
-): string;
 export function configYaml(
   config: object,
-  options: { comments?: boolean; folder?: string; kind?: ConfigKind<object> } = {},
+  options: { comments?: boolean; folder?: string; kind?: KeyTable } = {},
 ): string {
-  const { comments: isCommented = true, kind = trainKind as ConfigKind<object>, folder } = options;
+  const { comments: isCommented = true, kind = trainKind, folder } = options;
   const document = new Document(plainConfig(config, kind));
   const visit = (map: YAMLMap, path: string): void => {
     for (const pair of map.items as Pair<Scalar<string>>[]) {

@@ -84,7 +84,7 @@ export function fitSchema<S extends z.ZodRawShape>(
 export type FitConfig = z.output<ReturnType<typeof fitSchema<Record<never, never>>>>;
 
 /** What {@link fitKind} is made of: what differs from one supervised trainer to the next. */
-export interface FitKindParts<T extends FitConfig>
+interface FitKindParts<T extends FitConfig>
   extends Pick<KindParts<T>, "name" | "schema" | "aliases" | "spellings" | "memory">,
     Partial<Pick<KindParts<T>, "problems" | "missing" | "notes">> {
   readonly presets?: Readonly<Record<string, Preset>>;

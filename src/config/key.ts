@@ -136,7 +136,7 @@ function rangeOf(json: Json): string {
 }
 
 /** Names as `a, b or c`. */
-export const oneOf = (names: readonly string[]): string =>
+const oneOf = (names: readonly string[]): string =>
   names.length < 2 ? names.join() : `${names.slice(0, -1).join(", ")} or ${names.at(-1)}`;
 
 function boundsOf({ minimum, maximum, exclusiveMinimum, exclusiveMaximum }: Json): string {

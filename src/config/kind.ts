@@ -7,14 +7,14 @@ import { type Key, keysOf } from "./key.js";
 import { shown } from "./spelling.js";
 
 /** Which keys were given, and how to name them in a message. */
-export interface Origins {
+interface Origins {
   isGiven(path: string): boolean;
   /** Such as `run.yaml:3:5: rollout.topK`; the path itself for a default. */
   whereOf(path: string): string;
 }
 
 /** A problem between keys. */
-export interface Problem {
+interface Problem {
   readonly message: string;
   /** What was expected, as in the message. */
   readonly what: string;
@@ -66,7 +66,7 @@ export interface Preset {
 }
 
 /** A value under its own key. */
-export interface Assigned {
+interface Assigned {
   readonly path: string;
   readonly value: unknown;
   /** `weak` gives way to the same key in the same source, `default` to every source and preset. */

@@ -66,7 +66,7 @@ const TERMS: Readonly<
 };
 
 /** Terms of the reward that count. */
-export function activeTerms(config: TrainConfig): string[] {
+function activeTerms(config: TrainConfig): string[] {
   return Object.entries(config.reward).flatMap(([name, term]) => {
     if (typeof term !== "object" || term === null || term.weight === 0) return [];
     return name === "custom" && config.reward.custom.fn === null ? [] : [name];

@@ -1,6 +1,5 @@
 /** The configuration of `rlar tokenizer`: its own keys, defaults and presets, and rules between keys. */
 import * as z from "zod";
-import type { TokenizerPreset } from "../tokenizers/index.js";
 import { fitKind, fitSchema } from "./fit.js";
 import { key, pathKey, section } from "./key.js";
 import type { ConfigKind, Findings, Preset } from "./kind.js";
@@ -190,15 +189,6 @@ const presets: Readonly<Record<string, Preset & { values: z.input<typeof schema>
   },
 };
 
-/** Pixels of a code along each side, where the configuration tells. */
-const DOWNSAMPLES: Readonly<Record<TokenizerPreset, number>> = {
-  "VQ-4-small": 4,
-  "VQ-8": 8,
-  "VQ-16": 16,
-  "IBQ-4-small": 4,
-  "IBQ-16": 16,
-};
-
 /** Smallest images that SSIM is measured on, in pixels. */
 const SSIM_LEAST = 11;
 
@@ -226,9 +216,10 @@ export const tokenizerKind: ConfigKind<TokenizerTrainConfig> = fitKind<Tokenizer
   notes,
 });
 
+/** Pixels of a code along each side, which a preset has in its name; null where a file tells. */
 function downsampleOf({ model: { path, preset, chMult } }: TokenizerTrainConfig): number | null {
   if (path !== null) return null;
-  return chMult === null ? DOWNSAMPLES[preset] : 2 ** (chMult.length - 1);
+  return chMult === null ? Number(/\d+/.exec(preset)) : 2 ** (chMult.length - 1);
 }
 
 function problems(config: TokenizerTrainConfig, found: Findings): void {
@@ -273,17 +264,9 @@ function problems(config: TokenizerTrainConfig, found: Findings): void {
 }
 
 /** Keys of a new network, which a file decides otherwise, and those of the discriminator. */
-const OF_NETWORK = [
-  "preset",
-  "codebookSize",
-  "embedDim",
-  "ch",
-  "chMult",
-  "numResBlocks",
-  "zChannels",
-  "normGroups",
-  "dropout",
-];
+const OF_NETWORK = Object.keys(model.unwrap().unwrap().shape).filter(
+  (name) => !/^(path|wrapper|weights)$/.test(name),
+);
 const OF_GAN = Object.keys(gan.unwrap().unwrap().shape).filter((name) => name !== "weight");
 
 function notes(config: TokenizerTrainConfig, { notes, unread }: Findings): void {

@@ -412,7 +412,6 @@ export type TokenizerSection = TrainConfig["tokenizer"];
 export type TunedArSection = TrainConfig["ar"];
 export type ArSection = Omit<TunedArSection, "lora">;
 export type LoraSection = TunedArSection["lora"];
-export type AlgorithmSection = Omit<TrainConfig["rloo"], "minStd">;
 export type OptimizerSection = TrainConfig["optimizer"];
 export type EmaSection = TrainConfig["ema"];
 export type Precision = TrainConfig["precision"]["policy"];

@@ -22,7 +22,7 @@ let idle: NodeJS.Timeout | undefined;
 let last: Promise<unknown> = Promise.resolve();
 
 /** Limits for one image. */
-export interface ApartLimits {
+interface ApartLimits {
   readonly maxPixels: number;
   /** CPU time, without waiting. */
   readonly cpuSeconds: number;

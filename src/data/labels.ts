@@ -11,7 +11,7 @@ export interface Classes {
 }
 
 /** Options of numbering labels. */
-export interface NumberingOptions {
+interface NumberingOptions {
   /** All classes in the order of their ids, where that is known. */
   readonly names?: readonly string[] | undefined;
   /** File, row and column of a label, for messages. */

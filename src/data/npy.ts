@@ -2,7 +2,7 @@
  * Arrays of numbers from NumPy's `.npy` files (format versions 1 to 3), in which LlamaGen keeps codes and text
  * features. Decoding threads use this, so it must not import the tensor library. Pickled objects are refused.
  */
-import { halfToNumber } from "../torch/dtype.js";
+import { numberReader } from "../torch/dtype.js";
 import { expected } from "../torch/errors.js";
 
 /** Numbers as they are stored in a file, little-endian and row-major. */
@@ -21,20 +21,6 @@ export interface Features {
 
 const MAGIC = "\u0093NUMPY";
 
-const TYPES: ReadonlySet<string> = new Set([
-  "i1",
-  "i2",
-  "i4",
-  "i8",
-  "u1",
-  "u2",
-  "u4",
-  "u8",
-  "f2",
-  "f4",
-  "f8",
-]);
-
 /**
  * Read a `.npy` array.
  *
@@ -52,15 +38,11 @@ export function readNpy(file: Uint8Array, name: string): RawArray {
   const descr = /'descr':\s*'([^']*)'/.exec(header)?.[1];
   const shapeText = /'shape':\s*\(([\d\s,]*)\)/.exec(header)?.[1];
   if (end > buffer.length || descr === undefined || shapeText === undefined) {
-    throw expected(
-      name,
-      "a .npy header with descr and shape",
-      header.slice(0, 80).trim(),
-      "Write the file again",
-    );
+    const got = header.slice(0, 80).trim();
+    throw expected(name, "a .npy header with descr and shape", got, "Write the file again");
   }
   const type = descr.replace(/^[<|=]/, "");
-  if (!TYPES.has(type)) {
+  if (!/^([iu][1248]|f[248])$/.test(type)) {
     throw expected(name, "little-endian whole numbers or floats", descr, "Convert the array with astype");
   }
   const shape = shapeText
@@ -69,12 +51,8 @@ export function readNpy(file: Uint8Array, name: string): RawArray {
     .filter((text) => text !== "")
     .map(Number);
   if (/'fortran_order':\s*True/.test(header) && shape.filter((size) => size > 1).length > 1) {
-    throw expected(
-      name,
-      "rows after one another",
-      "fortran_order: True",
-      "Save numpy.ascontiguousarray of it",
-    );
+    const remedy = "Save numpy.ascontiguousarray of it";
+    throw expected(name, "rows after one another", "fortran_order: True", remedy);
   }
   const count = shape.reduce((product, size) => product * size, 1);
   const bytes = file.subarray(end);
@@ -86,45 +64,25 @@ export function readNpy(file: Uint8Array, name: string): RawArray {
 }
 
 /** Whole numbers of an array. @throws RangeError when it holds floats. */
-export function toInt64({ type, bytes }: RawArray, name: string): BigInt64Array {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  const read: Record<string, (at: number) => number | bigint> = {
-    i1: (at) => view.getInt8(at),
-    i2: (at) => view.getInt16(at, true),
-    i4: (at) => view.getInt32(at, true),
-    i8: (at) => view.getBigInt64(at, true),
-    u1: (at) => view.getUint8(at),
-    u2: (at) => view.getUint16(at, true),
-    u4: (at) => view.getUint32(at, true),
-    u8: (at) => view.getBigUint64(at, true),
-  };
-  const readOne = read[type];
-  if (readOne === undefined) throw expected(name, "whole numbers", type, "Convert the array with astype");
-  const step = Number(type.slice(1));
-  return BigInt64Array.from({ length: bytes.length / step }, (_, i) => BigInt(readOne(i * step)));
+export function toInt64(array: RawArray, name: string): BigInt64Array {
+  const { length, read } = numbersOf(array, name, "whole numbers", /^[iu]/);
+  return BigInt64Array.from({ length }, (_, i) => BigInt(read(i)));
 }
 
 /** Numbers of an array as float32. @throws RangeError when it holds whole numbers. */
-export function toFloat32({ type, bytes }: RawArray, name: string): Float32Array {
-  if (type === "f4") return new Float32Array(new Uint8Array(bytes).buffer);
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  const read: Record<string, (at: number) => number> = {
-    f2: (at) => halfToNumber(view.getUint16(at, true)),
-    bf2: (at) => bfloatOf(view.getUint16(at, true)),
-    f8: (at) => view.getFloat64(at, true),
-  };
-  const readOne = read[type];
-  if (readOne === undefined) throw expected(name, "floats", type, "Convert the array with astype");
-  const step = Number(/\d$/.exec(type)?.[0]);
-  return Float32Array.from({ length: bytes.length / step }, (_, i) => readOne(i * step));
+export function toFloat32(array: RawArray, name: string): Float32Array {
+  if (array.type === "f4") return new Float32Array(new Uint8Array(array.bytes).buffer);
+  const { length, read } = numbersOf(array, name, "floats", /f/);
+  return Float32Array.from({ length }, (_, i) => Number(read(i)));
 }
 
-const scratch = new DataView(new ArrayBuffer(4));
-
-function bfloatOf(bits: number): number {
-  scratch.setUint16(0, bits);
-  scratch.setUint16(2, 0);
-  return scratch.getFloat32(0);
+function numbersOf({ type, bytes }: RawArray, name: string, what: string, types: RegExp) {
+  const reader = numberReader(type, new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength));
+  if (reader === undefined || !types.test(type)) {
+    throw expected(name, what, type, "Convert the array with astype");
+  }
+  const step = Number(/\d$/.exec(type)?.[0]);
+  return { length: bytes.length / step, read: (i: number) => reader(i * step) };
 }
 
 /** Text features of a `.npy` file; see {@link checkFeatures}. */

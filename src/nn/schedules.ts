@@ -8,7 +8,7 @@ import { expected, readOptions, withDefaults } from "../torch/index.js";
 export type Schedule = (step: number) => number;
 
 /** Options of {@link linear} and {@link cosine}. */
-export interface DecayOptions {
+interface DecayOptions {
   /** Updates in all, warm-up included; the factor stays at `final` from there on. */
   total: number;
   /** Updates before the factor is 1. It rises by equal steps, from 1 / (warmup + 1) at update 0. */

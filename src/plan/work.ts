@@ -9,7 +9,7 @@ import type { NetworkSizes, PlanModels, PolicySizes } from "./models.js";
 
 /** Phases of a step, as the log times them. */
 export const PHASES = ["encode", "rollout", "decode", "reward", "update"] as const;
-export type Phase = (typeof PHASES)[number];
+type Phase = (typeof PHASES)[number];
 
 /** Where a run computes. */
 export interface PlanDevice {
@@ -34,11 +34,11 @@ export interface Work {
 export type Parts = Readonly<Record<string, number>>;
 
 /** Memory and work of one phase. */
-export interface PhaseCost {
+interface PhaseCost {
   readonly parts: Parts;
   readonly work: Work;
 }
-export type StepCosts = Readonly<Record<Phase, PhaseCost>>;
+type StepCosts = Readonly<Record<Phase, PhaseCost>>;
 
 const NONE: Work = { wide: 0, narrow: 0, convolution: 0, traffic: 0, calls: 0 };
 export const WORK = Object.keys(NONE) as readonly (keyof Work)[];

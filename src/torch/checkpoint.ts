@@ -13,7 +13,7 @@ import type { Tensor } from "./tensor.js";
 import { ZipArchive } from "./zip.js";
 
 /** What {@link loadCheckpoint} reads. */
-export interface LoadOptions {
+interface LoadOptions {
   /**
    * Whether to read the tensor at a path, such as `state_dict.encoder.conv_in.weight`: keys, indices and
    * attribute names joined by dots. The others stay {@link LazyTensor}, described but no longer readable. A

@@ -6,6 +6,7 @@ import { isPlainObject } from "./arguments.js";
 import { DTYPES, type DType } from "./dtype.js";
 import { describe, expected, expectedType } from "./errors.js";
 import { forTensorData, mustHaveValues, plainValues, replaceFile } from "./files.js";
+import { STORAGE_DTYPES } from "./lazy_tensor.js";
 import { tidy } from "./scope.js";
 import { Tensor } from "./tensor.js";
 import { ZipWriter } from "./zip_writer.js";
@@ -22,21 +23,9 @@ export type Savable =
   | ReadonlyMap<string | number, Savable>
   | { readonly [key: string]: Savable };
 
-/** Class of PyTorch's storage for a dtype, without `Storage`. */
-const STORAGE_CLASSES: Readonly<Record<DType, string>> = {
-  float64: "Double",
-  float32: "Float",
-  float16: "Half",
-  bfloat16: "BFloat16",
-  int64: "Long",
-  int32: "Int",
-  int16: "Short",
-  int8: "Char",
-  uint8: "Byte",
-  bool: "Bool",
-  complex64: "ComplexFloat",
-  complex128: "ComplexDouble",
-};
+/** Class of PyTorch's storage for a dtype, such as `FloatStorage`. */
+const storageClass = (dtype: DType): string =>
+  `${[...STORAGE_DTYPES.keys()].find((name) => STORAGE_DTYPES.get(name) === dtype)}Storage`;
 
 /** Python's pickler stops near this depth. */
 const MAX_DEPTH = 500;
@@ -97,12 +86,8 @@ class Pickler {
     else if (value instanceof Map) this.#dict(value, at);
     else if (isPlainObject(value)) this.#dict(new Map(Object.entries(value)), at, value);
     else {
-      const where = at === "" ? "saveTorch" : `saveTorch: ${at}`;
-      throw expectedType(
-        where,
-        "tensors, numbers, text, null, arrays, Maps and plain objects",
-        valueText(value),
-      );
+      const what = "tensors, numbers, text, null, arrays, Maps and plain objects";
+      throw expectedType(saving(at), what, valueText(value));
     }
   }
 
@@ -185,7 +170,7 @@ class Pickler {
     );
     this.#text("ctorch._utils\n_rebuild_tensor_v2\n((");
     this.#string("storage");
-    this.#text(`ctorch\n${STORAGE_CLASSES[dtype]}Storage\n`);
+    this.#text(`ctorch\n${storageClass(dtype)}\n`);
     this.#string(key);
     this.#string("cpu");
     this.#number(tensor.numel);

@@ -52,8 +52,42 @@ export const DTYPES: Readonly<Record<DType, DTypeInfo>> = {
   bfloat16: { code: 15, size: 2, isFloat: true },
 };
 
+/**
+ * Reads numbers of a type as NumPy names it: `i8` is int64, `u1` uint8, `f4` float32; `bf2` is bfloat16. Undefined for
+ * another type.
+ */
+export function numberReader(
+  type: string,
+  view: DataView,
+  isLittle = true,
+): ((at: number) => number | bigint) | undefined {
+  const readers: Readonly<Record<string, (at: number) => number | bigint>> = {
+    i1: (at) => view.getInt8(at),
+    i2: (at) => view.getInt16(at, isLittle),
+    i4: (at) => view.getInt32(at, isLittle),
+    i8: (at) => view.getBigInt64(at, isLittle),
+    u1: (at) => view.getUint8(at),
+    u2: (at) => view.getUint16(at, isLittle),
+    u4: (at) => view.getUint32(at, isLittle),
+    u8: (at) => view.getBigUint64(at, isLittle),
+    f2: (at) => halfToNumber(view.getUint16(at, isLittle)),
+    f4: (at) => view.getFloat32(at, isLittle),
+    f8: (at) => view.getFloat64(at, isLittle),
+    bf2: (at) => bfloatToNumber(view.getUint16(at, isLittle)),
+  };
+  return Object.hasOwn(readers, type) ? readers[type] : undefined;
+}
+
+const scratch = new DataView(new ArrayBuffer(4));
+
+/** bfloat16: the upper half of a float32. */
+function bfloatToNumber(bits: number): number {
+  scratch.setUint16(0, bits);
+  return scratch.getFloat32(0);
+}
+
 /** IEEE binary16: 1 sign, 5 exponent (bias 15), 10 fraction bits. */
-export function halfToNumber(bits: number): number {
+function halfToNumber(bits: number): number {
   const sign = bits & 0x8000 ? -1 : 1;
   const exponent = (bits >> 10) & 31;
   const fraction = bits & 1023;

@@ -137,7 +137,7 @@ export function batchNorm(
 }
 
 /** Options of {@link scaledDotProductAttention}. */
-export interface AttentionOptions {
+interface AttentionOptions {
   /** bool (true: attend) or float (added to the logits), broadcast to `[..., L, S]`. */
   mask?: Tensor;
   dropout?: number;

@@ -169,8 +169,8 @@ function elementSize(dtype: string): number | undefined {
   return Object.hasOwn(DTYPES, dtype) ? DTYPES[dtype as DType].size : OTHER_SIZES.get(dtype);
 }
 
-/** Element type by the name of a storage class, without `Storage`. */
-const STORAGE_DTYPES: ReadonlyMap<string, string> = new Map([
+/** Element type by the name of a storage class, without `Storage`. The first name of a dtype is the one that is written. */
+export const STORAGE_DTYPES: ReadonlyMap<string, string> = new Map([
   ["Double", "float64"],
   ["Float", "float32"],
   ["Half", "float16"],

@@ -7,7 +7,7 @@ import type { ByteSource } from "./files.js";
 import { callKnown, integer, isDeeperThan, kindOf, Opaque, PyGlobal, pyGlobal } from "./python_values.js";
 
 /** Options of {@link unpickle}. */
-export interface UnpickleOptions {
+interface UnpickleOptions {
   /** Named at the head of every error. */
   where: string;
   /** Byte where the pickle begins. */

@@ -2,7 +2,7 @@
  * Python values of a pickle in JavaScript: plain data where the meaning is known, else an inert record. Nothing that a file
  * names is executed.
  */
-import { halfToNumber } from "./dtype.js";
+import { numberReader } from "./dtype.js";
 
 /** A class or function that a pickle names. It is a name only: nothing is imported. */
 export class PyGlobal {
@@ -316,34 +316,9 @@ function numpyScalar(dtype: unknown, data: unknown): unknown {
   if (!(bytes instanceof Uint8Array) || bytes.length !== size) return undefined;
   const isLittle = !(Array.isArray(dtype.state) && dtype.state[1] === ">");
   const view = new DataView(bytes.buffer, bytes.byteOffset, size);
-  switch (code) {
-    case "b1":
-      return view.getUint8(0) !== 0;
-    case "i1":
-      return view.getInt8(0);
-    case "u1":
-      return view.getUint8(0);
-    case "i2":
-      return view.getInt16(0, isLittle);
-    case "u2":
-      return view.getUint16(0, isLittle);
-    case "i4":
-      return view.getInt32(0, isLittle);
-    case "u4":
-      return view.getUint32(0, isLittle);
-    case "i8":
-      return integer(view.getBigInt64(0, isLittle));
-    case "u8":
-      return integer(view.getBigUint64(0, isLittle));
-    case "f2":
-      return halfToNumber(view.getUint16(0, isLittle));
-    case "f4":
-      return view.getFloat32(0, isLittle);
-    case "f8":
-      return view.getFloat64(0, isLittle);
-    default:
-      return undefined;
-  }
+  if (code === "b1") return view.getUint8(0) !== 0;
+  const value = numberReader(code, view, isLittle)?.(0);
+  return typeof value === "bigint" ? integer(value) : value;
 }
 
 /** A number where it is exact, else the bigint itself. */

@@ -21,7 +21,7 @@ import { tidy } from "./scope.js";
 import { Tensor } from "./tensor.js";
 
 /** What a file says of one tensor. */
-export interface SafetensorsInfo {
+interface SafetensorsInfo {
   /** PyTorch's name, or the file's own (`F8_E4M3`, `U16`, ...) for a dtype that is not supported here. */
   readonly dtype: string;
   readonly shape: readonly number[];
@@ -29,38 +29,19 @@ export interface SafetensorsInfo {
 }
 
 /** Header of a safetensors file. Entries are in the order of their data. */
-export interface SafetensorsHeader {
+interface SafetensorsHeader {
   readonly entries: ReadonlyMap<string, SafetensorsInfo & { readonly offset: number }>;
   readonly metadata: Readonly<Record<string, string>>;
 }
 
-/** Bits of one element, in the reference implementation's order, which its writer sorts by. */
-const BITS: Readonly<Record<string, number>> = {
-  BOOL: 8,
-  F4: 4,
-  F6_E2M3: 6,
-  F6_E3M2: 6,
-  U8: 8,
-  I8: 8,
-  F8_E5M2: 8,
-  F8_E4M3: 8,
-  F8_E8M0: 8,
-  F8_E4M3FNUZ: 8,
-  F8_E5M2FNUZ: 8,
-  I16: 16,
-  U16: 16,
-  F16: 16,
-  BF16: 16,
-  I32: 32,
-  U32: 32,
-  F32: 32,
-  C64: 64,
-  F64: 64,
-  I64: 64,
-  U64: 64,
-};
+/** Names of the dtypes in the reference implementation's order, by which its writer sorts. */
+const WRITE_ORDER: readonly string[] =
+  "BOOL F4 F6_E2M3 F6_E3M2 U8 I8 F8_E5M2 F8_E4M3 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ I16 U16 F16 BF16 I32 U32 F32 C64 F64 I64 U64".split(
+    " ",
+  );
 
-const WRITE_ORDER: readonly string[] = Object.keys(BITS);
+/** Bits of one element: the first number of the name; BOOL has a byte. */
+const bitsOf = (name: string): number => Number(/\d+/.exec(name)?.[0] ?? 8);
 
 /** Complex128 has no name in the format. */
 const FILE_NAMES: Readonly<Partial<Record<DType, string>>> = {
@@ -107,12 +88,8 @@ export function readSafetensorsHeader(source: ByteSource, where: string): Safete
   let end = 0;
   for (const [name, entry] of tensors) {
     if (entry.begin !== end) {
-      throw expected(
-        `${where}: ${name}`,
-        `data at byte ${end}, behind the tensor before it`,
-        entry.begin,
-        DAMAGED,
-      );
+      const what = `data at byte ${end}, behind the tensor before it`;
+      throw expected(`${where}: ${name}`, what, entry.begin, DAMAGED);
     }
     end = entry.end;
     const { dtype, shape } = entry;
@@ -159,8 +136,10 @@ function parseHeader(bytes: Uint8Array, where: string): RawHeader {
 function parseEntry(value: unknown, where: string): RawEntry {
   if (!isObject(value)) throw expected(where, "dtype, shape and data_offsets", shown(value), DAMAGED);
   const { dtype, shape, data_offsets: offsets } = value;
-  const bits = typeof dtype === "string" && Object.hasOwn(BITS, dtype) ? BITS[dtype] : undefined;
-  if (bits === undefined) throw expected(where, `a dtype among ${WRITE_ORDER.join(" ")}`, shown(dtype));
+  if (typeof dtype !== "string" || !WRITE_ORDER.includes(dtype)) {
+    throw expected(where, `a dtype among ${WRITE_ORDER.join(" ")}`, shown(dtype));
+  }
+  const bits = bitsOf(dtype);
   if (!Array.isArray(shape) || shape.length > MAX_DIMENSIONS || !shape.every(isCount)) {
     throw expected(where, `a shape of at most ${MAX_DIMENSIONS} whole numbers`, shown(shape), DAMAGED);
   }
@@ -177,7 +156,7 @@ function parseEntry(value: unknown, where: string): RawEntry {
   if (end - begin !== bytes) {
     throw expected(where, `${bytes} bytes for ${dtype} ${shown(shape)}`, end - begin, DAMAGED);
   }
-  return { dtype: DTYPE_OF.get(dtype as string) ?? (dtype as string), shape, begin, end };
+  return { dtype: DTYPE_OF.get(dtype) ?? dtype, shape, begin, end };
 }
 
 /** A value of the header in an error message: a hostile one may be of any length. */
@@ -228,13 +207,8 @@ export class SafetensorsFile {
   tensor(name: string): Tensor {
     const { dtype, shape, offset } = this.#entry(name);
     if (!isDType(dtype)) {
-      const known = Object.keys(FILE_NAMES).join(", ");
-      throw expected(
-        `${this.path}: ${name}`,
-        `a dtype among ${known}`,
-        dtype,
-        "Convert it where it was written",
-      );
+      const what = `a dtype among ${Object.keys(FILE_NAMES).join(", ")}`;
+      throw expected(`${this.path}: ${name}`, what, dtype, "Convert it where it was written");
     }
     const tensor = empty(shape, { dtype });
     try {
@@ -314,12 +288,8 @@ export function saveSafetensors(
       throw expected("saveSafetensors", "another tensor name", name, "The format reserves it");
     const dtype = FILE_NAMES[tensor.dtype];
     if (dtype === undefined) {
-      throw expected(
-        `saveSafetensors: ${name}`,
-        "a dtype of the format",
-        tensor.dtype,
-        "Save real and imag apart",
-      );
+      const remedy = "Save real and imag apart";
+      throw expected(`saveSafetensors: ${name}`, "a dtype of the format", tensor.dtype, remedy);
     }
     return { name, tensor, dtype };
   });
@@ -343,12 +313,8 @@ export function saveSafetensors(
   // Spaces keep the data, and so every element, on a multiple of 8 bytes.
   const length = Math.ceil(json.length / 8) * 8;
   if (length > MAX_HEADER_BYTES) {
-    throw expected(
-      "saveSafetensors",
-      `a header of at most ${MAX_HEADER_BYTES} bytes`,
-      length,
-      "Use several files",
-    );
+    const what = `a header of at most ${MAX_HEADER_BYTES} bytes`;
+    throw expected("saveSafetensors", what, length, "Use several files");
   }
   const head = Buffer.alloc(8 + length, " ");
   head.writeBigUInt64LE(BigInt(length));

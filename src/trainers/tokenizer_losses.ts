@@ -99,7 +99,7 @@ export function lecamLoss(real: Tensor, fake: Tensor, averages: LecamAverages): 
 }
 
 /** Loss terms as functions of the reconstruction, 0-d each. */
-export interface ImageTerms {
+interface ImageTerms {
   /** Reconstruction loss: pixels and perceptual distance, weighted. */
   readonly near: Tensor;
   /** {@link generatorLoss}; null before the discriminator's start. */
@@ -107,7 +107,7 @@ export interface ImageTerms {
 }
 
 /** Weight of the adversarial loss. */
-export interface AdversarialWeight {
+interface AdversarialWeight {
   readonly weight: number;
   /** Whether {@link balance} multiplies the weight. */
   readonly isAdaptive: boolean;
