@@ -11,16 +11,17 @@ import { fileURLToPath } from "node:url";
 const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
 
 /** A folder of src and the folders that its files may import beside their own; what is not listed may not. */
-const MODELS = ["torch", "distributed", "nn", "data", "tokenizers", "policies", "metrics"];
+const MODELS = ["torch", "distributed", "nn", "data", "encoders", "tokenizers", "policies", "metrics"];
 const LOOP = [...MODELS, "config", "run", "rl_ar_finetune"];
 const FLOORS: Readonly<Record<string, readonly string[]>> = {
   torch: [],
   distributed: ["torch"],
   nn: ["torch"],
   data: ["torch", "nn", "distributed"],
+  encoders: ["torch", "nn", "data"],
   tokenizers: ["torch", "nn"],
   policies: ["torch", "nn"],
-  metrics: ["torch", "nn"],
+  metrics: ["torch", "nn", "encoders"],
   config: MODELS,
   run: [...MODELS, "config"],
   rl_ar_finetune: [...MODELS, "config", "run"],
@@ -41,6 +42,7 @@ const BUILDERS = [
   "src/plan/models.ts",
 ];
 const CONCRETE: Readonly<Record<string, readonly string[]>> = {
+  encoders: [...BUILDERS, "src/rl_ar_finetune/encoder_rewards.ts"],
   tokenizers: BUILDERS,
   policies: BUILDERS,
   metrics: [...BUILDERS, "src/rl_ar_finetune/rewards.ts"],

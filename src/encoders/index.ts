@@ -1,0 +1,8 @@
+/** Public names of `src/encoders`. */
+export type { EncoderDescription } from "./description.js";
+export { classVectors, cosines, Encoder, inTemplate, perSample, type Towers } from "./encoder.js";
+export { describeEncoder, type OpenEncoderOptions, openEncoder } from "./load.js";
+export { type ImagePreprocessing, prepareImages } from "./preprocess.js";
+export { type Clean, cleanText, openTextTokenizer, type TextEncoder } from "./texts.js";
+export { type TextConfig, TextTower, type VisionConfig, VisionTower } from "./towers.js";
+export type { Activation, TransformerConfig } from "./transformer.js";
