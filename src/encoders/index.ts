@@ -1,4 +1,5 @@
 /** Public names of `src/encoders`. */
+export { AestheticHead, openAestheticHead } from "./aesthetic.js";
 export type { EncoderDescription } from "./description.js";
 export { classVectors, cosines, Encoder, inTemplate, perSample, type Towers } from "./encoder.js";
 export { describeEncoder, type OpenEncoderOptions, openEncoder } from "./load.js";

@@ -17,6 +17,7 @@ export {
   MomentsAccumulator,
   moments,
 } from "./distribution.js";
+export { DISTS, type DistsOptions } from "./dists.js";
 export type { FeatureNetwork } from "./features.js";
 export { InceptionV3, inceptionClasses } from "./inception.js";
 export { latentCosine } from "./latent.js";
