@@ -22,6 +22,6 @@ export {
   type ParameterGroup,
   type Trained,
 } from "./optim.js";
-export { PackedLinears, type PackOptions, packLinears } from "./packed.js";
+export { type PackConvsOptions, PackedLayers, type PackOptions, packConvs, packLinears } from "./packed.js";
 export * as schedules from "./schedules.js";
 export { countParts, requireShapes, type Shapes, shapesOf } from "./state_dict.js";

@@ -44,15 +44,13 @@ export class Linear extends Module {
   }
 
   forward(x: Tensor): Tensor {
-    if (this.packed !== null && !this.#needsGraph(x)) return this.packed.forward(x);
+    if (this.packed !== null && !needsGraph(this, x)) return this.packed.forward(x);
     return F.linear(x, this.weight, this.bias);
   }
+}
 
-  #needsGraph(x: Tensor): boolean {
-    return (
-      isGradEnabled() && (x.requiresGrad || this.weight.requiresGrad || this.bias?.requiresGrad === true)
-    );
-  }
+function needsGraph({ weight, bias }: Linear | Conv2d, x: Tensor): boolean {
+  return isGradEnabled() && (x.requiresGrad || weight.requiresGrad || bias?.requiresGrad === true);
 }
 
 /** Rows of weight `[V, D]` at int64 indices `[...]` in `[0, V)`, giving `[..., D]`. */
@@ -141,8 +139,14 @@ export class GroupNorm extends Module {
     this.bias = parameter(() => init.zeros([numChannels]));
   }
 
+  /** Computed in float32 for x of a narrower dtype: a CPU's kernel does so, a GPU's takes one dtype alone. */
   forward(x: Tensor): Tensor {
-    return F.groupNorm(x, this.#numGroups, this.weight, this.bias, this.eps);
+    if (x.dtype === this.weight.dtype || x.device === "cpu")
+      return F.groupNorm(x, this.#numGroups, this.weight, this.bias, this.eps);
+    return tidy(() => {
+      const wide = x.to({ dtype: this.weight.dtype });
+      return F.groupNorm(wide, this.#numGroups, this.weight, this.bias, this.eps);
+    });
   }
 }
 
@@ -186,6 +190,8 @@ export class Conv2d extends Module {
   readonly weight: Parameter;
   readonly bias: Parameter | null;
   readonly options: F.Conv2dOptions;
+  /** @internal Set by `packConvs`, used where no gradient is asked for. */
+  packed: PackedLayer | null = null;
 
   constructor(
     inChannels: number,
@@ -211,6 +217,7 @@ export class Conv2d extends Module {
   }
 
   forward(x: Tensor): Tensor {
+    if (this.packed !== null && !needsGraph(this, x)) return this.packed.forward(x);
     return F.conv2d(x, this.weight, this.bias, this.options);
   }
 }

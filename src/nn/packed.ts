@@ -1,6 +1,7 @@
 /**
- * Linear layers with weights in oneDNN's own memory layout, for rollouts and frozen networks. They are faster for few rows if
- * the default library is slow at those. They have no gradient: where one is needed, a layer uses its original weights.
+ * Layers with a second copy of their weights, for rollouts and frozen networks: linear layers in oneDNN's own memory layout,
+ * which is faster for few rows if the default library is slow at those, and convolutions with channels last, in a narrower
+ * dtype if asked for. They have no gradient: where one is needed, a layer uses its original weights.
  */
 import {
   call,
@@ -16,13 +17,19 @@ import {
   TorchError,
   tidy,
 } from "../torch/index.js";
-import { Linear, type PackedLayer } from "./layers.js";
+import { Conv2d, Linear, type PackedLayer } from "./layers.js";
 import type { Module } from "./module.js";
 
 /** Options of {@link packLinears}. */
 export interface PackOptions {
   /** Type of the product and of its result, as under autocast; default the weight's own. */
   dtype?: DType;
+}
+
+/** Options of {@link packConvs}. */
+export interface PackConvsOptions extends PackOptions {
+  /** Convolutions that keep their own weights alone. */
+  except?: readonly Conv2d[];
 }
 
 const REORDER = "mkldnn::_reorder_linear_weight";
@@ -70,7 +77,7 @@ function tryOut(dtype: DType): boolean {
 
 /** @internal One layer's weights in another layout, made anew when the layer's own have changed. */
 class PackedWeights implements PackedLayer {
-  readonly #layer: Linear;
+  readonly #layer: Linear | Conv2d;
   readonly #options: PackOptions;
   #weight: Tensor | null = null;
   #bias: Tensor | null = null;
@@ -80,24 +87,28 @@ class PackedWeights implements PackedLayer {
   #sourceDevice = "";
   #version = -1;
 
-  constructor(layer: Linear, options: PackOptions) {
+  constructor(layer: Linear | Conv2d, options: PackOptions) {
     this.#layer = layer;
     this.#options = options;
     this.#refresh();
   }
 
-  /** x `[..., in]`, converted to the packed dtype, to `[..., out]` of that dtype. Outside any graph. */
+  /** What the layer gives for x converted to the packed dtype, in that dtype. Outside any graph. */
   forward(x: Tensor): Tensor {
     return noGrad(() => {
       this.#refresh();
       const isReady = x.dtype === this.#dtype;
       const input = isReady ? x : x.to({ dtype: this.#dtype });
-      const y = this.#isReordered
-        ? callTensor<Tensor>(LINEAR, [input, this.#weight, this.#bias, "none", [], ""])
-        : F.linear(input, this.#weight as Tensor, this.#bias);
+      const y = this.#compute(input, this.#weight as Tensor);
       if (!isReady) input.dispose();
       return y;
     });
+  }
+
+  #compute(x: Tensor, weight: Tensor): Tensor {
+    if (this.#layer instanceof Conv2d) return F.conv2d(x, weight, this.#bias, this.#layer.options);
+    if (!this.#isReordered) return F.linear(x, weight, this.#bias);
+    return callTensor<Tensor>(LINEAR, [x, weight, this.#bias, "none", [], ""]);
   }
 
   /** Operators count what they write into a tensor; a move to another dtype or device does not count. */
@@ -109,11 +120,13 @@ class PackedWeights implements PackedLayer {
     if (isSame && version === this.#version) return;
     this.dispose();
     const { dtype = sourceDtype } = this.#options;
-    const isReordered = canReorder(dtype, sourceDevice);
+    const isConv = this.#layer instanceof Conv2d;
+    const isReordered = !isConv && canReorder(dtype, sourceDevice);
     const [packedWeight, packedBias] = noGrad(() =>
       tidy(() => {
         const plain = weight.detach().to({ dtype });
         const ownBias = bias === null ? null : bias.detach().to({ dtype });
+        if (isConv) return [plain.contiguous("channels_last"), ownBias];
         return [isReordered ? callTensor<Tensor>(REORDER, [plain]) : plain, ownBias];
       }),
     );
@@ -136,18 +149,29 @@ class PackedWeights implements PackedLayer {
 
 const versionOf = (tensor: Tensor): number => call("aten::_version", [tensor]) as number;
 
-/** Linear layers that run packed until this is disposed of. */
-export class PackedLinears {
-  readonly #layers: readonly Linear[];
+/** Layers that run packed until this is disposed of. */
+export class PackedLayers {
+  readonly #layers: readonly (Linear | Conv2d)[];
 
   /** @internal */
-  constructor(layers: readonly Linear[]) {
+  constructor(layers: readonly (Linear | Conv2d)[]) {
     this.#layers = layers;
   }
 
   /** How many layers there are. */
   get count(): number {
     return this.#layers.length;
+  }
+
+  /** Run `fn` with the layers' own weights; the packed copies are kept. */
+  without<T>(fn: () => T): T {
+    const packed = this.#layers.map((layer) => layer.packed);
+    for (const layer of this.#layers) layer.packed = null;
+    try {
+      return fn();
+    } finally {
+      for (const [i, layer] of this.#layers.entries()) layer.packed = packed[i] ?? null;
+    }
   }
 
   /** Free the packed copies; the layers use their original weights again. */
@@ -172,21 +196,39 @@ export class PackedLinears {
  *
  * @throws Error when a layer is packed already.
  */
-export function packLinears(module: Module, options: PackOptions = {}): PackedLinears {
-  options = readOptions<PackOptions>("packLinears", [options], { names: { dtype: true } });
-  const layers: Linear[] = [];
-  const packed = new PackedLinears(layers);
+export function packLinears(module: Module, options: PackOptions = {}): PackedLayers {
+  const read = readOptions<PackOptions>("packLinears", [options], { names: { dtype: true } });
+  return pack("packLinears", module, (layer) => layer instanceof Linear, read);
+}
+
+/**
+ * Let the convolutions of a network run where no gradient is asked for on a copy of their weights with channels last,
+ * converted to `dtype`: their results have that layout and that dtype too. The rest is {@link packLinears}.
+ *
+ * @throws Error when a layer is packed already.
+ */
+export function packConvs(module: Module, options: PackConvsOptions = {}): PackedLayers {
+  const { except = [], ...read } = readOptions<PackConvsOptions>("packConvs", [options], {
+    names: { dtype: true, except: true },
+  });
+  return pack("packConvs", module, (layer) => layer instanceof Conv2d && !except.includes(layer), read);
+}
+
+function pack(
+  where: string,
+  module: Module,
+  isWanted: (layer: Module) => boolean,
+  options: PackOptions,
+): PackedLayers {
+  const layers: (Linear | Conv2d)[] = [];
+  const packed = new PackedLayers(layers);
   try {
-    for (const [name, layer] of module.namedModules()) {
-      if (!(layer instanceof Linear)) continue;
+    for (const [name, found] of module.namedModules()) {
+      if (!isWanted(found)) continue;
+      const layer = found as Linear | Conv2d;
       if (layer.packed !== null) {
         const remedy = "Dispose of the other pack first";
-        throw expected(
-          "packLinears",
-          "layers that are not packed",
-          name === "" ? "one that is" : name,
-          remedy,
-        );
+        throw expected(where, "layers that are not packed", name === "" ? "one that is" : name, remedy);
       }
       layer.packed = new PackedWeights(layer, options);
       layers.push(layer);

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { AdamW, Linear, packLinears, Sequential } from "../../src/nn/index.js";
+import { AdamW, Conv2d, GroupNorm, Linear, packConvs, packLinears, Sequential } from "../../src/nn/index.js";
 import {
   functional as F,
   memory,
@@ -135,4 +135,38 @@ test("a layer is packed once", () => {
   const shared = new Linear(1, 1);
   using both = packLinears(new Sequential(shared, new Sequential(shared)));
   assert.equal(both.count, 1);
+});
+
+test("packed convolutions agree with plain ones, have channels last, and spare those that are named", () => {
+  const [first, last] = [
+    new Conv2d(8, 16, 3, { padding: 1, stride: 2 }),
+    new Conv2d(16, 4, 1, { bias: false }),
+  ];
+  const convs = new Sequential(first, last);
+  convs.requiresGrad_(false);
+  const x = randn([2, 8, 6, 6]);
+  const wanted = convs.forward(x);
+  {
+    using packed = packConvs(convs);
+    assert.equal(packed.count, 2);
+    expectClose(convs.forward(x), wanted, close);
+    assert.ok(first.forward(x).isContiguous("channels_last"));
+  }
+  using packed = packConvs(convs, { dtype: "bfloat16", except: [last] });
+  assert.equal(packed.count, 1);
+  const narrow = first.forward(x);
+  assert.equal(narrow.dtype, "bfloat16");
+  // Products of bfloat16 numbers are summed in float32 and rounded once: 2^-9 of the result, and of each factor.
+  expectClose(narrow.float(), F.conv2d(x, first.weight, first.bias, first.options), { rtol: 0, atol: 0.02 });
+  packed.without(() => expectClose(convs.forward(x), wanted, { rtol: 0, atol: 0 }));
+  assert.equal(first.forward(x).dtype, "bfloat16");
+  assert.ok(first.forward(x.clone().requiresGrad_()).requiresGrad, "a gradient goes through the own weights");
+  assert.throws(() => packConvs(first), /not packed/);
+});
+
+test("a norm computes a narrower input in float32", () => {
+  const norm = new GroupNorm(2, 8);
+  const x = randn([2, 8, 4, 4]).mul(3).bfloat16();
+  const y = norm.forward(x);
+  expectClose(y.float(), norm.forward(x.float()).bfloat16().float(), { rtol: 0, atol: 0 });
 });
