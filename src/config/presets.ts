@@ -54,7 +54,7 @@ export const presets: Readonly<Record<PresetName, TrainPreset>> = {
         warmup: 0,
         maxGradNorm: 1,
       },
-      precision: { policy: "bfloat16" },
+      precision: { policy: "bfloat16", tokenizer: "bfloat16", rewards: "bfloat16" },
       train: { iters: 100 },
     },
   },

@@ -220,7 +220,7 @@ export const saveKeys = (every: number, keep: number, steps: string) => ({
 /** Keys of the log; `steps` is what the command calls its updates. */
 export const logKeys = (every: number, imagesEvery: number, steps: string) => ({
   every: key(count, every, steps).describe(
-    "Interval between lines on the console; metrics.jsonl has every step. Lower it for slow runs.",
+    "Interval between lines on the console; metrics.jsonl has every step. In rlar train, reward/vq_ceiling is measured as often. Lower it for slow runs.",
   ),
   imagesEvery: key(integer0, imagesEvery, steps).describe(
     "Interval between pages of sample images; 0 makes none. Lower it to see what the run learns.",

@@ -56,7 +56,7 @@ const OPEN_CLIP_CONFIG = "open_clip_config.json";
  */
 export function openEncoder(path: string, ...given: [options?: OpenEncoderOptions]): Encoder {
   const options = readOptions<OpenEncoderOptions>("openEncoder", given, {
-    names: { device: true, dtype: true, towers: true, tokenizer: true, heads: true },
+    names: { device: true, dtype: true, towers: true, tokenizer: true, heads: "number" },
   });
   const { device = "cpu", dtype = "float32", heads } = options;
   requireDevice(device);

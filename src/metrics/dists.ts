@@ -60,7 +60,7 @@ export class DISTS extends Module {
       weights,
       checkRange = true,
     } = readOptions<DistsOptions>("DISTS", [options], {
-      names: { backbone: true, weights: true, checkRange: true },
+      names: { backbone: true, weights: true, checkRange: "boolean" },
     });
     this.#guard = checkRange ? new RangeGuard("DISTS") : null;
     this.features = init.skipInit(() => buildFeatures("vgg"));

@@ -203,9 +203,12 @@ export function tokenizerSizes({ path, wrapper, weights, config, model }: Tokeni
   if (found?.kind !== "tokenizer") throw wrongKind("a tokenizer", found, file);
   const { name, used, config: built } = found.tokenizer;
   const { chMult, ch, codebookSize } = built;
+  const count = (names: readonly string[]): number =>
+    sum(names.map((own) => numelOf(file.info(used[own] as string).shape)));
   return {
     name,
-    parameters: parametersOf(used, file),
+    parameters: count(Object.keys(used)),
+    decoder: count(Object.keys(used).filter((own) => own.startsWith("decoder."))),
     codebookSize,
     downsample: 2 ** (chMult.length - 1),
     channels: (chMult[0] as number) * ch, // at full resolution

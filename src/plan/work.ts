@@ -4,6 +4,7 @@
  * `rates.ts` measures the speed of a machine.
  */
 import { batchNumbers, sharesContext, type TrainConfig } from "../config/resolve.js";
+import { paysToPack } from "../rl_ar_finetune/rollout.js";
 import { contextAt, decodeBatchOf } from "../rl_ar_finetune/settings.js";
 import type { NetworkSizes, PlanModels, PolicySizes } from "./models.js";
 
@@ -119,6 +120,7 @@ export function fixedParts(config: TrainConfig, models: PlanModels, { isNarrow }
       Object.entries(networks).map(([key, network]) => [key, network.parameters * FLOAT]),
     ),
     "weights in bfloat16": isNarrow ? (blockWeights + vocabSize * width) * 2 : 0,
+    "decoder in bfloat16": config.precision.tokenizer === "bfloat16" ? tokenizer.decoder * 2 : 0,
   };
 }
 
@@ -204,7 +206,7 @@ export function costsOf(
     const cache = cacheBytes(policy, rows, codes, device);
     // Sequences of an image begin from one cache, which is alive until theirs are filled.
     const first = each > 1 ? cacheBytes(policy, some * drawStreams, codes, device) : 0;
-    const isPacked = !device.isCuda && width >= 192 && some * each >= 4 && steps >= 32;
+    const isPacked = !device.isCuda && paysToPack({ hiddenSize: width }, some * each, steps);
     const all = images * each * drawStreams;
     const seen = (given + codes) / 2;
     return {
@@ -241,7 +243,8 @@ export function costsOf(
         ...held(sequences, images + 2 * sequences), // in pieces, and put together
       },
       work: add({
-        convolution: decoded * costs.decodeFlops,
+        // A processor with instructions for bfloat16 multiplies twice as many numbers at a time.
+        convolution: (decoded * costs.decodeFlops) / (config.precision.tokenizer === "bfloat16" ? 2 : 1),
         traffic: decoded * 2 * costs.decodeGraphBytes,
         calls: 300 * Math.ceil(decoded / atATime),
       }),

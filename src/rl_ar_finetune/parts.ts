@@ -4,7 +4,7 @@
  */
 
 import type { ArSection, Precision, TrainConfig } from "../config/resolve.js";
-import { AdamW, Ema, Module, type ParameterGroup } from "../nn/index.js";
+import { AdamW, Ema, Module, type PackedLayers, type ParameterGroup } from "../nn/index.js";
 import type { ArPolicy, Lora } from "../policies/index.js";
 import { openImages, type RunImages } from "../run/images.js";
 import { weightsFingerprint } from "../run/resume.js";
@@ -69,6 +69,8 @@ export interface RunParts extends RunImages, Disposable {
   readonly policyCast: AutocastState | null;
   /** Type for packed weights while codes are drawn one by one; null where nothing is packed. */
   readonly packAs: DType | null;
+  /** The decoder's convolutions in bfloat16; null where they compute in float32. */
+  readonly narrowDecoder: PackedLayers | null;
 }
 
 /** Registers a part that the run must free, and returns it. */
@@ -192,6 +194,7 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
         : own(new Ema(trained, { decay: config.ema.decay, warmup: config.ema.warmup })),
     policyCast,
     packAs: packAsOf(policy, policyCast),
+    narrowDecoder: config.precision.tokenizer === "bfloat16" ? own(tokenizer.narrowDecoder()) : null,
     ...images,
     notes: [...notes, ...images.notes],
   };

@@ -60,6 +60,8 @@ export interface Term {
   readonly measure: (judged: Judged) => Tensor;
   /** The metric at each pixel, float `[B * G, H, W]`, for terms that have it. */
   readonly map?: (judged: Judged) => Tensor;
+  /** The same term in float32, for a term whose network computes in a narrower dtype. */
+  readonly exact?: Term;
   /** Frees its network and the features of the last images, for callers that opened the network for this term. */
   readonly dispose?: () => void;
 }
@@ -139,6 +141,7 @@ export function reconstructionTerm(type: ReconstructionType, options: TermOption
         ...head,
         measure: (j) => inCast(amp, () => network.distance(imageFeatures(network, j), j.samples, parts)),
         map: (j) => inCast(amp, () => network.distanceMap(imageFeatures(network, j), j.samples, parts)),
+        ...(amp !== undefined && { exact: reconstructionTerm(type, without(options, "amp")) }),
         dispose: () => {
           for (const feature of references.get(network)?.reference.features ?? []) feature.dispose();
           references.delete(network);
@@ -148,6 +151,11 @@ export function reconstructionTerm(type: ReconstructionType, options: TermOption
       };
     }
   }
+}
+
+function without<T extends object, K extends keyof T>(options: T, name: K): Omit<T, K> {
+  const { [name]: _, ...rest } = options;
+  return rest;
 }
 
 function inCast<T>(amp: AutocastState | undefined, fn: () => T): T {
@@ -187,6 +195,7 @@ export function patchGanTerm(
     weight,
     sign: signOf("patch_gan"),
     measure: (j) => inCast(amp, () => discriminator.score(j.samples, parts)),
+    ...(amp !== undefined && { exact: patchGanTerm(discriminator, without(options, "amp")) }),
     dispose: () => discriminator.dispose(),
   };
 }

@@ -226,13 +226,17 @@ export function noisyContext(
  * Whether packing weights, which takes a copy of them, saves more time than it costs.
  *
  * Measured on a processor with AVX-512 (`npm run bench -- rollout`): packing costs what it saves in 7 to 20 steps from a
- * width of 192 on; narrower layers gain nothing, and neither do fewer than 4 rows on one thread.
+ * width of 192 on; narrower layers gain nothing, and neither do fewer than 4 rows of layers narrower than 512.
  *
  * @param rows - sequences that are drawn at a time.
  * @param steps - codes of each.
  */
-export function paysToPack(policy: ArPolicy, rows: number, steps: number): boolean {
-  return policy.hiddenSize >= 192 && rows >= 4 && steps >= 32;
+export function paysToPack(
+  { hiddenSize }: Pick<ArPolicy, "hiddenSize">,
+  rows: number,
+  steps: number,
+): boolean {
+  return hiddenSize >= 192 && (rows >= 4 || hiddenSize >= 512) && steps >= 32;
 }
 
 /** Each sequence reads its own codes, after given codes or none. */

@@ -151,3 +151,16 @@ function sharedOptions(config: TrainConfig, reference: ArPolicy | null, klCoef: 
 export function decodeBatchOf({ tokenizer }: Pick<TrainConfig, "tokenizer">): number {
   return tokenizer.decodeBatch ?? 8;
 }
+
+/** Whether something comes after `step` iterations that comes every so many, 0 for never, and at the end. */
+export function isDueAt(step: number, every: number, total: number): boolean {
+  return every > 0 && (step % every === 0 || step === total);
+}
+
+/**
+ * Whether an iteration, from 0, measures the ceiling, the reward of the images' own codes: those that are shown, on the
+ * console or on a page of samples, and the first. It costs as much as one more sample per image.
+ */
+export function needsCeiling({ log, train }: Pick<TrainConfig, "log" | "train">, step: number): boolean {
+  return step === 0 || [log.every, log.imagesEvery].some((every) => isDueAt(step + 1, every, train.iters));
+}

@@ -139,12 +139,19 @@ export function decodeFor(parts: RunParts, images: Tensor, codes: Tensor, decode
   return noGrad(() =>
     tidy(() => {
       const flat = codes.flatten(0, 1);
-      const pieces = flat.split(decodeBatch).map((piece) => tokenizer.decodeCode(piece, grid));
-      const samples = cat(pieces);
+      const { rows, index } = distinctRows(flat);
+      const pieces = cat(rows.split(decodeBatch).map((piece) => tokenizer.decodeCode(piece, grid)));
+      const samples = index === null ? pieces : pieces.indexSelect(0, index);
       if (!terms.some((term) => term.name === "latent_cosine")) return { images, samples };
       return { images, samples, latents: latentsOf(tokenizer, images, flat, grid) };
     }),
   );
+}
+
+/** Rows of codes without repetition, and where each row is among them: null where all rows are distinct. */
+function distinctRows(codes: Tensor): { rows: Tensor; index: Tensor | null } {
+  const [rows, index] = call("aten::unique_dim", [codes, 0, true, true]) as [Tensor, Tensor];
+  return rows.size(0) === codes.size(0) ? { rows: codes, index: null } : { rows, index };
 }
 
 /** Rewards as they are measured, before normalisation and credit by place. */
@@ -206,18 +213,19 @@ export function updateFor(
 /**
  * Metrics of a rollout.
  *
- * `reward/vq_ceiling` (the mean reward of the images' own codes) and `reward/gap` (ceiling minus mean reward),
+ * `reward/vq_ceiling` (the mean reward of the images' own codes) and `reward/gap` (ceiling minus mean reward) where the
+ * ceiling is known,
  * `reward/group_std`, `reward/<term>/weighted` (means with weight and sign, which sum to `reward/mean`),
  * `policy/entropy` (nats per token) and `policy/entropy_frac` (of log V), `tokens/codebook_usage` (part of the codebook
  * that was drawn), `tokens/token_perplexity` (exp of the entropy of code frequencies), `tokens/unique_frac` (part of the
  * sequences that are distinct).
  *
- * @param ceiling - float64 `[B, 1]`: rewards of the images' own codes.
+ * @param ceiling - float64 `[B, 1]`: rewards of the images' own codes; null where they were not computed.
  */
 export function rolloutMetrics(
   rollout: Rollout,
   plain: PlainRewards,
-  ceiling: Tensor,
+  ceiling: Tensor | null,
   terms: readonly Term[],
   codebookSize: number,
 ): Record<string, number> {
@@ -229,7 +237,7 @@ export function rolloutMetrics(
     const distinct = (call("aten::unique_dim", [sequences, 0]) as Tensor[])[0] as Tensor;
     const read = readNumbers({
       mean: plain.total.mean(),
-      ceiling: ceiling.mean(),
+      ...(ceiling && { ceiling: ceiling.mean() }),
       groupStd:
         plain.total.size(1) > 1 ? plain.total.std(1).mean() : zeros([], { device: tokens.device as Device }),
       nats: entropy.mean(),
@@ -249,8 +257,7 @@ export function rolloutMetrics(
       return [`reward/${name}/weighted`, weight * sign * (read[`term ${name}`] as number)] as const;
     });
     return {
-      "reward/vq_ceiling": best,
-      "reward/gap": best - mean,
+      ...(ceiling && { "reward/vq_ceiling": best, "reward/gap": best - mean }),
       "reward/group_std": groupStd,
       ...Object.fromEntries(weighted),
       "policy/entropy": nats,

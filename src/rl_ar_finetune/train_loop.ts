@@ -16,8 +16,17 @@ import { Clock, joined } from "../run/metrics.js";
 import { stream, type Tensor, tidy } from "../torch/index.js";
 import { type Evaluation, evaluate, isHacked } from "./evaluate.js";
 import { openRunParts } from "./parts.js";
+import { measurePrecision, reportPrecision } from "./precision.js";
 import { judge } from "./rewards.js";
-import { contextAt, decodeBatchOf, keepsGraph, lrScheduleOf, rolloutSamplingOf } from "./settings.js";
+import {
+  contextAt,
+  decodeBatchOf,
+  isDueAt,
+  keepsGraph,
+  lrScheduleOf,
+  needsCeiling,
+  rolloutSamplingOf,
+} from "./settings.js";
 import {
   dump,
   endOf,
@@ -120,6 +129,7 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
   }
   // A run that was over stays so, unless it is forced on.
   let end: TrainResult["end"] = options.force ? "done" : endOf(config, progress);
+  let isNew = true;
   let clock = new Clock();
   if (progress.step < total && end === "done") log.busy("the first step");
   while (progress.step < total && end === "done") {
@@ -145,10 +155,16 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
         clock.mark("time/rollout");
         const decodeBatch = decodeBatchOf(config);
         const judged = decodeFor(parts, images, rollout.codes, decodeBatch);
-        const ceiling = decodeFor(parts, images, trueCodes.unsqueeze(1), decodeBatch);
+        const wantsCeiling = needsCeiling(config, step);
+        const ceiling = wantsCeiling ? decodeFor(parts, images, trueCodes.unsqueeze(1), decodeBatch) : null;
         clock.mark("time/decode");
         const { rewards, plain } = creditFor(config, parts, judged, rollout.tokens.size(2));
-        const best = judge(parts.terms, ceiling).total;
+        const best = ceiling && judge(parts.terms, ceiling).total;
+        if (isNew) {
+          const cost = measurePrecision(parts, judged, rollout.codes, decodeBatch);
+          if (cost !== null) log.say(reportPrecision(config, cost, options.force ?? false));
+          isNew = false;
+        }
         clock.mark("time/reward");
         return {
           trueCodes,
@@ -157,7 +173,7 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
           plain,
           best,
           samples: judged.samples,
-          ceiling: ceiling.samples,
+          ceiling: ceiling && ceiling.samples,
         };
       }),
     );
@@ -237,13 +253,10 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
       { count: tokens, spreads: { ...spreads, ...(evaluation?.spreads ?? {}) } },
     );
     clock = new Clock(); // what comes now belongs to the next record
-    if (
-      config.log.imagesEvery > 0 &&
-      (progress.step % config.log.imagesEvery === 0 || progress.step === total)
-    ) {
+    const { ceiling, samples } = made.value;
+    if (ceiling !== null && isDueAt(progress.step, config.log.imagesEvery, total)) {
       const given = trueCodes.size(1) - rollout.tokens.size(2);
       const { ids, classes } = batch;
-      const { ceiling, samples } = made.value;
       const shown = { ids, classes, images, samples, rewards: plain.total, given };
       const places = spread(ids.length, config.log.imageRows);
       const rows = sampleRows(parts, shown, places, (at) => ceiling.indexSelect(0, at));

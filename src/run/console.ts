@@ -77,6 +77,8 @@ export class RunConsole {
   #shownAt = -Infinity;
   #times: number[] = [];
   #rewards: number[] = [];
+  /** The last one measured, which not every step does. */
+  #ceiling: Metrics = {};
 
   constructor(options: ConsoleOptions) {
     const { total, screen = process.stdout, errors = process.stderr, json = false, quiet = false } = options;
@@ -123,16 +125,22 @@ export class RunConsole {
     const reward = metrics["reward/mean"] ?? metrics["train/loss"];
     if (reward !== undefined && Number.isFinite(reward))
       this.#rewards = [...this.#rewards.slice(1 - HISTORY), reward];
+    const ceiling = metrics["reward/vq_ceiling"];
+    if (ceiling !== undefined) this.#ceiling = { "reward/vq_ceiling": ceiling };
     if (json) print(screen, `${jsonLine({ step, ...metrics })}\n`);
     if (!this.isLive || (now() - this.#shownAt < BETWEEN && step < total)) return;
     this.#shownAt = now();
-    const line = liveLine(step, metrics, {
-      total,
-      rewards: this.#rewards,
-      secondsLeft: this.secondsLeft(step),
-      width: widthOf(screen),
-      isColored: this.#isColored,
-    });
+    const line = liveLine(
+      step,
+      { ...this.#ceiling, ...metrics },
+      {
+        total,
+        rewards: this.#rewards,
+        secondsLeft: this.secondsLeft(step),
+        width: widthOf(screen),
+        isColored: this.#isColored,
+      },
+    );
     print(screen, `\r\x1b[K${line}`);
     this.#hasLine = true;
   }

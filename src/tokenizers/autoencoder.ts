@@ -268,9 +268,14 @@ export class Decoder extends Module {
     Object.assign(this, { mid, ...fields });
     this.norm_out = norm(channels[0] as number, config.normGroups);
     this.conv_out = conv3(channels[0] as number, config.outChannels);
-    const end = [stepOf(this.norm_out), swish, stepOf(this.conv_out)];
+    const end = [this.#widen, stepOf(this.norm_out), swish, stepOf(this.conv_out)];
     this.#steps = [stepOf(this.conv_in), ...steps, ...inOrder.map(stepOf), ...end];
   }
+
+  /** What packed convolutions give in a narrower dtype goes on in that of the last layer, which is not packed. */
+  readonly #widen: Step = (x) => {
+    return this.conv_in.packed === null ? x : x.to({ dtype: this.conv_out.weight.dtype });
+  };
 
   forward(features: Tensor): Tensor {
     return tidy(() => chain(features, this.#steps));

@@ -1,9 +1,10 @@
 /**
  * A frozen tokenizer: no gradient, evaluation mode, and inputs checked including their values.
  */
-import { Module } from "../nn/index.js";
+import { Module, type PackedLayers } from "../nn/index.js";
 import { expected, expectedType, noGrad, type Tensor, tidy } from "../torch/index.js";
 import { checkCodes, checkImages, checkRange, gridOf } from "./checks.js";
+import { TokenizerModel } from "./model.js";
 import type { Grid, ImageTokenizer } from "./tokenizer.js";
 
 export class FrozenTokenizer implements ImageTokenizer {
@@ -60,6 +61,18 @@ export class FrozenTokenizer implements ImageTokenizer {
         return images;
       }),
     );
+  }
+
+  /**
+   * Let `decodeCode` compute the decoder's convolutions in bfloat16 until the result is disposed of; see
+   * {@link TokenizerModel.narrowDecoder}. Codes of images are still those of float32.
+   *
+   * @throws RangeError for a tokenizer that is not one of this library's.
+   */
+  narrowDecoder(): PackedLayers {
+    if (this.vq instanceof TokenizerModel) return this.vq.narrowDecoder();
+    const remedy = "Set precision.tokenizer to float32";
+    throw expected("FrozenTokenizer.narrowDecoder", "an IBQ or a VQModel", this.vq.constructor.name, remedy);
   }
 
   #requireFinite(where: string, images: Tensor): void {

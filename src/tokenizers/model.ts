@@ -2,7 +2,7 @@
  * Encoder, codebook and decoder as one tokenizer. `ibq.ts` and `vq_model.ts` build the published models; the
  * trainer has reconstruction, perceptual and adversarial losses.
  */
-import { Conv2d, Module } from "../nn/index.js";
+import { Conv2d, Module, type PackedLayers, packConvs } from "../nn/index.js";
 import { cat, expected, noGrad, type OptionNames, readOptions, type Tensor, tidy } from "../torch/index.js";
 import { type AutoencoderConfig, activationBytes, Decoder, Encoder } from "./autoencoder.js";
 import { checkImages, gridOf } from "./checks.js";
@@ -118,6 +118,14 @@ export abstract class TokenizerModel extends Module implements ImageTokenizer {
       const { quantized, ...rest } = this.quantize.forward(this.#latent(images));
       return { ...rest, reconstruction: this.#images(quantized) };
     });
+  }
+
+  /**
+   * Let the decoder compute its convolutions in bfloat16 until the result is disposed of, where no gradient is asked for.
+   * Norms, the softmax of attention and the last layer stay in float32. Takes a copy of the decoder's weights.
+   */
+  narrowDecoder(): PackedLayers {
+    return packConvs(this.decoder, { dtype: "bfloat16", except: [this.decoder.conv_out] });
   }
 
   #latent(images: Tensor): Tensor {

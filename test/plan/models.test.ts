@@ -207,6 +207,7 @@ test("tokenizers and networks have the parameters of their files", () => {
   assert.deepEqual(sizes, {
     name: "VQ-4 (LlamaGen)",
     parameters: numbers,
+    decoder: Object.values(tokenizer.decoder.stateDict()).reduce((sum, { numel }) => sum + numel, 0),
     codebookSize: V,
     downsample: 4,
     channels: 16,

@@ -34,7 +34,15 @@ function modelsOf(config: TrainConfig): PlanModels {
     partBytes: 1,
     decodeGraphBytes: 1,
   });
-  const tokenizer = { name: "VQ", parameters: 1, codebookSize: V, downsample: 4, channels: 8, costs };
+  const tokenizer = {
+    name: "VQ",
+    parameters: 1,
+    decoder: 1,
+    codebookSize: V,
+    downsample: 4,
+    channels: 8,
+    costs,
+  };
   return { policy, reference: 0, valueHead: 0, tokenizer, networks: {} };
 }
 

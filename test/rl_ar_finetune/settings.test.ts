@@ -10,6 +10,7 @@ import {
   evalSamplingOf,
   keepsGraph,
   lrScheduleOf,
+  needsCeiling,
   rolloutSamplingOf,
 } from "../../src/rl_ar_finetune/settings.js";
 import { groupOf, readOptionsOf, sourceOptionsOf } from "../../src/run/images.js";
@@ -183,4 +184,17 @@ test("data", () => {
 test("a rollout's graph is kept only where it is asked for and can be", () => {
   assert.equal(keepsGraph(set()), false);
   assert.equal(keepsGraph(set("rollout.keepGraph=true", "rollout.context=teacher_forced")), true);
+});
+
+test("the ceiling is measured at the first step, and at those that are shown", () => {
+  const config = set("log.every=4", "log.imagesEvery=6", "train.iters=14");
+  const measured = Array.from({ length: 14 }, (_, i) => i + 1).filter((step) =>
+    needsCeiling(config, step - 1),
+  );
+  assert.deepEqual(measured, [1, 4, 6, 8, 12, 14]);
+  const bare = set("log.every=100", "log.imagesEvery=0", "train.iters=5");
+  assert.deepEqual(
+    [0, 1, 2, 3, 4].filter((step) => needsCeiling(bare, step)),
+    [0, 4],
+  );
 });

@@ -238,6 +238,7 @@ test("a skipped step moves neither the weights nor their average", async (t) => 
     reward: { l2: { weight: 0 }, custom: { weight: 1, fn } },
     grpo: { advantageClip: null, scale: "none" },
     ema: { decay: 0.5, warmup: false },
+    log: { every: 1 }, // the reconstructions are judged at every step too
   });
   const path = (step: number): string => join(dir, "checkpoints", `step_00000${step}`);
   const bytes = (step: number, part: string): Buffer => readFileSync(join(path(step), `${part}.safetensors`));

@@ -137,7 +137,7 @@ test("the record: names, times, memory", async (t) => {
     kl: { coef: 0.01 },
     grpo: { epochs: 2 },
     eval: { every: 10, images: 4, numGenerations: 2 },
-    log: { imagesEvery: 10 },
+    log: { imagesEvery: 10, every: 1 },
     save: { every: 10 },
     train: { iters: 21 },
   };
@@ -277,6 +277,7 @@ test("a step with a reward that is no number is left out, counted and kept for i
     reward: { l2: { weight: 0 }, custom: { weight: 1, fn } },
     limits: { nonFiniteInARow: 2, nonFinite: 100 },
     save: { every: 1, keep: 20 },
+    log: { every: 1 },
     train: { iters: 9 },
   });
   const dir = join(folder, "run");

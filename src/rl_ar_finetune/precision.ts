@@ -1,0 +1,134 @@
+/**
+ * What `precision.tokenizer` and `precision.rewards` cost, measured on the samples of a run's first step: the difference of
+ * the decoded images, and whether rewards in bfloat16 put the samples of a group in the same order. A run whose rewards
+ * would be noise ends there.
+ */
+import type { TrainConfig } from "../config/resolve.js";
+import { expected, type Tensor, tidy } from "../torch/index.js";
+import type { RunParts } from "./parts.js";
+import { type Judged, judge, type Term } from "./rewards.js";
+import { readNumbers } from "./sampling.js";
+import { decodeFor } from "./step.js";
+
+/** Least peak signal-to-noise ratio of images decoded in bfloat16, dB; rounding to 8 bits alone has 59. */
+const LEAST_PSNR = 30;
+
+/** Least mean rank correlation of rewards within groups. */
+const LEAST_CORRELATION = 0.95;
+
+/** Images whose samples are measured. */
+const MEASURED = 4;
+
+/** What the narrow dtype costs. */
+export interface PrecisionCost {
+  /** Of images decoded in bfloat16 against float32, dB, for a range of 2; null where the decoder is in float32. */
+  readonly psnr: number | null;
+  /** Mean over the groups of Spearman's rank correlation of rewards; NaN where all rewards of every group are equal. */
+  readonly correlation: number;
+  /** Images and samples that were measured. */
+  readonly images: number;
+  readonly samples: number;
+}
+
+/**
+ * Decode and reward some samples in float32 as well, and compare.
+ *
+ * @param judged - of the whole step, in the run's precision.
+ * @param codes - int64 `[B, G, T]`: what `judged` was decoded from.
+ * @returns null where everything is in float32.
+ */
+export function measurePrecision(
+  parts: RunParts,
+  judged: Judged,
+  codes: Tensor,
+  decodeBatch: number,
+): PrecisionCost | null {
+  const { narrowDecoder } = parts;
+  // A program's own reward may draw random numbers, and a resumed run would draw more of them.
+  const terms = parts.terms.filter(({ name }) => name !== "custom");
+  if (narrowDecoder === null && terms.every((term) => term.exact === undefined)) return null;
+  return tidy(() => {
+    const [b, g] = codes.dims(3);
+    // Without groups, all samples are one group.
+    const images = g > 1 ? Math.min(b, MEASURED) : Math.min(b, 8);
+    const first = <T extends Tensor>(rows: T, each = 1): Tensor => rows.narrow(0, 0, images * each);
+    const { latents } = judged;
+    const narrow: Judged = {
+      images: first(judged.images),
+      samples: first(judged.samples, g),
+      ...(latents && { latents: { images: first(latents.images), samples: first(latents.samples, g) } }),
+    };
+    const decode = (): Judged => decodeFor(parts, first(judged.images), first(codes), decodeBatch);
+    const wide =
+      narrowDecoder === null ? { ...narrow, images: first(judged.images) } : narrowDecoder.without(decode);
+    const rewardsOf = (some: readonly Term[], of: Judged): number[][] => {
+      const values = judge(some, of).plain;
+      return (g > 1 ? values : values.reshape(1, -1)).toList() as number[][];
+    };
+    const exactTerms = terms.map((term) => term.exact ?? term);
+    const ours = terms.length > 0 ? rewardsOf(terms, narrow) : [];
+    const theirs = terms.length > 0 ? rewardsOf(exactTerms, wide) : [];
+    const correlations = ours.map((row, i) => rankCorrelation(row, theirs[i] as number[]));
+    const known = correlations.filter((value) => !Number.isNaN(value));
+    const mse = wide.samples.sub(narrow.samples).double().square().mean();
+    return {
+      psnr: narrowDecoder === null ? null : 10 * Math.log10(4 / (readNumbers({ mse }).mse as number)),
+      correlation: known.reduce((sum, value) => sum + value, 0) / known.length,
+      images,
+      samples: images * g,
+    };
+  });
+}
+
+/**
+ * Say what the precision costs.
+ *
+ * @throws RangeError when it costs too much, unless forced.
+ */
+export function reportPrecision(
+  { precision }: Pick<TrainConfig, "precision">,
+  cost: PrecisionCost,
+  isForced: boolean,
+): string {
+  const { psnr, correlation, images, samples } = cost;
+  const said = [
+    ...(psnr === null ? [] : [`decoded images differ by a PSNR of ${psnr.toFixed(1)} dB`]),
+    ...(Number.isNaN(correlation) ? [] : [`the rank correlation of rewards is ${correlation.toFixed(3)}`]),
+  ].join(", ");
+  const of = `${samples} samples of ${images} images`;
+  if (!isForced) {
+    const remedy = "Set it to float32, or use --force to go on";
+    if (psnr !== null && psnr < LEAST_PSNR) {
+      throw expected(
+        "precision.tokenizer",
+        `a PSNR of at least ${LEAST_PSNR} dB to float32`,
+        `${psnr.toFixed(1)} dB for ${of}`,
+        remedy,
+      );
+    }
+    if (correlation < LEAST_CORRELATION) {
+      const key = precision.tokenizer === "float32" ? "precision.rewards" : "precision.tokenizer";
+      const what = `rewards whose rank correlation to those in float32 is at least ${LEAST_CORRELATION}`;
+      throw expected(key, what, `${correlation.toFixed(3)} for ${of}`, remedy);
+    }
+  }
+  return `bfloat16 against float32, ${of}: ${said}`;
+}
+
+/** Spearman's rank correlation; equal values have their mean rank. NaN where all values of a list are equal. */
+export function rankCorrelation(a: readonly number[], b: readonly number[]): number {
+  const [ranksA, ranksB] = [ranksOf(a), ranksOf(b)];
+  const mean = (a.length - 1) / 2;
+  const sum = (of: (i: number) => number): number => a.reduce((total, _, i) => total + of(i), 0);
+  const offA = (i: number): number => (ranksA[i] as number) - mean;
+  const offB = (i: number): number => (ranksB[i] as number) - mean;
+  return sum((i) => offA(i) * offB(i)) / Math.sqrt(sum((i) => offA(i) ** 2) * sum((i) => offB(i) ** 2));
+}
+
+function ranksOf(values: readonly number[]): number[] {
+  return values.map((value) => {
+    const below = values.filter((other) => other < value).length;
+    const equal = values.filter((other) => other === value).length;
+    return below + (equal - 1) / 2;
+  });
+}
