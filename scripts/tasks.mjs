@@ -79,9 +79,9 @@ function testFiles(name) {
 }
 
 async function bench([name, ...args]) {
-  const files = listFiles(join(root, "bench"), [".ts"]).map((path) =>
-    relative(join(root, "bench"), path).slice(0, -3),
-  );
+  const files = listFiles(join(root, "bench"), [".ts"])
+    .map((path) => relative(join(root, "bench"), path).slice(0, -3))
+    .filter((file) => file !== "peer"); // what others compare themselves with
   if (name !== undefined && files.includes(name)) return await node(compiled(`bench/${name}.ts`), ...args);
   const known = files.join(", ") || "(none yet)";
   throw new SetupError(`bench: expected one of ${known}, got ${name ?? "nothing"}.`, {
