@@ -149,12 +149,15 @@ class PackedWeights implements PackedLayer {
 
 const versionOf = (tensor: Tensor): number => call("aten::_version", [tensor]) as number;
 
+/** A layer and its packed weights. */
+type Packed = readonly [layer: Linear | Conv2d, weights: PackedLayer];
+
 /** Layers that run packed until this is disposed of. */
 export class PackedLayers {
-  readonly #layers: readonly (Linear | Conv2d)[];
+  readonly #layers: readonly Packed[];
 
   /** @internal */
-  constructor(layers: readonly (Linear | Conv2d)[]) {
+  constructor(layers: readonly Packed[]) {
     this.#layers = layers;
   }
 
@@ -163,21 +166,36 @@ export class PackedLayers {
     return this.#layers.length;
   }
 
-  /** Run `fn` with the layers' own weights; the packed copies are kept. */
+  /** Let the layers use their own weights from now on, but inside {@link within}; the packed copies are kept. */
+  rest(): this {
+    for (const [layer] of this.#layers) layer.packed = null;
+    return this;
+  }
+
+  /** Run `fn` with the packed weights. */
+  within<T>(fn: () => T): T {
+    return this.#with(true, fn);
+  }
+
+  /** Run `fn` with the layers' own weights. */
   without<T>(fn: () => T): T {
-    const packed = this.#layers.map((layer) => layer.packed);
-    for (const layer of this.#layers) layer.packed = null;
+    return this.#with(false, fn);
+  }
+
+  #with<T>(isPacked: boolean, fn: () => T): T {
+    const before = this.#layers.map(([layer]) => layer.packed);
+    for (const [layer, weights] of this.#layers) layer.packed = isPacked ? weights : null;
     try {
       return fn();
     } finally {
-      for (const [i, layer] of this.#layers.entries()) layer.packed = packed[i] ?? null;
+      for (const [i, [layer]] of this.#layers.entries()) layer.packed = before[i] ?? null;
     }
   }
 
   /** Free the packed copies; the layers use their original weights again. */
   dispose(): void {
-    for (const layer of this.#layers) {
-      layer.packed?.dispose();
+    for (const [layer, weights] of this.#layers) {
+      weights.dispose();
       layer.packed = null;
     }
   }
@@ -220,7 +238,7 @@ function pack(
   isWanted: (layer: Module) => boolean,
   options: PackOptions,
 ): PackedLayers {
-  const layers: (Linear | Conv2d)[] = [];
+  const layers: Packed[] = [];
   const packed = new PackedLayers(layers);
   try {
     for (const [name, found] of module.namedModules()) {
@@ -231,7 +249,7 @@ function pack(
         throw expected(where, "layers that are not packed", name === "" ? "one that is" : name, remedy);
       }
       layer.packed = new PackedWeights(layer, options);
-      layers.push(layer);
+      layers.push([layer, layer.packed]);
     }
   } catch (error) {
     packed.dispose();

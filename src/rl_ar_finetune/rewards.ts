@@ -18,6 +18,7 @@ import {
   type UnitFeatures,
 } from "../metrics/index.js";
 import { signOf } from "../metrics/measures.js";
+import { type Module, type PackedLayers, packConvs } from "../nn/index.js";
 import {
   type AutocastState,
   autocast,
@@ -137,16 +138,18 @@ export function reconstructionTerm(type: ReconstructionType, options: TermOption
             : "rlar classifier trains one: set reward.perceptual.path, or pass perceptual: openPerceptual(path)";
         throw expected(`reward.${type}`, "the metric's network", "none", remedy);
       }
+      const module = "network" in network ? network.network : network;
       return {
         ...head,
-        measure: (j) => inCast(amp, () => network.distance(imageFeatures(network, j), j.samples, parts)),
-        map: (j) => inCast(amp, () => network.distanceMap(imageFeatures(network, j), j.samples, parts)),
+        measure: (j) =>
+          inCast(amp, module, () => network.distance(imageFeatures(network, j), j.samples, parts)),
+        map: (j) =>
+          inCast(amp, module, () => network.distanceMap(imageFeatures(network, j), j.samples, parts)),
         ...(amp !== undefined && { exact: reconstructionTerm(type, without(options, "amp")) }),
         dispose: () => {
           for (const feature of references.get(network)?.reference.features ?? []) feature.dispose();
           references.delete(network);
-          if ("network" in network) network.network.dispose();
-          else network.dispose();
+          free(module);
         },
       };
     }
@@ -158,8 +161,26 @@ function without<T extends object, K extends keyof T>(options: T, name: K): Omit
   return rest;
 }
 
-function inCast<T>(amp: AutocastState | undefined, fn: () => T): T {
-  return amp === undefined ? fn() : autocast(amp, fn);
+/**
+ * Run `fn` in a narrower dtype, if there is one. On a CPU the network's convolutions have a copy of their weights in it, since
+ * autocast would convert them at every call.
+ */
+function inCast<T>(amp: AutocastState | undefined, network: Module, fn: () => T): T {
+  if (amp === undefined) return fn();
+  if (amp.device !== "cpu" || amp.dtype === null) return autocast(amp, fn);
+  const pack = packs.get(network) ?? packConvs(network, { dtype: amp.dtype }).rest();
+  packs.set(network, pack);
+  return pack.within(() => autocast(amp, fn));
+}
+
+/** Narrow copies of the convolutions of networks. */
+const packs = new WeakMap<Module, PackedLayers>();
+
+/** Free a network that a term was opened with, and its narrow copy. */
+function free(network: Module): void {
+  packs.get(network)?.dispose();
+  packs.delete(network);
+  network.dispose();
 }
 
 /** Features of the last images by network, which the samples of a batch and its ceiling share. */
@@ -194,9 +215,9 @@ export function patchGanTerm(
     name: "patch_gan",
     weight,
     sign: signOf("patch_gan"),
-    measure: (j) => inCast(amp, () => discriminator.score(j.samples, parts)),
+    measure: (j) => inCast(amp, discriminator, () => discriminator.score(j.samples, parts)),
     ...(amp !== undefined && { exact: patchGanTerm(discriminator, without(options, "amp")) }),
-    dispose: () => discriminator.dispose(),
+    dispose: () => free(discriminator),
   };
 }
 

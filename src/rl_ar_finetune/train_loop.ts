@@ -173,7 +173,7 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
           plain,
           best,
           samples: judged.samples,
-          ceiling: ceiling && ceiling.samples,
+          ceiling: ceiling?.samples ?? null,
         };
       }),
     );

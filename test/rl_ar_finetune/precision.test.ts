@@ -1,12 +1,14 @@
 /** What bfloat16 in the decoder and in reward networks costs, as the first step of a run measures and judges it. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { FeatureClassifier, PerceptualDistance } from "../../src/metrics/index.js";
 import type { RunParts } from "../../src/rl_ar_finetune/parts.js";
 import { measurePrecision, rankCorrelation, reportPrecision } from "../../src/rl_ar_finetune/precision.js";
-import { customTerm, reconstructionTerm } from "../../src/rl_ar_finetune/rewards.js";
+import { customTerm, reconstructionTerm, type Term } from "../../src/rl_ar_finetune/rewards.js";
 import { decodeFor } from "../../src/rl_ar_finetune/step.js";
 import { buildTokenizerFrozen, VQModel } from "../../src/tokenizers/index.js";
-import { manualSeed, noGrad, rand, randint, type Tensor, zeros } from "../../src/torch/index.js";
+import { manualSeed, memory, noGrad, rand, randint, type Tensor, zeros } from "../../src/torch/index.js";
+import { expectClose } from "../support/close.js";
 import { noLeak } from "../support/leak.js";
 import { metricsOf, quietRun, Shown, tinyFolder, tinyRun, tinyTokenizer } from "../support/train_run.js";
 
@@ -133,4 +135,29 @@ test("a tokenizer of another library has no bfloat16 decoder", () => {
   };
   assert.throws(() => buildTokenizerFrozen(other).narrowDecoder(), /IBQ or a VQModel.*float32/);
   model.dispose();
+});
+
+test("a network in bfloat16 has a narrow copy of its convolutions, and computes in float32 elsewhere", () => {
+  manualSeed(5);
+  const network = new FeatureClassifier({ widths: [16, 32], numClasses: 3 });
+  using _ = { [Symbol.dispose]: () => term.dispose?.() };
+  const perceptual = new PerceptualDistance(network.eval().requiresGrad_(false));
+  const amp = { device: "cpu", dtype: "bfloat16" } as const;
+  const term = reconstructionTerm("perceptual", { perceptual, amp });
+  const [images, samples] = [rand([1, 3, 16, 16]), rand([3, 3, 16, 16])];
+  const exact = noGrad(() => perceptual.forward(images, samples));
+  const narrow = noGrad(() => term.measure({ images, samples }));
+  const bytes = memory().bytes;
+  const again = noGrad(() => term.measure({ images, samples }));
+  assert.ok(again.equal(narrow));
+  again.dispose();
+  assert.equal(memory().bytes, bytes, "the copy is made once");
+  expectClose(narrow, exact, { rtol: 1e-2 });
+  assert.ok(!narrow.equal(exact));
+  const alike = { images: images.clone(), samples };
+  assert.ok(noGrad(() => (term.exact as Term).measure(alike)).equal(exact));
+  assert.ok(
+    noGrad(() => perceptual.forward(images, samples)).equal(exact),
+    "the network itself is as before",
+  );
 });
