@@ -2,14 +2,17 @@
  * How fast a policy writes codes: one GPT-B of LlamaGen (12 layers, width 768, 16384 codes) with random weights, 256
  * codes greedily, weights plain and packed, float32 and bfloat16.
  *
- *     npm run bench decode -- [batch ...] [--threads 2] [--runs 3]
+ *     PYTHON=... npm run bench -- decode [batch ...] [--threads 2] [--runs 3] [--peer CHECKOUT]
  *
  * Prints tokens a second and milliseconds a step, the median of the runs. On a busy machine take one thread, and the
- * processor's time rather than the clock's.
+ * processor's time rather than the clock's. With a clone of LlamaGen its `generate` and our sampling on packed weights take
+ * turns, and nothing else is measured; the floor is one reading of the weights from memory, or the arithmetic, whichever is
+ * longer.
  */
 import { parseArgs } from "node:util";
 import { packLinears } from "../src/nn/index.js";
 import { type ArPolicy, LlamaGen, llamaGenPresets } from "../src/policies/index.js";
+import { sampleCodesWithLogprobs } from "../src/rl_ar_finetune/sampling.js";
 import {
   autocast,
   getNumThreads,
@@ -23,12 +26,17 @@ import {
   version,
   zeros,
 } from "../src/torch/index.js";
+import { median, startPeer } from "./peer.js";
 
 const CODES = 256;
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { threads: { type: "string" }, runs: { type: "string", default: "3" } },
+  options: {
+    threads: { type: "string" },
+    runs: { type: "string", default: "3" },
+    peer: { type: "string" },
+  },
 });
 if (values.threads !== undefined) setNumThreads(Number(values.threads));
 
@@ -51,8 +59,6 @@ function write(policy: ArPolicy, batch: number): { clock: number; processor: num
   const { user, system } = process.cpuUsage(used);
   return { clock, processor: (user + system) / 1000 };
 }
-
-const median = (list: number[]): number => list.sort((a, b) => a - b)[Math.floor(list.length / 2)] as number;
 
 function measure(name: string, policy: ArPolicy, batch: number): void {
   // Inside, autocast keeps the weights that it has cast from one step to the next.
@@ -99,11 +105,75 @@ function measureMemory(policy: ArPolicy, batch: number): void {
   );
 }
 
+/** Bytes a second of reading memory that no cache holds, and FLOP/s of a large product. */
+function machine(dtype: "float32" | "bfloat16"): { bandwidth: number; speed: number } {
+  return tidy(() => {
+    const [large, square] = [zeros([2 ** 28]), randn([2048, 2048]).to({ dtype })];
+    const fastest = (fn: () => Tensor): number =>
+      Math.min(
+        ...[0, 1, 2].map(() => {
+          const begin = performance.now();
+          tidy(() => void fn());
+          return (performance.now() - begin) / 1000;
+        }),
+      );
+    return {
+      bandwidth: 2 ** 30 / fastest(() => large.sum()),
+      speed: (2 * 2048 ** 3) / fastest(() => square.matmul(square)),
+    };
+  });
+}
+
+/** Our sampling beside the peer's `generate`. */
+async function beside(checkout: string, policy: LlamaGen, batch: number): Promise<void> {
+  using peer = startPeer(checkout, getNumThreads());
+  const seconds: Record<string, number[]> = {};
+  const note = (name: string, value: number): void => {
+    seconds[name] = [...(seconds[name] ?? []), value];
+  };
+  for (let run = -1; run < Number(values.runs); run++) {
+    for (const dtype of ["float32", "bfloat16"] as const) {
+      const theirs = await peer.ask({ what: "rollout", model: "GPT-B", batch, codes: CODES, dtype });
+      using _packed = packLinears(policy, { dtype });
+      const begin = performance.now();
+      tidy(() => sampleCodesWithLogprobs(policy, { classes: zeros([batch], { dtype: "int64" }) }, CODES));
+      const own = (performance.now() - begin) / 1000;
+      if (run < 0) continue; // warm-up
+      note(`peer, ${dtype}`, theirs.rollout as number);
+      note(`packed, ${dtype}`, own);
+    }
+  }
+  const best = Math.min(
+    ...Object.entries(seconds).flatMap(([name, all]) => (name.startsWith("peer") ? [median(all)] : [])),
+  );
+  const weights =
+    policy.parameters().reduce((sum, { numel }) => sum + numel, 0) - policy.vocabSize * policy.hiddenSize;
+  for (const [name, all] of Object.entries(seconds)) {
+    const time = median(all);
+    const dtype = name.endsWith("bfloat16") ? "bfloat16" : "float32";
+    const { bandwidth, speed } = machine(dtype);
+    const floor = Math.max(
+      (weights * (dtype === "bfloat16" ? 2 : 4)) / bandwidth,
+      (2 * weights * batch) / speed,
+    );
+    const step = time / CODES;
+    console.log(
+      `batch ${batch}, ${name.padEnd(18)} ${((batch * CODES) / time).toFixed(0).padStart(5)} tokens/s, ` +
+        `${(1000 * step).toFixed(1)} ms a step, ${(step / floor).toFixed(1)} times the floor of ${(1000 * floor).toFixed(1)} ms; ` +
+        `${(best / time).toFixed(2)} times the peer's best`,
+    );
+  }
+}
+
 console.log(`LibTorch ${version().torch}, ${getNumThreads()} threads`);
 for (const batch of positionals.length > 0 ? positionals.map(Number) : [16, 1]) {
   manualSeed(0);
   using policy = new LlamaGen(llamaGenPresets["GPT-B"]).eval();
   noGrad(() => tidy(() => policy.output.weight.copy_(randn(policy.output.weight.shape).mul(0.02))));
+  if (values.peer !== undefined) {
+    await beside(values.peer, policy, batch);
+    continue;
+  }
   measure("float32", policy, batch);
   measureNaive(policy, batch);
   measureMemory(policy, batch);

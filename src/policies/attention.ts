@@ -58,17 +58,15 @@ function attendOne(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | null,
   const dtype = q.dtype;
   // Autocast would convert the whole cache at every step.
   const y = autocast({ device: "cpu", dtype: null }, () => {
-    const queries = q.to({ dtype: keys.dtype }).mul(headDim ** -0.5);
-    const columns = queries.reshape(batch * keyHeads, heads / keyHeads, headDim).transpose(1, 2);
-    let logits = keys.flatten(0, 1).bmm(columns).transpose(1, 2); // [B K, H / K, L]
+    const scaled = q.to({ dtype: keys.dtype }).mul(headDim ** -0.5);
+    const queries = scaled.reshape(batch * keyHeads, heads / keyHeads, headDim);
+    let logits = queries.bmm(keys.flatten(0, 1).transpose(1, 2)); // [B K, H / K, L]
     if (mask !== null) logits = logits.unflatten(0, [batch, keyHeads]).add(mask).flatten(0, 1);
-    const weights = F.dropout(logits.softmax(-1), dropout, dropout > 0).transpose(1, 2);
-    return values.transpose(2, 3).flatten(0, 1).bmm(weights); // [B K, headDim, H / K]
+    const weights = logits.softmax(-1);
+    const kept = dropout > 0 ? F.dropout(weights, dropout, true) : weights;
+    return kept.bmm(values.flatten(0, 1)); // [B K, H / K, headDim]
   });
-  return y
-    .transpose(1, 2)
-    .reshape(batch, 1, heads * headDim)
-    .to({ dtype });
+  return y.view(batch, 1, heads * headDim).to({ dtype });
 }
 
 /** Attention of every query to every key that `mask` leaves, for cross-attention to features. Shapes as {@link attend}. */

@@ -98,8 +98,8 @@ export class KvCache implements DecodeCache {
   }
 
   /**
-   * On a CPU, a cache is never narrower than float32, and values lie channel by channel: for the products of a single
-   * query that is faster than half the memory, and exact. Elsewhere it has the dtype of the keys.
+   * On a CPU, a cache is never narrower than float32: for the products of a single query that is faster than half the
+   * memory, and exact. Elsewhere it has the dtype of the keys.
    */
   #allocate(layer: number, like: Tensor): void {
     const { batch, heads, capacity, headDim } = this.size;
@@ -110,12 +110,7 @@ export class KvCache implements DecodeCache {
       const old = side[layer];
       if (old !== undefined && old.dtype === dtype && old.device === like.device) continue;
       old?.dispose();
-      const isTransposed = isCpu && side === this.#values;
-      side[layer] = tidy(() => {
-        const [rows, columns] = isTransposed ? [headDim, capacity] : [capacity, headDim];
-        const memory = empty([batch, heads, rows, columns], { dtype, device });
-        return keep(isTransposed ? memory.transpose(2, 3) : memory);
-      });
+      side[layer] = tidy(() => keep(empty([batch, heads, capacity, headDim], { dtype, device })));
     }
   }
 

@@ -5,7 +5,7 @@
  * Touvron et al. 2023, "LLaMA"; Shazeer 2020, "GLU Variants Improve Transformer".
  */
 import { type Linear, Module } from "../nn/index.js";
-import type { Tensor } from "../torch/index.js";
+import { callTensor, isGradEnabled, type Tensor } from "../torch/index.js";
 import { attend, type Seen } from "./attention.js";
 import { dropout, linear } from "./layers.js";
 import { rotate } from "./rotary.js";
@@ -80,7 +80,11 @@ export class LlamaFeedForward extends Module {
   }
 
   forward(x: Tensor): Tensor {
-    const y = this.w2.forward(this.w1.forward(x).silu().mul(this.w3.forward(x)));
-    return dropout(y, this.#p, this.training);
+    const [gate, value] = [this.w1.forward(x), this.w3.forward(x)];
+    // Without a graph nobody needs the gate again.
+    const gated = isGradEnabled()
+      ? gate.silu().mul(value)
+      : callTensor<Tensor>("aten::silu_", [gate]).mul_(value);
+    return dropout(this.w2.forward(gated), this.#p, this.training);
   }
 }

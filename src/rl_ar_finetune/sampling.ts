@@ -527,7 +527,10 @@ export function drawStep(logp: Tensor, uniforms: Tensor | null, wantsSupport: bo
     return {
       tokens,
       logprobs: logp.gather(-1, tokens),
-      entropy: callTensor<Tensor>("aten::special_entr", [p]).sum(-1), // -p log p, and 0 where p is 0
+      // -p log p, and 0 where p is 0; the first form is slow, and needed where many logits are infinite.
+      entropy: wantsSupport
+        ? callTensor<Tensor>("aten::special_entr", [p]).sum(-1)
+        : callTensor<Tensor>("aten::linalg_vecdot", [p, logp.clamp(-1e30)]).neg(),
       support: wantsSupport ? packSupport(logp) : null,
     };
   });
