@@ -40,7 +40,7 @@ function readsOf(fn: () => void): number {
 const CONTEXTS: readonly [RolloutContext, wanted: number][] = [
   // Only the check at the end that all log-probabilities are finite.
   [{ type: "free" }, 1],
-  [{ type: "prefix", length: 2 }, 1],
+  [{ type: "prefix", length: 2 }, 2], // that the given codes are in the vocabulary
   [{ type: "noisy_teacher_forced", noise: 0.5 }, 1],
 ];
 

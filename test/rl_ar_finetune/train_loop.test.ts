@@ -376,7 +376,12 @@ test("a signal that comes while a step computes ends the run after that step", a
     if (judged === 5) setImmediate(() => abort.abort());
     return samples.mean([1, 2, 3]);
   };
-  const changes = { reward: { custom: { fn } }, save: { every: 0 }, train: { iters: 8 } };
+  const changes = {
+    reward: { custom: { fn } },
+    log: { every: 1, imagesEvery: 0 },
+    save: { every: 0 },
+    train: { iters: 8 },
+  };
   const { end, step } = await quietRun(tinyRun(folder, changes), { signal: abort.signal });
   assert.deepEqual([end, step, judged], ["interrupted", 3, 6]);
 });
