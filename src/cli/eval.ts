@@ -3,6 +3,7 @@ import { ConfigError, type DataConfig } from "../config/resolve.js";
 import { evaluateModels } from "../evaluation/judge_models.js";
 import { optionsOfConfig, optionsOfRun } from "../evaluation/options.js";
 import { evaluationText, measuresText } from "../evaluation/verdict.js";
+import { known as given } from "../torch/arguments.js";
 import { type Device, setNumThreads } from "../torch/index.js";
 import { withProgress } from "./progress.js";
 
@@ -78,13 +79,9 @@ export async function evaluate(options: EvalCommandOptions): Promise<void> {
     );
   }
   if (options.threads !== undefined) setNumThreads(options.threads);
-  const sizes = {
-    ...(options.heads !== undefined && { nHead: options.heads }),
-    ...(options.codes !== undefined && { blockSize: options.codes }),
-  };
+  const sizes = given({ nHead: options.heads, blockSize: options.codes });
   const policy = options.policy === undefined ? known.policy : { path: options.policy, ...sizes };
   const against = options.against === undefined ? known.against : { path: options.against, ...sizes };
-  const { lpips, prefix, out, npz, json } = options;
   // A policy that the command line names replaces the run's own, so it is not the run's checkpoint.
   const own = [
     known.against === undefined ? known.policy : known.against,
@@ -94,37 +91,17 @@ export async function evaluate(options: EvalCommandOptions): Promise<void> {
   const judged = isOwn ? known.judged : undefined;
   if (judged !== undefined) process.stderr.write(`judges ${judged.text}\n`);
   const started = performance.now();
+  const { lpips, samples, classes, draws, images, trainImages, temperatures, cfg, cfgSchedule } = options;
+  const { prefix: prefixes, topK, topP, seeds, resamples, batch, dtype, device, out, npz, json } = options;
+  const { rewardNetworks, chosenOn } = known;
   const evaluation = await withProgress("evaluating", (say) =>
     evaluateModels({
-      tokenizer,
-      ...(policy && { policy }),
-      ...(against && { against }),
+      ...{ tokenizer, data, samples, classes, draws, images, trainImages, temperatures, cfg, cfgSchedule },
+      ...{ topK, topP, seeds, resamples, batch, dtype, device },
+      ...given({ policy, against, lpips, judged, rewardNetworks, prefixes, out, npz, json }),
+      ...(isOwn && given({ chosenOn })),
       features: options.features.length > 0 ? options.features : (known.features ?? []),
-      ...(lpips !== undefined && { lpips }),
-      data,
-      ...(judged && { judged }),
-      ...(known.rewardNetworks && { rewardNetworks: known.rewardNetworks }),
-      ...(known.chosenOn !== undefined && isOwn && { chosenOn: known.chosenOn }),
       start: options.unconditional ? "empty" : (known.start ?? "condition"),
-      samples: options.samples,
-      classes: options.classes,
-      ...(prefix !== undefined && { prefixes: prefix }),
-      draws: options.draws,
-      images: options.images,
-      trainImages: options.trainImages,
-      temperatures: options.temperatures,
-      cfg: options.cfg,
-      cfgSchedule: options.cfgSchedule,
-      topK: options.topK,
-      topP: options.topP,
-      seeds: options.seeds,
-      resamples: options.resamples,
-      batch: options.batch,
-      dtype: options.dtype,
-      device: options.device,
-      ...(out !== undefined && { out }),
-      ...(npz !== undefined && { npz }),
-      ...(json !== undefined && { json }),
       say,
     }),
   );
@@ -135,14 +112,6 @@ export async function evaluate(options: EvalCommandOptions): Promise<void> {
 
 /** The keys of `data` that the command line sets. */
 function dataOf(options: EvalCommandOptions): Record<string, unknown> {
-  const { data, evalData, evalPart, group, label, size, crop } = options;
-  return {
-    ...(data !== undefined && { source: data }),
-    ...(evalData !== undefined && { evalSource: evalData }),
-    ...(evalPart !== undefined && { evalPart }),
-    ...(group !== undefined && { group }),
-    ...(label !== undefined && { label }),
-    ...(size !== undefined && { size }),
-    ...(crop !== undefined && { crop }),
-  };
+  const { data: source, evalData: evalSource, evalPart, group, label, size, crop } = options;
+  return given({ source, evalSource, evalPart, group, label, size, crop });
 }

@@ -42,10 +42,8 @@ function oneEvaluation(evaluation: SomeEvaluation, pictures: Html | null): Html 
     verdictsOf(evaluation, (network) => judging.has(network) === isJudge),
   ) as [string[], string[]];
   const frontiers = frontiersOf([{ label: "", color: 0, evaluation }]);
-  const charts = (isJudge: boolean): Html | false => {
-    const some = frontiers.filter(({ network }) => judging.has(network) === isJudge);
-    return some.length > 0 && html`<div class="charts two">${some.map(frontierChart)}</div>`;
-  };
+  const charts = (isJudge: boolean): Html | null =>
+    frontierCharts(frontiers.filter(({ network }) => judging.has(network) === isJudge));
   const main = verdictTables(evaluation);
   return html`${judged !== null && html`<p>Judged: ${judged.text}.</p>`}
 ${notices([
@@ -53,7 +51,7 @@ ${notices([
   ...told("warning", warningsOf(evaluation)),
   ...told("problem", unreadableOf(evaluation)),
 ])}${list([...names, ...judges])}${pictures}${main}
-${charts(true) && html`<p class="about">${FRONTIER_TEXT}</p>${charts(true)}`}
+${charts(true)}
 <details${raw(main === null ? " open" : "")}><summary>All tables: reconstruction, likelihood, free samples, completions</summary>${notices(told("verdict", paid))}${charts(false)}
 ${allTables(evaluation)}<p class="about">${intervalText(settings)}</p>
 ${notes.length > 0 && html`<h4>Notes of the evaluation</h4>${list(notes)}`}</details>`;
@@ -171,7 +169,7 @@ function estimateCells(estimates: readonly (Estimate | undefined)[], unit: "" | 
     const [value, low, high] = texts.slice(3 * i, 3 * i + 3);
     return of.low === null || of.high === null
       ? value
-      : html`${value}<br><span class="quiet">[${low}, ${high}]</span>`;
+      : html`${value} <span class="quiet range">[${low}, ${high}]</span>`;
   });
 }
 
@@ -315,6 +313,13 @@ export function undominated<P extends { readonly x: number; readonly y: number }
   });
 }
 
+/** Charts with what they show; nothing where there are none. */
+export const frontierCharts = (charts: readonly Frontier[]): Html | null =>
+  charts.length === 0
+    ? null
+    : html`<p class="about">${FRONTIER_TEXT} A point is a temperature, with its guidance scale where there are several; bars are 95 % intervals of the FD; shaded is what A reaches, or worse. Good: points of B to the left of that, or below it with their bars.</p>
+<div class="charts two">${charts.map(frontierChart)}</div>`;
+
 export function frontierChart({ title, network, prefix, across, series }: Frontier): Html {
   const all = series.flatMap(({ points }) => points);
   const x = axisOf(
@@ -340,8 +345,6 @@ export function frontierChart({ title, network, prefix, across, series }: Fronti
   const keys = series.map(
     ({ label, color }) => html`<li><i class="key mark ${colorOf(color)}"></i>${label}</li>`,
   );
-  const hasBase = series.some(({ isBase }) => isBase);
-  const hasRanges = all.some(({ range }) => range !== undefined);
   const spoken = series.map(({ label, points }) => {
     const texts = points.map((point) => `${point.label}: ${numberText(point.x)}, ${numberText(point.y)}`);
     return `${label} ${texts.join("; ")}`;
@@ -349,10 +352,7 @@ export function frontierChart({ title, network, prefix, across, series }: Fronti
   return html`<figure class="chart square">
 <figcaption><h4>${title}</h4><ul class="legend">${keys}</ul></figcaption>
 ${chartFrame(html`${drawn}`, x, y, { label: `${title}. ${spoken.join(". ")}`, below: `across: ${across}`, beside: "Fréchet distance", over: html`${over}` })}
-<p class="about">Completions after ${prefix} codes, a point a temperature (with a guidance scale where there are several); features of ${network}. Lower is better in both.${hasRanges && " Bars: 95 % intervals of the Fréchet distance."}${
-    hasBase &&
-    " Shaded: what the policy before reaches, or worse. Good: points of the other to the left of that, or below it with their bars."
-  }</p>
+<p class="about">Completions after ${prefix} codes; features of ${network}.</p>
 </figure>`;
 }
 

@@ -44,226 +44,199 @@ export interface ChartGroup {
   readonly phases?: readonly string[];
 }
 
-const line = (metric: string, label: string, more: Omit<LineSpec, "metric" | "label"> = {}): LineSpec => ({
+/** Extremes and second estimates beside the line that counts. */
+const DASHED = /vq_ceiling$|_k1$|(ratio|norm)_(max|min)$|^advantage\/(max|min)$|diff_mean$/;
+
+/** Settings and counts, which are not smoothed. */
+const EXACT =
+  /^(kl\/(coef|ref_running)|optim\/(lr|skipped_total)|perf\/(rss_gb|peak_gb|gpu_mem_peak_gb|native_tensors))$/;
+
+/** A line as its metric says. */
+const line = (metric: string, label: string): LineSpec => ({
   metric,
   label,
+  ...(metric === "reward/mean" && { spread: "reward/std" }),
+  ...(DASHED.test(metric) && { isDashed: true }),
+  ...(metric.startsWith("eval/") && { hasMarks: true }),
+  ...(EXACT.test(metric) && { isExact: true }),
+});
+
+/** @param lines - labels by metric. */
+const chart = (
+  title: string,
+  about: string,
+  lines: Readonly<Record<string, string>>,
+  more: Omit<ChartSpec, "title" | "about" | "lines"> = {},
+): ChartSpec => ({
+  title,
+  about,
+  lines: Object.entries(lines).map(([metric, label]) => line(metric, label)),
   ...more,
 });
 
 const REWARD: readonly ChartSpec[] = [
-  {
-    title: "Reward",
-    about:
-      "What samples are worth in training, with the spread over the samples of an iteration; the ceiling is the reward of the " +
-      "tokenizer's own reconstructions, the floor that of the policy before training, on held-out images. Good: rises " +
-      "towards the ceiling, in training and held out alike.",
-    lines: [
-      line("reward/mean", "in training", { spread: "reward/std" }),
-      line("reward/vq_ceiling", "ceiling", { isDashed: true }),
-      line("eval/reward/mean", "held out", { hasMarks: true }),
-    ],
-    isWide: true,
-    hasFloor: true,
-  },
-  {
-    title: "Gap to the ceiling",
-    about:
-      "Ceiling minus reward on the same images: what is left to win. It varies less from batch to batch than the reward. Good: falls.",
-    lines: [line("reward/gap", "gap")],
-  },
-  {
-    title: "Spread within a group",
-    about:
-      "Standard deviation of the rewards of an image's samples: what the policy learns from. Good: above 0.",
-    lines: [line("reward/group_std", "within a group")],
-    hasZero: true,
-  },
-  {
-    title: "Groups with equal rewards",
-    about:
-      "Share of images whose samples all have the same reward: their advantages are 0, so the policy learns nothing from them. Good: low.",
-    lines: [line("advantage/frac_zero_std", "share")],
-    unit: "%",
-    hasZero: true,
-  },
+  chart(
+    "Reward",
+    "What samples are worth in training, with the spread over the samples of an iteration; the ceiling is the " +
+      "reward of the tokenizer's own reconstructions, the floor that of the policy before training, on held-out " +
+      "images. Good: rises towards the ceiling, in training and held out alike.",
+    { "reward/mean": "in training", "reward/vq_ceiling": "ceiling", "eval/reward/mean": "held out" },
+    { isWide: true, hasFloor: true },
+  ),
+  chart(
+    "Gap to the ceiling",
+    "Ceiling minus reward on the same images: what is left to win. It varies less from batch to batch than the " +
+      "reward. Good: falls.",
+    { "reward/gap": "gap" },
+  ),
+  chart(
+    "Spread within a group",
+    "Standard deviation of the rewards of an image's samples: what the policy learns from. Good: above 0.",
+    { "reward/group_std": "within a group" },
+    { hasZero: true },
+  ),
+  chart(
+    "Groups with equal rewards",
+    "Share of images whose samples all have the same reward: their advantages are 0, so the policy learns " +
+      "nothing from them. Good: low.",
+    { "advantage/frac_zero_std": "share" },
+    { unit: "%", hasZero: true },
+  ),
 ];
 
 const LEARNING: readonly ChartSpec[] = [
-  {
-    title: "Loss",
-    about:
-      "What is minimised. Good: falls in training and on held-out images; a growing gap means memorised images.",
-    lines: [
-      line("train/loss", "in training"),
-      line("eval/loss", "held out", { hasMarks: true }),
-      line("eval/nats_per_token", "held out", { hasMarks: true }),
-    ],
-    isWide: true,
-    mayBeLog: true,
-  },
-  {
-    title: "Accuracy",
-    about: "Share that is right.",
-    lines: [line("train/accuracy", "in training"), line("eval/accuracy", "held out", { hasMarks: true })],
-    unit: "%",
-  },
+  chart(
+    "Loss",
+    "What is minimised. Good: falls in training and on held-out images; a growing gap means memorised images.",
+    { "train/loss": "in training", "eval/loss": "held out", "eval/nats_per_token": "held out" },
+    { mayBeLog: true, isWide: true },
+  ),
+  chart(
+    "Accuracy",
+    "Share that is right.",
+    { "train/accuracy": "in training", "eval/accuracy": "held out" },
+    { unit: "%" },
+  ),
 ];
 
 const UPDATE: readonly ChartSpec[] = [
-  {
-    title: "KL divergence from the reference",
-    about:
-      "How far the policy is from where it began, in nats per token (k1, k2, k3 are estimators). Good: grows slowly; a jump often comes before a collapse.",
-    lines: [
-      line("kl/ref_k3", "k3"),
-      line("kl/ref_k2", "k2"),
-      line("kl/ref_k1", "k1", { isDashed: true }),
-      line("kl/ref_exact", "exact"),
-      line("kl/ref_running", "running mean", { isExact: true }),
-    ],
-    mayBeLog: true,
-  },
-  {
-    title: "KL coefficient",
-    about: "kl.coef, which adapts to kl.target where that is set.",
-    lines: [line("kl/coef", "coefficient", { isExact: true })],
-    mayBeLog: true,
-  },
-  {
-    title: "KL divergence of an update",
-    about: "How far the updates of a step move the policy, in nats per token. Good: small and even.",
-    lines: [line("kl/approx", "k3"), line("kl/approx_k1", "k1", { isDashed: true })],
-    mayBeLog: true,
-  },
-  {
-    title: "Entropy of the policy",
-    about: "In nats per drawn token. Good: falls slowly; near 0 the policy draws the same codes every time.",
-    lines: [line("policy/entropy", "entropy")],
-  },
-  {
-    title: "Clip fraction",
-    about: "Share of tokens whose ratio left the trusted range, below and above. Good: a few per cent.",
-    lines: [
-      line("clip_ratio/region_mean", "both"),
-      line("clip_ratio/low_mean", "below"),
-      line("clip_ratio/high_mean", "above"),
-    ],
-    unit: "%",
-    hasZero: true,
-  },
-  {
-    title: "Probability ratio",
-    about: "New over old probability of the drawn tokens: mean and extremes. Good: the mean stays near 1.",
-    lines: [
-      line("policy/ratio_mean", "mean"),
-      line("policy/ratio_max", "greatest", { isDashed: true }),
-      line("policy/ratio_min", "least", { isDashed: true }),
-    ],
-    mayBeLog: true,
-  },
-  {
-    title: "Sampler against scorer",
-    about:
-      "Difference of the two log-probabilities of a token before any update. Good: 0 but for rounding; else draws and scores have drifted apart.",
-    lines: [
-      line("sampling/logp_diff_max", "greatest"),
-      line("sampling/logp_diff_mean", "mean", { isDashed: true }),
-    ],
-    mayBeLog: true,
-  },
-  {
-    title: "Advantages",
-    about: "Of the tokens: spread and extremes. Good: no extreme far beyond the spread.",
-    lines: [
-      line("advantage/std", "spread"),
-      line("advantage/max", "greatest", { isDashed: true }),
-      line("advantage/min", "least", { isDashed: true }),
-    ],
-  },
+  chart(
+    "KL divergence from the reference",
+    "How far the policy is from where it began, in nats per token (k1, k2, k3 are estimators). Good: grows " +
+      "slowly; a jump often comes before a collapse.",
+    {
+      "kl/ref_k3": "k3",
+      "kl/ref_k2": "k2",
+      "kl/ref_k1": "k1",
+      "kl/ref_exact": "exact",
+      "kl/ref_running": "running mean",
+    },
+    { mayBeLog: true },
+  ),
+  chart(
+    "KL coefficient",
+    "kl.coef, which adapts to kl.target where that is set.",
+    { "kl/coef": "coefficient" },
+    { mayBeLog: true },
+  ),
+  chart(
+    "KL divergence of an update",
+    "How far the updates of a step move the policy, in nats per token. Good: small and even.",
+    { "kl/approx": "k3", "kl/approx_k1": "k1" },
+    { mayBeLog: true },
+  ),
+  chart(
+    "Entropy of the policy",
+    "In nats per drawn token. Good: falls slowly; near 0 the policy draws the same codes every time.",
+    { "policy/entropy": "entropy" },
+  ),
+  chart(
+    "Clip fraction",
+    "Share of tokens whose ratio left the trusted range, below and above. Good: a few per cent.",
+    { "clip_ratio/region_mean": "both", "clip_ratio/low_mean": "below", "clip_ratio/high_mean": "above" },
+    { unit: "%", hasZero: true },
+  ),
+  chart(
+    "Probability ratio",
+    "New over old probability of the drawn tokens: mean and extremes. Good: the mean stays near 1.",
+    { "policy/ratio_mean": "mean", "policy/ratio_max": "greatest", "policy/ratio_min": "least" },
+    { mayBeLog: true },
+  ),
+  chart(
+    "Sampler against scorer",
+    "Difference of the two log-probabilities of a token before any update. Good: 0 but for rounding; else draws " +
+      "and scores have drifted apart.",
+    { "sampling/logp_diff_max": "greatest", "sampling/logp_diff_mean": "mean" },
+    { mayBeLog: true },
+  ),
+  chart("Advantages", "Of the tokens: spread and extremes. Good: no extreme far beyond the spread.", {
+    "advantage/std": "spread",
+    "advantage/max": "greatest",
+    "advantage/min": "least",
+  }),
 ];
 
 const OPTIMIZER: readonly ChartSpec[] = [
-  {
-    title: "Gradient norm",
-    about:
-      "Before clipping, mean and greatest of an iteration's updates. Good: even; spikes far above the limit are not.",
-    lines: [line("optim/grad_norm", "mean"), line("optim/grad_norm_max", "greatest", { isDashed: true })],
-    mayBeLog: true,
-    limit: { path: "optimizer.maxGradNorm", label: "clipped above" },
-  },
-  {
-    title: "Learning rate",
-    about: "As the schedule gives it.",
-    lines: [line("optim/lr", "rate", { isExact: true })],
-    hasZero: true,
-  },
-  {
-    title: "Skipped updates",
-    about: "Updates skipped so far, because a loss or gradient was not finite. Good: 0.",
-    lines: [line("optim/skipped_total", "in all", { isExact: true })],
-    hasZero: true,
-  },
+  chart(
+    "Gradient norm",
+    "Before clipping, mean and greatest of an iteration's updates. Good: even; spikes far above the limit are not.",
+    { "optim/grad_norm": "mean", "optim/grad_norm_max": "greatest" },
+    { mayBeLog: true, limit: { path: "optimizer.maxGradNorm", label: "clipped above" } },
+  ),
+  chart("Learning rate", "As the schedule gives it.", { "optim/lr": "rate" }, { hasZero: true }),
+  chart(
+    "Skipped updates",
+    "Updates skipped so far, because a loss or gradient was not finite. Good: 0.",
+    { "optim/skipped_total": "in all" },
+    { hasZero: true },
+  ),
 ];
 
 const TOKENS: readonly ChartSpec[] = [
-  {
-    title: "Codebook use",
-    about: "Share of the codes that the samples of an iteration use. A fall means fewer kinds of patches.",
-    lines: [
-      line("tokens/codebook_usage", "in training"),
-      line("eval/codebook_usage", "held out", { hasMarks: true }),
-    ],
-    unit: "%",
-  },
-  {
-    title: "Effective codes",
-    about:
-      "As many codes, used evenly, would be as mixed as those drawn: the exponential of their entropy. A fall means fewer kinds of patches.",
-    lines: [line("tokens/token_perplexity", "codes")],
-    hasZero: true,
-  },
-  {
-    title: "Sequences that differ",
-    about: "Share of drawn sequences that are like none before them. Good: 100 %.",
-    lines: [line("tokens/unique_frac", "share")],
-    unit: "%",
-  },
+  chart(
+    "Codebook use",
+    "Share of the codes that the samples of an iteration use. A fall means fewer kinds of patches.",
+    { "tokens/codebook_usage": "in training", "eval/codebook_usage": "held out" },
+    { unit: "%" },
+  ),
+  chart(
+    "Effective codes",
+    "As many codes, used evenly, would be as mixed as those drawn: the exponential of their entropy. A fall " +
+      "means fewer kinds of patches.",
+    { "tokens/token_perplexity": "codes" },
+    { hasZero: true },
+  ),
+  chart(
+    "Sequences that differ",
+    "Share of drawn sequences that are like none before them. Good: 100 %.",
+    { "tokens/unique_frac": "share" },
+    { unit: "%" },
+  ),
 ];
 
 const MACHINE: readonly ChartSpec[] = [
-  {
-    title: "Seconds per step",
-    about: "All phases together, evaluations too.",
-    lines: [line("perf/step_s", "seconds")],
-    hasZero: true,
-  },
-  {
-    title: "Tokens per second",
-    about: "Drawn or predicted, over the whole step.",
-    lines: [line("perf/tokens_per_s", "tokens")],
-    hasZero: true,
-  },
-  {
-    title: "Images per second",
-    about: "Over the whole step.",
-    lines: [line("perf/images_per_s", "images")],
-    hasZero: true,
-  },
-  {
-    title: "Memory (GiB)",
-    about: "Of the process, and the most that tensors took in a step. Good: flat after the first steps.",
-    lines: [
-      line("perf/rss_gb", "process", { isExact: true }),
-      line("perf/peak_gb", "tensors", { isExact: true }),
-      line("perf/gpu_mem_peak_gb", "GPU", { isExact: true }),
-    ],
-    hasZero: true,
-  },
-  {
-    title: "Tensors alive",
-    about: "After a step. Good: flat; a slope is a leak.",
-    lines: [line("perf/native_tensors", "tensors", { isExact: true })],
-  },
+  chart(
+    "Seconds per step",
+    "All phases together, evaluations too.",
+    { "perf/step_s": "seconds" },
+    { hasZero: true },
+  ),
+  chart(
+    "Tokens per second",
+    "Drawn or predicted, over the whole step.",
+    { "perf/tokens_per_s": "tokens" },
+    { hasZero: true },
+  ),
+  chart("Images per second", "Over the whole step.", { "perf/images_per_s": "images" }, { hasZero: true }),
+  chart(
+    "Memory (GiB)",
+    "Of the process, and the most that tensors took in a step. Good: flat after the first steps.",
+    { "perf/rss_gb": "process", "perf/peak_gb": "tensors", "perf/gpu_mem_peak_gb": "GPU" },
+    { hasZero: true },
+  ),
+  chart("Tensors alive", "After a step. Good: flat; a slope is a leak.", {
+    "perf/native_tensors": "tensors",
+  }),
 ];
 
 /** Metrics that are shown elsewhere on the page, or that repeat a drawn one. */

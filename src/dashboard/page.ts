@@ -116,10 +116,10 @@ export const STYLE: string = `
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif;font-variant-numeric:tabular-nums}
 main,header,footer{max-width:1280px;margin:0 auto;padding:0 24px}
-header{padding-top:28px}
+header{padding-top:20px}
 h1{font-size:28px;line-height:1.2;margin:0 0 4px;overflow-wrap:anywhere}
-h2{font-size:21px;line-height:1.3;margin:30px 0 10px;padding-top:10px;border-top:2px solid var(--ink)}
-h3{font-size:16px;margin:26px 0 10px}
+h2{font-size:21px;line-height:1.3;margin:24px 0 8px;padding-top:10px;border-top:2px solid var(--ink)}
+h3{font-size:16px;margin:18px 0 8px}
 h4{font-size:14px;line-height:1.35;margin:0}
 p{margin:0 0 10px;max-width:78ch}
 a{color:var(--c0)}
@@ -153,13 +153,13 @@ table{border-collapse:collapse;font-size:14px;background:var(--card);border:1px 
 th,td{padding:5px 12px;text-align:right;border-top:1px solid var(--grid);vertical-align:top}
 thead th{font-weight:600;color:var(--soft);font-size:13px;border:0;vertical-align:bottom}
 th:first-child{text-align:left;font-weight:600}
-td{white-space:nowrap}.text td{white-space:normal}.text td,.text th{text-align:left}
+td{white-space:nowrap}td:has(.range){white-space:normal}.range{display:inline-block;white-space:nowrap}.text td{white-space:normal}.text td,.text th{text-align:left}
 td code{overflow-wrap:anywhere}.help{font-size:13px;color:var(--soft)}
 details{margin:10px 0}summary{cursor:pointer;padding:4px 0;font-weight:600;font-size:14px}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,370px),1fr));gap:16px}
 .chart{display:flex;flex-direction:column;--tall:170px}
-.chart.wide{grid-column:1/-1;--tall:300px}
-.chart.square{--tall:360px}
+.chart.wide{grid-column:1/-1;--tall:240px}
+.chart.square{--tall:260px}
 .about{font-size:13px;line-height:1.45;color:var(--soft);margin:6px 0 0;max-width:90ch}
 .legend{list-style:none;margin:4px 0 8px;padding:0;display:flex;flex-wrap:wrap;gap:1px 14px;font-size:13px}
 .legend b{font-weight:600}.metrics{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:12px;overflow-wrap:anywhere}

@@ -10,7 +10,7 @@ import { replaceFile } from "../torch/files.js";
 import { expected } from "../torch/index.js";
 import { commandSection, configSection, summaryOf, valueText } from "./config.js";
 import { curves } from "./curves.js";
-import { evalSection, frontierChart, frontiersOf } from "./evaluations.js";
+import { evalSection, frontierCharts, frontiersOf } from "./evaluations.js";
 import { eventSection, shortId } from "./events.js";
 import { type Html, html, raw, SCRIPT, STYLE, table } from "./page.js";
 import type { SomeEnvironment } from "./reading.js";
@@ -88,27 +88,20 @@ function pageOfOne(shown: Shown): string {
   const state = end.state === "under way" ? "way" : end.state;
   const head = html`<h1>${run.name}</h1><p class="what">${summaryOf(run)}</p>
 <p><span class="state ${state}">${end.text}</span></p>${factsTable(run)}`;
-  const heldOut = sampleSection(pictures, (name) => name === HELD_OUT);
   const others = pictures.albums.filter(({ name }) => name !== HELD_OUT);
+  const rest = sampleSection({ ...pictures, unread: [] }, (name) => name !== HELD_OUT);
+  const shownPictures = html`${sampleSection(pictures, (name) => name === HELD_OUT)}${
+    others.length > 0 && folded(`More pictures: ${others.map(({ name }) => name).join(", ")}`, rest)
+  }`;
   const sections: Section[] = [
     {
       title: "Result",
       body:
         run.evaluations.length === 0
-          ? resultSection(run, false, heldOut)
-          : html`${evalSection(run.evaluations, heldOut)}<h3>While it trained</h3>${resultSection(run, true)}`,
+          ? resultSection(run, false, shownPictures)
+          : html`${evalSection(run.evaluations, shownPictures)}<h3>While it trained</h3>${resultSection(run, true)}`,
     },
     { title: "What happened", body: eventSection(run) },
-    {
-      title: "Samples",
-      body:
-        others.length === 0
-          ? html`<p>No other page of samples was written (log.imagesEvery).</p>`
-          : folded(
-              `More pictures: ${others.map(({ name }) => name).join(", ")}`,
-              sampleSection({ ...pictures, unread: [] }, (name) => name !== HELD_OUT),
-            ),
-    },
     { title: "Curves", body: curves([run]) },
     {
       title: "Details",
@@ -144,9 +137,8 @@ function frontiers(runs: readonly Run[]): Html | null {
   );
   // Numbers of other images do not belong on one chart; a notice above says which runs have such.
   const compared = all.filter(({ evaluation }) => judgedOn(evaluation) === judgedOn(all[0]?.evaluation));
-  const charts = frontiersOf(compared);
-  if (charts.length === 0) return null;
-  return html`<h3>Closeness against realism</h3><div class="charts two">${charts.map(frontierChart)}</div>`;
+  const charts = frontierCharts(frontiersOf(compared));
+  return charts && html`<h3>Closeness against realism</h3>${charts}`;
 }
 
 /** Different images that it was trained on, where an evaluation tells; null where none does. */

@@ -42,9 +42,11 @@ export const HELD_OUT = "held-out images";
 /** Most pages that a slider is useful for. */
 const MOST = 24;
 
-/** Widest picture that is embedded as it is; wider ones are scaled to {@link SCALED}. */
-const WIDEST = 1100;
-const SCALED = 1280;
+/** Pictures are scaled down to this width. */
+const WIDEST = 1280;
+
+/** Bytes up to which a picture is embedded exactly. */
+const EXACT = 40_000;
 
 /**
  * Read the pages of a run.
@@ -117,10 +119,10 @@ export function evenly<T>(list: readonly T[], count: number): T[] {
 async function readPicture(page: SamplePage): Promise<Picture> {
   const image = sharp(await readFile(page.path));
   const { width, height } = await image.metadata();
-  const bytes =
-    width <= WIDEST
-      ? await image.webp({ lossless: true, effort: 4 }).toBuffer()
-      : await image.resize({ width: SCALED, withoutEnlargement: true }).webp({ quality: 78 }).toBuffer();
+  const exact = width <= WIDEST ? await image.webp({ lossless: true, effort: 4 }).toBuffer() : null;
+  if (exact !== null && exact.length <= EXACT) return { page, bytes: exact, width, height };
+  const scaled = image.resize({ width: WIDEST, withoutEnlargement: true });
+  const bytes = await scaled.webp({ quality: 82, smartSubsample: true }).toBuffer();
   return { page, bytes, width, height };
 }
 

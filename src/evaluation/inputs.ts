@@ -21,6 +21,7 @@ import { rangesOf } from "../rl_ar_finetune/scoring.js";
 import { sha256Of } from "../run/checkpoint.js";
 import { openSources, readOptionsOf, someOf } from "../run/images.js";
 import type { FrozenTokenizer } from "../tokenizers/index.js";
+import { known } from "../torch/arguments.js";
 import {
   cat,
   type Device,
@@ -114,11 +115,18 @@ async function openParts(
   const heldOut = whole === null ? null : withoutChosen(whole, options.chosenOn ?? 0);
   if (train.kind !== "images") throw expected(data.source, "images to judge by", "code files");
 
+  const openTokenizerOf = ({ path, wrapper, weights, config }: TokenizerFile): FrozenTokenizer =>
+    openTokenizer(note("tokenizer", path), { device, ...known({ wrapper, weights, config }) }).tokenizer;
+  const openPolicyOf = (label: string, { path, ...more }: PolicyFile): ArPolicy => {
+    const options = { device, dtype, codebookSize: tokenizer.codebookSize, assume: { blockSize: codes } };
+    return openPolicy(note(label, path), { ...options, ...known(more) }).policy;
+  };
+
   const given = options.tokenizer;
   const tokenizer =
     typeof given === "object" && "encode" in given
       ? given
-      : own(openTokenizerOf(typeof given === "string" ? { path: given } : given, device, note));
+      : own(openTokenizerOf(typeof given === "string" ? { path: given } : given));
   const side = data.size / tokenizer.downsample;
   if (!Number.isInteger(side)) {
     throw expected("data.size", `a multiple of ${tokenizer.downsample}, the pixels of a code`, data.size);
@@ -131,13 +139,7 @@ async function openParts(
     const opened =
       policy instanceof Module
         ? policy
-        : own(
-            openPolicyOf(
-              typeof policy === "string" ? { path: policy } : (policy as PolicyFile),
-              (path) => note(label, path),
-              { device, dtype, codebookSize: tokenizer.codebookSize, assume: { blockSize: codes } },
-            ),
-          );
+        : own(openPolicyOf(label, typeof policy === "string" ? { path: policy } : (policy as PolicyFile)));
     checkPolicy(label, opened as ArPolicy, tokenizer.codebookSize, codes);
     return [{ label, policy: opened as ArPolicy }];
   });
@@ -180,33 +182,7 @@ function withoutChosen(source: ImageSource, count: number): ImageSource {
   return subset(source, rest);
 }
 
-function openTokenizerOf(
-  section: Exclude<ModelEvalOptions["tokenizer"], string | FrozenTokenizer>,
-  device: Device,
-  note: (role: string, path: string) => string,
-): FrozenTokenizer {
-  const { path, wrapper, weights, config } = section;
-  return openTokenizer(note("tokenizer", path), {
-    device,
-    ...(config && { config }),
-    ...(wrapper && { wrapper }),
-    ...(weights && { weights }),
-  }).tokenizer;
-}
-
-function openPolicyOf(
-  { path, wrapper, weights, nHead, blockSize }: PolicyFile,
-  note: (path: string) => string,
-  options: NonNullable<Parameters<typeof openPolicy>[1]>,
-): ArPolicy {
-  return openPolicy(note(path), {
-    ...options,
-    ...(wrapper !== undefined && { wrapper }),
-    ...(weights !== undefined && { weights }),
-    ...(nHead !== undefined && { nHead }),
-    ...(blockSize !== undefined && { blockSize }),
-  }).policy;
-}
+type TokenizerFile = Exclude<ModelEvalOptions["tokenizer"], string | FrozenTokenizer>;
 
 function checkPolicy(label: string, policy: ArPolicy, codebookSize: number, codes: number): void {
   const where = `eval: policy ${label}`;

@@ -14,7 +14,7 @@ import { describeWeights } from "../rl_ar_finetune/builder.js";
 import { checkSampling } from "../rl_ar_finetune/sampling.js";
 import { bestCheckpoint, listCheckpoints } from "../run/checkpoint.js";
 import type { FrozenTokenizer } from "../tokenizers/index.js";
-import { type OptionNames, readOptions } from "../torch/arguments.js";
+import { known, type OptionNames, readOptions } from "../torch/arguments.js";
 import { type Device, type DType, expected, openWeights, type Tensor } from "../torch/index.js";
 
 /** A network whose features images are judged by, and its distance of images where it has one. */
@@ -96,29 +96,38 @@ export interface ModelEvalOptions {
   readonly say?: (line: string) => void;
 }
 
+/** Options that are numbers and words, with their defaults; that of prefixes depends on the codes of an image. */
+const DEFAULTS = {
+  start: "condition",
+  samples: 2000,
+  classes: "data",
+  prefixes: undefined,
+  draws: 1,
+  images: 1000,
+  trainImages: 50_000,
+  temperatures: [1],
+  cfg: [1],
+  cfgSchedule: "constant",
+  topK: 0,
+  topP: 1,
+  seeds: [0],
+  resamples: 200,
+  batch: 128,
+} as const;
+
+const SETTINGS = Object.keys(DEFAULTS) as (keyof typeof DEFAULTS)[];
+
 /** All of them. */
 const OPTIONS: OptionNames<ModelEvalOptions> = {
+  ...(Object.fromEntries(
+    SETTINGS.map((name) => [name, typeof DEFAULTS[name] === "number" ? "number" : true]),
+  ) as Pick<OptionNames<ModelEvalOptions>, keyof typeof DEFAULTS>),
   tokenizer: true,
   policy: true,
   against: true,
   features: true,
   lpips: true,
   data: true,
-  start: true,
-  samples: "number",
-  classes: true,
-  prefixes: true,
-  draws: "number",
-  images: "number",
-  trainImages: "number",
-  temperatures: true,
-  cfg: true,
-  cfgSchedule: true,
-  topK: "number",
-  topP: "number",
-  seeds: true,
-  resamples: "number",
-  batch: "number",
   device: true,
   dtype: true,
   rewardNetworks: true,
@@ -208,26 +217,7 @@ export interface Likelihood {
 }
 
 /** {@link ModelEvalOptions} that are numbers and words, all of them set. */
-export type EvalSettings = Required<
-  Pick<
-    ModelEvalOptions,
-    | "start"
-    | "samples"
-    | "classes"
-    | "prefixes"
-    | "draws"
-    | "images"
-    | "trainImages"
-    | "temperatures"
-    | "cfg"
-    | "cfgSchedule"
-    | "topK"
-    | "topP"
-    | "seeds"
-    | "resamples"
-    | "batch"
-  >
->;
+export type EvalSettings = Required<Pick<ModelEvalOptions, keyof typeof DEFAULTS>>;
 
 /**
  * Fill in defaults and check every number.
@@ -236,23 +226,10 @@ export type EvalSettings = Required<
  * @throws RangeError on the first that cannot be served.
  */
 export function settingsOf(options: ModelEvalOptions, codes: number): EvalSettings {
-  const settings: EvalSettings = {
-    start: options.start ?? "condition",
-    samples: options.samples ?? 2000,
-    classes: options.classes ?? "data",
-    prefixes: options.prefixes ?? [Math.floor(codes / 2)],
-    draws: options.draws ?? 1,
-    images: options.images ?? 1000,
-    trainImages: options.trainImages ?? 50_000,
-    temperatures: options.temperatures ?? [1],
-    cfg: options.cfg ?? [1],
-    cfgSchedule: options.cfgSchedule ?? "constant",
-    topK: options.topK ?? 0,
-    topP: options.topP ?? 1,
-    seeds: options.seeds ?? [0],
-    resamples: options.resamples ?? 200,
-    batch: options.batch ?? 128,
-  };
+  const given = { prefixes: [Math.floor(codes / 2)], ...known(options) };
+  const settings = Object.fromEntries(
+    SETTINGS.map((name) => [name, given[name] ?? DEFAULTS[name]]),
+  ) as unknown as EvalSettings;
   for (const [name, least] of [
     ["samples", 0],
     ["draws", 1],
@@ -342,7 +319,10 @@ export function optionsOfConfig(file: string): RunEvalOptions {
   };
   const images = here(sectionOf(data), "source", "evalSource", "eval_source");
   const [frozen, policy] = [here(sectionOf(tokenizer), "path"), here(sectionOf(ar), "path")];
+  const wrapper = typeof policy.wrapper === "string" ? policy.wrapper : null;
+  const weights = policy.weights === "raw" || policy.weights === "ema" ? policy.weights : null;
   const heads = policy.nHead ?? policy.n_head;
+  const nHead = typeof heads === "number" ? heads : null;
   return {
     data: images,
     ...(reward !== undefined && {
@@ -353,12 +333,7 @@ export function optionsOfConfig(file: string): RunEvalOptions {
       tokenizer: frozen as Exclude<RunEvalOptions["tokenizer"], string | undefined>,
     }),
     ...(typeof policy.path === "string" && {
-      policy: {
-        path: policy.path,
-        ...(typeof policy.wrapper === "string" && { wrapper: policy.wrapper }),
-        ...((policy.weights === "raw" || policy.weights === "ema") && { weights: policy.weights }),
-        ...(typeof heads === "number" && { nHead: heads }),
-      },
+      policy: { path: policy.path, ...known({ wrapper, weights, nHead }) },
     }),
   };
 }

@@ -27,6 +27,7 @@ import {
   subset,
   UnreadableImages,
 } from "../data/index.js";
+import { known } from "../torch/arguments.js";
 import { type Device, expected } from "../torch/index.js";
 
 /** The keys that say which images there are. */
@@ -77,7 +78,7 @@ export async function openSources(config: ImagesConfig): Promise<RunSources> {
   const group = groupOf(config);
   const isSplit = own === undefined && data.evalPart > 0;
   return isSplit
-    ? splitSource(whole, { heldOut: data.evalPart, ...(group && { groupOf: group }) })
+    ? splitSource(whole, { heldOut: data.evalPart, ...known({ groupOf: group }) })
     : { train: whole, heldOut: own };
 }
 
@@ -154,7 +155,7 @@ export async function openImages(
       size,
       crop,
       device: options.device,
-      ...(numClasses !== undefined && { numClasses }),
+      ...known({ numClasses }),
     };
     const heldOut = await evalSourceOf(config);
     return {
@@ -162,7 +163,7 @@ export async function openImages(
       notes: notesOfSources({ heldOut }, numClasses),
       fingerprint: null,
       source: null,
-      batchesFrom: (cursor) => fromIterable(dataloader, { ...same, ...(cursor && { cursor }) }),
+      batchesFrom: (cursor) => fromIterable(dataloader, { ...same, ...known({ cursor }) }),
       ...evalOf(config, heldOut, shape),
     };
   }
@@ -176,11 +177,7 @@ export async function openImages(
     fingerprint: train.fingerprint,
     source: train,
     batchesFrom: (cursor, passedOver) =>
-      new BatchReader(train, {
-        ...reading,
-        ...(cursor && { cursor }),
-        ...(passedOver && { passedOver }),
-      }),
+      new BatchReader(train, { ...reading, ...known({ cursor, passedOver }) }),
     ...evalOf(config, heldOut, shape),
   };
 }
@@ -206,11 +203,8 @@ function evalOf(
 /** How the training images are opened. */
 export function sourceOptionsOf({ data }: Pick<TrainConfig, "data">): SourceOptions {
   const { label, image, classNames } = data;
-  return {
-    ...(label !== null && { label: label === "none" ? null : label }),
-    ...(image !== null && { image }),
-    ...(classNames !== null && { classNames }),
-  };
+  // null stands for images without labels there, and for an unset key here.
+  return { ...known({ image, classNames, label }), ...(label === "none" && { label: null }) };
 }
 
 /** What an image shows, from its identity: the first group of `data.group`, or all that it matches. */
@@ -232,15 +226,6 @@ export function readOptionsOf({
   readonly rollout: { readonly images: number };
 }): BatchReaderOptions {
   const { size, crop, flip, balance, featureTokens, maxUnreadable, workers } = data;
-  return {
-    batchSize: rollout.images,
-    size,
-    crop,
-    flip,
-    balance,
-    seed,
-    ...(featureTokens !== null && { featureTokens }),
-    ...(maxUnreadable !== null && { maxUnreadable }),
-    ...(workers !== null && { workers }),
-  };
+  const optional = known({ featureTokens, maxUnreadable, workers });
+  return { batchSize: rollout.images, size, crop, flip, balance, seed, ...optional };
 }

@@ -188,3 +188,10 @@ function takes(known: Readonly<Record<string, unknown>>): string {
   const names = Object.keys(known);
   return names.length === 0 ? "It takes no options" : `It takes ${names.join(", ")}`;
 }
+
+/** An object without those of its entries that are null or undefined. */
+export function known<T extends object>(entries: T): { [K in keyof T]?: NonNullable<T[K]> } {
+  return Object.fromEntries(Object.entries(entries).filter(([, value]) => (value ?? null) !== null)) as {
+    [K in keyof T]?: NonNullable<T[K]>;
+  };
+}

@@ -76,7 +76,7 @@ test("two policies at temperature 1: values with intervals, and the change where
   const { markup } = evalSection(files);
   assert.match(
     markup,
-    /L2<\/summary>.*?<\/th><td>0\.2000<br><span class="quiet">\[0\.1900, 0\.2100\]<\/span><\/td><td>0\.1000<br>.*?<td>-50\.0 % <span class="better">better<\/span><\/td>/,
+    /L2<\/summary>.*?<\/th><td>0\.2000 <span class="quiet range">\[0\.1900, 0\.2100\]<\/span><\/td><td>0\.1000 <span.*?<td>-50\.0 % <span class="better">better<\/span><\/td>/,
   );
   // 5 and 5.005, each ±0.01: not told apart.
   assert.match(

@@ -48,7 +48,7 @@ test("a whole run: every section, nothing from elsewhere, only the page's own sc
   assert.equal(out, join(folder, "report.html"));
   const page = readFileSync(out, "utf8");
   assertAlone(page);
-  for (const title of ["Result", "What happened", "Samples", "Curves", "Details"])
+  for (const title of ["Result", "What happened", "Curves", "Details"])
     assert.ok(page.includes(`>${title}</h2>`), title);
   for (const title of ["Configuration", "Run it again", "Environment"])
     assert.ok(page.includes(`<summary>${title}</summary>`), title);
