@@ -46,7 +46,7 @@ export function summaryOf(run: Run): string {
 }
 
 /** A key whose value is not the default. */
-export interface Changed {
+interface Changed {
   readonly path: string;
   readonly value: unknown;
   readonly usual: unknown;

@@ -206,10 +206,10 @@ export const WIDTH = 1000;
 export const HEIGHT = 400;
 
 /** Points of a line that are drawn: more than a chart has pixels for would only make the file large. */
-export const POINTS = 300;
+const POINTS = 300;
 
 /** A line on a chart. */
-export interface Line {
+interface Line {
   readonly label: string;
   /** Its name in metrics.jsonl. */
   readonly metric: string;
@@ -236,7 +236,7 @@ export interface Reference {
 }
 
 /** A chart of lines over the iterations. */
-export interface LineChart {
+interface LineChart {
   readonly title: string;
   /** What it shows, and what is good. */
   readonly about: string;
@@ -299,32 +299,29 @@ export const round = (number: number): number => Number(number.toFixed(1));
 
 /** A chart of lines with its legend, its axes and the numbers that its read-out shows. */
 export function lineChart(chart: LineChart): Html {
-  const lines = chart.lines.map((line) => cutDown(line, chart.points ?? POINTS));
+  const lines = chart.lines.map((line) => thinnedLine(line, chart.points ?? POINTS));
   const x = axisOf([0, chart.lastStep], { margin: 0, isWhole: true });
   const { references = [], unit = "", mayBeLog = false, hasZero = false } = chart;
-  const heights = lines.flatMap((line) => [
-    ...line.series.values,
-    ...(line.edges?.low ?? []).filter((value) => !mayBeLog || value > 0),
-    ...(line.edges?.high ?? []),
-  ]);
+  const heights = lines.flatMap((line) => {
+    const { low, high } = edgesOf(line);
+    return [...line.series.values, ...low.filter((value) => !mayBeLog || value > 0), ...high];
+  });
   const y = axisOf([...heights, ...references.map(({ value }) => value)], {
     mayBeLog,
     hasZero,
     count: chart.isWide ? 8 : 5,
   });
-  const drawn = html`${lines.map((line) => drawLine(line, x, y))}${references.map((reference) => {
-    const path = pathOf([x.low, x.high], [reference.value, reference.value], x, y);
-    return html`<path class="reference ${colorOf(reference.color)}" d="${path}"/>`;
+  const drawn = html`${lines.map((line) => drawLine(line, x, y))}${references.map(({ value, color }) => {
+    const path = pathOf([x.low, x.high], [value, value], x, y);
+    return html`<path class="reference ${colorOf(color)}" d="${path}"/>`;
   })}`;
   const keys = [
-    ...lines.map((line) => {
-      const last = (line.smooth ?? line.series.values).findLast(Number.isFinite) ?? Number.NaN;
-      const kind = line.isDashed ? "key dashed" : "key";
-      return html`<li><i class="${kind} ${colorOf(line.color)}"></i>${line.label} <b>${numberText(last, unit)}</b></li>`;
+    ...lines.map(({ label, color, isDashed, smooth, series }) => {
+      const last = (smooth ?? series.values).findLast(Number.isFinite) ?? Number.NaN;
+      return legendKey(isDashed ? "dashed" : "", color, label, numberText(last, unit));
     }),
-    ...references.map(
-      ({ label, value, color }) =>
-        html`<li><i class="key reference ${colorOf(color)}"></i>${label} <b>${numberText(value, unit)}</b></li>`,
+    ...references.map(({ label, value, color }) =>
+      legendKey("reference", color, label, numberText(value, unit)),
     ),
   ];
   const data = {
@@ -338,11 +335,40 @@ export function lineChart(chart: LineChart): Html {
       ...(smooth && { smooth: smooth.map(readable) }),
     })),
   };
-  return html`<figure class="chart${chart.isWide ? " wide" : ""}">
-<figcaption><h4>${chart.title}</h4><ul class="legend">${keys}</ul></figcaption>
-${chartFrame(drawn, x, y, { unit, label: `${chart.title}: ${spoken(chart.lines, unit)}`, below: "step" })}
-<p class="about">${chart.about}${y.isLog ? " Logarithmic." : ""} <span class="metrics">${[...new Set(chart.lines.map(({ metric }) => metric))].join(", ")}</span></p>
-${dataElement(data)}
+  const metrics = [...new Set(chart.lines.map(({ metric }) => metric))].join(", ");
+  return chartFigure({
+    title: chart.title,
+    kind: chart.isWide ? "wide" : "",
+    keys,
+    frame: chartFrame(drawn, x, y, {
+      unit,
+      label: `${chart.title}: ${spoken(chart.lines, unit)}`,
+      below: "step",
+    }),
+    about: html`${chart.about}${y.isLog ? " Logarithmic." : ""} <span class="metrics">${metrics}</span>`,
+    data,
+  });
+}
+
+/** An entry of a legend. @param kind - `dashed`, `reference`, `solid`, `mark`, or empty for a line. */
+export const legendKey = (kind: string, color: number | undefined, label: string, value?: string): Html =>
+  html`<li><i class="key${kind && ` ${kind}`} ${colorOf(color)}"></i>${label}${value !== undefined && html` <b>${value}</b>`}</li>`;
+
+/** A chart with its title and legend above and its explanation below. @param data - for the read-out. */
+export function chartFigure(parts: {
+  title: string;
+  kind?: string;
+  keys: readonly Html[];
+  frame: Html;
+  about: Html;
+  data?: unknown;
+}): Html {
+  const { title, kind = "", keys, frame, about, data } = parts;
+  return html`<figure class="chart${kind && ` ${kind}`}">
+<figcaption><h4>${title}</h4><ul class="legend">${keys}</ul></figcaption>
+${frame}
+<p class="about">${about}</p>
+${data !== undefined && dataElement(data)}
 </figure>`;
 }
 
@@ -350,38 +376,35 @@ ${dataElement(data)}
 const readable = (value: number): number | null =>
   Number.isFinite(value) ? Number(value.toPrecision(value >= 1000 && value < 1e9 ? 9 : 4)) : null;
 
-type CutLine = Omit<Line, "spread"> & { readonly edges: Edges | null };
-interface Edges {
-  readonly low: readonly number[];
-  readonly high: readonly number[];
+/** A line of at most so many points. */
+function thinnedLine(line: Line, most: number): Line {
+  const { steps } = line.series;
+  const along = (values: readonly number[]): readonly number[] => thinned({ steps, values }, most).values;
+  const { smooth, spread } = line;
+  return {
+    ...line,
+    series: thinned(line.series, most),
+    ...(smooth && { smooth: along(smooth) }),
+    ...(spread && { spread: along(spread) }),
+  };
 }
 
-function cutDown(line: Line, most: number): CutLine {
-  const { series, smooth, spread, ...rest } = line;
-  const { size: _, ...cut } = thinned(series, most);
-  const along = (values: readonly number[]): readonly number[] =>
-    thinned({ steps: series.steps, values }, most).values;
-  const middle = smooth === undefined ? undefined : along(smooth);
-  const width = spread === undefined ? undefined : along(spread);
-  const center = middle ?? cut.values;
-  const edges = width && {
-    low: center.map((value, i) => value - (width[i] as number)),
-    high: center.map((value, i) => value + (width[i] as number)),
-  };
-  return { ...rest, series: cut, edges: edges ?? null, ...(middle && { smooth: middle }) };
+/** The edges of a line's band; empty without one. */
+function edgesOf({ series, smooth, spread = [] }: Line): { low: number[]; high: number[] } {
+  const center = smooth ?? series.values;
+  const edge = (sign: number) => spread.map((width, i) => (center[i] as number) + sign * width);
+  return { low: edge(-1), high: edge(1) };
 }
 
 /** The class of a line's color. */
 export const colorOf = (color: number | undefined): string =>
   color === undefined ? "grey" : `c${color % 8}`;
 
-function drawLine(
-  { series, smooth, edges, color, isDashed, hasMarks, hasDots }: CutLine,
-  x: Axis,
-  y: Axis,
-): Html {
+function drawLine(line: Line, x: Axis, y: Axis): Html {
+  const { series, smooth, spread, color, isDashed, hasMarks, hasDots } = line;
   const { steps, values } = series;
-  const band = edges === null ? "" : bandOf(steps, edges.low, edges.high, x, y);
+  const { low, high } = edgesOf(line);
+  const band = spread === undefined ? "" : bandOf(steps, low, high, x, y);
   const dots = hasDots || hasMarks || steps.length === 1 ? dotsOf(steps, values, x, y) : "";
   const kind = hasDots ? "dots" : "mark";
   const path = pathOf(steps, smooth ?? values, x, y);
@@ -473,7 +496,7 @@ export function stackedChart(
   const whole = totals.reduce((a, b) => a + b, 0);
   const keys = layers.map(({ label }, k) => {
     const share = whole === 0 ? 0 : (parts[k] as number[]).reduce((a, b) => a + b, 0) / whole;
-    return html`<li><i class="key solid ${colorOf(k)}"></i>${label} <b>${numberText(share, "%")}</b></li>`;
+    return legendKey("solid", k, label, numberText(share, "%"));
   });
   const data = {
     x: [x.low, x.high],
@@ -486,12 +509,14 @@ export function stackedChart(
     })),
   };
   const label = `${chart.title}: ${layers.map((layer) => layer.label).join(", ")}`;
-  return html`<figure class="chart">
-<figcaption><h4>${chart.title}</h4><ul class="legend">${keys}</ul></figcaption>
-${chartFrame(html`${drawn}`, x, y, { label, below: "step" })}
-<p class="about">${chart.about}${size > 1 ? ` Each bar is the mean of ${size} steps.` : ""} In ${chart.unit}; the legend has each part's share.</p>
-${dataElement(data)}
-</figure>`;
+  const mean = size > 1 ? ` Each bar is the mean of ${size} steps.` : "";
+  return chartFigure({
+    title: chart.title,
+    keys,
+    frame: chartFrame(html`${drawn}`, x, y, { label, below: "step" }),
+    about: html`${chart.about}${mean} In ${chart.unit}; the legend has each part's share.`,
+    data,
+  });
 }
 
 const finite = (value: number | undefined): number =>

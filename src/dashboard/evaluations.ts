@@ -8,7 +8,7 @@ import type { Estimate, EvalRow, Measures } from "../evaluation/options.js";
 import { followingSources, networkMark, pointText, tablesOf } from "../evaluation/tables.js";
 import { FRONTIER_TEXT, freeVerdictText, verdictText, warningsOf } from "../evaluation/verdict.js";
 import { measureOf } from "../metrics/measures.js";
-import { chartFrame, colorOf, HEIGHT, round, WIDTH } from "./curves.js";
+import { chartFigure, chartFrame, colorOf, HEIGHT, legendKey, round, WIDTH } from "./curves.js";
 import { type Html, hint, html, list, notices, type Piece, raw, table, told } from "./page.js";
 import type { EvalFile, SomeEvaluation } from "./reading.js";
 import { changeText } from "./results.js";
@@ -185,7 +185,7 @@ function changeCell(name: string, before: Estimate | undefined, after: Estimate 
 }
 
 /** An evaluation among others on one chart. */
-export interface Compared {
+interface Compared {
   /** Of the run; empty where there is one alone. */
   readonly label: string;
   readonly color: number;
@@ -282,7 +282,7 @@ export interface FrontierPoint {
 }
 
 /** The points of a policy. */
-export interface FrontierSeries {
+interface FrontierSeries {
   readonly label: string;
   /** Default grey. */
   readonly color: number | undefined;
@@ -292,7 +292,7 @@ export interface FrontierSeries {
 }
 
 /** A chart of them. */
-export interface Frontier {
+interface Frontier {
   readonly title: string;
   /** That the Fréchet distance is of. */
   readonly network: string;
@@ -342,18 +342,23 @@ export function frontierChart({ title, network, prefix, across, series }: Fronti
     ({ text, left, top, side, color }) =>
       html`<span class="at ${side} ${colorOf(color)}" style="left:${percent(left)};top:${percent(top)}">${text}</span>`,
   );
-  const keys = series.map(
-    ({ label, color }) => html`<li><i class="key mark ${colorOf(color)}"></i>${label}</li>`,
-  );
+  const keys = series.map(({ label, color }) => legendKey("mark", color, label));
   const spoken = series.map(({ label, points }) => {
     const texts = points.map((point) => `${point.label}: ${numberText(point.x)}, ${numberText(point.y)}`);
     return `${label} ${texts.join("; ")}`;
   });
-  return html`<figure class="chart square">
-<figcaption><h4>${title}</h4><ul class="legend">${keys}</ul></figcaption>
-${chartFrame(html`${drawn}`, x, y, { label: `${title}. ${spoken.join(". ")}`, below: `across: ${across}`, beside: "Fréchet distance", over: html`${over}` })}
-<p class="about">Completions after ${prefix} codes; features of ${network}.</p>
-</figure>`;
+  return chartFigure({
+    title,
+    kind: "square",
+    keys,
+    frame: chartFrame(html`${drawn}`, x, y, {
+      label: `${title}. ${spoken.join(". ")}`,
+      below: `across: ${across}`,
+      beside: "Fréchet distance",
+      over: html`${over}`,
+    }),
+    about: html`Completions after ${prefix} codes; features of ${network}.`,
+  });
 }
 
 const percent = (place: number): string => `${round(place * 100)}%`;

@@ -141,7 +141,7 @@ dd{margin:0;overflow-wrap:anywhere}
 .facts dd{font-weight:600}
 .facts dd span{font-weight:400;color:var(--soft)}
 .commands dt{margin-top:10px}
-.lead{font-size:17px}
+.lead{font-size:17px;max-width:110ch}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,230px),1fr));gap:14px;margin:16px 0}
 .tile,.chart,.page{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:14px 16px;margin:0;min-width:0}
 .tile p{margin:0;font-size:14px;color:var(--soft)}
@@ -160,7 +160,7 @@ details{margin:10px 0}summary{cursor:pointer;padding:4px 0;font-weight:600;font-
 .chart{display:flex;flex-direction:column;--tall:170px}
 .chart.wide{grid-column:1/-1;--tall:240px}
 .chart.square{--tall:260px}
-.about{font-size:13px;line-height:1.45;color:var(--soft);margin:6px 0 0;max-width:90ch}
+.about{font-size:13px;line-height:1.45;color:var(--soft);margin:6px 0 0;max-width:130ch}
 .legend{list-style:none;margin:4px 0 8px;padding:0;display:flex;flex-wrap:wrap;gap:1px 14px;font-size:13px}
 .legend b{font-weight:600}.metrics{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:12px;overflow-wrap:anywhere}
 .key{display:inline-block;width:18px;height:0;border-top:3px solid var(--c);vertical-align:middle;margin-right:6px}
@@ -192,7 +192,7 @@ path{fill:none;vector-effect:non-scaling-stroke}
 .at.right{transform:translate(8px,-50%)}.at.left{transform:translate(calc(-100% - 8px),-50%)}.at.above{transform:translate(-50%,calc(-100% - 5px))}.at.under{transform:translate(-50%,5px)}
 .at.right.above{transform:translate(5px,calc(-100% - 1px))}.at.right.under{transform:translate(5px,1px)}.at.left.above{transform:translate(calc(-100% - 5px),calc(-100% - 1px))}.at.left.under{transform:translate(calc(-100% - 5px),1px)}
 .at{color:var(--c);text-shadow:0 0 3px var(--card),0 0 3px var(--card),0 0 3px var(--card)}.line.thin{stroke-width:1.2;opacity:.7}
-.charts.two{grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr));margin-bottom:16px}
+.about+.charts{margin-top:10px}.charts.two{grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr));margin-bottom:16px}
 .plain{list-style:none;padding:0;margin:0 0 12px;overflow-wrap:anywhere}
 main h4{margin:18px 0 6px}.chart h4,.tile h4{margin:0}
 .notices .verdict{border-color:var(--c0)}.notices .verdict b{color:var(--c0)}

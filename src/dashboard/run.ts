@@ -37,7 +37,7 @@ export interface SamplePage {
 }
 
 /** A model of the run. */
-export interface ModelFacts {
+interface ModelFacts {
   readonly role: string;
   readonly file: string;
   /** A description, or the reason why the file could not be read. */

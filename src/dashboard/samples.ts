@@ -12,7 +12,7 @@ import type { Run, SamplePage } from "./run.js";
 import { numberText } from "./scale.js";
 
 /** A page of images, ready to be embedded. */
-export interface Picture {
+interface Picture {
   readonly page: SamplePage;
   /** WebP. */
   readonly bytes: Buffer;
@@ -22,7 +22,7 @@ export interface Picture {
 }
 
 /** Pages of a kind, such as held-out images, in the order of their steps. */
-export interface Album {
+interface Album {
   readonly name: string;
   readonly shown: readonly Picture[];
   /** Pages that there are. */
@@ -79,8 +79,9 @@ export async function readPictures(run: Run, budget: number): Promise<Pictures> 
 
 /** A page under the name of its album. */
 function named(page: SamplePage): SamplePage {
-  const names: Readonly<Record<string, string>> = { eval: HELD_OUT, train: "training images" };
-  return { ...page, name: Object.hasOwn(names, page.name) ? (names[page.name] as string) : page.name };
+  if (page.name === "train") return { ...page, name: "training images" };
+  if (page.name !== "eval") return page;
+  return { ...page, name: HELD_OUT, about: { title: "evaluated in the run", ...page.about } };
 }
 
 /** The pages that `rlar eval --out` wrote, where they lie in the run's folder. */
@@ -119,10 +120,10 @@ export function evenly<T>(list: readonly T[], count: number): T[] {
 async function readPicture(page: SamplePage): Promise<Picture> {
   const image = sharp(await readFile(page.path));
   const { width, height } = await image.metadata();
-  const exact = width <= WIDEST ? await image.webp({ lossless: true, effort: 4 }).toBuffer() : null;
+  const exact = width <= WIDEST ? await image.clone().webp({ lossless: true, effort: 4 }).toBuffer() : null;
   if (exact !== null && exact.length <= EXACT) return { page, bytes: exact, width, height };
   const scaled = image.resize({ width: WIDEST, withoutEnlargement: true });
-  const bytes = await scaled.webp({ quality: 82, smartSubsample: true }).toBuffer();
+  const bytes = await scaled.webp({ quality: 75, smartSubsample: true }).toBuffer();
   return { page, bytes, width, height };
 }
 

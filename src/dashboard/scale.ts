@@ -50,7 +50,7 @@ export function logTicks(low: number, high: number, count = 5): number[] {
 const powerOfTen = (power: number): number => Number(`1e${power}`);
 
 /** How an axis is laid out. */
-export interface AxisOptions {
+interface AxisOptions {
   /** Ticks, about; default 5. */
   readonly count?: number;
   /** Logarithmic where the values are all above 0 and span more than a factor of 50. */

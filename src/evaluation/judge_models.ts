@@ -80,7 +80,7 @@ import {
 } from "./pages.js";
 
 /** Images of one side of the split. */
-export interface ImagesRead {
+interface ImagesRead {
   /** In all. */
   readonly images: number;
   /** Of them, those that were read. */
@@ -465,7 +465,7 @@ function comparability({ inputs, settings, references }: EvalContext, trained: T
 }
 
 /** Inputs shared by the evaluation of all policies. */
-export interface EvalContext {
+interface EvalContext {
   readonly inputs: EvalInputs;
   readonly settings: EvalSettings;
   readonly heldOut: HeldOut | null;
@@ -483,14 +483,14 @@ export interface EvalContext {
 }
 
 /** Numbers per image of the completions at a point, the mean over draws and seeds. */
-export interface CompletionNumbers extends Point {
+interface CompletionNumbers extends Point {
   readonly prefix: number;
   readonly plain: PerImage;
   readonly perceptual: PerImage;
 }
 
 /** All that was found of a policy. Tensors of draws are the caller's to dispose of. */
-export interface PolicyResult {
+interface PolicyResult {
   readonly likelihood: Likelihood | null;
   readonly rows: readonly EvalRow[];
   readonly completionNumbers: readonly CompletionNumbers[];
@@ -500,7 +500,7 @@ export interface PolicyResult {
 }
 
 /** Evaluate a policy. */
-export function evaluatePolicy(context: EvalContext, label: string, policy: ArPolicy): PolicyResult {
+function evaluatePolicy(context: EvalContext, label: string, policy: ArPolicy): PolicyResult {
   const { inputs, settings, say } = context;
   const drawer: Drawer = { policy, device: inputs.device, batch: settings.batch };
   // On a GPU weights have no other layout to take.
@@ -642,7 +642,7 @@ function completionMeasures(
  *
  * @param codes - int64 `[H * draws, T]`, the draws of an image in a row.
  */
-export function measureFollowing(
+function measureFollowing(
   { inputs, heldOut, references }: Pick<EvalContext, "inputs" | "heldOut" | "references">,
   codes: Tensor,
   draws: number,

@@ -445,7 +445,7 @@ export function usageOf(codes: Tensor, codebookSize: number, intervals: Interval
 }
 
 /** One estimate of those of several seeds: the mean of the values, their least and their greatest. */
-export function overSeeds(estimates: readonly Estimate[]): Estimate {
+function overSeeds(estimates: readonly Estimate[]): Estimate {
   const [first] = estimates;
   if (estimates.length === 1 && first !== undefined) return first;
   const seeds = estimates.map(({ value }) => value);

@@ -200,7 +200,7 @@ export interface EvalRow extends Point {
 }
 
 /** What was measured of completions. */
-export interface Completion {
+interface Completion {
   /** Codes that were given. */
   readonly prefix: number;
   readonly measures: Measures;
@@ -274,7 +274,7 @@ export function settingsOf(options: ModelEvalOptions, codes: number): EvalSettin
 }
 
 /** Options of an evaluation that a run knows. */
-export type RunEvalOptions = Pick<
+type RunEvalOptions = Pick<
   ModelEvalOptions,
   "start" | "features" | "rewardNetworks" | "judged" | "chosenOn"
 > & {

@@ -56,7 +56,7 @@ export interface CompletionDraw extends Point {
 }
 
 /** `A_t0.9_cfg1.5`. */
-export const drawName = ({ label, temperature, cfg }: Point & { label: string }): string =>
+const drawName = ({ label, temperature, cfg }: Point & { label: string }): string =>
   `${label}_t${temperature}_cfg${cfg}`;
 
 /** Free samples of a page: rows at most, each of a class, and samples in a row. */

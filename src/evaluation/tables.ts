@@ -13,14 +13,14 @@ export interface EvalTable {
 }
 
 /** What a column is of. */
-export interface EvalColumn {
+interface EvalColumn {
   readonly measure: string;
   /** The network, and whether the reward used it, such as `[1, rewarded]`; empty for a measure without one. */
   readonly mark: string;
 }
 
 /** The parts of an evaluation that tables need; the settings of an older file may be unknown. */
-export type Tabled = Pick<
+type Tabled = Pick<
   ModelEvaluation,
   "networks" | "files" | "real" | "reconstruction" | "likelihoods" | "rows"
 > & {

@@ -153,7 +153,7 @@ function poorTokenizer({
 }
 
 /** Four digits that count. */
-export function fewDigits(value: number): string {
+function fewDigits(value: number): string {
   if (!Number.isFinite(value)) return String(value);
   const size = Math.abs(value);
   if (size >= 1000) return value.toFixed(0);

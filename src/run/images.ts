@@ -31,7 +31,7 @@ import { known } from "../torch/arguments.js";
 import { type Device, expected } from "../torch/index.js";
 
 /** The keys that say which images there are. */
-export interface ImagesConfig {
+interface ImagesConfig {
   readonly seed: number;
   readonly data: DataConfig;
   /** A program's own batches, in place of `data.source`. */
@@ -40,7 +40,7 @@ export interface ImagesConfig {
 }
 
 /** The two sides of a data set. */
-export interface RunSources {
+interface RunSources {
   readonly train: ImageSource;
   /** All held-out images; undefined without evaluation. */
   readonly heldOut: ImageSource | undefined;
