@@ -1,6 +1,6 @@
 /**
- * Output of configurations: explanations of keys, the resolved YAML, a JSON Schema for editors, and differences between two
- * configurations.
+ * Output of configurations: explanations of keys, the resolved YAML, a JSON Schema for editors, and differences between
+ * two configurations.
  */
 import { isAbsolute, relative, resolve } from "node:path";
 import { Document, isMap, isScalar, type Pair, type Scalar, type YAMLMap } from "yaml";

@@ -1,6 +1,6 @@
 /**
  * Reads YAML files, `key=value` of a command line and objects of a program into values under the names of the schema. It
- * resolves spellings and other names and finds unknown keys; `resolve.ts` checks ranges.
+ * resolves spellings and aliases and finds unknown keys; `resolve.ts` checks ranges.
  */
 import { readFileSync, statSync } from "node:fs";
 import { dirname, isAbsolute, join, relative } from "node:path";
@@ -243,7 +243,7 @@ function isDeep(value: unknown, depth = 0): boolean {
 
 const nodeText = (node: Node): string => (isScalar(node) ? String(node.value) : "a list");
 
-/** Whether an empty object stands where there is no section: a value, not no values. */
+/** Whether an empty object is a value: its path is not that of a section. */
 const isEmptyValue = (kind: KeyTable, path: readonly string[], items: number): boolean =>
   items === 0 && path.length > 0 && !kind.isSection(path.map(schemaName).join("."));
 
@@ -259,13 +259,13 @@ function isText(kind: KeyTable, path: readonly string[]): boolean {
   return key?.live === undefined && key?.type.safeParse("any text").success === true;
 }
 
-/** Whether what stands here is one value, even if it is written with keys. */
+/** Whether a path has one value, even if it is written as keys with values. */
 function isWhole(kind: KeyTable, path: readonly string[]): boolean {
   const key = keyOf(kind, path);
   return key?.isRecord === true || key?.live !== undefined;
 }
 
-/** A name that every JavaScript object has, such as `toString`: no key, and not safe to assign. */
+/** A name that every JavaScript object has, such as `toString`, which is not safe to assign. */
 function inheritedName(names: readonly string[], value: unknown): string | undefined {
   const found = names.find((name) => name in Object.prototype || schemaName(name) in Object.prototype);
   if (found !== undefined || !isPlainObject(value)) return found;

@@ -185,7 +185,7 @@ function presetOf(
   return null;
 }
 
-/** Which values a key of the original description brought along. */
+/** A note on the values that a key of the original description implies. */
 function impliedNotes(implied: ReadonlyMap<string, Given>, known: ReadonlyMap<string, Given>): string[] {
   const kept = [...implied].filter(([path, value]) => known.get(path) === value);
   const [first] = kept;

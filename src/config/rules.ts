@@ -1,6 +1,6 @@
 /**
- * Rules between keys of the configuration of `rlar train`, and notes on combinations that are allowed but probably not intended.
- * Ranges of single keys are in the schema.
+ * Rules between keys of the configuration of `rlar train`, and notes on combinations that are allowed but probably not
+ * intended. Ranges of single keys are in the schema.
  */
 import { nearestName } from "../torch/arguments.js";
 import type { Findings } from "./kind.js";
@@ -65,7 +65,7 @@ const TERMS: Readonly<
   custom: { metric: "custom", isMore: true },
 };
 
-/** Terms of the reward that count. */
+/** Terms of the reward with a weight. */
 function activeTerms(config: TrainConfig): string[] {
   return Object.entries(config.reward).flatMap(([name, term]) => {
     if (typeof term !== "object" || term === null || term.weight === 0) return [];
@@ -146,7 +146,7 @@ export function checkData({ group, classNames }: DataConfig, found: Findings): v
   }
 }
 
-/** Refuse what a policy that is loaded, not made, cannot follow, and note what nothing reads. */
+/** Refuse options that only a new policy can have where one is loaded, and note keys that are not used. */
 export function checkPolicy(ar: ArSection, found: Findings): void {
   const loaded = ar.policy !== null ? "ar.policy" : ar.path !== null ? "ar.path" : null;
   if (ar.extra.usePretrainedCodebook === true && (loaded !== null || ar.type === "llamagen")) {
@@ -311,7 +311,7 @@ function checkReward(config: TrainConfig, found: Findings): void {
   }
 }
 
-/** What the straight-through baseline cannot serve: it samples from unfiltered distributions, in given contexts. */
+/** Refuse what the straight-through baseline does not support: filtered distributions, and contexts of sampled codes. */
 function checkSte(config: TrainConfig, found: Findings): void {
   const { rollout, reward, kl } = config;
   const isGiven = sharesContext(config);
@@ -353,7 +353,7 @@ export function missingParts(config: TrainConfig, found: Findings): void {
   found.require("ar.path", "a file with a policy, or ar.type for a new one", hasPolicy);
 }
 
-/** Keys of `data` that a program's dataloader stands in for, and those that only images to evaluate on still use. */
+/** Keys of `data` that a dataloader replaces, and those that then count for evaluation images only. */
 const OF_SOURCE = ["source", "evalPart", "flip", "balance", "group"];
 const OF_READING = ["label", "image", "classNames", "featureTokens", "maxUnreadable", "workers"];
 

@@ -94,7 +94,7 @@ function erased(x: Tensor, erase: number, generator: Generator): Tensor {
   const [n, , height, width] = x.dims(4);
   const device = x.device as Device;
   const [side, row, column] = drawUniform(x, 3, [0, 1], generator).unbind(1) as [Tensor, Tensor, Tensor]; // [N]
-  // Twice the draw less the whole: half of the sides are below 0, which blanks nothing.
+  // 2 * draw - 1: half of the sides are negative, and erase nothing.
   const half = side
     .mul(2)
     .sub(1)

@@ -1,6 +1,6 @@
 /**
- * Batches of a data set, read ahead of the training step. Seed and cursor determine every batch; the number of threads and of
- * batches read ahead does not change them. Decoding is in `decode_pool.ts`, the order in `order.ts`.
+ * Batches of a data set, read ahead of the training step. Seed and cursor determine every batch; the numbers of threads
+ * and of batches read ahead do not change them. Decoding is in `decode_pool.ts`, the order in `order.ts`.
  */
 import { type Device, expected, requireObject } from "../torch/index.js";
 import {
@@ -60,12 +60,12 @@ export interface BatchReaderOptions extends ReadOptions {
 /** One image to read, and where the next one is. */
 interface Place {
   readonly index: number;
-  /** How many times the image came before, for what is chosen anew each time. */
+  /** How many times the image was drawn before: its flip and its crop are chosen anew each time. */
   readonly round: number;
   readonly after: Cursor;
 }
 
-/** What differs from one time to the next. */
+/** How images are varied in each epoch. */
 interface Augmentation {
   readonly seed: number | bigint;
   readonly flip: boolean;
@@ -199,7 +199,7 @@ class RowQueue {
   readonly #ahead: number;
   readonly #maxUnreadable: number;
   #failure: Error | undefined;
-  /** What is wrong, by index. */
+  /** Problems of unreadable images, by index. */
   readonly #problems = new Map<number, string>();
 
   constructor(source: ImageSource, options: ReadOptions, places: Iterator<Place>, random?: Augmentation) {

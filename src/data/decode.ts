@@ -1,5 +1,5 @@
 /**
- * From the bytes of an image to a square of 8-bit RGB. The threads of `decode_pool.ts` run this. They must not load LibTorch, so
+ * Decodes an image to a square of 8-bit RGB. The threads of `decode_pool.ts` run this. They must not load LibTorch, so
  * neither this file nor its imports use it.
  */
 import { open } from "node:fs/promises";
@@ -126,7 +126,7 @@ export function decodeFewAtOnce(): (task: DecodeTask) => Promise<Decoded> {
     try {
       return await decode(task);
     } finally {
-      // Whoever waits takes this place over, so that the count never exceeds the limit.
+      // A waiting task takes over this place, so that the count never exceeds the limit.
       const next = waiting.shift();
       if (next === undefined) running--;
       else next();

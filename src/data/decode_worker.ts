@@ -1,6 +1,5 @@
 /**
- * A thread that decodes images for `decode_pool.ts`, so that they are ready when a training step, which holds the
- * main thread, is over.
+ * A thread that decodes images for `decode_pool.ts` while a training step occupies the main thread.
  */
 import { parentPort } from "node:worker_threads";
 

@@ -1,6 +1,6 @@
 /**
- * Makes the data set of the demo: emoji in two styles, Google's Noto and Microsoft's Fluent 3D, from two npm packages. A class is
- * a category in one style. `rlar emoji` downloads the packages.
+ * Makes the data set of the demo: emoji in two styles, Google's Noto and Microsoft's Fluent 3D, from two npm packages. A
+ * class is a category in one style. `rlar emoji` downloads the packages.
  */
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
@@ -83,8 +83,8 @@ export interface EmojiOptions {
 /**
  * Write the emoji as one tar, which `openTar` and `data.source` read.
  *
- * Members are `class/design_codepoints_style.webp`, lossless, on white. A design is all that shows one thing: both
- * styles, every skin tone and every gender of it, so `data.group: "([^/_]+)_[^/]*$"` keeps each on one side of a
+ * Members are `class/design_codepoints_style.webp`, lossless, on white. A design is everything that shows the same thing, in
+ * both styles and all skin tones and genders, so `data.group: "([^/_]+)_[^/]*$"` keeps each on one side of a
  * split. A picture that several emoji share is there once. The same packages give the same bytes.
  *
  * @throws RangeError for another file, or a tar that cannot be written; no incomplete file remains.
@@ -254,14 +254,14 @@ const ALIKE: Readonly<Record<string, string>> = {
   "26c4": "2603",
 };
 
-/** Pairs that are one emoji when nobody's gender is said, and two persons otherwise. */
+/** Couples, which are one emoji without genders and a sequence of two persons with them. */
 const PAIRS: Readonly<Record<string, string>> = {
   "1f9d1-200d-2764-200d-1f48b-200d-1f9d1": "1f48f",
   "1f9d1-200d-2764-200d-1f9d1": "1f491",
   "1f9d1-200d-1f91d-200d-1f9d1": "1f46b",
 };
 
-/** What an emoji shows, whoever shows it: without signs of gender, skin tones and the direction that it faces. */
+/** The design of an emoji: its codepoints without gender, skin tone and direction. */
 function designOf(codepoints: string): string {
   const plain = codepoints.replace(/-200d-(?:2640|2642|27a1)/g, "").replace(/-1f3f[b-f]/g, "");
   const alike = plain
@@ -282,7 +282,7 @@ function summaryOf(names: readonly string[], bytes: number): EmojiSummary {
   return { images: names.length, designs: designs.size, classes, bytes };
 }
 
-/** Is stored in the tar: the licences ask for it. */
+/** `LICENCES.txt` of the tar, as the licences require. */
 const LICENCES = `Emoji images on a white background, resized.
 
 *_noto.webp

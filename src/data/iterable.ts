@@ -46,8 +46,8 @@ export interface LoaderBatch {
 export type LoaderItem = LoaderImage | LoaderBatch | Tensor | readonly [Tensor, Tensor | readonly number[]];
 
 /**
- * A loader: gone through once an epoch. A function is given where to begin, so that resuming costs nothing; of
- * anything else, as many items as were used are gone through again.
+ * A loader, which is iterated once per epoch. A function gets the position to start at, so that resuming costs nothing;
+ * of any other loader, the items that were used before are read again and skipped.
  */
 export type Loader = Iterates<LoaderItem> | ((from: Cursor) => Iterates<LoaderItem>);
 
@@ -71,16 +71,16 @@ const RANGE = 1.01;
 /**
  * Batches of a program's loader.
  *
- * The items' tensors are copied: they stay the loader's, and a loader may free them when it is asked for the next.
+ * Tensors are copied: a loader may free its own when the next item is requested.
  *
- * @throws TypeError for something that cannot be gone through.
+ * @throws TypeError for a value that is not iterable.
  */
 export function fromIterable(loader: Loader, options: LoaderOptions): Batches {
   return new LoaderBatches(loader, options);
 }
 
 class LoaderBatches implements Batches {
-  /** A loader throws or skips an image that it cannot read, so nothing is counted here. */
+  /** Nothing is counted here: a loader itself throws or skips an image that it cannot read. */
   readonly unreadable: Unreadable = { count: 0, problems: [] };
   readonly #loader: Loader;
   readonly #options: LoaderOptions;
@@ -147,7 +147,7 @@ class LoaderBatches implements Batches {
     this.#rest = undefined;
   }
 
-  /** Put the cursor behind what was used of an item. */
+  /** Move the cursor past the rows that were used of an item. */
   #moveOn(isSingle: boolean, rows: number): void {
     const { epoch, position, used = 0 } = this.#cursor;
     const batch = isSingle ? undefined : this.#size;
@@ -160,7 +160,7 @@ class LoaderBatches implements Batches {
     };
   }
 
-  /** The rows of the next item that were not used before. */
+  /** The unused rows of the next item. */
   async #parts(): Promise<{ parts: BatchParts; single: boolean }> {
     if (this.#rest !== undefined) return { parts: this.#rest, single: false };
     const item = await this.#item();
@@ -179,7 +179,7 @@ class LoaderBatches implements Batches {
     }
   }
 
-  /** The next item, of the next epoch where this one is over. */
+  /** The next item; at the end of an epoch the first one of the next. */
   async #item(): Promise<LoaderItem> {
     this.#items ??= await this.#begin(this.#cursor);
     let result = await this.#items.next();
@@ -260,7 +260,7 @@ function iteratorOf<T>(items: Iterates<T>): AsyncIterator<T> | Iterator<T> {
   return Symbol.asyncIterator in items ? items[Symbol.asyncIterator]() : items[Symbol.iterator]();
 }
 
-/** An item as a batch with tensors of its own; its cursor means nothing yet. */
+/** An item as a batch with tensors of its own; its cursor is not set yet. */
 function ownParts(
   item: Exclude<LoaderItem, LoaderImage>,
   name: string,

@@ -1,4 +1,4 @@
-/** From the labels of a data set to class ids and names; the messages about classes, and the check against a policy. */
+/** Class ids and names from the labels of a data set, messages about classes, and the check against a policy. */
 import { expected } from "../torch/index.js";
 
 /** Class of each image, and the names of the classes. */
@@ -83,13 +83,13 @@ function fromNumbers(
   };
 }
 
-/** By value where all are whole numbers, by their characters elsewhere. */
+/** Sorted by value if all names are whole numbers, otherwise as text. */
 export function sortNames(names: Iterable<string>): string[] {
   const sorted = [...names].sort();
   return sorted.every((name) => /^\d+$/.test(name)) ? sorted.sort((a, b) => Number(a) - Number(b)) : sorted;
 }
 
-/** Names that look like ids, and are other ones. */
+/** A note for names that are numbers other than their ids. */
 function labelNotes(names: readonly string[]): string[] {
   const moved = names.findIndex((name, i) => name !== String(i));
   if (moved < 0 || !names.every((name) => /^\d+$/.test(name))) return [];
@@ -140,7 +140,7 @@ export function describeClasses(source: Classed): string {
 /**
  * Check that a model knows the class of every image.
  *
- * @param numClasses - of the model; the class that it takes for "none" has this number as its id, and is no image's.
+ * @param numClasses - classes of the model; this number itself is the id of its null class, which no image may have.
  * @throws RangeError naming the image's file and row, and its class.
  */
 export function checkClassIds(source: Classed, numClasses: number): void {

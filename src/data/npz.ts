@@ -1,7 +1,7 @@
 /**
- * Writer of NumPy's `.npz` archives: a zip with a `.npy` file for each array, stored and not deflated. Data come a piece at
- * a time, so that an archive may be larger than memory: 50,000 images of 256 px are 9.8 GB, for which a zip needs 64-bit
- * sizes. Format: NumPy's NEP 1 (version 1.0).
+ * Writer of NumPy's `.npz` archives: a zip with a `.npy` file for each array, not compressed. Data are written in pieces, so
+ * that an archive may be larger than memory: 50,000 images of 256 px are 9.8 GB. That size needs the 64-bit fields of our
+ * own zip writer, which fflate does not have. Format: NumPy's NEP 1 (version 1.0).
  */
 import { replaceFile } from "../torch/files.js";
 import { expected } from "../torch/index.js";

@@ -95,17 +95,17 @@ export function epochOrder(
 export interface BalancedOrder {
   /** Indices, `[length]`. */
   readonly order: Int32Array;
-  /** How many times each had come before, in all epochs, `[length]`. */
+  /** How many times each was drawn before, in all epochs, `[length]`. */
   readonly rounds: Int32Array;
 }
 
 /**
  * The order of one epoch with balanced classes: a class of `n` images gets places in proportion to
- * `n ** (1 - balance)`, so none at 0 and all at 1 have equally many whatever their size.
+ * `n ** (1 - balance)`, so with 1 all classes get equally many.
  *
- * An epoch has as many places as there are images, each class as many in every epoch. A class goes through its images
- * in a new random order each time, on from where the epoch before ended: none comes again before all of the class
- * have come. Blocks are ignored.
+ * An epoch has as many places as there are images, and each class gets the same number in every epoch. A class goes
+ * through its images in a new random order each round, across epochs: no image repeats before all images of its class
+ * were used. Blocks are ignored.
  *
  * @param classIds - class of each image.
  * @param balance - from 0 to 1.
@@ -152,7 +152,7 @@ export function balancedOrder(
 
 type Walk = Generator<{ readonly index: number; readonly round: number }, never>;
 
-/** Goes through the images of a class again and again, from the `start`-th place of all. */
+/** Endless draws of the images of a class, beginning with draw `start`. */
 function* walk(images: readonly number[], start: number, orderOf: (round: number) => Int32Array): Walk {
   let at = start % images.length;
   for (let round = Math.floor(start / images.length); ; round++) {

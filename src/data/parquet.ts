@@ -128,8 +128,8 @@ async function openFile(path: string, name: string, options: SourceOptions): Pro
 }
 
 /**
- * A promise that may be left alone, and so may those made of it. hyparquet asks for several parts of a file at once and
- * waits for none of them where it stops at the first fault; a failure that nobody waits for would end the process.
+ * A promise whose failure counts as handled, like that of the promises derived from it. hyparquet requests several parts
+ * of a file at once and stops at the first error; an unhandled failure of another part would end the process.
  */
 function answered<T>(promise: Promise<T>): Promise<T> {
   promise.catch(() => {});
@@ -372,7 +372,7 @@ async function readImages(group: RowGroup): Promise<(Uint8Array | undefined)[]> 
   });
 }
 
-/** Remember what `read` gave for the most recent blocks, up to `limit` bytes, the current one aside. */
+/** Cache the results of `read` for the most recent blocks, up to `limit` bytes besides the current one. */
 function keepRecent<B extends Block, T>(
   limit: number,
   read: (block: B) => Promise<T>,
@@ -397,7 +397,7 @@ function keepRecent<B extends Block, T>(
   };
 }
 
-/** The files' own ends, which hold sizes, checksums and extremes of every column, stand for their contents. */
+/** A fingerprint of the footers, which hold sizes, checksums and extremes of every column. */
 async function parquetFingerprint(
   files: readonly ParquetFile[],
   classes: Classes,

@@ -96,7 +96,7 @@ const OTHER_IMAGE = /\.(bmp|dib|p[bgnp]m|pfm|tga|ico|hei[cf]|jp2|j2k|jxl|psd|exr
 const NAMED = 8;
 
 /**
- * What to say of files that are not read.
+ * Messages about files that are not read.
  *
  * @param where - the set that they are in.
  */

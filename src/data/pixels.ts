@@ -1,5 +1,5 @@
 /**
- * From the bytes of an encoded image to 8-bit RGB, within limits. Decoding threads and processes use this, so it must
+ * Decodes an image to 8-bit RGB, within limits. Decoding threads and processes use this, so it must
  * not import the tensor library.
  */
 import sharp from "sharp";

@@ -41,7 +41,7 @@ export interface ImageSource {
   readonly variants: number;
   /** `T`, the codes of one image. */
   readonly codeLength?: number;
-  /** Set where order matters to speed: blocks of consecutive images, covering all. */
+  /** Blocks of consecutive images that cover the set, where the order of reading matters for speed. */
   readonly blocks?: readonly Block[];
   /** A name that stays the same wherever the data set lies. */
   idOf(index: number): string;

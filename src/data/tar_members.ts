@@ -33,7 +33,7 @@ const LABEL_BYTES = 256;
 /** Longest list of attributes or long name of a member. */
 const MAX_ATTRIBUTE_BYTES = 2 ** 20;
 
-/** What the headers before a member say of it, in the place of its own header. */
+/** Attributes from the pax and GNU headers before a member, which replace those of its own header. */
 type Attributes = Readonly<Record<string, string>>;
 
 /**
@@ -92,7 +92,7 @@ export function membersOf(path: string, labelEnding: string): Members {
         list.push(whole);
       }
     }
-    // A header that nothing follows has no padding either.
+    // Contents are padded to whole blocks.
     const next = at + Math.ceil(length / BLOCK) * BLOCK;
     if (next > size) throw cut(path, `the padding after ${name}`, `${next - size} bytes less`);
     at = next;
@@ -106,7 +106,7 @@ type Header = NonNullable<ReturnType<typeof headers.decode>>;
 /** Kinds of GNU tar that tar-stream does not know. */
 const OTHER_KINDS: Readonly<Record<string, string>> = { V: "volume label", D: "directory", S: "sparse file" };
 
-/** A header that is no attribute, with what the ones before it said. */
+/** The header of a member, with the attributes from the headers before it. */
 interface Head {
   readonly type: string | null;
   readonly key: string;

@@ -75,7 +75,7 @@ export abstract class Module {
     for (const [name, part] of this.#parts()) if (part instanceof Module) yield [name, part];
   }
 
-  /** This module as `""` and all below it by path; one that is shared comes once, under its first. */
+  /** This module as `""` and all below it by path; a shared module is listed once, under its first path. */
   *namedModules(prefix = "", seen: Set<Module> = new Set()): Generator<[string, Module]> {
     if (seen.has(this)) return;
     seen.add(this);

@@ -176,7 +176,7 @@ export class AdamW {
    *
    * Nothing changes unless everything fits.
    *
-   * @param options.keepHyperparameters - `true` keeps this optimizer's own lr, betas, eps and weight decay, and takes the
+   * @param options.keepHyperparameters - `true` keeps this optimizer's own lr, betas, eps and weight decay, and takes
    *   only the moments: for a run that continues with other settings.
    * @param options.strict - `false` takes the state of those parameters that both sides name, starts the
    *   others from zero, and keeps the hyperparameters.
@@ -206,7 +206,7 @@ export class AdamW {
     if (strict && unexpected.size > 0) {
       throw new Error(`${LOAD}: unexpected ${[...unexpected].slice(0, 5).join(", ")}.`);
     }
-    // Copied before the present state goes, which may be what was given.
+    // Copied before the current state is freed: `state` may be this optimizer's own.
     const loaded = found.map(([param, parts]) => [param, startMoments(param, parts)] as const);
     this.dispose();
     for (const [param, moments] of loaded) this.#moments.set(param, moments);
@@ -273,7 +273,7 @@ export class AdamW {
       moments = startMoments(param);
       this.#moments.set(param, moments);
     } else if (!fits(moments.expAvg, param)) {
-      // The module was moved, or laid out anew: the kernel walks all arrays in the order of memory.
+      // The module was moved or its layout changed: the kernel walks all arrays in the order of memory.
       const old = moments;
       moments = startMoments(param, old);
       free(old);
@@ -334,7 +334,7 @@ function momentsOf(name: string, param: Tensor, tensors: Readonly<StateDict>): M
   return { step: entry("step"), expAvg: entry("expAvg"), expAvgSq: entry("expAvgSq") };
 }
 
-/** Whether a kernel that walks both arrays in the order of memory meets the same elements. */
+/** Whether both tensors have their elements in the same order in memory, for a kernel that walks through it. */
 function fits(tensor: Tensor, param: Tensor): boolean {
   const strides = param.strides;
   return (

@@ -1,6 +1,6 @@
 /**
- * State dicts of files against those of modules: shapes compared before anything is built. Reading a file is left to
- * `src/torch`, knowing a model to the models.
+ * Compares the shapes in a file with those of a module before the module is built. `src/torch` reads files, and models
+ * recognise themselves by the shapes.
  */
 import { expected, TorchError } from "../torch/index.js";
 import { onMeta } from "./init.js";

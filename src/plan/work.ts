@@ -1,7 +1,7 @@
 /**
- * Memory and work of each phase of a step, in addition to the memory that stays for the whole run. Shapes are exact; the number
- * of arrays that are alive at a time was counted in the code, and a test compares the peak with real runs within an eighth.
- * `rates.ts` measures the speed of a machine.
+ * Memory and work of each phase of a step, in addition to the memory that stays for the whole run. Shapes are exact; the
+ * number of arrays that are alive at a time was counted in the code, and a test compares the peak with real runs within an
+ * eighth. `rates.ts` measures the speed of a machine.
  */
 import { batchNumbers, sharesContext, type TrainConfig } from "../config/resolve.js";
 import { paysToPack } from "../rl_ar_finetune/rollout.js";

@@ -48,8 +48,8 @@ export interface Accepted<T> {
  * sample(policy, { topk: 5 });       // RangeError: ... Did you mean "topK"?
  * ```
  *
- * Only booleans and numbers are checked, by type, and nothing is copied. An option that holds options of its own is read by a second call:
- * `readOptions("sample.guidance", [options.guidance], ...)`.
+ * Only the types of booleans and numbers are checked. Values are not copied. Options inside an option are read by a second
+ * call: `readOptions("sample.guidance", [options.guidance], ...)`.
  *
  * @param where - the function, for messages.
  * @param given - all arguments after the required ones, such as a rest parameter. A plain object in the last place
@@ -108,7 +108,7 @@ export function withDefaults<T extends object, const D extends Defaults<T>>(
   return { ...defaults, ...readOptions<object>(where, [options], { names }) } as never;
 }
 
-/** What a value should have been: a number, a size (one number or a list of them) or a boolean; undefined if it is that. */
+/** The expected type where a value has another one: a number, a size (a number or a list of them) or a boolean. */
 function missedType(type: unknown, value: unknown): string | undefined {
   if (type === "boolean") return typeof value === "boolean" ? undefined : "true or false";
   if (type === "number") return typeof value === "number" ? undefined : "a number";

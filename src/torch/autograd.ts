@@ -96,7 +96,7 @@ export function grad(
  * @param inputs - the tensors that the outputs are differentiated by; only these receive gradients.
  * @param forward - runs at once and without a graph; returns the outputs, and the tensors to save for the backward.
  * @param backwardOf - called with the gradients of the outputs and the saved tensors, all freed when it returns;
- *   gives one gradient an input, or null. It runs without a graph unless the caller asked for second derivatives.
+ *   gives one gradient per input, or null. It runs without a graph unless the caller asked for second derivatives.
  *   `isForAll` is false where the caller asked only for the gradients of chosen tensors.
  * @returns the outputs, in the graph when an input requires a gradient.
  */

@@ -75,7 +75,7 @@ export class CheckpointFile {
       for (const tensor of tensors.values()) tensor.dispose();
       throw error;
     } finally {
-      // The views keep the memory; these handles only made them.
+      // The tensors are views that keep the memory; these handles are not needed any more.
       for (const byDtype of storages.values()) for (const flat of byDtype.values()) flat.dispose();
     }
   }

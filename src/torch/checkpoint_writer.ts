@@ -65,7 +65,7 @@ class Pickler {
   /** The tensors to write, with the keys of their storages. */
   readonly storages = new Map<Tensor, string>();
   readonly #parts: Buffer[] = [];
-  /** Containers around the present value: one that holds itself has no end. */
+  /** Containers around the current value, to find one that contains itself. */
   readonly #around = new Set<unknown>();
 
   pickle(value: Savable): Buffer {

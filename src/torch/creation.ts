@@ -74,7 +74,7 @@ function create(
   return options.requiresGrad ? tensor.requiresGrad_() : tensor;
 }
 
-/** Memory as it comes: every element must be written before it is read. */
+/** Uninitialized memory: every element must be written before it is read. */
 export function empty(...given: Sized<TensorOptions & { memoryFormat?: MemoryFormat }>): Tensor {
   const names = { ...OPTIONS, memoryFormat: true } as const;
   const { values, options } = split<TensorOptions & { memoryFormat?: MemoryFormat }>("empty", given, names);
@@ -134,7 +134,7 @@ export function fullLike(tensor: Tensor, value: number, options: LikeOptions = {
 /**
  * Numbers `[start, end)` by `step`: `arange(end)`, `arange(start, end)` or `arange(start, end, step)`.
  *
- * int64, or float32 where one of them is no whole number; another dtype when one is given.
+ * int64, or float32 if one of them is not a whole number; another dtype when one is given.
  */
 export function arange(
   ...given:
@@ -241,7 +241,7 @@ export function multinomial(
   return callTensor("aten::multinomial", [weights, count, replacement, generator]);
 }
 
-/** 0 or 1 with probability `p` of 1, each element on its own, in the dtype of `p`. */
+/** 1 with probability `p`, else 0, independently for each element, in the dtype of `p`. */
 export function bernoulli(p: Tensor, options: { generator?: GeneratorHandle } = {}): Tensor {
   const { generator } = withDefaults("bernoulli", options, { generator: null });
   return callTensor("aten::bernoulli", [p], { generator });
@@ -323,7 +323,7 @@ function fromTypedArray(
   return options.requiresGrad ? placed.requiresGrad_() : placed;
 }
 
-/** Refuse what is no list, and an empty one. */
+/** Refuse an empty list, and a value that is not a list. */
 function tensorsOf(where: string, tensors: readonly Argument[]): readonly Argument[] {
   if (!Array.isArray(tensors)) throw expectedType(where, "a list of tensors", tensors);
   if (tensors.length === 0) throw expected(where, "at least one tensor", "none");

@@ -1,6 +1,6 @@
 /**
  * Tensors of a PyTorch checkpoint before they are read: type, shape and place in a storage, all checked
- * against the file. Turns the calls that PyTorch's pickles make (`torch._utils._rebuild_tensor_v2` and kin)
+ * against the file. Turns the calls that PyTorch's pickles make (`torch._utils._rebuild_tensor_v2` and others)
  * into them.
  */
 import { inspect } from "node:util";
@@ -27,13 +27,13 @@ interface Layout {
   readonly storageOffset: number;
 }
 
-/** Flags of a tensor whose values are those in memory conjugated, or negated. */
+/** Flags of a view whose values are the conjugate or the negative of those in memory. */
 interface Pending {
   readonly isConjugate: boolean;
   readonly isNegative: boolean;
 }
 
-/** A tensor of a file, described and not yet read. A bare storage is a flat one. */
+/** A tensor of a file, described and not yet read. A bare storage is a flat tensor. */
 export class LazyTensor {
   /**
    * PyTorch's name. A dtype that is not supported here (`float8_e4m3fn`, `uint16`, ...) can be shown but not
@@ -238,7 +238,7 @@ interface Claim {
   metadata?: unknown;
 }
 
-/** A lazy tensor, once what the file says of it is known to lie inside its storage. */
+/** Check that a tensor lies inside its storage, and describe it. */
 function checkedTensor(claim: Claim, where: string): LazyTensor {
   const { storage, dtype, size, stride, offset } = claim;
   const isList = (list: unknown): list is number[] =>

@@ -23,7 +23,7 @@ interface UnpickleOptions {
 /** Containers inside containers. Python's own pickler stops near this depth. */
 const MAX_DEPTH = 1000;
 
-/** Python's own limit on the digits of an int in text, and ample for a binary one. */
+/** Python's limit on the digits of an int in text; used for the bytes of a binary one as well. */
 const MAX_DIGITS = 4300;
 
 const EMPTY: ReadonlyMap<unknown, unknown> = new Map();
@@ -55,7 +55,7 @@ function opcodeTable(printable: string, from0x80: string): (string | undefined)[
 /**
  * Read one pickle.
  *
- * A stream may hold several, one behind the other: `end` is the byte after this one's last.
+ * A file may hold several, one after the other: `end` is the byte after this one.
  *
  * @throws RangeError naming the byte and the opcode when the pickle is damaged, cut short, hostile (a length
  *   past the end, a bomb of copies, nesting past 1,000) or asks for what cannot be served without running
@@ -174,7 +174,7 @@ class Unpickler {
   };
 
   /**
-   * Opcodes that change what is there. EXT and the buffers are missing: they need what is outside the file.
+   * Opcodes that change the stack, the memo or an object. EXT and buffer opcodes are missing: they need data outside the file.
    */
   static readonly #actions: Readonly<Record<string, (u: Unpickler) => void>> = {
     PROTO: (u) => {

@@ -1,7 +1,7 @@
-/** Names of a state dict without what wrappers of a module put into them. */
+/** Names of a state dict without the parts that wrapper modules add. */
 import { expected } from "./errors.js";
 
-/** Parts of a name that compiling, distributing and checkpointing put around a module. */
+/** Parts that torch.compile, data parallelism and activation checkpointing add to names. */
 const WRAPPERS: ReadonlySet<string> = new Set([
   "module",
   "_orig_mod",
@@ -9,7 +9,7 @@ const WRAPPERS: ReadonlySet<string> = new Set([
   "_checkpoint_wrapped_module",
 ]);
 
-/** What Lightning's average writes before a name, whose dots it takes out: `model_ema.encoderconv_inweight`. */
+/** Prefix of Lightning's EMA, which removes the dots from the names: `model_ema.encoderconv_inweight`. */
 const AVERAGE = "model_ema.";
 
 /** A name as the plain module has it: `module.encoder._orig_mod.conv_in.weight` is `encoder.conv_in.weight`. */

@@ -306,7 +306,7 @@ function pathOf(parts: readonly unknown[], name: string, charge: (size: number) 
   return path === "" ? "." : path;
 }
 
-/** The number inside `numpy.float32(1.5)` and its kin; strings, dates and structures stay records. */
+/** The number in a NumPy scalar such as `numpy.float32(1.5)`; strings, dates and structures stay records. */
 function numpyScalar(dtype: unknown, data: unknown): unknown {
   if (!(dtype instanceof Opaque) || dtype.module !== "numpy" || dtype.name !== "dtype") return undefined;
   const [code] = dtype.args;

@@ -14,7 +14,7 @@ const collected = new FinalizationRegistry<number>((handle) => native.releaseGen
 
 /** A source of random numbers on one device, to be disposed of: `using generator = new Generator(7)`. */
 export class Generator extends GeneratorHandle {
-  /** Operators take it for tensors of this device alone. */
+  /** Operators accept it only for tensors on this device. */
   readonly device: Device;
 
   /** @param seed - an integer of up to 64 bits; LibTorch's CPU generator uses the lower 32. */

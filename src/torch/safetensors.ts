@@ -247,8 +247,8 @@ export function openSafetensors(path: string): SafetensorsFile {
 /**
  * Read every tensor of a file.
  *
- * @returns tensors by name in a record without prototype, in the order of their data, save that JavaScript
- *   puts names that are whole numbers first.
+ * @returns tensors by name in a record without prototype, in the order of their data, except that
+ *   JavaScript puts names that are whole numbers first.
  */
 export function loadSafetensors(path: string): {
   tensors: Record<string, Tensor>;
@@ -269,8 +269,7 @@ export function loadSafetensors(path: string): {
  * Write tensors to a file that appears whole or not at all, byte for byte as the reference implementation
  * lays it out.
  *
- * Each tensor is made contiguous and brought to the CPU in its turn, so memory grows by the largest, not by
- * all. Tensors that share memory are each written whole.
+ * Tensors are made contiguous and brought to the CPU one at a time, so memory grows by the largest only. Tensors that share memory are each written whole.
  *
  * @param metadata - free text; keys are written in the order given.
  * @throws TypeError for a value that is not a tensor, or metadata that is not a string. RangeError for complex128,

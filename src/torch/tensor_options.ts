@@ -17,7 +17,7 @@ export interface SpreadOptions {
   correction?: number;
 }
 
-/** None has a place: PyTorch's second one is `unbiased`, which `correction` replaces. */
+/** Not positional: PyTorch's second positional argument is `unbiased`, which `correction` replaces. */
 export function readSpread(where: string, options: SpreadOptions): SpreadOptions {
   return readOptions<SpreadOptions>(where, [options], {
     names: { keepdim: "boolean", correction: "number" },

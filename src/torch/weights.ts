@@ -34,7 +34,7 @@ export interface WeightInfo {
   readonly shape: readonly number[];
 }
 
-/** A tensor of a file, described and not yet read. */
+/** A tensor of a file, not yet read. */
 interface Entry {
   readonly info: WeightInfo;
   read(): Tensor;

@@ -2,6 +2,9 @@
  * Writer of zip archives as `torch.save` writes them: entries stored, not deflated, each beginning on a multiple of
  * 64 bytes, so that a reader can map them. Every entry has 64-bit sizes, whatever its size. Format:
  * PKWARE APPNOTE.TXT 6.3.
+ *
+ * Written here because libraries such as fflate have neither 64-bit sizes nor alignment, and hold an entry in memory:
+ * checkpoints and `.npz` archives of images exceed 4 GiB.
  */
 import { writeSync } from "node:fs";
 import { writeAll } from "./files.js";
@@ -44,7 +47,7 @@ export class ZipWriter {
   /** Add an entry of `size` bytes, all of which `content` gives to its argument, in pieces. */
   add(name: string, size: number, content: (put: (bytes: Uint8Array) => void) => void): void {
     const entry = { name: Buffer.from(name), headerOffset: this.#end, size, crc: 0 };
-    // The checksum stands before the data: a place is kept for it.
+    // The header comes before the data and holds its checksum, so it is written again at the end.
     this.#append(localHeader(entry));
     let crc = 0xffffffff;
     content((bytes) => {
