@@ -16,8 +16,6 @@ import type { Crop } from "./decode.js";
 import { closedError, DecodePool, DecodePoolError } from "./decode_pool.js";
 import { balancedOrder, type Cursor, checkCursor, draw, epochOrder, fitsWindow, START } from "./order.js";
 import type { ImageSource } from "./source.js";
-
-/** Options of reading images into batches. */
 export interface ReadOptions {
   readonly batchSize: number;
   /** Width and height in pixels; sets of images need it. */
@@ -332,11 +330,7 @@ class RowQueue {
     const count = this.#problems.size;
     if (count <= this.#maxUnreadable && count < this.#source.length) return;
     const some = this.unreadable.problems.join("\n  ").replace(/\.$/, "");
-    throw expected(
-      "data set",
-      `at most ${Math.floor(this.#maxUnreadable)} unreadable images of ${this.#source.length}`,
-      count,
-      `Mend or remove them, or raise maxUnreadable:\n  ${some}`,
-    );
+    const what = `at most ${Math.floor(this.#maxUnreadable)} unreadable images of ${this.#source.length}`;
+    throw expected("data set", what, count, `Mend or remove them, or raise maxUnreadable:\n  ${some}`);
   }
 }

@@ -68,8 +68,6 @@ export interface EmojiSummary {
   /** Of the tar. */
   readonly bytes: number;
 }
-
-/** Options of {@link prepareEmoji}. */
 export interface EmojiOptions {
   /** The packages as npm packs them, `.tgz`. */
   readonly google: string;

@@ -50,8 +50,6 @@ export type LoaderItem = LoaderImage | LoaderBatch | Tensor | readonly [Tensor, 
  * of any other loader, the items that were used before are read again and skipped.
  */
 export type Loader = Iterates<LoaderItem> | ((from: Cursor) => Iterates<LoaderItem>);
-
-/** Options of {@link batchesOf}. */
 export interface LoaderOptions {
   /** Single images per batch. */
   readonly batchSize: number;
@@ -202,12 +200,8 @@ class LoaderBatches implements Batches {
     const items = iteratorOf(this.#loader);
     for (let i = 0; i < from.position; i++) {
       if ((await items.next()).done) {
-        throw expected(
-          "loader",
-          `at least ${from.position} items per epoch, to resume`,
-          i,
-          "Resume with the same loader",
-        );
+        const what = `at least ${from.position} items per epoch, to resume`;
+        throw expected("loader", what, i, "Resume with the same loader");
       }
     }
     return items;
@@ -312,12 +306,8 @@ function ownClasses(
   }
   const odd = classes instanceof Tensor ? undefined : classes?.findIndex((id) => !Number.isInteger(id));
   if (odd !== undefined && odd >= 0) {
-    throw expected(
-      `loader: ${ids[odd]}`,
-      "a class id, a whole number",
-      (classes as number[])[odd],
-      LABEL_REMEDY,
-    );
+    const got = (classes as number[])[odd];
+    throw expected(`loader: ${ids[odd]}`, "a class id, a whole number", got, LABEL_REMEDY);
   }
   const own =
     classes instanceof Tensor
@@ -342,8 +332,8 @@ function batchRows(parts: BatchParts, from: number, count: number): BatchParts {
     return {
       images: rows(images as Tensor),
       classes: rows(classes),
-      ...(features && { features: rows(features) }),
-      ...(isReal && { isReal: rows(isReal) }),
+      features: features && rows(features),
+      isReal: isReal && rows(isReal),
       ids: ids.slice(from, from + count),
       cursor,
     };
@@ -358,25 +348,15 @@ function joined(pieces: readonly BatchParts[]): BatchParts {
     for (const { ids, [of]: part } of pieces) {
       const got = part?.shape.slice(1).join(", ");
       if (got === wanted) continue;
+      const what = `${of} of shape [${wanted ?? "none"}], as ${first.ids[0]}`;
       const remedy = "Give batches of one size, or images and features of one shape";
-      throw expected(
-        "loader",
-        `${of} of shape [${wanted ?? "none"}], as ${first.ids[0]}`,
-        `[${got ?? "none"}] of ${ids[0]}`,
-        remedy,
-      );
+      throw expected("loader", what, `[${got ?? "none"}] of ${ids[0]}`, remedy);
     }
     return first[of] && cat(pieces.map((piece) => piece[of] as Tensor));
   };
   const ids = pieces.flatMap((piece) => piece.ids);
-  const [features, isReal] = [all("features"), all("isReal")];
-  const parts = {
-    images: all("images") as Tensor,
-    classes: all("classes") as Tensor,
-    ids,
-    cursor: first.cursor,
-  };
-  return { ...parts, ...(features && { features }), ...(isReal && { isReal }) };
+  const [images, features, isReal] = [all("images"), all("features"), all("isReal")];
+  return { images, classes: all("classes") as Tensor, features, isReal, ids, cursor: first.cursor };
 }
 
 function disposeParts({ images, classes, features, isReal }: BatchParts): void {

@@ -9,8 +9,6 @@ export interface Classes {
   /** Notes for the user on how the classes were numbered. */
   readonly notes: readonly string[];
 }
-
-/** Options of numbering labels. */
 interface NumberingOptions {
   /** All classes in the order of their ids, where that is known. */
   readonly names?: readonly string[] | undefined;
@@ -130,10 +128,8 @@ export function describeClasses(source: Classed): string {
   const shown = counts.map(({ id, name, images }) => `${id} ${name} (${images}${id === 0 ? " images" : ""})`);
   const list = shown.length <= LISTED ? shown : [...shown.slice(0, LISTED - 2), "...", shown.at(-1)];
   const empty = counts.filter(({ images }) => images === 0).map(({ name }) => name);
-  const none =
-    empty.length === 0
-      ? ""
-      : `; no image of ${empty.slice(0, LISTED).join(", ")}${empty.length > LISTED ? ` and ${empty.length - LISTED} more` : ""}`;
+  const more = empty.length > LISTED ? ` and ${empty.length - LISTED} more` : "";
+  const none = empty.length === 0 ? "" : `; no image of ${empty.slice(0, LISTED).join(", ")}${more}`;
   return `${counts.length === 1 ? "1 class" : `${counts.length} classes`}: ${list.join(", ")}${none}`;
 }
 
@@ -156,10 +152,6 @@ export function badClass(where: string, id: number, numClasses: number, name?: s
   const got = `${id}${name === undefined || name === String(id) ? "" : ` (${name})`}`;
   const what = id === numClasses ? `${got}, which stands for no class` : got;
   const remedy = `Give the policy's classes in data.classNames, or a policy of more classes. ${LABEL_REMEDY}`;
-  return expected(
-    where,
-    `a class id from 0 to ${numClasses - 1}, as the policy has ${numClasses} classes`,
-    what,
-    remedy,
-  );
+  const ids = `a class id from 0 to ${numClasses - 1}, as the policy has ${numClasses} classes`;
+  return expected(where, ids, what, remedy);
 }

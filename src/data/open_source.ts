@@ -43,12 +43,8 @@ export async function openSource(path: string, options: SourceOptions = {}): Pro
   if (paths.every((file) => KINDS.parquet.test(file))) return await openParquet(paths, options);
   if (paths.length === 1 && KINDS.idx.test(first)) return await openIdx(first, options);
   if (paths.length === 1 && /\.safetensors$/i.test(first)) return await openCodes(first, options);
-  throw expected(
-    "openSource",
-    ACCEPTED,
-    paths.length === 1 ? first : `${first} and others`,
-    remedyFor(first),
-  );
+  const got = paths.length === 1 ? first : `${first} and others`;
+  throw expected("openSource", ACCEPTED, got, remedyFor(first));
 }
 
 function remedyFor(path: string): string | undefined {
@@ -109,10 +105,6 @@ function refuseSplits(folder: string, files: readonly string[]): void {
   );
   if (splits.size < 2) return;
   const got = [...splits].map((split) => split ?? "others").join(" and ");
-  throw expected(
-    folder,
-    "files of one split",
-    got,
-    `Name them with a pattern, as in ${join(folder, "*train*")}`,
-  );
+  const remedy = `Name them with a pattern, as in ${join(folder, "*train*")}`;
+  throw expected(folder, "files of one split", got, remedy);
 }

@@ -24,12 +24,9 @@ export const START: Cursor = { epoch: 0, position: 0 };
 export function checkCursor(where: string, { epoch, position }: Cursor, length: number): void {
   const isCount = (value: number): boolean => Number.isSafeInteger(value) && value >= 0;
   if (isCount(epoch) && isCount(position) && position < length) return;
-  throw expected(
-    where,
-    `an epoch from 0 and a position from 0 to ${length - 1}`,
-    `epoch ${epoch}, position ${position}`,
-    "Resume with the data set that the run was started with",
-  );
+  const what = `an epoch from 0 and a position from 0 to ${length - 1}`;
+  const remedy = "Resume with the data set that the run was started with";
+  throw expected(where, what, `epoch ${epoch}, position ${position}`, remedy);
 }
 
 /** All of `0 ... n-1` in a random order. */

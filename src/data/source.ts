@@ -49,8 +49,6 @@ export interface ImageSource {
   /** @throws Error on this image; others may be readable. */
   locate(index: number, variant: number): Promise<Located>;
 }
-
-/** Options of opening a data set. */
 export interface SourceOptions {
   /**
    * Names of all classes in the order of their ids. Give them when the set has only some of the classes that a model

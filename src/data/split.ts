@@ -3,8 +3,6 @@ import { createHash } from "node:crypto";
 
 import { expected } from "../torch/index.js";
 import type { Block, ImageSource } from "./source.js";
-
-/** Options of a split. */
 export interface SplitOptions {
   /** Share of the groups to hold out, between 0 and 1. */
   readonly heldOut: number;

@@ -49,11 +49,8 @@ export async function openTar(
   const classes = tarClasses(where, samples, options);
   const without = samples.find((sample) => sample.features === undefined);
   if (without !== undefined && samples.some((sample) => sample.features !== undefined)) {
-    throw expected(
-      where,
-      "a member .npy with text features in every sample or none",
-      `none in ${without.id}`,
-    );
+    const what = "a member .npy with text features in every sample or none";
+    throw expected(where, what, `none in ${without.id}`);
   }
 
   const idOf = (i: number): string => (samples[i] as TarSample).id;
@@ -179,12 +176,8 @@ function refusePart(
     throw expected(path, `an image ${stem}* for ${what} in ${name}`, "none", remedy);
   }
   const remedy = part === "npy" ? "" : `, or name the ending with label, as in data.label=${ending}`;
-  throw expected(
-    path,
-    `${what} of ${image.name} in ${stem}${part}`,
-    name,
-    `${RULE}. Take the other dots out of the names${remedy}`,
-  );
+  const advice = `${RULE}. Take the other dots out of the names${remedy}`;
+  throw expected(path, `${what} of ${image.name} in ${stem}${part}`, name, advice);
 }
 
 function labelOf(path: string, { name, length, text }: Member): string {

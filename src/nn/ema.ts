@@ -13,8 +13,6 @@ import {
   withDefaults,
 } from "../torch/index.js";
 import type { Module, Parameter, StateDict } from "./module.js";
-
-/** Options of {@link Ema}. */
 export interface EmaOptions {
   /** EMA decay: the weight of the old average at an update. */
   decay?: number;

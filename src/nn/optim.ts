@@ -238,12 +238,8 @@ export class AdamW {
       const at = names.findIndex((name, j) => given.params[j] !== name);
       if (at >= 0 || given.params.length !== names.length) {
         const position = at >= 0 ? at : names.length;
-        const wanted = names[position] ?? "no more parameters";
-        throw expected(
-          `${LOAD}: groups[${i}].params[${position}]`,
-          wanted,
-          given.params[position] ?? "nothing",
-        );
+        const [wanted, got] = [names[position] ?? "no more parameters", given.params[position] ?? "nothing"];
+        throw expected(`${LOAD}: groups[${i}].params[${position}]`, wanted, got);
       }
     }
   }
@@ -268,17 +264,12 @@ export class AdamW {
   }
 
   #ready(param: Tensor): Moments {
-    let moments = this.#moments.get(param);
-    if (moments === undefined) {
-      moments = startMoments(param);
-      this.#moments.set(param, moments);
-    } else if (!fits(moments.expAvg, param)) {
-      // The module was moved or its layout changed: the kernel walks all arrays in the order of memory.
-      const old = moments;
-      moments = startMoments(param, old);
-      free(old);
-      this.#moments.set(param, moments);
-    }
+    const old = this.#moments.get(param);
+    if (old !== undefined && fits(old.expAvg, param)) return old;
+    // New, or the module was moved or its layout changed: the kernel walks all arrays in the order of memory.
+    const moments = startMoments(param, old);
+    if (old !== undefined) free(old);
+    this.#moments.set(param, moments);
     return moments;
   }
 }

@@ -6,8 +6,6 @@ import { expected, readOptions, withDefaults } from "../torch/index.js";
 
 /** Factor of every group's learning rate at update `step`, counted from 0. */
 export type Schedule = (step: number) => number;
-
-/** Options of {@link linear} and {@link cosine}. */
 interface DecayOptions {
   /** Updates in all, warm-up included; the factor stays at `final` from there on. */
   total: number;

@@ -137,12 +137,8 @@ export function unknownName(
 ): RangeError {
   const near = nearestName(name, known);
   const list = known.length === 0 ? `It takes no ${what}s` : `It takes ${known.join(", ")}`;
-  return expected(
-    where,
-    `a known ${what}`,
-    name,
-    near === undefined ? list : `Did you mean "${near}"? ${list}`,
-  );
+  const remedy = near === undefined ? list : `Did you mean "${near}"? ${list}`;
+  return expected(where, `a known ${what}`, name, remedy);
 }
 
 /**

@@ -114,16 +114,10 @@ export function loadCheckpoint(path: string, options: LoadOptions = {}): PyValue
 }
 
 function flatStorage(lazy: LazyTensor, where: string, storages: Map<Storage, Map<string, Tensor>>): Tensor {
-  let byDtype = storages.get(lazy.storage);
-  if (byDtype === undefined) {
-    byDtype = new Map();
-    storages.set(lazy.storage, byDtype);
-  }
-  let flat = byDtype.get(lazy.dtype);
-  if (flat === undefined) {
-    flat = readStorage(lazy, where);
-    byDtype.set(lazy.dtype, flat);
-  }
+  const byDtype = storages.get(lazy.storage) ?? new Map<string, Tensor>();
+  storages.set(lazy.storage, byDtype);
+  const flat = byDtype.get(lazy.dtype) ?? readStorage(lazy, where);
+  byDtype.set(lazy.dtype, flat);
   return flat;
 }
 
@@ -211,12 +205,8 @@ function formatOf(file: FileBytes): "zip" | "legacy" {
     throw expected(path, TORCH_SAVE, "a tar archive", remedy);
   }
   if (isPickle(head)) {
-    throw expected(
-      path,
-      TORCH_SAVE,
-      "a bare pickle",
-      "In Python: torch.save(pickle.load(open(path, 'rb')), new)",
-    );
+    const remedy = "In Python: torch.save(pickle.load(open(path, 'rb')), new)";
+    throw expected(path, TORCH_SAVE, "a bare pickle", remedy);
   }
   for (const [magic, what] of OTHER_FORMATS)
     if (text.startsWith(magic)) throw expected(path, TORCH_SAVE, what);
@@ -261,11 +251,8 @@ function openZip(file: FileBytes): unknown {
   const [pickle] = pickles;
   if (pickle === undefined) {
     const shown = names.slice(0, 3).join(", ");
-    throw expected(
-      path,
-      TORCH_SAVE,
-      `a zip archive of ${names.length} files (${shown}, ...) without data.pkl`,
-    );
+    const got = `a zip archive of ${names.length} files (${shown}, ...) without data.pkl`;
+    throw expected(path, TORCH_SAVE, got);
   }
   if (pickles.length > 1) throw expected(path, "one data.pkl", pickles);
   const folder = pickle.slice(0, -"data.pkl".length);
@@ -279,12 +266,8 @@ function openZip(file: FileBytes): unknown {
   };
   const order = text("byteorder", "little");
   if (order !== "little") {
-    throw expected(
-      path,
-      "little-endian data",
-      `${order}-endian`,
-      "Load and save it with torch on a common machine",
-    );
+    const remedy = "Load and save it with torch on a common machine";
+    throw expected(path, "little-endian data", `${order}-endian`, remedy);
   }
   const version = text("version", "3");
   if (!/^\d+$/.test(version) || Number(version) > MAX_ZIP_VERSION) {

@@ -107,8 +107,6 @@ export function full(shape: readonly number[], value: number | boolean, options:
   const read = readOptions<TensorOptions>("full", [options], { names: OPTIONS });
   return create("aten::full", [shapeOf("full", [shape]), fill], read);
 }
-
-/** Options of a tensor like another one. */
 interface LikeOptions {
   dtype?: DType;
 }
@@ -215,8 +213,6 @@ export function randperm(n: number, options: RandomOptions = {}): Tensor {
   const operator = read.generator ? "aten::randperm.generator" : "aten::randperm";
   return create(operator, [readSize("randperm", "n", n)], read, "int64");
 }
-
-/** Options of {@link multinomial}. */
 interface DrawOptions {
   replacement?: boolean;
   generator?: GeneratorHandle;

@@ -33,8 +33,6 @@ export function linear(x: Tensor, weight: Tensor, bias: Tensor | null = null): T
 export function embedding(index: Tensor, weight: Tensor): Tensor {
   return call("aten::embedding", [weight, index]);
 }
-
-/** Options of {@link conv2d}. */
 export interface Conv2dOptions {
   stride?: Pair;
   padding?: Pair;
@@ -135,8 +133,6 @@ export function batchNorm(
     true,
   ]);
 }
-
-/** Options of {@link scaledDotProductAttention}. */
 interface AttentionOptions {
   /** bool (true: attend) or float (added to the logits), broadcast to `[..., L, S]`. */
   mask?: Tensor;

@@ -259,12 +259,8 @@ function checkedTensor(claim: Claim, where: string): LazyTensor {
   const needed = span === 0 ? 0 : (offset + span) * (elementBytes ?? 0);
   if (!(needed <= storage.bytes)) {
     const what = `a tensor inside its storage of ${storage.bytes} bytes`;
-    throw expected(
-      where,
-      what,
-      `${dtype} ${shown(size)}, strides ${shown(stride)}, offset ${offset}`,
-      DAMAGED,
-    );
+    const got = `${dtype} ${shown(size)}, strides ${shown(stride)}, offset ${offset}`;
+    throw expected(where, what, got, DAMAGED);
   }
   const flag = (name: string): boolean => claim.metadata instanceof Map && claim.metadata.get(name) === true;
   const pending = { isConjugate: flag("conj"), isNegative: flag("neg") };

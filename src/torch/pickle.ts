@@ -6,7 +6,6 @@ import { expected } from "./errors.js";
 import type { ByteSource } from "./files.js";
 import { callKnown, integer, isDeeperThan, kindOf, Opaque, PyGlobal, pyGlobal } from "./python_values.js";
 
-/** Options of {@link unpickle}. */
 interface UnpickleOptions {
   /** Named at the head of every error. */
   where: string;

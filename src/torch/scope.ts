@@ -127,12 +127,8 @@ function collect(value: unknown, into: Set<Owned>): void {
   } else if (value instanceof Map) {
     for (const item of value.values()) collect(item, into);
   } else if (value instanceof Promise || typeof (value as { then?: unknown }).then === "function") {
-    throw expectedType(
-      "tidy",
-      "a function that returns its result",
-      "a Promise",
-      "Await outside and tidy the parts",
-    );
+    const what = "a function that returns its result";
+    throw expectedType("tidy", what, "a Promise", "Await outside and tidy the parts");
   } else {
     const prototype = Object.getPrototypeOf(value);
     if (prototype !== Object.prototype && prototype !== null) return;

@@ -292,19 +292,12 @@ function findStateDict(path: string, tree: unknown, wanted: string | undefined):
   const wrapper = wanted ?? usual[0];
   const tensors = wrapper === undefined ? undefined : candidates.get(wrapper);
   if (wrapper === undefined || tensors === undefined) {
-    const [key, object] =
-      [...tree].find(([key, value]) => {
-        return (
-          value instanceof Opaque && (wanted === undefined ? WRAPPERS.includes(String(key)) : key === wanted)
-        );
-      }) ?? [];
+    const isAsked = (key: unknown): boolean =>
+      wanted === undefined ? WRAPPERS.includes(String(key)) : key === wanted;
+    const [key, object] = [...tree].find(([key, value]) => value instanceof Opaque && isAsked(key)) ?? [];
     if (object !== undefined && (wanted !== undefined || candidates.size === 0)) {
-      throw expected(
-        `${path}: ${String(key)}`,
-        "a state dict",
-        `an object, ${kindOf(object)}`,
-        OBJECT_REMEDY,
-      );
+      const got = `an object, ${kindOf(object)}`;
+      throw expected(`${path}: ${String(key)}`, "a state dict", got, OBJECT_REMEDY);
     }
     const keys = [...tree.keys()].map(String).slice(0, 8).join(", ");
     const what =
@@ -317,10 +310,9 @@ function findStateDict(path: string, tree: unknown, wanted: string | undefined):
     throw expected(path, what, keys === "" ? "an empty dict" : `keys ${keys}`, remedy);
   }
   const others = [...candidates.keys()].filter((key) => key !== wrapper && key !== "");
+  const isUsed = (key: unknown): boolean => key === wrapper || candidates.has(String(key));
   const extras = [...tree]
-    .filter(
-      ([key, value]) => key !== wrapper && !candidates.has(String(key)) && !(value instanceof LazyTensor),
-    )
+    .filter(([key, value]) => !isUsed(key) && !(value instanceof LazyTensor))
     .map(([key, value]) => `${String(key)} (${kindOf(value)})`);
   return { wrapper, others, extras, tensors };
 }

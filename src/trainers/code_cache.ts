@@ -41,8 +41,6 @@ export interface CodeCache extends Disposable {
   /** Number of images that could not be read; they are not in the cache. */
   readonly unreadable: number;
 }
-
-/** Options of {@link cacheCodes}. */
 interface CacheOptions extends ReadOptions {
   readonly size: number;
   readonly crop?: Crop;
@@ -140,8 +138,6 @@ function cornersOf(images: Tensor, size: number): Tensor[] {
     [rest, rest],
   ].map(([y = 0, x = 0]) => images.narrow(2, y, size).narrow(3, x, size));
 }
-
-/** Options of {@link CodeBatches}. */
 interface CodeBatchOptions {
   readonly batchSize: number;
   readonly seed?: number | bigint;

@@ -29,8 +29,6 @@ import {
   tidy,
 } from "../torch/index.js";
 import type { FitModel, FitState } from "./loop.js";
-
-/** Options of {@link FitNetwork}. */
 export interface FitNetworkOptions {
   readonly optimizer: OptimizerSection;
   /** Null, or with decay null: no EMA. */
