@@ -1,6 +1,7 @@
 /** `rlar reconstruct`: images beside a tokenizer's reconstructions as a PNG, with PSNR, SSIM and LPIPS. */
 import { basename } from "node:path";
 
+import { UnreadableImages } from "../data/batch.js";
 import { listImages, readImages, writePng } from "../data/images.js";
 import { labelledPage, type PageRow } from "../data/page.js";
 import { spread } from "../data/source.js";
@@ -46,17 +47,23 @@ export async function reconstruct(path: string, options: ReconstructOptions): Pr
     );
   }
   using lpips = options.lpips === undefined ? undefined : openLpips(options.lpips, { device });
-  const all = await listImages(path);
+  const { files: all, notes: unread } = await listImages(path);
+  sayNotes(unread);
   // Spread over the folder: its first files are often of one class.
-  const files = spread(all.length, options.limit).map((i) => all[i] as string);
-  const onPage = new Set(spread(files.length, options.columns));
+  const chosen = spread(all.length, options.limit).map((i) => all[i] as string);
+  const onPage = new Set(spread(chosen.length, options.columns).map((i) => chosen[i] as string));
+  const files: string[] = [];
+  const unreadable = new UnreadableImages();
   const measured: Record<string, number[]> = {};
   const shown: PageRow[] = [];
   const codes = new Set<number>();
-  for (let start = 0; start < files.length; start += BATCH) {
-    const images = await readImages(files.slice(start, start + BATCH), size, options.crop);
+  for (let start = 0; start < chosen.length; start += BATCH) {
+    const { names, images } = await readSome(chosen.slice(start, start + BATCH), options, unreadable);
+    for (const line of unreadable.news()) process.stderr.write(`${line}\n`);
+    if (names.length === 0) continue;
+    files.push(...names);
     tidy(() => {
-      const inputs = images.to({ device });
+      const inputs = cat(images).to({ device });
       const indices = tokenizer.encode(inputs);
       const grid = [size / tokenizer.downsample, size / tokenizer.downsample] as const;
       const outputs = tokenizer.decodeCode(indices, grid).clamp(-1, 1);
@@ -69,19 +76,28 @@ export async function reconstruct(path: string, options: ReconstructOptions): Pr
         const values = tensor.toList() as number[];
         const stray = values.findIndex((value) => !Number.isFinite(value));
         if (stray >= 0) {
-          const got = `${name} ${values[stray]} for ${files[start + stray]}`;
+          const got = `${name} ${values[stray]} for ${names[stray]}`;
           throw expected(options.tokenizer, "finite measures", got, "Its weights are too large, or damaged");
         }
         measured[name] = [...(measured[name] ?? []), ...values];
       }
-      for (let i = 0; i < inputs.size(0); i++) {
-        if (!onPage.has(start + i)) continue;
+      for (const [i, name] of names.entries()) {
+        if (!onPage.has(name)) continue;
         const pair = cat([inputs.narrow(0, i, 1), outputs.narrow(0, i, 1)]).cpu();
-        shown.push({ label: basename(files[start + i] as string), images: pair });
+        shown.push({ label: basename(name), images: pair });
       }
       return shown; // they outlive the batch
     });
-    images.dispose();
+    for (const image of images) image.dispose();
+  }
+  if (files.length === 0) {
+    const [problem = ""] = unreadable.problems;
+    throw expected(
+      path,
+      "an image that can be read",
+      `none of ${chosen.length}`,
+      `The first: ${problem.replace(/\.$/, "")}`,
+    );
   }
   using page = labelledPage(shown, ["input", "reconstr."]);
   await writePng(options.out, page);
@@ -91,6 +107,7 @@ export async function reconstruct(path: string, options: ReconstructOptions): Pr
     tokenizer: tokenizerName,
     weights,
     images: files.length,
+    unreadable: unreadable.count,
     size,
     codesUsed: codes.size,
     ...means,
@@ -111,6 +128,26 @@ export async function reconstruct(path: string, options: ReconstructOptions): Pr
         `${text.join("  ")}\n${basename(options.out)}: inputs with their reconstructions\n`,
     );
   }
+}
+
+/** Read images; one of several that cannot be read is noted and skipped, as in training. The images are the caller's. */
+async function readSome(
+  paths: readonly string[],
+  { size, crop }: ReconstructOptions,
+  unreadable: UnreadableImages,
+): Promise<{ names: string[]; images: Tensor[] }> {
+  const names: string[] = [];
+  const images: Tensor[] = [];
+  for (const path of paths) {
+    try {
+      images.push(await readImages([path], size, crop));
+      names.push(path);
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      unreadable.add(path, error.message);
+    }
+  }
+  return { names, images };
 }
 
 function mean(values: readonly number[]): number {

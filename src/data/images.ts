@@ -59,12 +59,13 @@ export async function readImages(
 /**
  * Image files at a path: the file itself, or all below a folder, in the order of their names; links are followed.
  *
+ * @returns `files`, and `notes` on the files of the folder that are no images.
  * @throws RangeError when there are no images.
  */
-export async function listImages(path: string): Promise<string[]> {
+export async function listImages(path: string): Promise<{ files: string[]; notes: readonly string[] }> {
   const info = await stat(path).catch(() => undefined);
   if (info === undefined) throw expected("images", "a file or folder", path, "Check the path");
-  if (info.isFile()) return [path];
+  if (info.isFile()) return { files: [path], notes: [] };
   const all = await listFiles(path);
   const files = all.filter((name) => IMAGE_FILE.test(name));
   if (files.length === 0) {
@@ -72,7 +73,11 @@ export async function listImages(path: string): Promise<string[]> {
     const got = all.length === 0 ? "an empty folder" : `only ${counts}`;
     throw expected(path, "at least one image file", got, remedy);
   }
-  return files.map((name) => join(path, name));
+  const { notes } = unreadFiles(
+    all.filter((name) => !IMAGE_FILE.test(name)),
+    path,
+  );
+  return { files: files.map((name) => join(path, name)), notes };
 }
 
 /**

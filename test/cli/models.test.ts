@@ -264,6 +264,34 @@ test("reconstruct writes inputs beside reconstructions, labelled and enlarged, a
   rmSync(at("grid.out.png"));
 });
 
+test("reconstruct skips images that cannot be read, and names them and the files that are no images", () => {
+  const own = join(drawnFolder, "some images");
+  mkdirSync(own);
+  const tokenizer = [
+    "--tokenizer",
+    at("tokenizer.safetensors"),
+    "--size",
+    "16",
+    "--out",
+    drawnAt("some.png"),
+  ];
+  writeFileSync(join(own, "empty.png"), "");
+  const none = rlar("reconstruct", own, ...tokenizer);
+  assert.equal(none.code, 3);
+  assert.match(none.err, /some images: expected an image that can be read, got none of 1\b.*empty\.png/);
+  copyFileSync(at("a.png"), join(own, "whole.png"));
+  writeFileSync(join(own, "cut.png"), readFileSync(at("a.png")).subarray(0, 60));
+  writeFileSync(join(own, "notes.txt"), "");
+  const { code, out, err } = rlar("reconstruct", own, ...tokenizer, "--json");
+  assert.equal(code, 0, err);
+  const facts = JSON.parse(out);
+  assert.deepEqual([facts.images, facts.unreadable, facts.each.length], [1, 2, 1]);
+  assert.match(facts.each[0].file, /whole\.png$/);
+  for (const name of ["empty.png", "cut.png"])
+    assert.match(err, new RegExp(`^unreadable image: .*${name}: expected`, "m"));
+  assert.match(err, /\.txt \(1\)/);
+});
+
 test("sample gives the same image for the same seed, and another for another", () => {
   const draw = (name: string, ...more: string[]): Buffer => {
     const args = ["sample", "--policy", at("p.safetensors"), "--tokenizer", at("tokenizer.safetensors")];

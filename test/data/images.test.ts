@@ -80,7 +80,8 @@ test("a file that is no image is named, with what to do", async () => {
 
 test("readImages gives squares; listImages their files in order; both say what is missing", async () => {
   const before = memory().tensors;
-  const files = await listImages(folder);
+  const { files, notes } = await listImages(folder);
+  assert.deepEqual(notes, []);
   assert.deepEqual(files, ["alpha.png", "grey.png", "palette.png", "turned.jpg", "wide.png"].map(at));
   using batch = await readImages(files, 8);
   assert.deepEqual(batch.shape, [5, 3, 8, 8]);
@@ -88,7 +89,7 @@ test("readImages gives squares; listImages their files in order; both say what i
   const linked = mkdtempSync(join(tmpdir(), "rlar-linked-"));
   symlinkSync(folder, join(linked, "folder"));
   symlinkSync(at("grey.png"), join(linked, "z.png"));
-  const found = await listImages(linked);
+  const { files: found } = await listImages(linked);
   rmSync(linked, { recursive: true });
   assert.deepEqual(found.slice(-2), [join(linked, "folder", "wide.png"), join(linked, "z.png")]);
   assert.equal(found.length, 6);
