@@ -6,6 +6,7 @@ import { isAbsolute, relative, resolve } from "node:path";
 import { Document, isMap, isScalar, type Pair, type Scalar, type YAMLMap } from "yaml";
 import * as z from "zod";
 import { isPlainObject } from "../torch/arguments.js";
+import { PASSED } from "./input.js";
 import type { Key } from "./key.js";
 import type { ConfigKind, KeyTable, Resumed } from "./kind.js";
 import { configPath } from "./spelling.js";
@@ -167,7 +168,7 @@ export function configYaml(
         (pair.value as unknown as Scalar).value = relative(folder, given) || ".";
       }
       if (key.live !== undefined && given !== null) {
-        comments.push(` the program passed ${String(given)}`);
+        comments.push(` ${PASSED} ${String(given)}`);
         (pair.value as unknown as Scalar).value = null;
       }
       if (comments.length > 0) pair.key.commentBefore = comments.join("\n");

@@ -25,7 +25,12 @@ export interface Layer {
   /** Values that every other source and every preset replaces. */
   readonly defaults: ReadonlyMap<string, Given>;
   readonly problems: readonly string[];
+  /** Keys whose values a program had passed when it wrote the file, with what to say of them. */
+  readonly passed?: ReadonlyMap<string, string>;
 }
+
+/** What {@link configYaml} writes above a key that has a program's own object. */
+export const PASSED = "the program passed";
 
 /** One assignment as it was written. */
 interface Written {
@@ -117,7 +122,12 @@ export function layerOfFile(kind: KeyTable, file: string): Layer {
 
 /** Values of YAML text; `name` stands for the file in messages, and relative paths are relative to `folder`. */
 export function layerOfYaml(kind: KeyTable, text: string, name: string, folder = "."): Layer {
-  const { found, errors } = readYaml(kind, text, ([line, column]) => `${name}:${line}:${column}: `, []);
+  const { found, errors, passed } = readYaml(
+    kind,
+    text,
+    ([line, column]) => `${name}:${line}:${column}: `,
+    [],
+  );
   const problems = errors.map(({ place, reason }) => `${place}${reason}`);
   const layer = layerOf(kind, found, { problems });
   const values = [...layer.values].map(([path, given]): [string, Given] => {
@@ -125,7 +135,14 @@ export function layerOfYaml(kind: KeyTable, text: string, name: string, folder =
     const isRelative = kind.keyAt(path)?.isPath === true && typeof value === "string" && !isAbsolute(value);
     return isRelative ? [path, { ...given, value: pathIn(folder, value) }] : [path, given];
   });
-  return { ...layer, values: new Map(values) };
+  const told = passed.map(
+    ([path, what]) =>
+      [
+        path,
+        `${path}: the program whose run wrote ${name} passed ${what}, which this run is without.`,
+      ] as const,
+  );
+  return { ...layer, values: new Map(values), passed: new Map(told) };
 }
 
 /**
@@ -149,8 +166,9 @@ function readYaml(
   text: string,
   placeOf: (at: Position) => string,
   below: readonly string[],
-): { found: Written[]; errors: { place: string; reason: string }[] } {
+): { found: Written[]; errors: { place: string; reason: string }[]; passed: [path: string, what: string][] } {
   const found: Written[] = [];
+  const passed: [path: string, what: string][] = [];
   const errors: { place: string; reason: string }[] = [];
   const lines = new LineCounter();
   const refuse = (offset: number, reason: string): void => {
@@ -160,7 +178,7 @@ function readYaml(
   const document = parsed(text, lines);
   if (document === null) {
     refuse(0, TOO_MUCH);
-    return { found, errors };
+    return { found, errors, passed };
   }
   // Text after a syntax error is misread, so only the first error is reported.
   const isDuplicate = ({ code }: { code: string }): boolean => code === "DUPLICATE_KEY";
@@ -173,7 +191,7 @@ function readYaml(
       refuse(pos[0], `expected each key once, got ${/[^\s:]*/.exec(text.slice(pos[0]))?.[0]} again.`);
     }
   }
-  if (errors.length > 0) return { found, errors };
+  if (errors.length > 0) return { found, errors, passed };
   const visit = (given: Node | null, path: readonly string[], offset: number): void => {
     if (errors.length > 0) return;
     const node = isAlias(given) ? given.resolve(document) : given;
@@ -199,6 +217,8 @@ function readYaml(
     }
     for (const pair of node.items) {
       const name = isScalar(pair.key) ? String(pair.key.value) : String(pair.key);
+      const [, what] = PASSED_COMMENT.exec((pair.key as Node).commentBefore ?? "") ?? [];
+      if (what !== undefined) passed.push([[...path, name].map(schemaName).join("."), what]);
       visit(pair.value as Node | null, [...path, name], (pair.key as Node).range?.[0] ?? offset);
     }
   };
@@ -207,8 +227,10 @@ function readYaml(
     return placeOf([line, col]);
   };
   visit(document.contents as Node | null, below, 0);
-  return { found: errors.length > 0 ? [] : found, errors };
+  return { found: errors.length > 0 ? [] : found, errors, passed };
 }
+
+const PASSED_COMMENT = new RegExp(`^ ${PASSED} (.+)$`, "m");
 
 /** Parsed YAML, or null for one that is nested too deeply for the parser. */
 function parsed(text: string, lineCounter: LineCounter): Document.Parsed | null {

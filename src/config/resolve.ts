@@ -151,6 +151,9 @@ export function resolveConfig(
     if (found.problems.length === 0) {
       notes.push(...impliedNotes(implied, known));
       kind.notes(config, found);
+      for (const [path, text] of given.flatMap(({ passed = [] }) => [...passed])) {
+        if (known.get(path)?.value === null) notes.push(text);
+      }
       return { kind, config, notes: [...notes, ...found.notes] };
     }
     // With a preset, all that the user did not set is the preset's.

@@ -168,7 +168,17 @@ test("a program's objects become comments and names", () => {
   assert.deepEqual((plainConfig(config).reward as Record<string, unknown>).custom, { weight: 1, fn: "<fn>" });
   const text = configYaml(config);
   assert.match(text, /# the program passed <Loader>\ndataloader: null\n/);
-  assert.equal(resolveConfig({ text, isComplete: false }).config.dataloader, null);
+  const again = resolveConfig({ text, isComplete: false });
+  assert.equal(again.config.dataloader, null);
+  const passed = again.notes.filter((note) => /the program .* passed/.test(note));
+  assert.deepEqual(
+    passed.map((note) => note.split(":")[0]),
+    ["dataloader", "reward.custom.fn"],
+    "whoever starts from the file is told what it is without",
+  );
+  assert.match(passed[0] as string, /<Loader>/);
+  const own = { text, values: { dataloader: new Loader() }, isComplete: false };
+  assert.equal(resolveConfig(own).notes.filter((note) => /passed <Loader>/.test(note)).length, 0);
 });
 
 test("the JSON Schema names every key that a file may have", () => {
