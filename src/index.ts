@@ -125,7 +125,6 @@ export {
   DivergedError,
   type TrainOptions,
   type TrainResult,
-  trainRlLoop,
 } from "./rl_ar_finetune/train_loop.js";
 export {
   type Checkpoint,
@@ -143,6 +142,7 @@ export {
   type VQModelOptions,
 } from "./tokenizers/index.js";
 export * as torch from "./torch/index.js";
+export { pretrainPolicy, trainRlLoop, trainTokenizer } from "./train.js";
 export {
   type FitConfig,
   type FitResult,
@@ -152,5 +152,3 @@ export {
   fitLoop,
 } from "./trainers/loop.js";
 export { FitNetwork, type FitNetworkOptions } from "./trainers/network.js";
-export { pretrainPolicy } from "./trainers/policy.js";
-export { trainTokenizer } from "./trainers/tokenizer.js";

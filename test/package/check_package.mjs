@@ -6,7 +6,7 @@
  *   node test/package/check_package.mjs
  */
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -89,6 +89,8 @@ try {
     "program.ts",
   ]);
   run(process.execPath, ["program.js"], { expect: /done: 2 done/ });
+  if (!existsSync(join(folder, "run", "report.html")))
+    throw new Error("run/report.html: expected a page, got none.");
   run("npx", ["rlar", "report", "run"], { expect: /report\.html/ });
   console.log(`package: ${packed.filename}, ${(size / 1e6).toFixed(2)} MB, installed, imported, run`);
 } finally {
