@@ -11,7 +11,6 @@ import { createHash, randomBytes } from "node:crypto";
 import {
   closeSync,
   existsSync,
-  fsyncSync,
   mkdirSync,
   openSync,
   readdirSync,
@@ -23,7 +22,7 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import type { StateDict } from "../nn/index.js";
-import { makeFolder, replaceFile, writing } from "../torch/files.js";
+import { flushFolder, makeFolder, removeAfterFailure, replaceFile, writing } from "../torch/files.js";
 import {
   expected,
   expectedType,
@@ -137,15 +136,16 @@ export function saveCheckpoint(folder: string, checkpoint: Checkpoint, options: 
       saveSafetensors(join(aside, `${part}.safetensors`), state, metadata[part]);
     }
     replaceFile(join(aside, VALUES), text);
-    const files = readdirSync(aside)
-      .sort()
-      .map((name) => recordOf(aside, name));
+    const names = readdirSync(aside).sort();
+    const files = writing(final, () => names.map((name) => recordOf(aside, name)));
     const manifest: Manifest = { format: FORMAT, step, versions: versions(), files, best: record };
     replaceFile(join(aside, MANIFEST), encodeData(manifest as unknown as PlainData));
-    writing(final, () => renameSync(aside, final));
-    flushFolder(folder);
+    writing(final, () => {
+      renameSync(aside, final);
+      flushFolder(folder);
+    });
   } catch (error) {
-    rmSync(aside, { recursive: true, force: true });
+    removeAfterFailure(aside);
     if (error instanceof Error) error.message = error.message.replaceAll(aside, final);
     throw error;
   }
@@ -244,7 +244,8 @@ function freeName(folder: string, step: number): string {
 /** Remove what an interrupted save or deletion left. */
 function removeLeftovers(folder: string): void {
   for (const name of readdirSync(folder)) {
-    if (/^\..*\.tmp$/.test(name)) rmSync(join(folder, name), { recursive: true, force: true });
+    const path = join(folder, name);
+    if (/^\..*\.tmp$/.test(name)) writing(path, () => rmSync(path, { recursive: true, force: true }));
   }
 }
 
@@ -261,18 +262,10 @@ function rotate(folder: string, saved: string, keep: number, best: string | unde
   for (const name of names.filter((name) => !staying.has(name))) {
     // Renamed first, so that a half-deleted folder does not look like a checkpoint.
     const doomed = join(folder, `.${name}.deleted.tmp`);
-    renameSync(join(folder, name), doomed);
-    rmSync(doomed, { recursive: true, force: true });
-  }
-}
-
-/** A rename changes the folder, and a power cut loses it unless the folder is flushed. */
-function flushFolder(folder: string): void {
-  const fd = openSync(folder, "r");
-  try {
-    fsyncSync(fd);
-  } finally {
-    closeSync(fd);
+    writing(join(folder, name), () => {
+      renameSync(join(folder, name), doomed);
+      rmSync(doomed, { recursive: true, force: true });
+    });
   }
 }
 

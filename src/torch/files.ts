@@ -239,10 +239,10 @@ const REMEDIES: Readonly<Record<string, string>> = {
   ENAMETOOLONG: "Choose a shorter name",
 };
 
-/** Remove the remains of a failed write. A failure of this removal must not hide the first error. */
-function removeAfterFailure(path: string): void {
+/** Remove the remains of a failed write, a file or a folder. A failure of this removal must not hide the first error. */
+export function removeAfterFailure(path: string): void {
   try {
-    rmSync(path, { force: true });
+    rmSync(path, { recursive: true, force: true });
   } catch {}
 }
 
@@ -273,15 +273,21 @@ export function replaceFile(path: string, content: string | Uint8Array | ((fd: n
     closeSync(fd);
     renameSync(temporary, path);
   } catch (error) {
-    if (isOpen) closeSync(fd);
+    try {
+      if (isOpen) closeSync(fd);
+    } catch {} // of a disk that is gone, as the first error says
     removeAfterFailure(temporary);
     throw whyNotWritten(path, error);
   }
-  // A rename changes the folder, and a power cut loses it unless the folder is flushed too.
-  const folderFd = openSync(folder, "r");
+  writing(path, () => flushFolder(folder));
+}
+
+/** A rename changes the folder, and a power cut loses it unless the folder is flushed. */
+export function flushFolder(folder: string): void {
+  const fd = openSync(folder, "r");
   try {
-    fsyncSync(folderFd);
+    fsyncSync(fd);
   } finally {
-    closeSync(folderFd);
+    closeSync(fd);
   }
 }

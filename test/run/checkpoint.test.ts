@@ -481,7 +481,7 @@ const CHANGING = [
  *
  * @returns whether it came that far.
  */
-function cutShort(count: number, fn: () => void): boolean {
+function cutShort(count: number, fn: () => void, refusal: Error = new Error("cut short")): boolean {
   const originals = CHANGING.map((name) => [name, fs[name]] as const);
   const closed = new Set<unknown>();
   let done = 0;
@@ -496,7 +496,7 @@ function cutShort(count: number, fn: () => void): boolean {
           ? fs.readdirSync(args[0] as string)
           : [];
       if (inside !== undefined) fs.unlinkSync(join(args[0] as string, inside)); // half of a folder is gone
-      throw new Error("cut short");
+      throw refusal;
     };
     Object.assign(fs, { [name]: replaced });
   }
@@ -504,7 +504,11 @@ function cutShort(count: number, fn: () => void): boolean {
   try {
     fn();
   } catch (error) {
-    assert.equal((error as Error).message, "cut short");
+    const { code } = refusal as NodeJS.ErrnoException;
+    const told =
+      /^\/\S+: expected a path that can be written, got EROFS: read-only file system\. Choose .+\.$/;
+    if (code === undefined) assert.equal((error as Error).message, refusal.message);
+    else assert.match((error as Error).message, told, `operation ${count}`);
   } finally {
     for (const [name, original] of originals) Object.assign(fs, { [name]: original });
     syncBuiltinESMExports();
@@ -534,6 +538,23 @@ test("cut short before any operation on the disk, a save leaves the state before
     assert.deepEqual(readdirSync(folder).sort(), ["best.json", best.name, "step_000004"].sort());
   }
   assert.ok(count > 25 && seen.size === 2, `${count} operations`);
+});
+
+test("a disk that becomes read-only at any operation of a save is told in one sentence", () => {
+  const template = newFolder();
+  save(template, 1, { best: { metric: "m", value: 1 } });
+  save(template, 2);
+  const refusal = Object.assign(new Error("EROFS: read-only file system, open '/some/.where.tmp'"), {
+    code: "EROFS",
+    syscall: "open",
+  });
+  let count = 1;
+  for (let goesOn = true; goesOn; count++) {
+    const folder = newFolder();
+    cpSync(template, folder, { recursive: true });
+    goesOn = cutShort(count, () => save(folder, 3, { keep: 1, best: { metric: "m", value: 3 } }), refusal);
+  }
+  assert.ok(count > 25, `${count} operations`);
 });
 
 /** Saves steps without end, telling each that is done. */
