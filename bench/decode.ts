@@ -2,7 +2,7 @@
  * How fast a policy writes codes: one GPT-B of LlamaGen (12 layers, width 768, 16384 codes) with random weights, 256
  * codes greedily, weights plain and packed, float32 and bfloat16.
  *
- *     PYTHON=... npm run bench -- decode [batch ...] [--threads 2] [--runs 3] [--peer CHECKOUT]
+ *     PYTHON=... npm run bench -- decode [batch ...] [--threads 2] [--runs 3] [--codes 256] [--peer CHECKOUT]
  *
  * Prints tokens a second and milliseconds a step, the median of the runs. On a busy machine take one thread, and the
  * processor's time rather than the clock's. With a clone of LlamaGen its `generate` and our sampling on packed weights take
@@ -19,6 +19,7 @@ import {
   manualSeed,
   memory,
   noGrad,
+  ones,
   randn,
   setNumThreads,
   type Tensor,
@@ -28,17 +29,17 @@ import {
 } from "../src/torch/index.js";
 import { median, startPeer } from "./peer.js";
 
-const CODES = 256;
-
 const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     threads: { type: "string" },
     runs: { type: "string", default: "3" },
+    codes: { type: "string", default: "256" },
     peer: { type: "string" },
   },
 });
 if (values.threads !== undefined) setNumThreads(Number(values.threads));
+const CODES = Number(values.codes);
 
 /** Milliseconds to write all codes, by the clock and of the processor. */
 function write(policy: ArPolicy, batch: number): { clock: number; processor: number } {
@@ -108,7 +109,7 @@ function measureMemory(policy: ArPolicy, batch: number): void {
 /** Bytes a second of reading memory that no cache holds, and FLOP/s of a large product. */
 function machine(dtype: "float32" | "bfloat16"): { bandwidth: number; speed: number } {
   return tidy(() => {
-    const [large, square] = [zeros([2 ** 28]), randn([2048, 2048]).to({ dtype })];
+    const [large, square] = [ones([2 ** 28]), randn([2048, 2048]).to({ dtype })];
     const fastest = (fn: () => Tensor): number =>
       Math.min(
         ...[0, 1, 2].map(() => {
