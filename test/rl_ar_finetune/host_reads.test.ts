@@ -38,14 +38,14 @@ function readsOf(fn: () => void): number {
 }
 
 const CONTEXTS: readonly [RolloutContext, wanted: number][] = [
-  // Only the check at the end that all log-probabilities are finite.
+  // The check at the end that all log-probabilities are finite, and one of the codes that are given.
   [{ type: "free" }, 1],
-  [{ type: "prefix", length: 2 }, 2], // that the given codes are in the vocabulary
+  [{ type: "prefix", length: 2 }, 2],
   [{ type: "noisy_teacher_forced", noise: 0.5 }, 1],
 ];
 
 for (const [context, wanted] of CONTEXTS) {
-  test(`${context.type}: a rollout waits once, an update for each step, whatever the lengths`, () => {
+  test(`${context.type}: a rollout reads values ${wanted} times, and the update for each of its steps, whatever the lengths`, () => {
     for (const [blockSize, nLayer, microBatch] of [
       [4, 1, 4],
       [16, 2, 1],
