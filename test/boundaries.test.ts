@@ -37,6 +37,7 @@ const FLOORS: Readonly<Record<string, readonly string[]>> = {
 /** Folders of models, and the only files above them that may name what is in them; the command line and the root may too. */
 const BUILDERS = [
   "src/rl_ar_finetune/builder.ts",
+  "src/rl_ar_finetune/open_encoders.ts",
   "src/rl_ar_finetune/describe_weights.ts",
   "src/plan/costs.ts",
   "src/plan/models.ts",

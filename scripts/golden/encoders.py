@@ -195,6 +195,41 @@ def text_tokenizers():
     (folder / "golden.json").write_text(json.dumps({"texts": TEXTS, "length": 16, "canonical": clean, "ids": found}, indent=1))
 
 
+def zero_shot():
+    """A folder with weights and tokenizer, images in folders of classes, and what transformers makes of all of it."""
+    text = dict(vocab_size=814, hidden_size=16, intermediate_size=28, num_hidden_layers=2, num_attention_heads=2,
+                max_position_embeddings=24, eos_token_id=813, bos_token_id=812, pad_token_id=813)
+    vision = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=3, image_size=32, patch_size=8)
+    folder = fresh("zero_shot")
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    generator = torch.Generator().manual_seed(6)
+    names, images = ["a dog", "snow", "three mountains"], []
+    for name in names:
+        (folder / "images" / name).mkdir(parents=True)
+        for i in range(3):
+            soft = torch.rand(1, 3, 5, 4, generator=generator)
+            image = torch.nn.functional.interpolate(soft, size=(52, 40), mode="bicubic")[0].clamp(0, 1).mul(255).round()
+            images.append(Image.fromarray(image.to(torch.uint8).permute(1, 2, 0).numpy()))
+            images[-1].save(folder / "images" / name / f"{i}.png")
+    pixels = torch.from_numpy(np.stack(processor(images)["pixel_values"])).double()
+    clip = CLIPTokenizer.from_pretrained(OUT / "clip_tokenizer")
+    tokens = clip([f"a photo of {name}." for name in names], padding="max_length", max_length=24, return_tensors="pt").input_ids
+    for seed in range(60, 400):  # The first random model that does not call everything by one name.
+        model = randomize(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)), seed).double()
+        logits = model(input_ids=tokens, pixel_values=pixels).logits_per_image
+        if logits.argmax(1).unique().numel() == len(names):
+            break
+    image = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
+    words = model.text_projection(model.text_model(input_ids=tokens).pooler_output)
+    model.float().save_pretrained(folder / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(OUT / "clip_tokenizer" / name, folder / "model" / name)
+    truth = torch.arange(9) // 3
+    predicted = [names[k] for k in logits.argmax(1)]
+    accuracy = (logits.argmax(1) == truth).double().mean().item()
+    (folder / "golden.json").write_text(json.dumps({"names": names, "predicted": predicted, "top1": accuracy}, indent=1))
+
+
 def preprocessing():
     folder = fresh("preprocessing")
     generator = torch.Generator().manual_seed(5)
@@ -233,6 +268,8 @@ def main():
         openclip("open_clip_siglip", {"embed_dim": 24, "init_logit_bias": -10, "vision_cfg": trunk, "text_cfg": text},
                  CustomTextCLIP, 50, 32, "safetensors", custom_text=True, vision_cfg={**trunk, "timm_model_kwargs": sizes})
     text_tokenizers()
+    with torch.no_grad():
+        zero_shot()
     preprocessing()
     print("tokenizers", tokenizers.__version__, "open_clip", open_clip.__version__)
 

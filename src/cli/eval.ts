@@ -17,6 +17,7 @@ export interface EvalCommandOptions {
   against?: string;
   features: string[];
   lpips?: string;
+  reference?: string;
   data?: string;
   evalData?: string;
   evalPart?: number;
@@ -92,13 +93,26 @@ export async function evaluate(options: EvalCommandOptions): Promise<void> {
   if (judged !== undefined) process.stderr.write(`judges ${judged.text}\n`);
   const started = performance.now();
   const { lpips, samples, classes, draws, images, trainImages, temperatures, cfg, cfgSchedule } = options;
-  const { prefix: prefixes, topK, topP, seeds, resamples, batch, dtype, device, out, npz, json } = options;
+  const {
+    prefix: prefixes,
+    topK,
+    topP,
+    seeds,
+    resamples,
+    batch,
+    dtype,
+    device,
+    reference,
+    out,
+    npz,
+    json,
+  } = options;
   const { rewardNetworks, chosenOn } = known;
   const evaluation = await withProgress("evaluating", (say) =>
     evaluateModels({
       ...{ tokenizer, data, samples, classes, draws, images, trainImages, temperatures, cfg, cfgSchedule },
       ...{ topK, topP, seeds, resamples, batch, dtype, device },
-      ...given({ policy, against, lpips, judged, rewardNetworks, prefixes, out, npz, json }),
+      ...given({ policy, against, lpips, reference, judged, rewardNetworks, prefixes, out, npz, json }),
       ...(isOwn && given({ chosenOn })),
       features: options.features.length > 0 ? options.features : (known.features ?? []),
       start: options.unconditional ? "empty" : (known.start ?? "condition"),

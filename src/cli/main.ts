@@ -205,6 +205,56 @@ program
   .action(command(async () => (await import("./reconstruct.js")).reconstruct, "Lower --size"));
 
 program
+  .command("embed")
+  .description(
+    "Embed images with CLIP, SigLIP, TokLIP, Inception v3 or a classifier. Write the vectors, or classify the images by the names of their classes.",
+  )
+  .argument(
+    "<network>",
+    "a folder of transformers or open_clip, TokLIP's file, Inception v3, or a file of rlar classifier",
+  )
+  .requiredOption("--data <images>", "the images, as data.source")
+  .addOption(
+    new Option(
+      "--out <file>",
+      "safetensors with embeddings [N, E], classes [N] and names, a reference set for rlar eval",
+    ),
+  )
+  .addOption(
+    new Option(
+      "--zero-shot <template>",
+      "classify each image by the nearest class name in a template, such as 'a photo of a {}.'; may be repeated, and then the mean over them counts",
+    )
+      .argParser((text: string, before: string[]) => [...before, text])
+      .default([], "none"),
+  )
+  .addOption(
+    new Option(
+      "--text-tokenizer <file>",
+      "tokenizer.json of the texts, or its folder (default: beside the weights)",
+    ),
+  )
+  .addOption(
+    new Option(
+      "--size <px>",
+      "width and height after cropping (default: CLIP and SigLIP prepare whole images themselves; TokLIP's own size; else 256)",
+    ).argParser(integer),
+  )
+  .addOption(crop())
+  .addOption(new Option("--label <name>", "where the class of an image is, as data.label"))
+  .addOption(new Option("--limit <n>", "maximum number of images, spread over the set").argParser(integer))
+  .addOption(device())
+  .addOption(json())
+  .addHelpText(
+    "after",
+    example(
+      "embed clip-vit-base-patch32 --data photos --zero-shot 'a photo of a {}.'",
+      "whether CLIP knows your images by the names of their folders: a check of the files of weights and texts",
+    ),
+  )
+  .action(command(async () => (await import("./embed.js")).embed, "Lower --limit"));
+
+program
   .command("sample")
   .description("Sample images from a policy. The same seed gives the same images.")
   .addOption(new Option("--run <dir>", "a run's folder: its policy as trained, and its tokenizer"))
@@ -302,13 +352,19 @@ program
   .addOption(
     new Option(
       "--features <file>",
-      "network for the measures of sets of images, such as the Fréchet distance: Inception v3, or one from rlar classifier; may be repeated; networks that the reward of --run or --config used are marked",
+      "network for the measures of sets of images, such as the Fréchet distance: Inception v3, one from rlar classifier, CLIP, SigLIP (a folder) or TokLIP; may be repeated; networks that the reward of --run or --config used are marked",
     )
       .argParser((file: string, before: string[]) => [...before, file])
       .default([], "none"),
   )
   .addOption(
     new Option("--lpips <file>", "torchvision's weights of VGG16, AlexNet or SqueezeNet, to measure LPIPS"),
+  )
+  .addOption(
+    new Option(
+      "--reference <file>",
+      "reference set that was described before: published mu and sigma (.npz) for Inception v3, or embeddings of rlar embed; it is refused for another network",
+    ),
   )
   .addOption(new Option("--data <images>", "training images, as data.source"))
   .addOption(new Option("--eval-data <images>", "held-out images, in place of a part of --data"))

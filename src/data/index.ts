@@ -34,6 +34,7 @@ export {
 } from "./iterable.js";
 export { type ClassCount, checkClassIds, classCounts, describeClasses } from "./labels.js";
 export type { Features } from "./npy.js";
+export { readNpz, toFloat64 } from "./npz.js";
 export { openSource } from "./open_source.js";
 export {
   type BalancedOrder,

@@ -1,11 +1,13 @@
 /**
- * Writer of NumPy's `.npz` archives: a zip with a `.npy` file for each array, not compressed. Data are written in pieces, so
- * that an archive may be larger than memory: 50,000 images of 256 px are 9.8 GB. That size needs the 64-bit fields of our
+ * Reader and writer of NumPy's `.npz` archives: a zip with a `.npy` file for each array, not compressed. Data are written in pieces,
+ * so that an archive may be larger than memory: 50,000 images of 256 px are 9.8 GB. That size needs the 64-bit fields of our
  * own zip writer, which fflate does not have. Format: NumPy's NEP 1 (version 1.0).
  */
-import { replaceFile } from "../torch/files.js";
+import { FileBytes, replaceFile } from "../torch/files.js";
 import { expected } from "../torch/index.js";
+import { ZipArchive } from "../torch/zip.js";
 import { ZipWriter } from "../torch/zip_writer.js";
+import { type RawArray, readNpy, toFloat32 } from "./npy.js";
 
 /** An array to write. */
 export interface NpzArray {
@@ -52,4 +54,36 @@ function npyHeader(type: string, shape: readonly number[]): Buffer {
   const head = Buffer.from("\u0093NUMPY\u0001\u0000\u0000\u0000", "latin1");
   head.writeUInt16LE(padded.length + 1, 8);
   return Buffer.concat([head, Buffer.from(`${padded}\n`, "latin1")]);
+}
+
+/** An array of an archive is smaller. */
+const MAX_ARRAY_BYTES = 2 ** 30;
+
+/**
+ * Read some arrays of an `.npz` archive, deflated or not. Others are not read, however large.
+ *
+ * @param names - of arrays, without `.npy`.
+ * @returns those that the archive has.
+ * @throws RangeError when the file is no zip, or an array is damaged.
+ */
+export function readNpz(path: string, names: readonly string[]): Record<string, RawArray> {
+  const file = new FileBytes(path);
+  try {
+    const archive = new ZipArchive(file, path);
+    const found = names.flatMap((name) => {
+      const entry = archive.entries.get(`${name}.npy`);
+      return entry === undefined
+        ? []
+        : [[name, readNpy(archive.read(entry, MAX_ARRAY_BYTES), `${path}: ${name}`)]];
+    });
+    return Object.fromEntries(found);
+  } finally {
+    file.close();
+  }
+}
+
+/** Numbers of an array as float64. @throws RangeError when it holds whole numbers. */
+export function toFloat64(array: RawArray, name: string): Float64Array {
+  if (array.type === "f8") return new Float64Array(new Uint8Array(array.bytes).buffer);
+  return Float64Array.from(toFloat32(array, name));
 }

@@ -85,8 +85,13 @@ export class Encoder extends Module {
         "Embed the tokenizer's codes: embedCodes",
       );
     }
+    return inParts(images, (part) => this.embedPrepared(prepareImages(part, preprocessing)));
+  }
+
+  /** Embed prepared images, float `[N, 3, S, S]`; see {@link prepareImages}. */
+  embedPrepared(pixels: Tensor): Tensor {
     const tower = this.#tower("embedImages", this.visual);
-    return inParts(images, (part) => tower.forward(prepareImages(part, preprocessing)));
+    return inParts(pixels, (part) => tower.forward(part.to({ dtype: tower.positions.dtype })));
   }
 
   /**

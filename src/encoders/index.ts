@@ -2,7 +2,8 @@
 export { AestheticHead, openAestheticHead } from "./aesthetic.js";
 export type { EncoderDescription } from "./description.js";
 export { classVectors, cosines, Encoder, inTemplate, perSample, type Towers } from "./encoder.js";
-export { describeEncoder, type OpenEncoderOptions, openEncoder } from "./load.js";
+export { EncoderFeatures, requireSameCodebook } from "./features.js";
+export { describeEncoder, encoderFiles, isEncoder, type OpenEncoderOptions, openEncoder } from "./load.js";
 export { type ImagePreprocessing, prepareImages } from "./preprocess.js";
 export { type Clean, cleanText, openTextTokenizer, type TextEncoder } from "./texts.js";
 export { type TextConfig, TextTower, type VisionConfig, VisionTower } from "./towers.js";

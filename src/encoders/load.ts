@@ -94,6 +94,35 @@ export function describeEncoder(path: string, options: { heads?: number } = {}):
   return description;
 }
 
+/**
+ * Whether a path holds an encoder, by the names of its tensors: TokLIP, or CLIP or SigLIP of transformers or open_clip. False
+ * for what cannot be read as weights.
+ */
+export function isEncoder(path: string): boolean {
+  let file: WeightsFile;
+  try {
+    file = openWeights(weightsIn(path));
+  } catch {
+    return false;
+  }
+  using open = file;
+  const names = Object.keys(open.shapes);
+  return names.some((name) => /^(vision_model\.|visual\.(conv1|trunk|vq_table)\b)/.test(name));
+}
+
+/** The files that an encoder's numbers depend on: its weights, all shards of them, and its configuration; sorted. */
+export function encoderFiles(path: string): string[] {
+  const weights = weightsIn(path);
+  const folder = dirname(weights);
+  const shards = weights.endsWith(".index.json")
+    ? readdirSync(folder).filter((name) => /-\d+-of-\d+\.(safetensors|bin)$/.test(name))
+    : [];
+  const settings = ["config.json", "preprocessor_config.json", OPEN_CLIP_CONFIG];
+  const present =
+    path === weights && shards.length === 0 ? [] : settings.filter((name) => existsSync(join(folder, name)));
+  return [weights, ...[...shards, ...present].map((name) => join(folder, name))].sort();
+}
+
 /** The weights of a folder, of which there may be several formats; an index comes before a single file. */
 function weightsIn(path: string): string {
   if (!statSync(path, { throwIfNoEntry: false })?.isDirectory()) return path;

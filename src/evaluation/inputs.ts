@@ -3,7 +3,9 @@
  * Held-out images are kept with their codes; of training images only the features are kept.
  */
 
-import { existsSync } from "node:fs";
+import { createHash } from "node:crypto";
+import { existsSync, statSync } from "node:fs";
+import { basename } from "node:path";
 import { type DataConfig, resolveConfig } from "../config/resolve.js";
 import { type Batch, type ImageSource, onePass, type ReadOptions, subset } from "../data/index.js";
 import type { LPIPS } from "../metrics/lpips.js";
@@ -11,12 +13,12 @@ import { Module } from "../nn/index.js";
 import type { ArPolicy, Condition } from "../policies/index.js";
 import {
   describeWeights,
-  openFeatureNetwork,
   openLpips,
   openPerceptual,
   openPolicy,
   openTokenizer,
 } from "../rl_ar_finetune/builder.js";
+import { encoderFiles, isEncoder, openFeatures } from "../rl_ar_finetune/open_encoders.js";
 import { rangesOf } from "../rl_ar_finetune/scoring.js";
 import { sha256Of } from "../run/checkpoint.js";
 import { openSources, readOptionsOf, someOf } from "../run/images.js";
@@ -36,10 +38,11 @@ import {
 import { forEachDecoded } from "./draws.js";
 import { type Described, Describer } from "./measure.js";
 import type { Judge, ModelEvalOptions, PolicyFile } from "./options.js";
+import { openReferenceSet, type ReferenceSet, requireDescribedBy } from "./reference_set.js";
 
 /** A file that the evaluation used. */
 export interface FileFact {
-  /** `tokenizer`, `A`, `B`, `features`, `lpips`. */
+  /** `tokenizer`, `A`, `B`, `features`, `lpips`, `reference`. */
   readonly role: string;
   readonly path: string;
   readonly sha256: string;
@@ -54,6 +57,8 @@ export interface EvalInputs extends Disposable {
   readonly policies: readonly { readonly label: string; readonly policy: ArPolicy }[];
   readonly judges: readonly Judge[];
   readonly lpips: LPIPS | null;
+  /** A set that others described, and the judges whose features it has. */
+  readonly published: { readonly set: ReferenceSet; readonly judges: readonly Judge[] } | null;
   readonly files: readonly FileFact[];
   readonly data: DataConfig;
   readonly train: ImageSource;
@@ -96,7 +101,7 @@ async function openParts(
   const files: FileFact[] = [];
   const rewarded = rewardedHashes(options.rewardNetworks);
   const note = (role: string, path: string): string => {
-    const sha256 = sha256Of(path);
+    const sha256 = hashOf(path);
     const isNetwork = role === "features" || role === "lpips";
     files.push({ role, path, sha256, ...(isNetwork && { isRewarded: rewarded?.has(sha256) ?? null }) });
     return path;
@@ -145,20 +150,71 @@ async function openParts(
   });
 
   const judges = (options.features ?? []).map((network) =>
-    typeof network === "string" ? openJudge(note("features", network), device, own) : network,
+    typeof network === "string" ? openJudge(note("features", network), device, tokenizer, own) : network,
   );
   const names = judges.map(({ network }) => network.name);
   const twice = names.find((name, i) => names.indexOf(name) !== i);
   if (twice !== undefined) throw expected("eval", "networks of different names", `${twice} twice`);
   const lpips = options.lpips === undefined ? null : own(openLpips(note("lpips", options.lpips), { device }));
+  const published =
+    options.reference === undefined
+      ? null
+      : publishedOf(own(openReferenceSet(note("reference", options.reference))), judges, options, files);
 
   const setAside = (whole?.length ?? 0) - (heldOut?.length ?? 0);
-  return { device, tokenizer, policies, judges, lpips, files, data, train, heldOut, setAside, codes };
+  return {
+    device,
+    tokenizer,
+    policies,
+    judges,
+    lpips,
+    published,
+    files,
+    data,
+    train,
+    heldOut,
+    setAside,
+    codes,
+  };
+}
+
+/** The judges that described a reference set: at least one must have. */
+function publishedOf(
+  set: ReferenceSet,
+  judges: readonly Judge[],
+  { features = [] }: ModelEvalOptions,
+  files: readonly FileFact[],
+): EvalInputs["published"] {
+  if (judges.length === 0) {
+    throw expected(set.path, "a network of features to compare it with", "none", "Name it with --features");
+  }
+  const refusals: unknown[] = [];
+  const fitting = judges.filter(({ network }, k) => {
+    const given = features[k];
+    const fact = files.find(({ role, path }) => role === "features" && path === given);
+    try {
+      requireDescribedBy(set, network, fact?.sha256 ?? null);
+      return true;
+    } catch (error) {
+      refusals.push(error);
+      return false;
+    }
+  });
+  if (fitting.length === 0) throw refusals[0];
+  return { set, judges: fitting };
 }
 
 /** Hashes of the files that a reward used; null where none is known. A file that is gone cannot be the judge's. */
 function rewardedHashes(paths: readonly string[] | undefined): Set<string> | null {
-  return paths === undefined ? null : new Set(paths.filter((path) => existsSync(path)).map(sha256Of));
+  return paths === undefined ? null : new Set(paths.filter((path) => existsSync(path)).map(hashOf));
+}
+
+/** SHA-256 of a file; of an encoder in several files, of the hashes of all of them. */
+export function hashOf(path: string): string {
+  const files = statSync(path).isDirectory() || path.endsWith(".index.json") ? encoderFiles(path) : [path];
+  if (files.length === 1) return sha256Of(files[0] as string);
+  const lines = files.map((file) => `${sha256Of(file)}  ${basename(file)}\n`);
+  return createHash("sha256").update(lines.join("")).digest("hex");
 }
 
 /**
@@ -195,13 +251,20 @@ function checkPolicy(label: string, policy: ArPolicy, codebookSize: number, code
   }
 }
 
-function openJudge(path: string, device: Device, own: <T extends object>(value: T) => T): Judge {
+/** A network that judges, and its distance of images where it is a classifier. */
+function openJudge(
+  path: string,
+  device: Device,
+  tokenizer: FrozenTokenizer,
+  own: <T extends object>(value: T) => T,
+): Judge {
+  if (isEncoder(path)) return { network: own(openFeatures(path, { device, tokenizer })), distance: null };
   let isClassifier: boolean;
   {
     using file = openWeights(path);
     isClassifier = describeWeights(file)?.kind === "classifier";
   }
-  if (!isClassifier) return { network: own(openFeatureNetwork(path, { device })), distance: null };
+  if (!isClassifier) return { network: own(openFeatures(path, { device })), distance: null };
   const perceptual = openPerceptual(path, { device });
   const network = own(perceptual.network);
   return {

@@ -114,6 +114,10 @@ export interface ModelEvaluation {
     readonly name: string;
     readonly featureSize: number;
     readonly numClasses: number;
+    /** SHA-256 of its file, or of the hashes of its files; null where a program passed it open. */
+    readonly sha256?: string | null;
+    /** The reference set that it described, if there is one; its hash is in `files`. */
+    readonly reference?: { readonly path: string; readonly images: number | null } | null;
     /** Whether the reward used this network; null where that is not known. */
     readonly isRewarded: boolean | null;
   }[];
@@ -231,10 +235,14 @@ export async function evaluateModels(given: ModelEvalOptions): Promise<ModelEval
       codes: inputs.codes,
       codebookSize: inputs.tokenizer.codebookSize,
     },
-    networks: judges.map(({ network: { name, featureSize, numClasses } }, k) => ({
-      name,
-      featureSize,
-      numClasses,
+    networks: judges.map((judge, k) => ({
+      name: judge.network.name,
+      featureSize: judge.network.featureSize,
+      numClasses: judge.network.numClasses,
+      sha256: fileOf(options.features?.[k], inputs.files)?.sha256 ?? null,
+      reference: inputs.published?.judges.includes(judge)
+        ? { path: inputs.published.set.path, images: inputs.published.set.images }
+        : null,
       isRewarded: isRewarded(options.features?.[k], inputs.files),
     })),
     real,
@@ -264,8 +272,11 @@ export async function evaluateModels(given: ModelEvalOptions): Promise<ModelEval
 
 /** Whether the reward used a network that came from a file; null where that is not known. */
 function isRewarded(network: string | Judge | undefined, files: readonly FileFact[]): boolean | null {
-  if (typeof network !== "string") return null;
-  return files.find(({ role, path }) => role === "features" && path === network)?.isRewarded ?? null;
+  return fileOf(network, files)?.isRewarded ?? null;
+}
+
+function fileOf(network: string | Judge | undefined, files: readonly FileFact[]): FileFact | undefined {
+  return files.find(({ role, path }) => role === "features" && path === network);
 }
 
 function referencesOf(
@@ -281,7 +292,8 @@ function referencesOf(
   const others = heldOut === null ? null : describeKept(inputs, heldOut, batch);
   return inputs.judges.map((judge, k) => {
     const described = trained.described[k] as Trained["described"][number];
-    return referenceOf(judge, described, others?.[k] ?? null, inputs.train.classNames);
+    const published = inputs.published?.judges.includes(judge) ? inputs.published.set.moments : null;
+    return referenceOf(judge, described, others?.[k] ?? null, inputs.train.classNames, published);
   });
 }
 

@@ -155,6 +155,8 @@ export interface Reference extends Disposable {
   readonly heldOut: Described | null;
   /** Null where there are too few held-out images. */
   readonly heldOutMoments: Moments | null;
+  /** Of a set that others described; owned by the caller. */
+  readonly published: Moments | null;
   /** float64 `[H]`: distance of each held-out image from the nearest training image. */
   readonly nearest: Tensor | null;
   /** Whether the network's classes are those of the images. */
@@ -167,6 +169,7 @@ export function referenceOf(
   train: Described,
   heldOut: Described | null,
   classNames: readonly string[],
+  published: Moments | null = null,
 ): Reference {
   const { featureSize, numClasses } = judge.network;
   const isEnough = heldOut !== null && heldOut.features.size(0) >= leastReference(featureSize);
@@ -194,6 +197,7 @@ export function referenceOf(
     judge,
     train,
     heldOut,
+    published,
     knowsClasses: numClasses === classNames.length && names.every((name, c) => name === classNames[c]),
     [Symbol.dispose]: dispose,
   };
@@ -227,7 +231,7 @@ export function notesOfReference({
       `${name}: no distances from the held-out images; ${heldOut.features.size(0)} are less than twice the width of the features, ${featureSize}.`,
     );
   }
-  if (!knowsClasses) {
+  if (!knowsClasses && numClasses > 0) {
     notes.push(`${name}: no accuracy, for its ${numClasses} classes are not those of the images.`);
   }
   if (featureSize > WIDEST_RESAMPLED) {
@@ -275,13 +279,14 @@ export function measureSet(reference: Reference, set: Measured, intervals: Inter
     const { features, probabilities } = set.described;
     const n = features.size(0);
     const estimates: Record<string, Estimate> = {};
-    const { train, trainSome, heldOut, trainMoments, heldOutMoments } = reference;
+    const { train, trainSome, heldOut, trainMoments, heldOutMoments, published } = reference;
     if (n < 2) return estimates;
     estimates.fd_train = frechet(trainMoments, features, intervals);
     const others = set.of === "held_out" ? null : heldOut;
     if (heldOutMoments !== null && others !== null) {
       estimates.fd_held_out = frechet(heldOutMoments, features, intervals);
     }
+    if (published !== null) estimates.fd_reference = frechet(published, features, intervals);
     if (set.of === "following") return estimates;
 
     const paired = features.narrow(0, 0, Math.min(n, MOST_IN_PAIRS));
@@ -291,9 +296,11 @@ export function measureSet(reference: Reference, set: Measured, intervals: Inter
     }
     // Published scores of 50,000 samples are means over ten parts.
     const splits = n >= 50_000 ? 10 : 1;
-    estimates.score = centredOf(inceptionScore(probabilities, { splits }).mean, n, intervals, (rows) => {
-      return inceptionScore(probabilities.indexSelect(0, rows), { splits }).mean;
-    });
+    if (probabilities.size(1) > 0) {
+      estimates.score = centredOf(inceptionScore(probabilities, { splits }).mean, n, intervals, (rows) => {
+        return inceptionScore(probabilities.indexSelect(0, rows), { splits }).mean;
+      });
+    }
     if (reference.knowsClasses) {
       estimates.accuracy = shareOf(classAccuracy(probabilities, set.classes), n, intervals);
     }

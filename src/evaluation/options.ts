@@ -46,6 +46,11 @@ export interface ModelEvalOptions {
   readonly features?: readonly (string | Judge)[];
   /** torchvision's VGG16, AlexNet or SqueezeNet 1.1, for LPIPS. */
   readonly lpips?: string;
+  /**
+   * A set that others described: published `mu` and `sigma` (`.npz`), or embeddings of `rlar embed`. Fréchet distances from it
+   * are measured with the network that described it; others are refused.
+   */
+  readonly reference?: string;
   /** The images, by the keys of a training's `data`: `source` at least. */
   readonly data: Partial<DataConfig>;
   /** What sequences start from: the image's class or text features, or nothing. Default: `condition`. */
@@ -127,6 +132,7 @@ const OPTIONS: OptionNames<ModelEvalOptions> = {
   against: true,
   features: true,
   lpips: true,
+  reference: true,
   data: true,
   device: true,
   dtype: true,

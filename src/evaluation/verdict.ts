@@ -171,6 +171,7 @@ const HEADINGS: Readonly<Record<string, string>> = {
   codes_used: "codes used",
   fd_train: "FD train",
   fd_held_out: "FD held out",
+  fd_reference: "FD reference",
   kd_train: "KD train",
   kd_held_out: "KD held out",
   nearest_ratio: "ratio",

@@ -10,7 +10,7 @@ export interface FeatureNetwork {
   readonly name: string;
   /** Width of a feature vector, D. */
   readonly featureSize: number;
-  /** Classes, K. */
+  /** Classes, K; 0 for a network without, of which there are no scores and accuracies. */
   readonly numClasses: number;
   /**
    * Features and class probabilities of images; no gradient.

@@ -51,11 +51,33 @@ export const MEASURES: Readonly<Record<string, Measure>> = {
     about: "How real a discriminator takes patches to be: its mean logit.",
     sign: 1,
   },
+  toklip_image: {
+    title: "TokLIP, image",
+    about: "Cosine of the meaning of the sampled codes and of the image's, by TokLIP.",
+    sign: 1,
+  },
+  toklip_text: {
+    title: "TokLIP, text",
+    about: "Cosine of the meaning of the sampled codes and of the caption or class, by TokLIP.",
+    sign: 1,
+  },
+  clip: {
+    title: "CLIP, text",
+    about: "Cosine of the embeddings of the sample and of the caption or class, by CLIP or SigLIP.",
+    sign: 1,
+  },
+  aesthetic: { title: "Aesthetic score", about: "LAION's prediction of how people rate the image.", sign: 1 },
+  dists: { title: "DISTS", about: "Distance from the true image in structure and texture.", sign: -1 },
   codes_used: { title: "Codes used", about: "Share of the codebook that occurs.", sign: 0, unit: "%" },
   fd_train: { title: "FD to training images", about: "Fréchet distance from the training images.", sign: -1 },
   fd_held_out: {
     title: "FD to held-out images",
     about: "Fréchet distance from the held-out images.",
+    sign: -1,
+  },
+  fd_reference: {
+    title: "FD to the reference set",
+    about: "Fréchet distance from the set of --reference, in the features of the network that described it.",
     sign: -1,
   },
   kd_train: {

@@ -1,0 +1,223 @@
+/** `rlar embed`: vectors of images by a network, written to a file; and zero-shot classification as a check of an encoder. */
+import {
+  centerCrop,
+  openSource,
+  pixelsToTensor,
+  readSample,
+  smallestSideCrop,
+  spread,
+  subset,
+} from "../data/index.js";
+import {
+  classVectors,
+  cosines,
+  type Encoder,
+  EncoderFeatures,
+  isEncoder,
+  openEncoder,
+  prepareImages,
+} from "../encoders/index.js";
+import { hashOf } from "../evaluation/inputs.js";
+import { EMBEDDINGS_KIND } from "../evaluation/reference_set.js";
+import type { FeatureNetwork } from "../metrics/features.js";
+import { openTokenizer } from "../rl_ar_finetune/builder.js";
+import { openFeatures, requireTokenizerOf } from "../rl_ar_finetune/open_encoders.js";
+import {
+  cat,
+  type Device,
+  expected,
+  noGrad,
+  saveSafetensors,
+  type Tensor,
+  tensor,
+  tidy,
+} from "../torch/index.js";
+
+/** Options of `rlar embed`. */
+export interface EmbedOptions {
+  data: string;
+  out?: string;
+  zeroShot: string[];
+  textTokenizer?: string;
+  size?: number;
+  crop: "center" | "smallest_side";
+  label?: string;
+  limit?: number;
+  device: Device;
+  json?: boolean;
+}
+
+/** Images per forward pass. */
+const BATCH = 16;
+
+/** Side of images for networks that do not say theirs. */
+const SIZE = 256;
+
+export async function embed(path: string, options: EmbedOptions): Promise<void> {
+  const { device, zeroShot: templates, out, label } = options;
+  if (out === undefined && templates.length === 0) {
+    throw expected(
+      "embed",
+      "--out or --zero-shot",
+      "neither",
+      "--out writes the vectors; --zero-shot classifies the images",
+    );
+  }
+  for (const name of ["size", "limit"] as const) {
+    const value = options[name];
+    if (value !== undefined && value < 1) throw expected(`--${name}`, "at least 1", value);
+  }
+  using network = open(path, options);
+  const encoder = network instanceof EncoderFeatures ? network.encoder : null;
+  if (templates.length > 0 && encoder === null) {
+    throw expected(
+      "--zero-shot",
+      "an encoder of images and texts",
+      network.name,
+      "Use CLIP, SigLIP or TokLIP",
+    );
+  }
+  const whole = await openSource(
+    options.data,
+    label === undefined ? {} : { label: label === "none" ? null : label },
+  );
+  if (whole.kind !== "images") throw expected("--data", "images", "code files");
+  const source = options.limit === undefined ? whole : subset(whole, spread(whole.length, options.limit));
+  const isPrepared = encoder !== null && !encoder.readsCodes && options.size === undefined;
+  const size = options.size ?? (encoder?.readsCodes ? encoder.description.vision.imageSize : SIZE);
+  const names: string[] = [];
+  const classes: number[] = [];
+  const parts: Tensor[] = [];
+  for (let start = 0; start < source.length; start += BATCH) {
+    const read: Tensor[] = [];
+    for (let i = start; i < Math.min(start + BATCH, source.length); i++) {
+      const sample = await readSample(source, i);
+      if (sample.pixels === undefined) throw expected(sample.id, "an image", "none");
+      const { pixels } = sample;
+      const cropped = isPrepared
+        ? pixels
+        : (options.crop === "center" ? centerCrop : smallestSideCrop)(pixels, size);
+      const image = pixelsToTensor(cropped);
+      const spec = encoder?.description.preprocessing;
+      read.push(isPrepared && spec ? tidy(() => prepareImages(image, spec)) : image);
+      names.push(sample.id);
+      classes.push(sample.classId);
+      if (read.at(-1) !== image) image.dispose();
+    }
+    parts.push(
+      noGrad(() =>
+        tidy(() => {
+          const images = cat(read).to({ device });
+          const features =
+            isPrepared && encoder !== null
+              ? encoder.embedPrepared(images)
+              : network.describe(images).features;
+          return features.float().cpu();
+        }),
+      ),
+    );
+    for (const image of read) image.dispose();
+  }
+  using embeddings = cat(parts);
+  for (const part of parts) part.dispose();
+  const finite = tidy(() => embeddings.isfinite().all().item());
+  if (finite !== 1)
+    throw expected(path, "finite embeddings", "NaN or infinity", "Its weights are too large, or damaged");
+  const facts: Record<string, unknown> = {
+    network: network.name,
+    images: names.length,
+    width: embeddings.size(1),
+  };
+  if (out !== undefined) {
+    using ids = tensor(classes, { dtype: "int64" });
+    const metadata = {
+      kind: EMBEDDINGS_KIND,
+      network: network.name,
+      network_sha256: hashOf(path),
+      data_fingerprint: source.fingerprint,
+      names: JSON.stringify(names),
+      class_names: JSON.stringify(source.classNames),
+    };
+    saveSafetensors(out, { embeddings, classes: ids }, metadata);
+    facts.out = out;
+  }
+  const scores =
+    encoder === null || templates.length === 0
+      ? null
+      : classify(encoder, embeddings, classes, source.classNames, templates);
+  print({ ...facts, ...scores }, options.json === true);
+}
+
+/** The network, with the towers that are needed. */
+function open(path: string, { device, zeroShot, textTokenizer }: EmbedOptions): FeatureNetwork & Disposable {
+  if (zeroShot.length === 0 || !isEncoder(path)) {
+    if (textTokenizer !== undefined)
+      throw expected("--text-tokenizer", "--zero-shot with an encoder", "none");
+    return openFeatures(path, { device });
+  }
+  const encoder = openEncoder(path, {
+    device,
+    ...(textTokenizer !== undefined && { tokenizer: textTokenizer }),
+  });
+  if (!encoder.readsCodes) return new EncoderFeatures(encoder, null);
+  const { tokenizer } = openTokenizer(path, { device });
+  requireTokenizerOf(path, encoder, tokenizer);
+  return new EncoderFeatures(encoder, (images) => tokenizer.encode(images));
+}
+
+/** Share of images whose class's vector is nearest, and among the five nearest. */
+function classify(
+  encoder: Encoder,
+  embeddings: Tensor,
+  classes: readonly number[],
+  classNames: readonly string[],
+  templates: readonly string[],
+): Record<string, unknown> {
+  if (classNames.length < 2) {
+    throw expected(
+      "--data",
+      "images of at least 2 classes, such as a folder each",
+      classNames.length,
+      "Set --label",
+    );
+  }
+  return tidy(() => {
+    const vectors = classVectors(encoder, classNames, templates).cpu();
+    const pairs = classNames.map((_, k) =>
+      cosines(embeddings, vectors.narrow(0, k, 1).expand(embeddings.size(0), -1)),
+    );
+    const scores = cat(
+      pairs.map((each) => each.unsqueeze(1)),
+      1,
+    ); // [N, K]
+    const truth = tensor([...classes], { dtype: "int64" });
+    const ranks = scores.gt(scores.gather(1, truth.unsqueeze(1))).sum(1);
+    const within = (k: number): number => ranks.lt(k).float().mean().item();
+    return {
+      templates,
+      classes: classNames.length,
+      top1: within(1),
+      ...(classNames.length > 5 && { top5: within(5) }),
+      predicted: (scores.argmax(1).toList() as number[]).map((k) => classNames[k]),
+    };
+  });
+}
+
+function print(facts: Record<string, unknown>, isJson: boolean): void {
+  if (isJson) {
+    process.stdout.write(`${JSON.stringify(facts, null, 2)}\n`);
+    return;
+  }
+  const { network, images, width, out, classes, top1, top5 } = facts;
+  const percent = (share: unknown): string => `${(Number(share) * 100).toFixed(2)} %`;
+  const lines = [
+    `${network}: ${images} images, vectors of width ${width}`,
+    ...(out === undefined ? [] : [`${out}: embeddings, classes and names`]),
+    ...(top1 === undefined
+      ? []
+      : [
+          `zero-shot among ${classes} classes: top 1 ${percent(top1)}${top5 === undefined ? "" : `, top 5 ${percent(top5)}`}`,
+        ]),
+  ];
+  process.stdout.write(`${lines.join("\n")}\n`);
+}
