@@ -16,7 +16,7 @@ const LOOP = [...MODELS, "config", "run", "rl_ar_finetune"];
 const FLOORS: Readonly<Record<string, readonly string[]>> = {
   torch: [],
   distributed: ["torch"],
-  nn: ["torch"],
+  nn: ["torch", "distributed"],
   data: ["torch", "nn", "distributed"],
   encoders: ["torch", "nn", "data"],
   tokenizers: ["torch", "nn"],

@@ -8,6 +8,7 @@ import { pretrainKind } from "../config/pretrain.js";
 import type { ConfigKind } from "../config/resolve.js";
 import { tokenizerKind } from "../config/tokenizer.js";
 import { writeReport } from "../dashboard/report.js";
+import { isSpeaker } from "../distributed/index.js";
 import { print } from "../run/console.js";
 import { openClassifierTask } from "../trainers/classifier.js";
 import { type FitConfig, type FitOpening, type FitTask, fitLoop } from "../trainers/loop.js";
@@ -92,6 +93,7 @@ function command<T extends FitConfig>(trainer: Trainer<T>): FitCommand {
         ...(ask && { ask }),
       }),
     );
+    if (!isSpeaker()) return end === "interrupted" ? interruptionCode() : 0;
     const page = await writeReport(dir);
     if (!json) {
       const isOver = end === "patience";

@@ -4,14 +4,18 @@
  * before their time limit; Node.js would open a debugger on SIGUSR1).
  */
 import { constants } from "node:os";
+import { isSpeaker } from "../distributed/index.js";
 import { print } from "../run/console.js";
 
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"] as const;
 
-/** Signals within this many milliseconds of the first count as one, since npm and its shell pass on the signals that they get. */
+/**
+ * Signals within this many milliseconds of the first count as one, since npm, its shell and launchers pass on the signals
+ * that they get.
+ */
 const TOGETHER_MS = 1000;
 
-let first: { readonly code: number; readonly time: number } | null = null;
+let first: { readonly code: number; isOver: boolean } | null = null;
 let running: AbortController | null = null;
 let isListening = false;
 
@@ -36,13 +40,16 @@ export async function interruptible<T>(fn: (signal: AbortSignal) => Promise<T>):
 }
 
 function onSignal(name: (typeof SIGNALS)[number]): void {
-  const now = performance.now();
-  if (first !== null && now - first.time < TOGETHER_MS) return;
   const code = 128 + constants.signals[name];
+  if (first?.isOver === false) return;
   if (first !== null || running === null) process.exit(code);
-  first = { code, time: now };
+  const noted = { code, isOver: false };
+  first = noted;
+  // A signal that came while a step computed is handled after this timer: only what comes after one more turn of the event
+  // loop is a second one.
+  setTimeout(() => setImmediate(() => (noted.isOver = true)), TOGETHER_MS).unref();
   running.abort();
-  if (!process.connected)
+  if (!process.connected && isSpeaker())
     print(process.stderr, "\nending after this step, with a checkpoint; repeat to end at once\n");
 }
 

@@ -8,14 +8,15 @@ import { Command, CommanderError, InvalidArgumentError, Option } from "commander
 import { rlarCommand } from "../config/command.js";
 import { presets } from "../config/presets.js";
 import { ConfigError } from "../config/resolve.js";
+import { LostRankError } from "../distributed/failure.js";
 import { print } from "../run/console.js";
 import { DivergedError, explained, firstError } from "../run/failure.js";
 import { expectedMessage } from "../torch/errors.js";
 import { kinds } from "./config.js";
 import { withProgressOnTerminal } from "./progress.js";
 
-/** 0 ok, 2 a wrong command line or configuration, 3 data or a model that cannot be used, 4 diverged. */
-const EXIT = { usage: 2, data: 3, diverged: 4 } as const;
+/** 0 ok, 2 a wrong command line or configuration, 3 data or a model that cannot be used, 4 diverged, 5 another process lost. */
+const EXIT = { usage: 2, data: 3, diverged: 4, lost: 5 } as const;
 
 function number(text: string): number {
   const value = Number(text);
@@ -118,6 +119,7 @@ const program = new Command("rlar")
   .description("Reinforcement-learning fine-tuning of autoregressive image-token models.")
   .version(version, "-V, --version", "print the version")
   .showHelpAfterError(`(${rlarCommand(["COMMAND", "--help"])} lists the options)`)
+  .enablePositionalOptions()
   .exitOverride();
 
 program
@@ -576,6 +578,32 @@ fitCommand(
 );
 
 program
+  .command("launch")
+  .description(
+    "Run a training command in several processes on this machine, which share every batch. docs/scale.md has the commands for several machines.",
+  )
+  .argument("<command...>", "the command with its options and keys, such as train config.yaml")
+  .addOption(
+    new Option("--processes <n>", "processes; with CUDA, one a GPU").argParser(integer).makeOptionMandatory(),
+  )
+  .addOption(
+    new Option("--max-restarts <n>", "how often to begin again from the last checkpoint when a process fails")
+      .argParser(integer)
+      .default(0),
+  )
+  .addOption(
+    new Option("--master-port <port>", "port at which the processes meet (default: a free one)").argParser(
+      integer,
+    ),
+  )
+  .passThroughOptions()
+  .addHelpText(
+    "after",
+    example("launch --processes 2 train config.yaml run.dir=runs/first", "one run by two processes"),
+  )
+  .action(command(async () => (await import("./launch.js")).launch));
+
+program
   .command("emoji")
   .description(
     "Make the data set of the demo from two npm packages: 6,880 emoji in two styles, as one tar file.",
@@ -668,6 +696,7 @@ try {
     const first = firstError(error) as Error;
     print(process.stderr, `rlar: ${process.env.RLAR_DEBUG ? first.stack : first.message}\n`);
     if (first instanceof ConfigError) process.exitCode = EXIT.usage;
+    else if (first instanceof LostRankError) process.exitCode = EXIT.lost;
     else process.exitCode = first instanceof DivergedError ? EXIT.diverged : EXIT.data;
   }
 }

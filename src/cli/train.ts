@@ -6,6 +6,7 @@ import type { PresetName } from "../config/presets.js";
 import type { ResolvedConfig, TrainConfig } from "../config/resolve.js";
 import { trainKind } from "../config/train_kind.js";
 import { writeReport } from "../dashboard/report.js";
+import { isSpeaker } from "../distributed/index.js";
 import { planTrain } from "../plan/plan.js";
 import { type TrainResult, trainRlLoop } from "../rl_ar_finetune/train_loop.js";
 import { listCheckpoints } from "../run/checkpoint.js";
@@ -58,6 +59,7 @@ export async function train(args: readonly string[], options: TrainCommandOption
     trainRlLoop(resolved, { signal, force, json, ...(ask && { ask }) }),
   );
   const { dir, end } = result;
+  if (!isSpeaker()) return end === "interrupted" ? interruptionCode() : 0;
   const page = await writeReport(dir);
   if (!json) print(process.stdout, endText(config, result, page));
   return end === "interrupted" ? interruptionCode() : 0;

@@ -251,6 +251,12 @@ export const machineKeys = {
     "auto",
   ).describe("Device to train on; auto is cuda where available. Set cpu to leave the GPU to others."),
   threads: size("threads").describe(
-    "CPU threads of one operator; null uses LibTorch's default. Set 1 to share a machine.",
+    "CPU threads of one operator; null uses LibTorch's default, divided among the processes of a machine. Set 1 to share a machine.",
+  ),
+  timeout: key(positive, 600, "seconds").describe(
+    "How long the processes of a run wait for each other before the run ends. Raise it if one of them needs longer to read its data or to write a checkpoint.",
+  ),
+  shardOptimizer: flag(false).describe(
+    "Whether each process of a run holds the optimizer's state of its own part of the weights. Set true when the state does not fit beside a copy of the weights; it needs several processes.",
   ),
 };

@@ -541,7 +541,7 @@ export type TrainConfigInput = ConfigInput<
 
 /** Keys that may change between the parts of a run: they say where it goes and what is shown, not what it computes. */
 const FREE =
-  /^(preset|run\..*|data\.(source|workers)|ar\.gradientCheckpointing|eval\.(every|patience)|(save|log|limits)\..*)$/;
+  /^(preset|run\..*|data\.(source|workers)|ar\.gradientCheckpointing|eval\.(every|patience)|train\.(timeout|shardOptimizer)|(save|log|limits)\..*)$/;
 
 /** Keys that a checkpoint's weights decide, so that a resumed run cannot take other values. */
 const FIXED =

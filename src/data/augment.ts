@@ -2,6 +2,7 @@
  * Data augmentation for classifiers: random shift, colour jitter and cutout. Random flips are done where images are read.
  * Each image is varied independently; all random numbers come from one generator.
  */
+
 import {
   arange,
   type Device,
@@ -12,6 +13,7 @@ import {
   type Tensor,
   tidy,
 } from "../torch/index.js";
+import type { BatchParts } from "./batch.js";
 
 /** Strength of each variation; 0, the default, turns it off. */
 export interface AugmentOptions {
@@ -31,10 +33,16 @@ export interface AugmentOptions {
  *
  * @param images - float `[N, 3, H, W]` in [-1, 1].
  * @param generator - on the CPU.
+ * @param place - of the images in the batch that several processes share: they are varied as they would be there.
  * @returns a new tensor `[N, 3, H, W]` in [-1, 1].
  * @see DeVries and Taylor 2017, "Improved Regularization of Convolutional Neural Networks with Cutout".
  */
-export function augment(images: Tensor, options: AugmentOptions, generator: Generator): Tensor {
+export function augment(
+  images: Tensor,
+  options: AugmentOptions,
+  generator: Generator,
+  place: BatchParts["place"] = { from: 0, of: images.size(0) },
+): Tensor {
   const { shift = 0, jitter = 0, erase = 0 } = options;
   if (!Number.isInteger(shift) || shift < 0) throw expected("augment: shift", "whole pixels from 0", shift);
   for (const [name, value] of Object.entries({ jitter, erase })) {
@@ -42,31 +50,26 @@ export function augment(images: Tensor, options: AugmentOptions, generator: Gene
   }
   return tidy(() => {
     let x = images.clone();
-    if (shift > 0) x = shifted(x, shift, generator);
-    if (jitter > 0) x = jittered(x, jitter, generator);
-    if (erase > 0) x = erased(x, erase, generator);
+    const draw: Draw = (count, [low, high]) =>
+      rand([place.of, count], { generator })
+        .narrow(0, place.from, images.size(0))
+        .mul(high - low)
+        .add(low)
+        .to({ device: images.device as Device });
+    if (shift > 0) x = shifted(x, shift, draw);
+    if (jitter > 0) x = jittered(x, jitter, draw);
+    if (erase > 0) x = erased(x, erase, draw);
     return x;
   });
 }
 
 /** Uniform in [low, high), float32 `[N, count]` on the images' device. */
-function drawUniform(
-  images: Tensor,
-  count: number,
-  [low, high]: readonly [number, number],
-  generator: Generator,
-): Tensor {
-  const values = rand([images.size(0), count], { generator });
-  return values
-    .mul(high - low)
-    .add(low)
-    .to({ device: images.device as Device });
-}
+type Draw = (count: number, range: readonly [low: number, high: number]) => Tensor;
 
-function shifted(x: Tensor, most: number, generator: Generator): Tensor {
+function shifted(x: Tensor, most: number, draw: Draw): Tensor {
   const [n, c, height, width] = x.dims(4);
   const device = x.device as Device;
-  const moves = drawUniform(x, 2, [0, 2 * most + 1], generator)
+  const moves = draw(2, [0, 2 * most + 1])
     .floor()
     .clamp(0, 2 * most)
     .long(); // [N, 2]
@@ -77,10 +80,12 @@ function shifted(x: Tensor, most: number, generator: Generator): Tensor {
     .gather(3, columns.view(n, 1, 1, width).expand(n, c, height, width));
 }
 
-function jittered(x: Tensor, jitter: number, generator: Generator): Tensor {
-  const [brightness, contrast, saturation] = drawUniform(x, 3, [-jitter, jitter], generator)
-    .view(-1, 3, 1, 1, 1)
-    .unbind(1) as [Tensor, Tensor, Tensor]; // [N, 1, 1, 1]
+function jittered(x: Tensor, jitter: number, draw: Draw): Tensor {
+  const [brightness, contrast, saturation] = draw(3, [-jitter, jitter]).view(-1, 3, 1, 1, 1).unbind(1) as [
+    Tensor,
+    Tensor,
+    Tensor,
+  ]; // [N, 1, 1, 1]
   const grey = x.mean(1, { keepdim: true });
   const mean = grey.mean([2, 3], { keepdim: true });
   const coloured = grey.add(x.sub(grey).mul(saturation.add(1)));
@@ -90,10 +95,10 @@ function jittered(x: Tensor, jitter: number, generator: Generator): Tensor {
     .clamp(-1, 1);
 }
 
-function erased(x: Tensor, erase: number, generator: Generator): Tensor {
+function erased(x: Tensor, erase: number, draw: Draw): Tensor {
   const [n, , height, width] = x.dims(4);
   const device = x.device as Device;
-  const [side, row, column] = drawUniform(x, 3, [0, 1], generator).unbind(1) as [Tensor, Tensor, Tensor]; // [N]
+  const [side, row, column] = draw(3, [0, 1]).unbind(1) as [Tensor, Tensor, Tensor]; // [N]
   // 2 * draw - 1: half of the sides are negative, and erase nothing.
   const half = side
     .mul(2)

@@ -18,6 +18,8 @@ export interface BatchParts {
   readonly ids: readonly string[];
   /** Where the next batch begins; a reader that starts here gives the batches that follow this one. */
   readonly cursor: Cursor;
+  /** Where the rows stand in the batch that several processes share; absent for a process that is alone. */
+  readonly place?: { readonly from: number; readonly of: number };
 }
 
 /** The images or codes of one step, with classes and text features. It owns its tensors: `using batch = ...` */
@@ -29,6 +31,7 @@ export class Batch implements BatchParts {
   readonly isReal: Tensor | undefined;
   readonly ids: readonly string[];
   readonly cursor: Cursor;
+  readonly place?: { readonly from: number; readonly of: number };
 
   constructor(parts: BatchParts) {
     this.images = parts.images;
@@ -38,6 +41,7 @@ export class Batch implements BatchParts {
     this.isReal = parts.isReal;
     this.ids = parts.ids;
     this.cursor = parts.cursor;
+    if (parts.place !== undefined) this.place = parts.place;
   }
 
   /** Free the tensors. */
@@ -142,6 +146,7 @@ export function batchOf(
   rows: readonly Row[],
   cursor: Cursor,
   { size, featureTokens, device }: BatchShape,
+  place?: BatchParts["place"],
 ): Batch {
   const ids = rows.map((row) => row.id);
   const parts = tidy(() => ({
@@ -153,7 +158,7 @@ export function batchOf(
     ),
     ...(rows[0]?.features !== undefined && featuresOf(rows, featureTokens, device)),
   }));
-  return new Batch({ ...parts, ids, cursor });
+  return new Batch({ ...parts, ids, cursor, ...(place && { place }) });
 }
 
 function imagesOf(rows: readonly Row[], size: number, device: Device): Tensor {

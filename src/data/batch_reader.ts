@@ -2,6 +2,7 @@
  * Batches of a data set, read ahead of the training step. Seed and cursor determine every batch; the numbers of threads
  * and of batches read ahead do not change them. Decoding is in `decode_pool.ts`, the order in `order.ts`.
  */
+import { gatherValues, ownShare, size as processes } from "../distributed/index.js";
 import { type Device, expected, requireObject } from "../torch/index.js";
 import {
   type Batch,
@@ -40,6 +41,11 @@ export interface ReadOptions {
    * 1 in 10 below.
    */
   readonly maxUnreadable?: number;
+  /**
+   * Whether the processes of a run share each batch: every one reads its own rows, and they tell each other which images
+   * cannot be read. All then take their batches at the same time. Default false.
+   */
+  readonly isShared?: boolean;
 }
 
 /** {@link ReadOptions} and the order. */
@@ -185,6 +191,13 @@ function* inOrder({ length }: ImageSource): Generator<Place> {
   }
 }
 
+/** A row to come. */
+interface Entry {
+  readonly place: Place;
+  /** Undefined where another process reads it. */
+  outcome: Promise<Outcome> | undefined;
+}
+
 /** Reads rows ahead concurrently and returns them in order. */
 class RowQueue {
   readonly #source: ImageSource;
@@ -193,7 +206,11 @@ class RowQueue {
   readonly #random: Augmentation | undefined;
   readonly #places: Iterator<Place>;
   readonly #pool: DecodePool | undefined;
-  readonly #queue: { readonly place: Place; readonly outcome: Promise<Outcome> }[] = [];
+  readonly #queue: Entry[] = [];
+  /** Whether other processes read rows of the same batches. */
+  readonly #isShared: boolean;
+  /** Rows that have been put into the queue, without those that could not be read. */
+  #queued = 0;
   readonly #ahead: number;
   readonly #maxUnreadable: number;
   #failure: Error | undefined;
@@ -217,6 +234,7 @@ class RowQueue {
     this.#places = places;
     this.#random = random;
     this.#ahead = ahead * batchSize;
+    this.#isShared = (options.isShared ?? false) && processes() > 1;
     this.#maxUnreadable =
       maxUnreadable ?? Math.max(source.length / 100, Math.min(10, Math.ceil(source.length / 10)));
     this.#pool = source.kind === "images" ? (options.pool ?? new DecodePool(options.workers)) : undefined;
@@ -238,7 +256,7 @@ class RowQueue {
   async take(count: number): Promise<Batch | undefined> {
     if (this.#failure !== undefined) throw this.#failure;
     try {
-      return await this.#take(count);
+      return await (this.#isShared ? this.#takeShare(count) : this.#take(count));
     } catch (error) {
       // The rows taken so far are lost, so continuing would skip images.
       this.#failure = error as Error;
@@ -253,14 +271,69 @@ class RowQueue {
       this.#fill(this.#ahead + count - rows.length);
       const entry = this.#queue.shift();
       if (entry === undefined) break;
-      const outcome = await entry.outcome;
-      if ("failure" in outcome) throw outcome.failure;
+      const outcome = await this.#outcomeOf(entry);
       if ("problem" in outcome) this.#passOver(entry.place.index, outcome.problem);
       else rows.push(outcome.row);
       cursor = entry.place.after;
     }
     this.#fill(this.#ahead);
     return rows.length === 0 ? undefined : batchOf(rows, cursor, this.#shape);
+  }
+
+  /**
+   * This process's rows of the next batch; undefined where it has none of a last batch with fewer rows than processes. Rows are divided by their place in the batch, so that an image that cannot be
+   * read moves those after it, and a process may have to read one that another has read already.
+   */
+  async #takeShare(count: number): Promise<Batch | undefined> {
+    const kept: Entry[] = [];
+    let cursor: Cursor = START;
+    while (kept.length < count) {
+      this.#fill(this.#ahead + count - kept.length);
+      const some = this.#queue.splice(0, count - kept.length);
+      if (some.length === 0) break;
+      const [from, own] = ownShare(kept.length + some.length);
+      const problems: Record<number, string> = {};
+      for (const entry of some.slice(
+        Math.max(0, from - kept.length),
+        Math.max(0, from + own - kept.length),
+      )) {
+        const outcome = await this.#outcomeOf(entry);
+        if ("problem" in outcome) problems[entry.place.index] = outcome.problem;
+      }
+      const all = Object.assign({}, ...gatherValues(problems)) as Record<number, string>;
+      for (const entry of some) {
+        const { index, after } = entry.place;
+        const problem = all[index] ?? this.#problems.get(index);
+        if (problem === undefined) kept.push(entry);
+        else {
+          this.#passOver(index, problem);
+          this.#queued--;
+        }
+        cursor = after;
+      }
+    }
+    this.#fill(this.#ahead);
+    if (kept.length === 0) return undefined;
+    const [from, own] = ownShare(kept.length);
+    const rows: Row[] = [];
+    for (const entry of kept.slice(from, from + own)) {
+      const outcome = await this.#outcomeOf(entry);
+      if ("problem" in outcome) throw new Error(outcome.problem); // another process could read it
+      rows.push(outcome.row);
+    }
+    const longest = Math.max(...gatherValues(longestFeatures(rows)));
+    const featureTokens = this.#shape.featureTokens ?? (longest > 0 ? longest : undefined);
+    return rows.length === 0
+      ? undefined
+      : batchOf(rows, cursor, { ...this.#shape, featureTokens }, { from, of: kept.length });
+  }
+
+  /** @throws DecodePoolError when decoding threads failed. */
+  async #outcomeOf(entry: Entry): Promise<Exclude<Outcome, { failure: Error }>> {
+    entry.outcome ??= this.#read(entry.place);
+    const outcome = await entry.outcome;
+    if ("failure" in outcome) throw outcome.failure;
+    return outcome;
   }
 
   close(): void {
@@ -276,8 +349,16 @@ class RowQueue {
     while (this.#queue.length < length) {
       const { value: place, done } = this.#places.next();
       if (done) return;
-      this.#queue.push({ place, outcome: this.#read(place) });
+      const at = this.#queued++ % this.#options.batchSize;
+      this.#queue.push({ place, outcome: this.#isOwn(at) ? this.#read(place) : undefined });
     }
+  }
+
+  /** Whether this process is to read the row at a place of a whole batch. */
+  #isOwn(at: number): boolean {
+    if (!this.#isShared) return true;
+    const [from, count] = ownShare(this.#options.batchSize);
+    return at >= from && at < from + count;
   }
 
   /** Never rejects: a row may fail long before its turn comes, while nobody waits for it. */
@@ -333,4 +414,9 @@ class RowQueue {
     const what = `at most ${Math.floor(this.#maxUnreadable)} unreadable images of ${this.#source.length}`;
     throw expected("data set", what, count, `Mend or remove them, or raise maxUnreadable:\n  ${some}`);
   }
+}
+
+/** Tokens of the longest text of some rows; 0 without texts. */
+function longestFeatures(rows: readonly Row[]): number {
+  return rows.reduce((most, { features }) => Math.max(most, features?.shape[0] ?? 0), 0);
 }

@@ -1,4 +1,5 @@
 /** Batches from a program's own data loader: any iterable, or a function that returns one. */
+import { ownShare, size } from "../distributed/index.js";
 import {
   cat,
   type Device,
@@ -61,6 +62,11 @@ export interface LoaderOptions {
   readonly numClasses?: number;
   /** Where to begin; its position counts the loader's items. */
   readonly cursor?: Cursor;
+  /**
+   * Whether each process of a run takes its own rows of every batch; the loader must give all of them the same items.
+   * Default false.
+   */
+  readonly isShared?: boolean;
 }
 
 /** Rounding of a tokenizer or a resize may leave the range by a little. */
@@ -132,10 +138,21 @@ class LoaderBatches implements Batches {
         this.#moveOn(single, missing);
       }
       const parts = pieces.length === 1 ? (pieces.pop() as BatchParts) : tidy(() => joined(pieces));
-      return new Batch({ ...parts, cursor: this.#cursor });
+      return new Batch({ ...this.#ownRows(parts), cursor: this.#cursor });
     } finally {
       for (const piece of pieces) disposeParts(piece);
     }
+  }
+
+  /** This process's rows of a batch, and their place in it. */
+  #ownRows(parts: BatchParts): BatchParts {
+    if (!this.#options.isShared || size() === 1) return parts;
+    const of = parts.ids.length;
+    const [from, count] = ownShare(of);
+    if (count === 0) throw expected("loader", `batches of at least ${size()} images, one a process`, of);
+    const own = batchRows(parts, from, count);
+    disposeParts(parts);
+    return { ...own, place: { from, of } };
   }
 
   close(): void {

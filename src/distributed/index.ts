@@ -26,4 +26,5 @@ export {
   size,
   withGroup,
 } from "./group.js";
+export { gatherOwned, ownersOf, shareOwned } from "./shards.js";
 export { ownShare, shares } from "./share.js";

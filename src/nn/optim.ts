@@ -4,6 +4,7 @@
  * After Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2, as PyTorch has it:
  * the decay is scaled by the learning rate, and the bias corrections come before `eps` is added.
  */
+import { gatherOwned, ownersOf, rank, shareOwned, size } from "../distributed/index.js";
 import {
   call,
   type Device,
@@ -84,14 +85,25 @@ export class AdamW {
   readonly groups: readonly AdamWGroup[];
   readonly #moments = new Map<Tensor, Moments>();
   readonly #isFused: boolean;
+  /** The process that steps each parameter and has its state; null where every process has all. */
+  readonly #owners: ReadonlyMap<Tensor, number> | null;
 
   /**
    * @param params - tensors, or groups of them; state is kept for those that get gradients.
    * @param options - hyperparameters of the groups that do not set them.
+   * @param options.isSharded - divide the state among the processes of a run. Each steps its part of the parameters and gives
+   *   them to the others, which all call `step` and `stateDict` together. Default false.
    * @param options.fused - `false` computes from the formula, operator by operator: slower, same result up to rounding.
    */
-  constructor(params: Trained | readonly ParameterGroup[], options: AdamWOptions & { fused?: boolean } = {}) {
-    const { fused, ...own } = withDefaults("AdamW", options, { ...DEFAULTS, fused: true });
+  constructor(
+    params: Trained | readonly ParameterGroup[],
+    options: AdamWOptions & { isSharded?: boolean; fused?: boolean } = {},
+  ) {
+    const { fused, isSharded, ...own } = withDefaults("AdamW", options, {
+      ...DEFAULTS,
+      isSharded: false,
+      fused: true,
+    });
     this.#isFused = fused;
     const given = isGroups(params) ? params : [{ params }];
     const groups: AdamWGroup[] = [];
@@ -125,6 +137,14 @@ export class AdamW {
     }
     if (seen.size === 0) throw expected("AdamW", "at least one parameter", "none");
     this.groups = groups;
+    const all = [...seen];
+    const owners = isSharded && size() > 1 ? ownersOf(all) : null;
+    this.#owners = owners && new Map(all.map((param, i) => [param, owners[i] as number]));
+  }
+
+  /** Whether each process has a part of the state. */
+  get isSharded(): boolean {
+    return this.#owners !== null;
   }
 
   /**
@@ -149,6 +169,12 @@ export class AdamW {
         });
       }
     });
+    if (this.#owners === null) return;
+    const changed = this.groups.flatMap(({ params }) => params.filter(({ grad }) => grad !== null));
+    shareOwned(
+      changed,
+      changed.map((param) => this.#owners?.get(param) as number),
+    );
   }
 
   /** Drop the gradients. */
@@ -156,7 +182,10 @@ export class AdamW {
     for (const { params } of this.groups) for (const param of params) param.grad = null;
   }
 
-  /** The state itself, not a copy; parameters that never had a gradient have none. */
+  /**
+   * The state itself, not a copy; parameters that never had a gradient have none. Where it is sharded, all of it on the first
+   * process, which disposes of it, and nothing on the others.
+   */
   stateDict(): AdamWState {
     const tensors: StateDict = {};
     const groups = this.groups.map(({ lr, betas: [beta1, beta2], eps, weightDecay, names, params }) => {
@@ -167,7 +196,7 @@ export class AdamW {
       }
       return { lr, betas: [beta1, beta2] as const, eps, weightDecay, params: [...names] };
     });
-    return { tensors, groups };
+    return { tensors: this.isSharded ? gatherOwned(tensors) : tensors, groups };
   }
 
   /**
@@ -199,6 +228,7 @@ export class AdamW {
         const name = names[i] as string;
         const parts = momentsOf(name, param, state.tensors);
         for (const field of FIELDS) unexpected.delete(`${name}.${KEYS[field]}`);
+        if (!this.#isOwn(param)) continue;
         if (parts === undefined) missing.push(name);
         else found.push([param, parts]);
       }
@@ -249,7 +279,7 @@ export class AdamW {
     const batches = new Map<string, Batch>();
     for (const param of group.params) {
       const { grad } = param;
-      if (grad === null) continue;
+      if (grad === null || !this.#isOwn(param)) continue;
       const key = `${param.device} ${param.dtype}`;
       let batch = batches.get(key);
       if (batch === undefined) {
@@ -261,6 +291,10 @@ export class AdamW {
       batch.moments.push(this.#ready(param));
     }
     return batches.values();
+  }
+
+  #isOwn(param: Tensor): boolean {
+    return this.#owners === null || this.#owners.get(param) === rank();
   }
 
   #ready(param: Tensor): Moments {

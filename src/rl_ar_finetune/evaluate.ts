@@ -5,6 +5,7 @@
  */
 import type { TrainConfig } from "../config/resolve.js";
 import { spread } from "../data/index.js";
+import { gatherValues } from "../distributed/index.js";
 import { signOf } from "../metrics/measures.js";
 import { type Spread, spreadOf } from "../run/metrics.js";
 import { noGrad, stream, type Tensor, tidy } from "../torch/index.js";
@@ -50,9 +51,10 @@ export async function evaluate(
   parts: RunParts,
   show?: (page: SamplePage) => Promise<void>,
 ): Promise<Evaluation> {
-  const values = new Map<string, number[]>();
+  // Of each batch this process's rows alone; several processes put theirs together at the end.
+  const batches: Map<string, number[]>[] = [];
   const add = (name: string, tensor: Tensor): void => {
-    values.set(name, [...(values.get(name) ?? []), ...(tensor.flatten().toList() as number[])]);
+    batches.at(-1)?.set(name, tensor.flatten().toList() as number[]);
   };
   const used = new Set<number>();
   const rewarded = new Set(parts.terms.map((term) => term.name));
@@ -68,6 +70,7 @@ export async function evaluate(
   for await (const read of parts.evalBatches()) {
     using batch = read;
     using generator = stream(config.seed, "eval", index++);
+    batches.push(new Map());
     withAverage(() => {
       const images = batch.images as Tensor;
       const trueCodes = encodeFor(config, parts, images);
@@ -78,6 +81,7 @@ export async function evaluate(
         trueCodes,
         sampling: evalSamplingOf(config),
         generator,
+        ...(batch.place && { place: batch.place }),
       });
       const judged = decodeFor(parts, images, rollout.codes, decodeBatchOf(config));
       const { total, terms } = judge(parts.terms, judged);
@@ -90,7 +94,8 @@ export async function evaluate(
         const bySample = judged.samples.unflatten(0, [b, g]);
         add("eval/diversity", bySample.std(1).mean([1, 2, 3]));
       }
-      const places = batch.ids.flatMap((_, i) => (wanted.has(first + i) ? [i] : []));
+      const { from, of } = batch.place ?? { from: 0, of: b };
+      const places = batch.ids.flatMap((_, i) => (wanted.has(first + from + i) ? [i] : []));
       if (places.length > 0) {
         given = trueCodes.size(1) - rollout.tokens.size(2);
         const { ids, classes } = batch;
@@ -101,7 +106,7 @@ export async function evaluate(
         };
         rows.push(...sampleRows(parts, shown, places, reconstruct));
       }
-      first += b;
+      first += of;
       for (const code of rollout.tokens.unique().toList() as number[]) used.add(code);
       const truth = { tokens: trueCodes, start: condition, context: null, support: null, sampling: {} };
       const micro = config.rollout.microBatch === null ? {} : { microBatch: config.rollout.microBatch };
@@ -110,8 +115,16 @@ export async function evaluate(
     });
   }
   if (show !== undefined && rows.length > 0) await show(samplePage(rows, given));
+  const all = gatherValues({ batches, used });
+  const values = new Map<string, number[]>();
+  const count = Math.max(...all.map((own) => own.batches.length));
+  for (let i = 0; i < count; i++) {
+    for (const [name, numbers] of all.flatMap((own) => [...(own.batches[i] ?? [])]))
+      values.set(name, [...(values.get(name) ?? []), ...numbers]);
+  }
   const spreads = Object.fromEntries([...values].map(([name, numbers]) => [name, spreadOf(numbers)]));
-  return { spreads, metrics: { "eval/codebook_usage": used.size / parts.tokenizer.codebookSize } };
+  const codes = new Set(all.flatMap((own) => [...own.used]));
+  return { spreads, metrics: { "eval/codebook_usage": codes.size / parts.tokenizer.codebookSize } };
 }
 
 /**

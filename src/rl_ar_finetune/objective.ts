@@ -4,6 +4,7 @@
  * beforehand, so the size of micro-batches changes memory and nothing else. The losses themselves are in `losses.ts`;
  * `optimize.ts` chooses among them; `update.ts` clips and steps.
  */
+import { gatherValues, reduceGradients } from "../distributed/index.js";
 import type { Module } from "../nn/index.js";
 import type { ArPolicy } from "../policies/policy.js";
 import { noGrad, stack, type Tensor, tidy } from "../torch/index.js";
@@ -19,8 +20,8 @@ import {
 } from "./losses.js";
 import { readNumbers } from "./sampling.js";
 import {
+  ownRangesOf,
   type Passes,
-  rangesOf,
   type Scores,
   type States,
   scoreRows,
@@ -85,8 +86,10 @@ export type WindowSums = Record<string, number>;
 /**
  * Add the gradient of a window's loss to the parameters.
  *
- * Waits for the device once, at the end, to read the sums.
+ * Several processes share the rows of the window, and then add up gradients and sums. Waits for the device once, at the
+ * end, to read the sums.
  *
+ * @param trained - the parameters whose gradients the processes add up; default the policy's.
  * @param microBatch - rows of a forward pass; the last one may have fewer.
  */
 export function windowGradient(
@@ -94,24 +97,26 @@ export function windowGradient(
   window: Window,
   objective: Objective,
   microBatch: number,
+  trained: readonly Tensor[] = policy.parameters(),
 ): WindowSums {
   return tidy(() => {
     const { passes, states } = window;
     const rows = windowRows(window, objective);
     // With states from the rollout there is one graph, which can be gone through once.
     const size = states === null ? microBatch : passes.rows;
-    const sums = rangesOf(passes.rows, size).map(([from, count]) => {
+    const sums = ownRangesOf(passes, size).map(([from, count]) => {
       const some = narrowRows(rows, from, count);
       return tidy(() =>
         microBatchGradient(policy, sliceRows(passes, from, count), states, some, objective, passes.rows),
       );
     });
     if (window.prior !== null && objective.auxCe !== 0) {
-      for (const [from, count] of rangesOf(window.prior.rows, microBatch)) {
+      for (const [from, count] of ownRangesOf(window.prior, microBatch)) {
         sums.push(tidy(() => priorGradient(policy, window.prior as Passes, from, count, objective.auxCe)));
       }
     }
-    return readSums(sums);
+    reduceGradients(trained);
+    return reducedSums(readSums(sums));
   });
 }
 
@@ -262,4 +267,18 @@ export function readSums(parts: readonly Record<string, Tensor>[]): WindowSums {
     });
     return readNumbers(Object.fromEntries(totals));
   });
+}
+
+/** Sums of all processes, extremes where a name ends in `_max` and `_min`; each adds up as {@link readSums} does. */
+export function reducedSums(own: WindowSums): WindowSums {
+  const parts = gatherValues(own);
+  if (parts.length === 1) return own;
+  const result: WindowSums = {};
+  for (const [name, value] of parts.flatMap((part) => Object.entries(part))) {
+    const before = result[name];
+    if (before === undefined) result[name] = value;
+    else if (name.endsWith("_max")) result[name] = Math.max(before, value);
+    else result[name] = name.endsWith("_min") ? Math.min(before, value) : before + value;
+  }
+  return result;
 }

@@ -15,16 +15,7 @@
  */
 import { Linear, Module } from "../nn/index.js";
 import type { ArPolicy } from "../policies/policy.js";
-import {
-  arange,
-  cat,
-  type Device,
-  expected,
-  expectedType,
-  noGrad,
-  type Tensor,
-  tidy,
-} from "../torch/index.js";
+import { arange, type Device, expected, expectedType, noGrad, type Tensor, tidy } from "../torch/index.js";
 import {
   type Advantages,
   type GaeOptions,
@@ -39,7 +30,7 @@ import {
 import { type ClipOptions, cispoLoss, explainedVariance, pgLoss, reinforceLoss } from "./losses.js";
 import type { Objective } from "./objective.js";
 import { requireChoice, requireNumber, withoutDropout } from "./sampling.js";
-import { rangesOf, sliceRows, statesOf } from "./scoring.js";
+import { gatherRows, scoredByAll, statesOf } from "./scoring.js";
 import {
   asRows,
   type KlOptions,
@@ -463,11 +454,8 @@ export function ppoUpdate(
 function valuesOf(policy: ArPolicy, head: ValueHead, prepared: Prepared): Tensor {
   const { passes, microBatch, states } = prepared;
   return noGrad(() => {
-    if (states !== null) return head.forward(states.hidden).double();
-    const parts = rangesOf(passes.rows, microBatch).map(([from, count]) => {
-      return tidy(() => head.forward(statesOf(policy, sliceRows(passes, from, count)).hidden).double());
-    });
-    return cat(parts);
+    if (states !== null) return gatherRows(head.forward(states.hidden).double(), passes);
+    return scoredByAll(passes, microBatch, (rows) => head.forward(statesOf(policy, rows).hidden).double());
   });
 }
 

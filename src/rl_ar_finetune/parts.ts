@@ -4,6 +4,7 @@
  */
 
 import type { ArSection, Precision, TrainConfig } from "../config/resolve.js";
+import { localRank } from "../distributed/index.js";
 import { AdamW, Ema, Module, type PackedLayers, type ParameterGroup } from "../nn/index.js";
 import type { ArPolicy, Lora } from "../policies/index.js";
 import { openImages, type RunImages } from "../run/images.js";
@@ -11,6 +12,7 @@ import { weightsFingerprint } from "../run/resume.js";
 import type { FrozenTokenizer } from "../tokenizers/index.js";
 import {
   type AutocastState,
+  cudaDeviceCount,
   type Device,
   type DType,
   deriveSeed,
@@ -83,11 +85,15 @@ export function castOf(precision: Precision, device: Device): AutocastState | nu
   return { device: isCuda ? "cuda" : "cpu", dtype: "bfloat16" };
 }
 
-/** The device that is asked for; `auto` is CUDA where there is one. */
+/**
+ * The device that is asked for; `auto` is CUDA where there is one. Of several processes on a machine each takes the GPU of
+ * its local rank, unless the launcher shows it one alone.
+ */
 export function deviceOf(config: { readonly train: { readonly device: string } }): Device {
   const { device } = config.train;
-  if (device !== "auto") return device as Device;
-  return isCudaAvailable() ? "cuda" : "cpu";
+  const isCuda = device === "cuda" || (device === "auto" && isCudaAvailable());
+  if (!isCuda) return device === "auto" ? "cpu" : (device as Device);
+  return localRank() === 0 || cudaDeviceCount() === 1 ? "cuda" : `cuda:${localRank()}`;
 }
 
 /**
@@ -335,7 +341,7 @@ function optimizerOf(config: TrainConfig, trained: Module, valueHead: ValueHead 
     const named = valueHead.namedParameters().map(([name, value]) => [`value_head.${name}`, value] as const);
     groups.push({ params: named, lr: config.ppo.valueLr, eps: 1e-5 });
   }
-  return new AdamW(groups, { lr, betas, eps, weightDecay });
+  return new AdamW(groups, { lr, betas, eps, weightDecay, isSharded: config.train.shardOptimizer });
 }
 
 /** A term with a network that was opened for it. */

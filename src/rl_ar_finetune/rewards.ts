@@ -2,6 +2,7 @@
  * Rewards: metrics of one decoded batch, with a sign that makes higher better, weighted and added. The metrics are those
  * of `src/metrics`; `advantages.ts` makes advantages of the totals.
  */
+import { allGather } from "../distributed/index.js";
 import {
   type LPIPS,
   l1,
@@ -282,15 +283,16 @@ function checkedValue(where: string, value: unknown, shape: readonly number[], {
  *
  * @param options.normalize - put each term on one scale before it is weighted: `"batch"` over all samples, `"group"`
  *   over the samples of an image. Terms of different units can then be mixed by weight alone.
+ * @param options.batch - B of all processes together: their values are gathered, and the result is that of the whole batch.
  * @throws RangeError when there is no term, when two have one name, or when a term gives another shape than `[B * G]`;
  *   TypeError when it gives no Tensor. Values that are not finite are kept: an update skips its step.
  */
 export function judge(
   terms: readonly Term[],
   judged: Judged,
-  options: { normalize?: Normalization } = {},
+  options: { normalize?: Normalization; batch?: number } = {},
 ): Rewards {
-  const { normalize = "none" } = options;
+  const { normalize = "none", batch } = options;
   if (terms.length === 0)
     throw expected("reward", "at least one term", "none", "Give a weight to one, such as l2");
   const names = terms.map((term) => term.name);
@@ -303,7 +305,8 @@ export function judge(
       const values: Record<string, Tensor> = {};
       for (const term of terms) {
         const measured = tidy(() => termValue(term, judged));
-        values[term.name] = measured.double().reshape(b, n / b);
+        const own = measured.double().reshape(b, n / b);
+        values[term.name] = batch === undefined ? own : allGather(own, batch);
       }
       const sumOf = (scale: Normalization): Tensor =>
         terms
@@ -346,15 +349,16 @@ export interface PlaceRewards extends Omit<Rewards, "total"> {
  *
  * @param grid - rows and columns of codes.
  * @param options.normalize - as for {@link judge}, over all places of the batch or of the image.
+ * @param options.batch - as for {@link judge}.
  * @throws RangeError when a term has no map.
  */
 export function judgeByPlace(
   terms: readonly Term[],
   judged: Judged,
   grid: readonly [number, number],
-  options: { normalize?: Normalization } = {},
+  options: { normalize?: Normalization; batch?: number } = {},
 ): PlaceRewards {
-  const { normalize = "none" } = options;
+  const { normalize = "none", batch } = options;
   const b = judged.images.size(0);
   const n = judged.samples.size(0);
   return noGrad(() =>
@@ -368,7 +372,8 @@ export function judgeByPlace(
         const shape = [n, ...judged.samples.shape.slice(2)];
         const map = tidy(() => checkedValue(`reward.${term.name}`, term.map?.(judged), shape, judged));
         const pooled = F.interpolate(map.unsqueeze(1).double(), { size: grid, mode: "area" });
-        return pooled.reshape(b, n / b, grid[0] * grid[1]); // [B, G, T]
+        const own = pooled.reshape(b, n / b, grid[0] * grid[1]); // [B, G, T]
+        return batch === undefined ? own : allGather(own, batch);
       });
       if (maps.length === 0) throw expected("reward", "at least one term", "none");
       const sumOf = (values: readonly Tensor[]): Tensor =>

@@ -22,6 +22,7 @@ import {
   where,
 } from "../torch/index.js";
 import {
+  type BatchPlace,
   drawStep,
   isFiltered,
   mapStart,
@@ -34,6 +35,7 @@ import {
   type Start,
   type StartParts,
   sampleCodesWithLogprobs,
+  skipUniforms,
   startParts,
   uniforms,
   withoutDropout,
@@ -74,6 +76,8 @@ export interface RolloutOptions {
   readonly sampling?: Sampling;
   /** On the CPU; default LibTorch's default generator. */
   readonly generator?: Generator;
+  /** Where the images stand in the batch of several processes: the codes drawn are those of the whole batch. */
+  readonly place?: BatchPlace;
   /** Images at a time; default all. The drawn codes are the same. */
   readonly microBatch?: number;
   /** Keep the trunk's graph in `states` for an update of one step; default false. Teacher-forced contexts only. */
@@ -142,7 +146,7 @@ export function sampleRollout(policy: ArPolicy, start: Start, ...given: [options
       return ownContext(policy, { ...parts, given: trueCodes.narrow(1, 0, context.length) }, options);
     }
     const noise = context.type === "noisy_teacher_forced" ? context.noise : 0;
-    const read = noisyContext(trueCodes, noise, policy.vocabSize, options.generator);
+    const read = noisyContext(trueCodes, noise, policy.vocabSize, options.generator, options.place);
     return sharedContext(policy, parts, read, options);
   });
 }
@@ -156,6 +160,7 @@ function readRolloutOptions(where: string, given: readonly unknown[]): RolloutOp
       length: "number",
       sampling: true,
       generator: true,
+      place: true,
       microBatch: "number",
       keepGraph: "boolean",
       packAs: true,
@@ -204,6 +209,7 @@ function readContext(where: string, given: unknown): RolloutContext {
  * probability `noise`. The update must read the same context: make it once per rollout.
  *
  * @param trueCodes - int64 `[B, T]`.
+ * @param place - as in {@link RolloutOptions}.
  * @returns int64 `[B, T - 1]`.
  */
 export function noisyContext(
@@ -211,12 +217,13 @@ export function noisyContext(
   noise: number,
   vocabSize: number,
   generator?: Generator,
+  place?: BatchPlace,
 ): Tensor {
   return tidy(() => {
     const [b, t] = trueCodes.dims(2);
     const before = trueCodes.narrow(1, 0, t - 1);
     if (noise === 0) return before;
-    const u = uniforms("noisyContext", [b, t - 1, 2], generator, trueCodes);
+    const u = uniforms("noisyContext", [b, t - 1, 2], generator, trueCodes, place);
     const uniformCode = u.select(2, 1).mul(vocabSize).long();
     return where(u.select(2, 0).lt(noise), uniformCode, before);
   });
@@ -248,6 +255,7 @@ function ownContext(policy: ArPolicy, start: StartParts, options: RolloutOptions
   const { packAs } = options;
   const isPacked =
     packAs !== undefined && start.given.device === "cpu" && paysToPack(policy, size * g, length - s);
+  skipUniforms((options.place?.from ?? 0) * g * (length - s), generator);
   using _packed = isPacked ? packLinears(policy, { dtype: packAs }) : null;
   const parts = rangesOf(b, size).map(([from, count]) => {
     const rows = (tensor: Tensor): Tensor => tensor.narrow(0, from, count);
@@ -284,7 +292,7 @@ function sharedContext(
   const size = keepGraph ? b : (options.microBatch ?? b);
   const start: Start = [parts.given, parts.condition];
   // Uniforms stand in for the codes until these are drawn: statesOf reads their shape alone.
-  const u = uniforms("sampleRollout", [b, g, t], generator, context);
+  const u = uniforms("sampleRollout", [b, g, t], generator, context, options.place);
   const passes = passesOf("sampleRollout", { tokens: u, start, context, sampling });
   let kept: States | null = null;
   const drawn = withoutDropout([policy], () =>

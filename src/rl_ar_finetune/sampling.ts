@@ -139,10 +139,17 @@ export function requireChoice(where: string, value: unknown, choices: readonly s
   throw expected(where, `${choices.slice(0, -1).join(", ")} or ${choices.at(-1)}`, shownValue(value));
 }
 
+/** Rows of a batch that several processes share: the first one's place, and how many rows the batch has. */
+export interface BatchPlace {
+  readonly from: number;
+  readonly of: number;
+}
+
 /**
  * Uniform numbers in [0, 1), float64, on the device of `like`. They are drawn on the CPU, so that a seed gives the same
  * numbers for every device.
  *
+ * @param place - of the rows in a larger batch: they get the numbers that they would have there.
  * @throws RangeError for a generator of another device.
  */
 export function uniforms(
@@ -150,12 +157,20 @@ export function uniforms(
   shape: readonly number[],
   generator: Generator | undefined,
   like: Tensor,
+  place?: BatchPlace,
 ): Tensor {
   checkGenerator(where, generator);
   return tidy(() => {
-    const drawn = rand(shape, { dtype: "float64", ...(generator && { generator }) });
-    return drawn.to({ device: like.device as Device });
+    const all = place === undefined ? shape : [place.of, ...shape.slice(1)];
+    const drawn = rand(all, { dtype: "float64", ...(generator && { generator }) });
+    const own = place === undefined ? drawn : drawn.narrow(0, place.from, shape[0] as number);
+    return own.to({ device: like.device as Device });
   });
+}
+
+/** Go past the numbers that {@link uniforms} would draw. */
+export function skipUniforms(count: number, generator: Generator | undefined): void {
+  if (count > 0) tidy(() => void rand([count], { dtype: "float64", ...(generator && { generator }) }));
 }
 
 /** @throws TypeError for what is no generator, RangeError for one that is not on the CPU. */

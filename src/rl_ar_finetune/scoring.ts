@@ -6,6 +6,7 @@
  * Sequences of a group that read the same context share one forward and one backward: position t has one row of logits
  * for all G of them, and gathering G codes from it gives exactly the gradient of G passes.
  */
+import { allGather, ownShare, size } from "../distributed/index.js";
 import type { ArPolicy } from "../policies/policy.js";
 import {
   arange,
@@ -396,4 +397,24 @@ export function rangesOf(total: number, size: number): (readonly [number, number
     { length: Math.ceil(total / size) },
     (_, i) => [i * size, Math.min(size, total - i * size)] as const,
   );
+}
+
+/** The same for the rows of this process: several share the images of a batch. With one process, all rows. */
+export function ownRangesOf({ rows, repeats }: Passes, size: number): (readonly [number, number])[] {
+  const [first, images] = ownShare(rows / repeats);
+  return rangesOf(images * repeats, size).map(([from, count]) => [first * repeats + from, count] as const);
+}
+
+/** What `score` gives for rows, of all rows: each process scores its own. */
+export function scoredByAll(passes: Passes, size: number, score: (rows: Passes) => Tensor): Tensor {
+  const own = cat(
+    ownRangesOf(passes, size).map(([from, count]) => tidy(() => score(sliceRows(passes, from, count)))),
+  );
+  return gatherRows(own, passes);
+}
+
+/** A tensor of this process's rows, of all rows. */
+export function gatherRows(own: Tensor, { rows, repeats }: Passes): Tensor {
+  if (size() === 1) return own;
+  return allGather(own.unflatten(0, [-1, repeats]), rows / repeats).flatten(0, 1);
 }

@@ -6,14 +6,15 @@ import { basename, join } from "node:path";
 import { plainConfig } from "../config/explain.js";
 import { ConfigError, type TrainConfig } from "../config/resolve.js";
 import type { Batches, Cursor, PassedOver } from "../data/index.js";
+import { isFirst, size } from "../distributed/index.js";
 import type { AdamWState, StateDict } from "../nn/index.js";
 import { type BestCheckpoint, type LoadedCheckpoint, saveCheckpoint, writeBest } from "../run/checkpoint.js";
 import { DivergedError } from "../run/failure.js";
-import type { RunLog } from "../run/log.js";
+import type { Log } from "../run/log.js";
 import type { PlainData } from "../run/plain_data.js";
 import { type Effects, forcedNotes, JUDGES, loadOptimizer, requireSameRun } from "../run/resume.js";
 import { makeFolder } from "../torch/files.js";
-import { noGrad, saveSafetensors, saveTorch, type Tensor, tidy } from "../torch/index.js";
+import { noGrad, saveSafetensors, saveTorch, type Tensor, tidy, version } from "../torch/index.js";
 import { policyMetadata } from "./builder.js";
 import type { Evaluation } from "./evaluate.js";
 import { adaptedCoef, runningMean } from "./losses.js";
@@ -174,6 +175,25 @@ function requireSameRate(before: TrainConfig, now: TrainConfig, step: number): v
   }
 }
 
+/** What all processes of a run must have in common before its first step, by names for the message. */
+export function identityOf(config: TrainConfig, parts: RunParts, step: number): Record<string, unknown> {
+  const { trained, fingerprint, frozen } = parts;
+  return {
+    configuration: plainConfig(config),
+    "version of LibTorch": version().torch,
+    "images to train on": fingerprint,
+    "frozen weights": frozen,
+    "step to go on from": step,
+    "trained weights": weightNorms(trained.parameters()),
+  };
+}
+
+/** Norms of tensors: two sets of weights that differ differ in these. */
+function weightNorms(tensors: readonly Tensor[]): number[] {
+  if (size() === 1) return [];
+  return tidy(() => tensors.map((tensor) => Number(noGrad(() => tensor.double().norm()).item())));
+}
+
 /** Whether a run is over before its iterations are done, by what its configuration says of that. */
 export function endOf(
   { eval: { patience }, kl: { stop } }: TrainConfig,
@@ -186,7 +206,7 @@ export function endOf(
 
 /** What a {@link Saver} writes beside the parts and the progress. */
 export interface SaveContext {
-  readonly log: RunLog;
+  readonly log: Log;
   /** Of the checkpoints. */
   readonly folder: string;
   readonly batches: Pick<Batches, "passedOver">;
@@ -209,16 +229,25 @@ export class Saver implements Disposable {
     this.#context = context;
     this.#savedStep = progress.step;
     // A run that was killed after its best checkpoint may not have written this.
-    if (progress.step > 0) writeBest(context.folder, progress.best as BestCheckpoint | null);
+    if (progress.step > 0 && isFirst()) writeBest(context.folder, progress.best as BestCheckpoint | null);
   }
 
+  /** Of several processes the first writes; all call this together. */
   save(): void {
+    const { optimizer } = this.#parts;
+    tidy(() => {
+      const state = optimizer.stateDict();
+      if (isFirst()) this.#write(state);
+      else this.#savedStep = this.#progress.step;
+    });
+  }
+
+  #write(optimizerState: AdamWState): void {
     const [config, progress] = [this.#config, this.#progress];
     const { ckptPath } = config.save;
     const { log, folder, batches } = this.#context;
-    const { policy, lora, optimizer, ema, valueHead, fingerprint, frozen, source } = this.#parts;
+    const { policy, lora, ema, valueHead, fingerprint, frozen, source } = this.#parts;
     log.flush();
-    const optimizerState = optimizer.stateDict();
     const average = ema?.stateDict();
     const { step, best, ...rest } = progress;
     const metadata: Record<string, string> = {
@@ -273,6 +302,8 @@ export class Saver implements Disposable {
   [Symbol.dispose](): void {
     const { step } = this.#progress;
     if (!this.isWhole || step <= this.#savedStep) return;
+    // After a failure the other processes do not come to put a sharded state together.
+    if (this.#parts.optimizer.isSharded) return;
     this.save();
     this.#context.log.say(`saved after step ${step}, to go on with run.ifExists=resume`);
   }
@@ -354,6 +385,7 @@ export function dump(
   made: { rollout: Rollout; rewards: Tensor; trueCodes: Tensor },
   images: Tensor,
 ): void {
+  if (!isFirst()) return;
   const { rollout, rewards, trueCodes } = made;
   const dumps = join(folder, "dumps");
   makeFolder(dumps);

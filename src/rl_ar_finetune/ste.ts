@@ -12,6 +12,7 @@
  * - an image may have several draws per forward pass of the policy; the script has one;
  * - one step per rollout of `rollout.images` with a learning rate schedule; the script takes a step per batch of the set at a constant rate.
  */
+import { reduceGradients } from "../distributed/index.js";
 import { clipGradNorm } from "../nn/index.js";
 import type { ArPolicy } from "../policies/policy.js";
 import type { FrozenTokenizer, TokenizerModel } from "../tokenizers/index.js";
@@ -28,13 +29,13 @@ import {
   Tensor,
   tidy,
 } from "../torch/index.js";
-import { readSums } from "./objective.js";
+import { readSums, reducedSums } from "./objective.js";
 import { type Term, termValue } from "./rewards.js";
 import { requireOnDevice, requirePositive, type Start, withoutDropout } from "./sampling.js";
 import {
+  ownRangesOf,
   type Passes,
   passesOf,
-  rangesOf,
   scoreRows,
   sliceRows,
   statesOf,
@@ -161,10 +162,11 @@ export function steUpdate(
         const [sums, norm] = tidy(() => {
           const window = indices === null ? full : pickRows(full, indices);
           optimizer.zeroGrad();
-          const parts = rangesOf(window.places.length, microBatch ?? b).map(([from, count]) => {
+          const parts = ownRangesOf(window.passes, microBatch ?? b).map(([from, count]) => {
             return tidy(() => rowsGradient(policy, decoder, window, from, count, options));
           });
-          return [readSums(parts), clipGradNorm(trained, maxGradNorm)] as const;
+          reduceGradients(trained);
+          return [reducedSums(readSums(parts)), clipGradNorm(trained, maxGradNorm)] as const;
         });
         if (!Number.isFinite(sums["loss/total"]) || !Number.isFinite(norm)) {
           totals.skipped++;

@@ -4,6 +4,7 @@
  */
 import type { TrainConfig } from "../config/resolve.js";
 import { type Batch, givenPart, labelledPage, type PageRow } from "../data/index.js";
+import { allGather, size, takeTraffic } from "../distributed/index.js";
 import type { Condition } from "../policies/index.js";
 import { type Spread, spreadOf, takePeakBytes } from "../run/metrics.js";
 import type { PlainData } from "../run/plain_data.js";
@@ -38,7 +39,7 @@ import {
 import type { RunParts } from "./parts.js";
 import { type Judged, judge, judgeByPlace, type Term } from "./rewards.js";
 import { type Rollout, type RolloutOptions, sampleRollout } from "./rollout.js";
-import { readNumbers } from "./sampling.js";
+import { mapStart, readNumbers, startParts } from "./sampling.js";
 import { algorithmOptions } from "./settings.js";
 import { steUpdate } from "./ste.js";
 
@@ -97,6 +98,35 @@ const codeGrid = (parts: RunParts, images: Tensor): readonly [number, number] =>
   return [images.size(2) / downsample, images.size(3) / downsample];
 };
 
+/**
+ * The rollouts of all processes as one, and the true codes of their images. The trunk's states stay those of this
+ * process's rows, which it updates with.
+ *
+ * @param batch - B: images of all processes.
+ */
+export function gatherRollout(
+  { rollout, trueCodes }: { rollout: Rollout; trueCodes: Tensor },
+  batch: number,
+): { rollout: Rollout; trueCodes: Tensor } {
+  if (size() === 1) return { rollout, trueCodes };
+  const all = (rows: Tensor): Tensor => allGather(rows, batch);
+  const { tokens, logprobs, entropy, codes, context, support } = rollout;
+  const { given, condition } = mapStart(startParts("gatherRollout", rollout.start, tokens), all);
+  return {
+    rollout: {
+      ...rollout,
+      tokens: all(tokens),
+      logprobs: all(logprobs),
+      entropy: all(entropy),
+      codes: all(codes),
+      start: [given, condition],
+      context: context && all(context),
+      support: support && all(support),
+    },
+    trueCodes: all(trueCodes),
+  };
+}
+
 /** The rewards of a rollout. */
 export interface Credited {
   /** For the update: float64 `[B, G]`, or with `reward.credit` place `[B, G, T]`, each token's part. */
@@ -111,16 +141,23 @@ export interface Credited {
  * sum to its reward. Given codes have no part.
  *
  * @param drawn - T: tokens that were drawn, the last ones of each image.
+ * @param batch - B: images of all processes, whose rewards these are; default those of `judged`.
  */
-export function creditFor(config: TrainConfig, parts: RunParts, judged: Judged, drawn: number): Credited {
+export function creditFor(
+  config: TrainConfig,
+  parts: RunParts,
+  judged: Judged,
+  drawn: number,
+  batch: number = judged.images.size(0),
+): Credited {
   const { normalize, credit } = config.reward;
   if (credit === "sequence") {
-    const { total, plain, terms } = judge(parts.terms, judged, { normalize });
+    const { total, plain, terms } = judge(parts.terms, judged, { normalize, batch });
     return { rewards: total, plain: { total: plain, terms } };
   }
   return tidy(() => {
     const grid = codeGrid(parts, judged.images);
-    const { places, plain, terms } = judgeByPlace(parts.terms, judged, grid, { normalize });
+    const { places, plain, terms } = judgeByPlace(parts.terms, judged, grid, { normalize, batch });
     const all = places.size(2);
     const rewards = places.narrow(2, all - drawn, drawn).div(all);
     return { rewards, plain: { total: plain, terms } };
@@ -202,7 +239,7 @@ export function updateFor(
         const { start = {}, context, trueCodes } = batch;
         if (!context) throw new Error("ste: expected a teacher-forced context, got none.");
         const drawn = { tokenizer, terms, seed: deriveSeed(config.seed, "ste", step) };
-        const own = { images, start, context, trueCodes };
+        const own = { images: allGather(images, trueCodes.size(0)), start, context, trueCodes };
         return steUpdate(policy, optimizer, own, { ...chosen.options, ...shared, ...drawn });
       }
     }
@@ -307,7 +344,15 @@ export function machineMetrics(
       "perf/gpu_mem_peak_gb": cudaMemory(device, { resetPeak: true }).peakAllocated / 2 ** 30,
     }),
     "perf/native_tensors": memory().tensors,
+    ...trafficMetrics(),
   };
+}
+
+/** With several processes: seconds in collectives, waiting for the others included, and bytes that this one sent. */
+function trafficMetrics(): Record<string, number> {
+  if (size() === 1) return {};
+  const { seconds, bytes } = takeTraffic();
+  return { "perf/processes": size(), "perf/collectives_s": seconds, "perf/sent_mb": bytes / 2 ** 20 };
 }
 
 /** Samples of an image that are shown. */
@@ -335,7 +380,8 @@ export interface SampleRow extends PageRow {
 }
 
 /**
- * Rows of a page of samples: an image's class, the input, the reconstruction, the part that was given, samples.
+ * Rows of a page of samples: an image's class, the input, the reconstruction, the part that was given, samples. With several
+ * processes, of the images of the first.
  *
  * @param places - of the images that are shown.
  * @param reconstruct - reconstructions of these images, float `[n, 3, H, W]`, by their places as int64 `[n]`.

@@ -8,14 +8,16 @@ import { plainConfig } from "../config/explain.js";
 import { type ResolvedConfig, resolvedFor, type TrainConfigInput } from "../config/resolve.js";
 import { trainKind } from "../config/train_kind.js";
 import { spread } from "../data/index.js";
+import { allGather, isAnyAborted, isFirst, requireSame } from "../distributed/index.js";
 import { readCheckpoint } from "../run/checkpoint.js";
 import { explainedTraining, requireFiniteWeights } from "../run/failure.js";
 import { openRunFolder, requireWritable, writeConfig } from "../run/folder.js";
 import { busyWith, openLog, type TrainOptions } from "../run/log.js";
 import { Clock, joined } from "../run/metrics.js";
+import { byProcesses } from "../run/processes.js";
 import { stream, type Tensor, tidy } from "../torch/index.js";
 import { type Evaluation, evaluate, isHacked } from "./evaluate.js";
-import { openRunParts } from "./parts.js";
+import { deviceOf, openRunParts } from "./parts.js";
 import { measurePrecision, reportPrecision } from "./precision.js";
 import { judge } from "./rewards.js";
 import {
@@ -30,6 +32,7 @@ import {
 import {
   dump,
   endOf,
+  identityOf,
   noteEvaluation,
   noteUpdate,
   requireFiniteSteps,
@@ -42,6 +45,7 @@ import {
   creditFor,
   decodeFor,
   encodeFor,
+  gatherRollout,
   machineMetrics,
   rewardSpreads,
   rolloutFor,
@@ -82,22 +86,29 @@ export function trainRlLoop(
   cfg: TrainConfigInput | ResolvedConfig,
   options: TrainOptions = {},
 ): Promise<TrainResult> {
-  return explainedTraining(trainKind.memory, () => run(cfg, options));
+  return explainedTraining(trainKind.memory, async () => {
+    const resolved = resolvedFor("trainRlLoop", cfg);
+    const { rollout, train } = resolved.config;
+    const where = { timeout: train.timeout, device: deviceOf(resolved.config) };
+    const batch = { key: "rollout.images", images: rollout.images };
+    return await byProcesses(where, batch, () => run(resolved, options));
+  });
 }
 
-async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions): Promise<TrainResult> {
-  // 1. The configuration, the run's folder, and whether there is a run in it to go on with.
-  const { config, notes } = resolvedFor("trainRlLoop", cfg);
+async function run({ config, notes }: ResolvedConfig, options: TrainOptions): Promise<TrainResult> {
+  // 1. The run's folder, and whether there is a run in it to go on with.
   using folder = await openRunFolder(config, { ...(options.ask && { ask: options.ask }) });
-  if (config.save.ckptPath !== null) requireWritable("save.ckptPath", config.save.ckptPath, WEIGHT_FILES);
+  if (config.save.ckptPath !== null && isFirst())
+    requireWritable("save.ckptPath", config.save.ckptPath, WEIGHT_FILES);
   const checkpoints = join(folder.path, "checkpoints");
   using saved = folder.isResumed ? readCheckpoint(checkpoints) : null;
-  if (saved === null) writeConfig(folder.path, config);
+  if (saved === null && isFirst()) writeConfig(folder.path, config);
 
   // 2. The parts, and their state where the run goes on.
   using parts = await busyWith("opening models and images", options, () => openRunParts(config));
   const { progress, notes: changes } = restore(config, parts, saved, options.force ?? false);
   saved?.dispose(); // as large as all of the run's state
+  requireSame(identityOf(config, parts, progress.step));
   const total = config.train.iters;
   const skippedBefore = progress.skipped; // whoever resumes has mended the cause: the limit counts anew
   const limits = { ...config.limits, total, skippedBefore, folder: folder.path };
@@ -140,6 +151,8 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
     clock.mark("time/data");
     const images = batch.images as Tensor;
     const condition = conditionOf(batch, config.rollout.start);
+    const { place } = batch; // of this process's images among those of all processes
+    const all = place?.of ?? images.size(0);
     using made = owned(
       tidy(() => {
         using generator = stream(config.seed, "rollout", step);
@@ -150,6 +163,7 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
           trueCodes,
           sampling: rolloutSamplingOf(config),
           generator,
+          ...(place && { place }),
           keepGraph: keepsGraph(config),
         });
         clock.mark("time/rollout");
@@ -158,8 +172,8 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
         const wantsCeiling = needsCeiling(config, step);
         const ceiling = wantsCeiling ? decodeFor(parts, images, trueCodes.unsqueeze(1), decodeBatch) : null;
         clock.mark("time/decode");
-        const { rewards, plain } = creditFor(config, parts, judged, rollout.tokens.size(2));
-        const best = ceiling && judge(parts.terms, ceiling).total;
+        const { rewards, plain } = creditFor(config, parts, judged, rollout.tokens.size(2), all);
+        const best = ceiling && judge(parts.terms, ceiling, { batch: all }).total;
         if (isNew) {
           const cost = measurePrecision(parts, judged, rollout.codes, decodeBatch);
           if (cost !== null) log.say(reportPrecision(config, cost, options.force ?? false));
@@ -167,8 +181,8 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
         }
         clock.mark("time/reward");
         return {
-          trueCodes,
-          rollout,
+          // From here on the batch is that of all processes, but for images, samples and states.
+          ...gatherRollout({ rollout, trueCodes }, all),
           rewards,
           plain,
           best,
@@ -197,12 +211,13 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
     clock.mark("time/update");
     noteUpdate(config, progress, result, {
       cursor: batch.cursor,
-      images: images.size(0),
+      images: all,
       tokens,
       sequences: plain.total.numel,
     });
     saver.isWhole = true;
-    if (result.skippedSteps > 0) dump(folder.path, progress.step, made.value, images);
+    if (result.skippedSteps > 0)
+      tidy(() => dump(folder.path, progress.step, made.value, allGather(images, all)));
 
     // 6. Evaluation, on the same held-out images every time.
     let evaluation: Evaluation | null = null;
@@ -246,7 +261,7 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
           "progress/tokens_seen": progress.tokensSeen,
           "progress/unreadable": batches.unreadable.count,
         },
-        machineMetrics(seconds, { tokens, images: images.size(0) }, parts.device),
+        machineMetrics(seconds, { tokens, images: all }, parts.device),
         times,
         evaluation === null ? {} : { ...evaluation.metrics, "eval/hacking_alarm": hacked ? 1 : 0 },
       ),
@@ -266,7 +281,7 @@ async function run(cfg: TrainConfigInput | ResolvedConfig, options: TrainOptions
     // 8. The checkpoint, and whether to go on.
     await setImmediate(); // lets Ctrl-C through: batches that are read ahead never wait
     end = endOf(config, progress);
-    if (end === "done" && options.signal?.aborted && progress.step < total) end = "interrupted";
+    if (end === "done" && progress.step < total && isAnyAborted(options.signal)) end = "interrupted";
     const isDue =
       progress.step % config.save.every === 0 || progress.step === total || end !== "done" || isBest;
     if (isDue) saver.save();

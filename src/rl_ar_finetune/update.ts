@@ -6,7 +6,6 @@ import { clipGradNorm } from "../nn/index.js";
 import type { ArPolicy } from "../policies/policy.js";
 import {
   arange,
-  cat,
   type Device,
   expected,
   expectedType,
@@ -42,10 +41,9 @@ import {
   type Drawn,
   type Passes,
   passesOf,
-  rangesOf,
   type States,
+  scoredByAll,
   scoreRows,
-  sliceRows,
 } from "./scoring.js";
 
 /** What an update needs of an optimizer; `AdamW` is one. */
@@ -399,12 +397,7 @@ export function scoreReference(
     const remedy = "k3 and k3_own differ in their gradient, and a reward has none";
     throw expected("kl.estimator", "k1, k2, k3 or exact in the reward", estimator, remedy);
   }
-  const inParts = (score: (rows: Passes) => Tensor): Tensor =>
-    cat(
-      rangesOf(passes.rows, microBatch).map(([from, count]) =>
-        tidy(() => score(sliceRows(passes, from, count))),
-      ),
-    );
+  const inParts = (score: (rows: Passes) => Tensor): Tensor => scoredByAll(passes, microBatch, score);
   return noGrad(() =>
     tidy(() => {
       if (estimator === "exact") {
@@ -483,7 +476,7 @@ export function runUpdate(
         const p = options.tokenDropout ?? 0;
         const policyMask = p === 0 ? window.mask : tokenDropout(window.mask, p, generator);
         optimizer.zeroGrad();
-        const sums = windowGradient(policy, { ...window, policyMask }, objective, microBatch);
+        const sums = windowGradient(policy, { ...window, policyMask }, objective, microBatch, trained);
         return [sums, clipGradNorm(trained, maxGradNorm)] as const;
       });
       if (isFirst) {

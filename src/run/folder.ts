@@ -9,6 +9,7 @@ import { isLocked, tryLock } from "#lock";
 import { configYaml } from "../config/explain.js";
 import { ConfigError, type ConfigKind, type RunConfig, type TrainConfig } from "../config/resolve.js";
 import { trainKind } from "../config/train_kind.js";
+import { broadcastValue, isFirst } from "../distributed/index.js";
 import { makeFolder, replaceFile, writing } from "../torch/files.js";
 import { listCheckpoints } from "./checkpoint.js";
 
@@ -35,7 +36,8 @@ interface RunOwner {
 }
 
 /**
- * Make the folder of a run ready, as `run.dir` and `run.ifExists` say, and keep other processes out of it.
+ * Make the folder of a run ready, as `run.dir` and `run.ifExists` say, and keep other processes out of it. Of the processes
+ * of one run the first does so and tells the others.
  *
  * @param options.ask - asks the user about a folder that holds a run, for `ask`; without it such a folder is refused.
  * @throws ConfigError when the folder holds a run and `ifExists` is `fail`, or another process writes to it.
@@ -44,9 +46,22 @@ export async function openRunFolder<T extends RunOwner = TrainConfig>(
   config: T,
   options: { ask?: (folder: string) => Promise<IfExists>; now?: () => Date; kind?: ConfigKind<T> } = {},
 ): Promise<RunFolder> {
+  const own = isFirst() ? await openOwnFolder(config, options) : null;
+  const { path, isResumed } = broadcastValue(
+    own && { path: own.path, isResumed: own.isResumed },
+  ) as RunFolder;
+  return own ?? { path, isResumed, dispose: () => {}, [Symbol.dispose]: () => {} };
+}
+
+/** The folder of a process that writes. */
+async function openOwnFolder<T extends RunOwner>(
+  config: T,
+  options: { ask?: (folder: string) => Promise<IfExists>; now?: () => Date; kind?: ConfigKind<T> },
+): Promise<RunFolder> {
   const { ask = async () => "fail" as const, now = () => new Date() } = options;
   const kind = options.kind ?? (trainKind as unknown as ConfigKind<T>);
-  const { dir, ifExists } = config.run;
+  const { dir } = config.run;
+  const ifExists = afterRestart(config.run);
   const wanted = dir ?? join("runs", `${timeOf(now())}_${kind.nameOf(config)}`);
   const chosen = dir === null ? "new" : ifExists;
   const answer = holdsRun(wanted) && chosen === "ask" ? await ask(wanted) : chosen;
@@ -64,6 +79,22 @@ export async function openRunFolder<T extends RunOwner = TrainConfig>(
     release();
     throw error;
   }
+}
+
+/**
+ * What to do with a folder that holds a run: what is configured, or to go on with it where a launcher starts the processes
+ * of a run again after one failed.
+ *
+ * @throws ConfigError where the launcher starts them again and it is not known in which folder the run was.
+ */
+function afterRestart({ dir, ifExists }: RunConfig): RunConfig["ifExists"] {
+  const { TORCHELASTIC_RESTART_COUNT: torchrun, RLAR_RESTART_COUNT: launch } = process.env;
+  if (Number(torchrun ?? launch ?? 0) === 0) return ifExists;
+  if (dir !== null && ifExists !== "new") return "resume";
+  throw new ConfigError([
+    `run.dir: expected a folder to go on in after a restart, got ${dir ?? "none"} with run.ifExists ${ifExists}. ` +
+      "Name the folder, and set run.ifExists to fail, overwrite or resume.",
+  ]);
 }
 
 /** @throws ConfigError when a folder holds a run. */

@@ -143,6 +143,7 @@ export async function openImages(
     ...readOptionsOf({ ...config, rollout: { images: batchSize } }),
     ...where,
     onUnreadable: (id: string, problem: string) => unreadable.add(id, problem),
+    isShared: true,
     pool, // the same threads for training and every evaluation
   };
   const shared = { unreadable, [Symbol.dispose]: () => pool.close() };
@@ -155,6 +156,7 @@ export async function openImages(
       size,
       crop,
       device: options.device,
+      isShared: true,
       ...known({ numClasses }),
     };
     const heldOut = await evalSourceOf(config);

@@ -7,6 +7,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 
 import { writePng } from "../data/images.js";
+import { isFirst, isSpeaker } from "../distributed/index.js";
 import { makeFolder, replaceFile, writeAll, writing } from "../torch/files.js";
 import { expected, type Tensor } from "../torch/index.js";
 import type { LoadedCheckpoint } from "./checkpoint.js";
@@ -141,6 +142,12 @@ export interface RunLogOptions {
   /** Iterations that are done, of a run that is resumed. */
   readonly resumeAt?: number;
 }
+
+/** What a run tells of itself. */
+export type Log = Pick<RunLog, keyof RunLog>;
+
+/** Takes everything and keeps nothing: for the processes of a run that do not write. */
+const NOWHERE: Screen = { write: () => true };
 
 /** The records of a run. Close it, or hold it with `using`. */
 export class RunLog implements Disposable {
@@ -329,14 +336,13 @@ export async function busyWith<T>(what: string, options: TrainOptions, fn: () =>
 
 /** A screen for a run of so many steps. */
 export function openConsole(total: number, { screen, json = false }: TrainOptions): RunConsole {
-  return new RunConsole({ total, json, ...(screen && { screen }) });
+  const where = isSpeaker() ? screen : NOWHERE;
+  return new RunConsole({ total, json, ...(where && { screen: where }) });
 }
 
 /** The log of a run where it was left, with what the user is to know before it goes on. Close it, or hold it with `using`. */
-export function openLog(
-  folder: string,
-  { total, config, log: keys, saved, notes, options }: OpenLog,
-): RunLog {
+export function openLog(folder: string, { total, config, log: keys, saved, notes, options }: OpenLog): Log {
+  if (!isFirst()) return silentLog(folder);
   const { every, tensorboard, csv } = keys;
   const console = openConsole(total, options);
   const resumeAt = saved === null ? {} : { resumeAt: saved.step };
@@ -346,6 +352,26 @@ export function openLog(
   for (const { path, reason } of saved?.damaged ?? []) log.say(`passed over ${path}: ${reason}`);
   for (const note of [...log.notes, ...notes]) log.say(note);
   return log;
+}
+
+/** The log of a process that does not write: the first one does for all. */
+function silentLog(folder: string): Log {
+  const nothing = (): void => {};
+  return {
+    folder,
+    notes: [],
+    step: nothing,
+    image: async () => {},
+    text: nothing,
+    hparams: nothing,
+    busy: nothing,
+    say: nothing,
+    flush: nothing,
+    state: () => null,
+    load: nothing,
+    close: nothing,
+    [Symbol.dispose]: nothing,
+  };
 }
 
 /** The values of a configuration by their paths. */

@@ -6,6 +6,7 @@
 import type { ClassifierTrainConfig } from "../config/classifier.js";
 import { updatesOf } from "../config/fit.js";
 import { augment, type Batch, type Batches, type Cursor, labelledPage } from "../data/index.js";
+import { gatherValues } from "../distributed/index.js";
 import type { FeatureClassifier } from "../metrics/index.js";
 import { buildClassifier } from "../rl_ar_finetune/builder.js";
 import { castOf } from "../rl_ar_finetune/parts.js";
@@ -25,7 +26,7 @@ import {
   tidy,
 } from "../torch/index.js";
 import type { FitModel, FitState, FitStep, FitTask } from "./loop.js";
-import { FitNetwork, openDevice } from "./network.js";
+import { addedUp, FitNetwork, meansOfAll, openDevice, partOf } from "./network.js";
 
 /** Mistakes on a page. */
 const SHOWN = 48;
@@ -103,14 +104,16 @@ class ClassifierTask implements FitTask {
     using batch = await this.#batches.next();
     clock.mark("time/data");
     using generator = stream(seed, "augment", step);
-    const { loss, accuracy } = tidy(() => {
-      const images = augment(batch.images as Tensor, classifier, generator);
+    const { all, share } = partOf(batch);
+    const own = tidy(() => {
+      const images = augment(batch.images as Tensor, classifier, generator, batch.place);
       const logits = this.#logits(images);
       const mean = F.crossEntropy(logits, batch.classes, { labelSmoothing: classifier.labelSmoothing });
-      mean.backward();
+      mean.mul(share).backward();
       const hits = logits.argmax(1).eq(batch.classes).float().mean();
       return { loss: mean.item(), accuracy: hits.item() };
     });
+    const { loss, accuracy } = meansOfAll(own, share) as typeof own;
     clock.mark("time/gradient");
     changing();
     const { skipped, metrics } = this.#network.update(step, loss);
@@ -118,7 +121,7 @@ class ClassifierTask implements FitTask {
     this.#cursor = batch.cursor;
     return {
       metrics: { "train/loss": loss, "train/accuracy": accuracy, ...metrics },
-      images: batch.ids.length,
+      images: all,
       skipped,
       cursor: batch.cursor,
     };
@@ -129,17 +132,19 @@ class ClassifierTask implements FitTask {
    */
   async evaluate(): Promise<Readonly<Record<string, number>>> {
     const { numClasses } = this.#network.module;
-    const hits = new Float64Array(numClasses);
-    const counts = new Float64Array(numClasses);
-    let loss = 0;
+    const own = { hits: new Float64Array(numClasses), counts: new Float64Array(numClasses), loss: 0 };
     await this.#eachHeldOut((batch, logits) => {
-      loss += F.crossEntropy(logits, batch.classes, { reduction: "sum" }).item();
+      own.loss += F.crossEntropy(logits, batch.classes, { reduction: "sum" }).item();
       const found = logits.argmax(1).eq(batch.classes).toList() as number[];
       for (const [i, id] of (batch.classes.toList() as number[]).entries()) {
-        counts[id] = (counts[id] as number) + 1;
-        hits[id] = (hits[id] as number) + (found[i] as number);
+        own.counts[id] = (own.counts[id] as number) + 1;
+        own.hits[id] = (own.hits[id] as number) + (found[i] as number);
       }
     });
+    const parts = gatherValues(own);
+    const hits = addedUp(parts.map((part) => part.hits));
+    const counts = addedUp(parts.map((part) => part.counts));
+    const loss = parts.reduce((total, part) => total + part.loss, 0);
     const sum = (values: ArrayLike<number>): number => Array.from(values).reduce((a, b) => a + b, 0);
     const images = sum(counts);
     if (images === 0) return {};

@@ -15,6 +15,7 @@ import {
   type Unreadable,
 } from "../data/index.js";
 import { balancedOrder } from "../data/order.js";
+import { ownShare } from "../distributed/index.js";
 import type { FrozenTokenizer } from "../tokenizers/index.js";
 import {
   type Device,
@@ -145,6 +146,8 @@ interface CodeBatchOptions {
   /** From 0, the default, to 1: how strongly classes of different sizes are balanced. */
   readonly balance?: number;
   readonly cursor?: Cursor;
+  /** Whether each process of a run takes its own rows of every batch; default false. */
+  readonly isShared?: boolean;
 }
 
 /** The order of an epoch, and which variant of each image it shows. */
@@ -177,7 +180,7 @@ export class CodeBatches implements Batches {
   }
 
   async next(): Promise<Batch> {
-    const { batchSize, device = "cpu" } = this.#options;
+    const { batchSize, device = "cpu", isShared = false } = this.#options;
     const { codes, classes, ids, variants } = this.#cache;
     const images: number[] = [];
     const rows = new Int32Array(batchSize);
@@ -191,14 +194,22 @@ export class CodeBatches implements Batches {
       if (position === plan.order.length) [epoch, position] = [epoch + 1, 0];
     }
     this.#cursor = { epoch, position };
+    const [from, count] = isShared ? ownShare(batchSize) : [0, batchSize];
+    const own = images.slice(from, from + count);
     const parts = tidy(() => ({
-      codes: codes.indexSelect(0, tensor(rows)).to({ dtype: "int64", device }), // [B, T]
+      codes: codes.indexSelect(0, tensor(rows.slice(from, from + count))).to({ dtype: "int64", device }), // [B, T]
       classes: tensor(
-        BigInt64Array.from(images, (image) => classes[image] as bigint),
+        BigInt64Array.from(own, (image) => classes[image] as bigint),
         { device },
       ),
     }));
-    return new Batch({ ...parts, ids: images.map((image) => ids[image] as string), cursor: this.#cursor });
+    const place = count < batchSize && { place: { from, of: batchSize } };
+    return new Batch({
+      ...parts,
+      ...place,
+      ids: own.map((image) => ids[image] as string),
+      cursor: this.#cursor,
+    });
   }
 
   close(): void {

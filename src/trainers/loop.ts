@@ -8,6 +8,7 @@ import { plainConfig } from "../config/explain.js";
 import type { FitConfig } from "../config/fit.js";
 import { ConfigError, type ResolvedConfig } from "../config/resolve.js";
 import type { Cursor, UnreadableImages } from "../data/index.js";
+import { isAnyAborted, isFirst, requireSame, size } from "../distributed/index.js";
 import type { StateDict } from "../nn/index.js";
 import { deviceOf } from "../rl_ar_finetune/parts.js";
 import { machineMetrics } from "../rl_ar_finetune/step.js";
@@ -22,10 +23,11 @@ import { short } from "../run/console.js";
 import { environment } from "../run/environment.js";
 import { DivergedError, explainedTraining } from "../run/failure.js";
 import { openRunFolder, writeConfig } from "../run/folder.js";
-import type { RunLog, TrainOptions } from "../run/log.js";
+import type { Log, TrainOptions } from "../run/log.js";
 import { openConsole, openLog } from "../run/log.js";
 import { Clock } from "../run/metrics.js";
 import type { PlainData } from "../run/plain_data.js";
+import { byProcesses } from "../run/processes.js";
 import { type Effects, forcedNotes, JUDGES, requireSameRun } from "../run/resume.js";
 import { DTYPES, noGrad, requireObject, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
 
@@ -46,7 +48,7 @@ export interface FitTask extends Disposable {
   /** Images that could not be read so far. */
   readonly unreadable?: UnreadableImages;
   /**
-   * One update. Everything random comes from `stream(seed, name, step)`.
+   * One update; of several processes each takes its own images, and the result is that of all. Everything random comes from `stream(seed, name, step)`.
    *
    * @param step - counted from 0.
    * @param clock - takes marks such as `time/data`; the time after the last mark is `time/other`.
@@ -158,7 +160,12 @@ export async function fitLoop<T extends FitConfig>(
 ): Promise<FitResult> {
   requireObject("fitLoop", resolved, "a configuration from resolveConfig");
   requireObject("fitLoop", resolved.kind, "a configuration from resolveConfig");
-  return await explainedTraining(resolved.kind.memory, () => run(resolved, open, options));
+  const { kind, config } = resolved;
+  return await explainedTraining(kind.memory, () => {
+    const where = { timeout: config.train.timeout, device: deviceOf(config) };
+    const batch = { key: "train.batch", images: config.train.batch };
+    return byProcesses(where, batch, () => run(resolved, open, options));
+  });
 }
 
 async function run<T extends FitConfig>(
@@ -171,7 +178,7 @@ async function run<T extends FitConfig>(
   using folder = await openRunFolder(config, { kind, ...(options.ask && { ask: options.ask }) });
   const checkpoints = join(folder.path, "checkpoints");
   using saved = folder.isResumed ? readCheckpoint(checkpoints) : null;
-  if (saved === null) writeConfig(folder.path, config, kind);
+  if (saved === null && isFirst()) writeConfig(folder.path, config, kind);
 
   // 2. The task, and its state if a run is resumed.
   const early = openConsole(1, options);
@@ -184,6 +191,12 @@ async function run<T extends FitConfig>(
   const { total } = task;
   const { progress, notes: changes } = restore(resolved, task, saved, options.force ?? false);
   saved?.dispose(); // as large as all of the run's state
+  requireSame({
+    configuration: plainConfig(config, kind),
+    "images to train on": task.fingerprint,
+    "frozen weights": task.frozen ?? {},
+    "update to go on from": progress.step,
+  });
   const skippedBefore = progress.skipped; // the user has fixed the cause before resuming, so the count starts again
   const about = [...notes, ...changes, ...(task.notes ?? [])];
   using log = openLog(folder.path, {
@@ -206,7 +219,7 @@ async function run<T extends FitConfig>(
     if (Object.keys(metrics).length > 0) {
       progress.first = metrics;
       log.step(0, metrics);
-      if (judge(config, progress, metrics)) model.write(progress);
+      if (judge(config, progress, metrics) && isFirst()) model.write(progress);
     }
   }
   const isPatient = (): boolean =>
@@ -272,7 +285,7 @@ async function run<T extends FitConfig>(
     // 7. The result so far, the checkpoint, and whether the run ends.
     await setImmediate(); // lets Ctrl-C through: a task that reads nothing never waits
     if (!isPatient()) end = "patience";
-    else if (options.signal?.aborted && !isLast) end = "interrupted";
+    else if (!isLast && isAnyAborted(options.signal)) end = "interrupted";
     const isDue = progress.step % config.save.every === 0 || isLast || end !== "done" || isBest;
     if (isDue) saver.save();
     const { nonFinite, nonFiniteInARow } = config.limits;
@@ -379,7 +392,7 @@ function judge({ eval: { best, mode } }: FitConfig, progress: FitProgress, metri
 
 /** What a {@link Saver} uses beside the task and the progress. */
 interface SaveContext<T extends FitConfig> {
-  readonly log: RunLog;
+  readonly log: Log;
   /** Folder of the checkpoints. */
   readonly folder: string;
   readonly model: ResultFile<T>;
@@ -405,7 +418,7 @@ class Saver<T extends FitConfig> implements Disposable {
     this.#context = context;
     this.#savedStep = progress.step;
     // A run that was killed after its best checkpoint may not have written this.
-    if (progress.step > 0) writeBest(context.folder, progress.checkpoint);
+    if (progress.step > 0 && isFirst()) writeBest(context.folder, progress.checkpoint);
   }
 
   /**
@@ -415,11 +428,15 @@ class Saver<T extends FitConfig> implements Disposable {
     const { kind, config } = this.#resolved;
     const [task, progress] = [this.#task, this.#progress];
     const { log, folder, model } = this.#context;
-    const isBest = progress.best?.step === progress.step;
+    const { step, checkpoint, ...rest } = progress;
+    const isBest = progress.best?.step === step;
+    const { tensors, values } = task.state(); // of several processes the first gets a sharded state whole
+    if (!isFirst()) {
+      this.#savedStep = step;
+      return;
+    }
     if (isBest || progress.best === null) model.write(progress);
     log.flush();
-    const { tensors, values } = task.state();
-    const { step, checkpoint, ...rest } = progress;
     const best = isBest ? { metric: config.eval.best, value: progress.best?.value as number } : checkpoint;
     const path = saveCheckpoint(
       folder,
@@ -444,6 +461,8 @@ class Saver<T extends FitConfig> implements Disposable {
   [Symbol.dispose](): void {
     const { step } = this.#progress;
     if (!this.isWhole || step <= this.#savedStep) return;
+    // After a failure the other processes do not come to put a sharded state together.
+    if (this.#resolved.config.train.shardOptimizer && size() > 1) return;
     this.save();
     this.#context.log.say(`saved after step ${step}, to go on with run.ifExists=resume`);
   }

@@ -4,6 +4,8 @@
  */
 import type { FitConfig } from "../config/fit.js";
 import type { EmaSection, OptimizerSection } from "../config/resolve.js";
+import type { Batch } from "../data/index.js";
+import { gatherValues, reduceGradients } from "../distributed/index.js";
 import {
   AdamW,
   clipGradNorm,
@@ -39,6 +41,8 @@ export interface FitNetworkOptions {
   readonly name?: string;
   /** Do not dispose of the module with this object; the caller owns it. */
   readonly keepsModule?: boolean;
+  /** Whether the processes of a run divide the optimizer's state; default false. */
+  readonly isSharded?: boolean;
 }
 
 /** The result of an update. */
@@ -72,7 +76,7 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
     requireObject("FitNetwork", options);
     const { ema, optimizer, total } = options;
     this.module = module;
-    this.optimizer = adamWOf(module, optimizer);
+    this.optimizer = adamWOf(module, optimizer, options.isSharded);
     this.ema =
       ema === null || ema.decay === null ? null : new Ema(module, { decay: ema.decay, warmup: ema.warmup });
     this.#options = options;
@@ -81,15 +85,16 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
   }
 
   /**
-   * Clip the gradients, step the optimizer, update the EMA, and clear the gradients.
+   * Add up the gradients of all processes, clip them, step the optimizer, update the EMA, and clear the gradients.
    *
    * @param step - counted from 0.
-   * @param loss - as a number: the update is skipped when it is not finite.
+   * @param loss - of the images of all processes, as a number: the update is skipped when it is not finite.
    * @throws DivergedError when a weight is not finite after the step.
    */
   update(step: number, loss: number): NetworkUpdate {
     const { lr, maxGradNorm } = this.#options.optimizer;
     const lrFactor = this.#factor(step);
+    reduceGradients(this.#trained);
     const norm = clipGradNorm(this.#trained, maxGradNorm ?? Infinity);
     const skipped = !Number.isFinite(loss) || !Number.isFinite(norm);
     if (!skipped) {
@@ -181,12 +186,50 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
 }
 
 /** AdamW over the trained parameters; those of at least two dimensions decay, biases, norms and scales do not. */
-function adamWOf(module: Module, { lr, betas, eps, weightDecay }: OptimizerSection): AdamW {
+function adamWOf(
+  module: Module,
+  { lr, betas, eps, weightDecay }: OptimizerSection,
+  isSharded = false,
+): AdamW {
   const trained = module.namedParameters().filter(([, parameter]) => parameter.requiresGrad);
   const isMatrix = ([, parameter]: readonly [string, Parameter]): boolean => parameter.ndim >= 2;
   const groups = [
     { params: trained.filter(isMatrix) },
     { params: trained.filter((named) => !isMatrix(named)), weightDecay: 0 },
   ].filter(({ params }) => params.length > 0);
-  return new AdamW(groups, { lr, betas, eps, weightDecay });
+  return new AdamW(groups, { lr, betas, eps, weightDecay, isSharded });
+}
+
+/** This process's part of a batch: its own images, those of all processes, and the first over the second. */
+export function partOf(batch: Batch): { own: number; all: number; share: number } {
+  const own = batch.ids.length;
+  const all = batch.place?.of ?? own;
+  return { own, all, share: own / all };
+}
+
+/** Means over this process's images as means over those of all processes, with its share of the images. */
+export function meansOfAll(means: Record<string, number>, share: number): Record<string, number> {
+  const parts = gatherValues({ means, share });
+  if (parts.length === 1) return means;
+  const names = Object.keys(means);
+  return Object.fromEntries(
+    names.map((name) => [
+      name,
+      parts.reduce((sum, part) => sum + (part.means[name] as number) * part.share, 0),
+    ]),
+  );
+}
+
+/** Arrays of one length, added up in their order. */
+export function addedUp(arrays: readonly Float64Array[]): Float64Array {
+  const [first = new Float64Array(), ...others] = arrays;
+  return others.reduce((sums, array) => sums.map((sum, i) => sum + (array[i] as number)), first);
+}
+
+/** Sums by name over all processes; a process without images has none. */
+export function sumsOfAll(own: Readonly<Record<string, number>>): Record<string, number> {
+  const sums: Record<string, number> = {};
+  for (const [name, value] of gatherValues(own).flatMap((part) => Object.entries(part)))
+    sums[name] = (sums[name] ?? 0) + value;
+  return sums;
 }

@@ -60,7 +60,7 @@ import {
   type FitTask,
   fitLoop,
 } from "./loop.js";
-import { FitNetwork, openDevice } from "./network.js";
+import { FitNetwork, openDevice, partOf, sumsOfAll } from "./network.js";
 
 /**
  * Train a policy on the codes of images.
@@ -113,6 +113,7 @@ export async function openPretrainTask(
     codebookSize: tokenizer.codebookSize,
     onUnreadable: (id: string, problem: string) => unreadable.add(id, problem),
   };
+  const shared = { ...reading, isShared: true };
   const cache =
     train.kind === "images" && config.pretrain.cache
       ? await cacheCodes(train, tokenizer, {
@@ -124,12 +125,12 @@ export async function openPretrainTask(
         })
       : null;
   const batchesFrom: PretrainParts["batchesFrom"] = (cursor) => {
-    const options = { ...reading, ...(cursor && { cursor }) };
+    const options = { ...shared, ...(cursor && { cursor }) };
     return cache === null ? new BatchReader(train, options) : new CodeBatches(cache, options);
   };
   const held: Sequences[] = [];
   if (heldOut !== undefined && config.eval.every > 0) {
-    for await (const batch of onePass(someOf(heldOut, config.eval.images), reading)) {
+    for await (const batch of onePass(someOf(heldOut, config.eval.images), shared)) {
       using _ = batch;
       held.push(
         tidy(() => {
@@ -206,7 +207,8 @@ export class PretrainTask implements FitTask {
     policy.gradientCheckpointing = config.ar.gradientCheckpointing;
     policy.train();
     const keepsModule = config.ar.policy !== null;
-    this.network = new FitNetwork(policy, { optimizer, ema, total: this.total, keepsModule });
+    const isSharded = config.train.shardOptimizer;
+    this.network = new FitNetwork(policy, { optimizer, ema, total: this.total, keepsModule, isSharded });
     this.#batches = parts.batchesFrom(undefined);
   }
 
@@ -215,30 +217,40 @@ export class PretrainTask implements FitTask {
     const { tokenizer, policy } = this.#parts;
     using batch = await this.#batches.next();
     this.#hasFeatures = batch.features !== undefined;
-    const { loss, tokens, images } = tidy(() => {
+    const { all } = partOf(batch);
+    const own = tidy(() => {
       const { codes, condition } = sequencesOf(this.#config, tokenizer, batch);
       clock.mark("time/data");
       manualSeed(deriveSeed(seed, "dropout", step)); // dropout draws from the default generator
       using generator = stream(seed, "pretrain", step);
-      const shown = withDropped(condition, codes, pretrain.classDropout, generator);
-      const context = mixedNoise(codes, pretrain.noise, policy.vocabSize, generator);
       const [b, t] = codes.dims(2);
+      const place = batch.place ?? { from: 0, of: b };
+      const shown = withDropped(condition, codes, pretrain.classDropout, generator, place);
+      const context = mixedNoise(codes, pretrain.noise, policy.vocabSize, generator, place);
       const losses = rangesOf(b, pretrain.microBatch ?? b).map(([from, count]) => {
         const rows = (tensor: Tensor): Tensor => tensor.narrow(0, from, count);
         return tidy(() => {
-          const loss = this.#loss(rows(context), mapCondition(shown, rows), rows(codes)).div(b * t);
+          const loss = this.#loss(rows(context), mapCondition(shown, rows), rows(codes)).div(all * t);
           loss.backward();
           return loss.detach();
         });
       });
-      return { loss: losses.reduce((a, b) => a.add(b)).item(), tokens: b * t, images: b };
+      return { loss: losses.reduce((a, b) => a.add(b)).item(), tokens: all * t };
     });
+    const { loss } = sumsOfAll({ loss: own.loss }) as { loss: number };
     clock.mark("time/gradient");
     changing();
     const { skipped, metrics } = this.network.update(step, loss);
     clock.mark("time/update");
     this.#cursor = batch.cursor;
-    return { metrics: { "train/loss": loss, ...metrics }, images, tokens, skipped, cursor: batch.cursor };
+    const { tokens } = own;
+    return {
+      metrics: { "train/loss": loss, ...metrics },
+      images: all,
+      tokens,
+      skipped,
+      cursor: batch.cursor,
+    };
   }
 
   /** Sum of the cross-entropies of codes `[B, T]` after contexts `[B, T - 1]`, nats. */
@@ -250,25 +262,27 @@ export class PretrainTask implements FitTask {
 
   async evaluate(): Promise<Record<string, number>> {
     const { held, codes: t } = this.#parts;
-    if (held.length === 0) return {};
-    const sums = { first: 0, second: 0, right: 0, none: 0, rows: 0 };
+    const own = { first: 0, second: 0, right: 0, none: 0, rows: 0 };
     const half = Math.floor(t / 2);
-    const hasNull = this.#config.pretrain.classDropout > 0 && hasParts((held[0] as Sequences).condition);
+    const hasNull =
+      this.#config.pretrain.classDropout > 0 && held[0] !== undefined && hasParts(held[0].condition);
     const sumOf = (part: Tensor): number => part.sum().item();
     this.network.asResult(() => {
       for (const { codes, condition } of held) {
         tidy(() => {
           const { nats, isRight } = this.#predict(codes, condition);
-          sums.first += sumOf(nats.narrow(1, 0, half));
-          sums.second += sumOf(nats.narrow(1, half, t - half));
-          sums.right += sumOf(isRight);
-          sums.rows += codes.size(0);
+          own.first += sumOf(nats.narrow(1, 0, half));
+          own.second += sumOf(nats.narrow(1, half, t - half));
+          own.right += sumOf(isRight);
+          own.rows += codes.size(0);
           if (!hasNull) return;
           const none = { ...condition, isDropped: codes.select(1, 0).ge(0) };
-          sums.none += sumOf(this.#predict(codes, none).nats);
+          own.none += sumOf(this.#predict(codes, none).nats);
         });
       }
     });
+    const sums = sumsOfAll({ ...own, hasNull: hasNull ? 1 : 0 }) as typeof own & { hasNull: number };
+    if (sums.rows === 0) return {};
     const tokens = sums.rows * t;
     const mean = (sums.first + sums.second) / tokens;
     return {
@@ -277,7 +291,7 @@ export class PretrainTask implements FitTask {
       "eval/accuracy": sums.right / tokens,
       ...(half > 0 && { "eval/nats_first_half": sums.first / (sums.rows * half) }),
       "eval/nats_second_half": sums.second / (sums.rows * (t - half)),
-      ...(hasNull && { "eval/nats_null": sums.none / tokens }),
+      ...(sums.hasNull > 0 && { "eval/nats_null": sums.none / tokens }),
     };
   }
 
@@ -421,12 +435,27 @@ function sequencesOf(config: PretrainConfig, tokenizer: FrozenTokenizer, batch: 
   return { codes: cat(pieces.map((piece) => tokenizer.encode(piece))), condition };
 }
 
+/** The first row's place in the batch that several processes share, and the rows of that. */
+type Place = NonNullable<Batch["place"]>;
+
 const hasParts = (condition: Condition): boolean => Object.keys(condition).length > 0;
 
-/** The condition, dropped with probability `p` per sequence. */
-export function withDropped(condition: Condition, codes: Tensor, p: number, generator: Generator): Condition {
+/**
+ * The condition, dropped with probability `p` per sequence.
+ *
+ * @param place - of the sequences in the batch that several processes share, whose random numbers they get.
+ */
+export function withDropped(
+  condition: Condition,
+  codes: Tensor,
+  p: number,
+  generator: Generator,
+  place: Place = { from: 0, of: codes.size(0) },
+): Condition {
   if (p === 0 || !hasParts(condition)) return condition;
-  const isDropped = rand([codes.size(0)], { generator, dtype: "float64" }).lt(p);
+  const isDropped = rand([place.of], { generator, dtype: "float64" })
+    .narrow(0, place.from, codes.size(0))
+    .lt(p);
   return { ...condition, isDropped: isDropped.to({ device: codes.device as Device }) };
 }
 
@@ -435,19 +464,27 @@ export function withDropped(condition: Condition, codes: Tensor, p: number, gene
  * replaced by a uniform one with that probability.
  *
  * @param codes - int64 `[B, T]`.
+ * @param place - as for {@link withDropped}.
  * @returns int64 `[B, T - 1]`.
  */
-export function mixedNoise(codes: Tensor, noise: number, vocabSize: number, generator: Generator): Tensor {
+export function mixedNoise(
+  codes: Tensor,
+  noise: number,
+  vocabSize: number,
+  generator: Generator,
+  place: Place = { from: 0, of: codes.size(0) },
+): Tensor {
   return tidy(() => {
     const [b, t] = codes.dims(2);
     const before = codes.narrow(1, 0, t - 1);
     if (noise === 0) return before;
     const device = codes.device as Device;
-    const share = rand([b, 1], { generator, dtype: "float64" }).mul(noise);
-    const isNoise = rand([b, t - 1], { generator, dtype: "float64" })
+    const own = (rows: Tensor): Tensor => rows.narrow(0, place.from, b);
+    const share = own(rand([place.of, 1], { generator, dtype: "float64" })).mul(noise);
+    const isNoise = own(rand([place.of, t - 1], { generator, dtype: "float64" }))
       .lt(share)
       .to({ device });
-    const uniform = randint(0, vocabSize, [b, t - 1], { generator }).to({ device });
+    const uniform = own(randint(0, vocabSize, [place.of, t - 1], { generator })).to({ device });
     return where(isNoise, uniform, before);
   });
 }

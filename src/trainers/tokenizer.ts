@@ -16,6 +16,7 @@ import {
   tokenizerKind,
 } from "../config/tokenizer.js";
 import { type Batches, type Cursor, labelledPage } from "../data/index.js";
+import { allGather, gatherValues } from "../distributed/index.js";
 import type { LPIPS, NLayerDiscriminator, PerceptualDistance } from "../metrics/index.js";
 import {
   buildDiscriminator,
@@ -50,7 +51,7 @@ import {
 } from "../torch/index.js";
 import { CodeRestarts } from "./code_restarts.js";
 import { type FitModel, type FitResult, type FitState, type FitStep, type FitTask, fitLoop } from "./loop.js";
-import { FitNetwork, openDevice } from "./network.js";
+import { addedUp, FitNetwork, meansOfAll, openDevice, partOf, sumsOfAll } from "./network.js";
 import {
   backwardThroughImage,
   discriminatorLoss,
@@ -201,9 +202,10 @@ class TokenizerTask implements FitTask {
     this.#config = config;
     this.#images = images;
     this.#start = start;
-    this.#network = new FitNetwork(model, { optimizer, ema, total });
+    const isSharded = config.train.shardOptimizer;
+    this.#network = new FitNetwork(model, { optimizer, ema, total, isSharded });
     const criticOptimizer = { ...optimizer, lr: loss.gan.lr ?? optimizer.lr };
-    const criticOptions = { optimizer: criticOptimizer, ema: null, total, name: "discriminator" };
+    const criticOptions = { optimizer: criticOptimizer, ema: null, total, name: "discriminator", isSharded };
     this.#critic = discriminator === null ? null : new FitNetwork(discriminator, criticOptions);
     this.#distance = distance;
     this.#restarts = loss.restartAfter === 0 ? null : new CodeRestarts(model, loss.restartAfter);
@@ -215,13 +217,14 @@ class TokenizerTask implements FitTask {
     using batch = await this.#batches.next();
     clock.mark("time/data");
     const images = batch.images as Tensor;
+    const part = partOf(batch);
     const outcome = tidy(() => {
-      const { codes, logits, metrics } = this.#descend(step, images);
+      const { codes, logits, metrics } = this.#descend(step, images, part);
       clock.mark("time/gradient");
       changing();
       const update = this.#network.update(step, metrics["train/loss"] as number);
       clock.mark("time/update");
-      const critic = update.skipped || logits === null ? null : this.#judge(step, images, logits);
+      const critic = update.skipped || logits === null ? null : this.#judge(step, images, logits, part.share);
       if (critic !== null) clock.mark("time/discriminator");
       const restarted = update.skipped ? 0 : this.#restart(step, images, codes);
       return {
@@ -235,13 +238,17 @@ class TokenizerTask implements FitTask {
       };
     });
     this.#cursor = batch.cursor;
-    return { ...outcome, images: images.size(0), cursor: batch.cursor };
+    return { ...outcome, images: part.all, cursor: batch.cursor };
   }
 
-  /** Gradients of the tokenizer; `logits` are the discriminator's for the reconstructions, in the graph of its weights. */
+  /**
+   * Gradients of the tokenizer. Codes and metrics are of the images of all processes; `logits` are the discriminator's for
+   * the own reconstructions, in the graph of its weights.
+   */
   #descend(
     step: number,
     images: Tensor,
+    { all, share }: ReturnType<typeof partOf>,
   ): { codes: Tensor; logits: Tensor | null; metrics: Record<string, number> } {
     const { module: model } = this.#network;
     const { loss, seed } = this.#config;
@@ -272,17 +279,20 @@ class TokenizerTask implements FitTask {
       },
       { weight: gan.weight, isAdaptive: gan.adaptive },
       own,
+      share,
     );
     const sum = own.reduce((total, term) => total.add(term), near);
     const total = adversarial === null ? sum : sum.add(adversarial, factor);
     const shown = Object.entries({ loss: total, ...terms, ...out.losses });
-    const metrics = numbersOf({
+    const codes = allGather(out.codes, all);
+    const means = numbersOf({
       ...Object.fromEntries(shown.map(([name, term]) => [`train/${name}`, term])),
       ...(adversarial !== null && { "gan/generator": adversarial }),
     });
+    const metrics = meansOfAll(means, share);
     if (adversarial !== null) metrics["gan/weight"] = factor;
-    metrics["train/codebook_used"] = out.codes.unique().numel / model.codebookSize;
-    return { codes: out.codes, logits, metrics };
+    metrics["train/codebook_used"] = codes.unique().numel / model.codebookSize;
+    return { codes, logits, metrics };
   }
 
   get #entropyWeight(): number {
@@ -290,7 +300,12 @@ class TokenizerTask implements FitTask {
   }
 
   /** An update of the discriminator. */
-  #judge(step: number, images: Tensor, fake: Tensor): { skipped: boolean; metrics: Record<string, number> } {
+  #judge(
+    step: number,
+    images: Tensor,
+    fake: Tensor,
+    share: number,
+  ): { skipped: boolean; metrics: Record<string, number> } {
     const critic = this.#critic as FitNetwork<NLayerDiscriminator>;
     const { discriminator, lecam } = this.#config.loss.gan;
     const real = this.#inCast(() => critic.module.forward(images));
@@ -300,18 +315,20 @@ class TokenizerTask implements FitTask {
       "gan/fake": fake.float().mean(),
     };
     let loss = terms["gan/discriminator"] as Tensor;
-    const averages = lecam > 0 ? updateLecam(this.#lecam, real, fake) : this.#lecam;
+    const averages = lecam > 0 ? updateLecam(this.#lecam, real, fake, share) : this.#lecam;
     if (lecam > 0) {
       const penalty = lecamLoss(real, fake, averages);
       terms["gan/lecam"] = penalty;
       loss = loss.add(penalty, lecam);
     }
-    backward([loss], [null], { inputs: critic.module.parameters() });
-    const { skipped, metrics } = critic.update(step, loss.item());
+    backward([loss.mul(share)], [null], { inputs: critic.module.parameters() });
+    const means = meansOfAll({ ...numbersOf(terms), loss: loss.item() }, share);
+    const { loss: whole, ...shown } = means;
+    const { skipped, metrics } = critic.update(step, whole as number);
     if (!skipped) this.#lecam = averages;
     return {
       skipped,
-      metrics: { ...numbersOf(terms), "gan/grad_norm": metrics["optim/grad_norm"] as number },
+      metrics: { ...shown, "gan/grad_norm": metrics["optim/grad_norm"] as number },
     };
   }
 
@@ -320,8 +337,10 @@ class TokenizerTask implements FitTask {
     const { module: model, ema } = this.#network;
     using generator = stream(this.#config.seed, "restarts", step);
     const average = ema?.stateDict().tensors["quantize.embedding.weight"];
-    const latentsOf = (indices: Tensor): Tensor =>
-      this.#inCast(() => model.encodeLatent(images.indexSelect(0, indices)));
+    const latentsOf = (indices: Tensor): Tensor => {
+      const all = allGather(images, codes.size(0)); // every process moves the same codes to the same features
+      return this.#inCast(() => model.encodeLatent(all.indexSelect(0, indices)));
+    };
     return this.#restarts.update(codes, latentsOf, generator, average === undefined ? [] : [average]);
   }
 
@@ -330,7 +349,7 @@ class TokenizerTask implements FitTask {
     const { module: model } = this.#network;
     const sums: Record<string, number> = {};
     const counts = new Float64Array(model.codebookSize);
-    let images = 0;
+    let own = 0;
     for await (const batch of this.#images.evalBatches()) {
       using _ = batch;
       this.#network.asResult(() => {
@@ -341,17 +360,18 @@ class TokenizerTask implements FitTask {
         }
         const found = codes.flatten().bincount(model.codebookSize).toList() as number[];
         for (const [code, count] of found.entries()) counts[code] = (counts[code] as number) + count;
-        images += real.size(0);
+        own += real.size(0);
       });
     }
+    const { images = 0, ...totals } = sumsOfAll({ ...sums, images: own });
     if (images === 0) return {};
     const means = Object.fromEntries(
-      Object.entries(sums).map(([name, sum]) => [`eval/${name}`, sum / images]),
+      Object.entries(totals).map(([name, sum]) => [`eval/${name}`, sum / images]),
     );
     const pixels = loss.pixel.weight * (means[`eval/${loss.pixel.kind}`] as number);
     const distance =
       this.#distance === null ? 0 : loss.perceptual.weight * (means[`eval/${this.#distance.name}`] as number);
-    const used = counts.filter((count) => count > 0);
+    const used = addedUp(gatherValues(counts)).filter((count) => count > 0);
     const total = used.reduce((sum, count) => sum + count, 0);
     const entropy = used.reduce((sum, count) => sum - (count / total) * Math.log(count / total), 0);
     return {
@@ -368,6 +388,7 @@ class TokenizerTask implements FitTask {
     const made: Tensor[] = [];
     const ids: string[] = [];
     const classes: number[] = [];
+    let seen = 0; // by all processes, so that all end the loop together
     for await (const batch of this.#images.evalBatches()) {
       using _ = batch;
       const count = Math.min(batch.ids.length, SHOWN - ids.length);
@@ -378,7 +399,8 @@ class TokenizerTask implements FitTask {
         made.push(keep(this.#reconstruct(some).reconstruction.cpu()));
       });
       ids.push(...batch.ids.slice(0, count));
-      if (ids.length >= SHOWN) break;
+      seen += partOf(batch).all;
+      if (seen >= SHOWN) break;
     }
     if (ids.length === 0) return null;
     const names = this.#images.source?.classNames ?? [];

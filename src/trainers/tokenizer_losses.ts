@@ -14,6 +14,7 @@
  * @see Lim and Ye 2017, "Geometric GAN" (hinge); Goodfellow et al. 2014, "Generative Adversarial Nets" (the others);
  *   Tseng et al. 2021, "Regularizing Generative Adversarial Networks under Limited Data" (LeCam).
  */
+import { allReduce, gatherValues } from "../distributed/index.js";
 import { backward, functional as F, grad, noGrad, type Tensor, tidy } from "../torch/index.js";
 
 /** Mean absolute or mean squared difference. */
@@ -71,14 +72,22 @@ export interface LecamAverages {
   readonly fake: number;
 }
 
-/** The running means after a step: `decay * average + (1 - decay) * mean`. Waits for a GPU. */
+/**
+ * The running means after a step: `decay * average + (1 - decay) * mean`. Waits for a GPU.
+ *
+ * @param share - of the images of all processes that this process has; the mean is over all.
+ */
 export function updateLecam(
   averages: LecamAverages,
   real: Tensor,
   fake: Tensor,
+  share = 1,
   decay = 0.999,
 ): LecamAverages {
-  const mean = (logits: Tensor): number => noGrad(() => tidy(() => logits.float().mean().item()));
+  const mean = (logits: Tensor): number => {
+    const own = noGrad(() => tidy(() => logits.float().mean().item()));
+    return gatherValues(own * share).reduce((sum, part) => sum + part);
+  };
   return {
     real: decay * averages.real + (1 - decay) * mean(real),
     fake: decay * averages.fake + (1 - decay) * mean(fake),
@@ -120,6 +129,7 @@ interface AdversarialWeight {
  * @param last - the weight of the decoder's last layer.
  * @param termsOf - computes the terms of the images it is given, which are `reconstruction` outside the graph.
  * @param others - further terms, 0-d, such as the codebook's.
+ * @param share - of the images of all processes that this process has: the gradients of all add up to that of the whole.
  * @returns the result of `termsOf`, and the factor of the adversarial term (0 where there is none).
  */
 export function backwardThroughImage<T extends ImageTerms>(
@@ -128,6 +138,7 @@ export function backwardThroughImage<T extends ImageTerms>(
   termsOf: (images: Tensor) => T,
   { weight, isAdaptive }: AdversarialWeight,
   others: readonly Tensor[],
+  share = 1,
 ): T & { readonly factor: number } {
   return tidy(() => {
     const images = reconstruction.detach().requiresGrad_();
@@ -138,10 +149,11 @@ export function backwardThroughImage<T extends ImageTerms>(
     if (adversarial !== null && weight !== 0) {
       // The graph is kept because the discriminator learns from the same logits.
       const [ofAdversarial] = grad([adversarial], [images], [null], { retainGraph: true }) as [Tensor];
-      factor = weight * (isAdaptive ? balance(reconstruction, last, total, ofAdversarial) : 1);
+      factor = weight * (isAdaptive ? balance(reconstruction, last, total, ofAdversarial, share) : 1);
       total = total.add(ofAdversarial, factor);
     }
-    backward([reconstruction, ...others], [total, ...others.map(() => null)]);
+    const all = others.map((term) => term.mul(share));
+    backward([reconstruction, ...all], [total.mul(share), ...all.map(() => null)]);
     return { ...terms, factor };
   });
 }
@@ -152,13 +164,22 @@ export function backwardThroughImage<T extends ImageTerms>(
  *
  * @param near - gradient of the reconstruction loss with respect to the reconstruction.
  * @param adversarial - gradient of the adversarial loss.
+ * @param share - as in {@link backwardThroughImage}.
  * @see Esser et al. 2021, eq. 7, with the constants of the published code.
  */
-export function balance(reconstruction: Tensor, last: Tensor, near: Tensor, adversarial: Tensor): number {
+export function balance(
+  reconstruction: Tensor,
+  last: Tensor,
+  near: Tensor,
+  adversarial: Tensor,
+  share = 1,
+): number {
   return tidy(() => {
     const normOf = (gradient: Tensor): number => {
       const [own] = grad([reconstruction], [last], [gradient], { retainGraph: true }) as [Tensor];
-      return own.float().norm().item();
+      const whole = own.float().mul(share).contiguous();
+      allReduce([whole]);
+      return whole.norm().item();
     };
     return Math.min(normOf(near) / (normOf(adversarial) + BALANCE_EPS), MOST_BALANCE);
   });

@@ -1,0 +1,129 @@
+/**
+ * `rlar launch`: several processes of one command on this machine, with the variables that torchrun would give them. Their
+ * output goes through here, a line at a time and with the rank; what they do together is in `src/distributed/`.
+ */
+import { type ChildProcess, spawn } from "node:child_process";
+import { createServer } from "node:net";
+import { constants } from "node:os";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+
+import { ConfigError } from "../config/resolve.js";
+import { print } from "../run/console.js";
+
+/** Options of `rlar launch`. */
+export interface LaunchOptions {
+  processes: number;
+  maxRestarts: number;
+  masterPort?: number;
+}
+
+/** Commands that several processes share. */
+const SHARED = ["train", "pretrain", "tokenizer", "classifier"];
+
+const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"] as const;
+
+/** Milliseconds that processes get to end by themselves once one has failed, and once more after SIGTERM. */
+const PATIENCE = 15_000;
+
+/**
+ * Run the processes until all have ended. When one fails the others are ended, and all begin again from the last checkpoint
+ * as often as `maxRestarts` says.
+ *
+ * @param command - of rlar, such as `["train", "config.yaml"]`.
+ * @returns the exit code of the first process that failed, as a shell shows it; 0 where none did.
+ */
+export async function launch(command: readonly string[], options: LaunchOptions): Promise<number> {
+  const { processes, maxRestarts } = options;
+  if (!(processes >= 1)) throw new ConfigError([`--processes: expected a number from 1, got ${processes}.`]);
+  if (!(maxRestarts >= 0))
+    throw new ConfigError([`--max-restarts: expected a number from 0, got ${maxRestarts}.`]);
+  if (!SHARED.includes(command[0] as string)) {
+    throw new ConfigError([
+      `launch: expected a command that processes share (${SHARED.join(", ")}), got ${command[0]}. Run it without launch.`,
+    ]);
+  }
+  let interrupted = false;
+  let running: readonly ChildProcess[] = [];
+  for (const name of SIGNALS) {
+    process.on(name, () => {
+      interrupted = true;
+      for (const child of running) child.kill(name);
+    });
+  }
+  for (let restart = 0; ; restart++) {
+    const port = options.masterPort ?? (await freePort());
+    running = Array.from({ length: processes }, (_, rank) => {
+      const place = { rank, processes, port, restart, maxRestarts };
+      return startProcess(command, place);
+    });
+    const code = await ended(running);
+    if (code === 0 || interrupted || restart === maxRestarts) return code;
+    print(process.stderr, `launch: a process ended with ${code}; restart ${restart + 1} of ${maxRestarts}\n`);
+  }
+}
+
+interface Place {
+  readonly rank: number;
+  readonly processes: number;
+  readonly port: number;
+  readonly restart: number;
+  readonly maxRestarts: number;
+}
+
+function startProcess(command: readonly string[], place: Place): ChildProcess {
+  const { rank, processes, port, restart, maxRestarts } = place;
+  const env = {
+    ...process.env,
+    RANK: `${rank}`,
+    LOCAL_RANK: `${rank}`,
+    WORLD_SIZE: `${processes}`,
+    LOCAL_WORLD_SIZE: `${processes}`,
+    MASTER_ADDR: "127.0.0.1",
+    MASTER_PORT: `${port}`,
+    RLAR_RESTART_COUNT: `${restart}`,
+    RLAR_MAX_RESTARTS: `${maxRestarts}`,
+  };
+  const main = fileURLToPath(new URL("./main.js", import.meta.url));
+  const child = spawn(process.execPath, [main, ...command], { env, stdio: ["ignore", "pipe", "pipe"] });
+  // Lines of JSON are for a program; the first process alone prints them.
+  const prefix = processes === 1 || (command.includes("--json") && rank === 0) ? "" : `[${rank}] `;
+  createInterface({ input: child.stdout }).on("line", (line) => print(process.stdout, `${prefix}${line}\n`));
+  createInterface({ input: child.stderr }).on("line", (line) => print(process.stderr, `[${rank}] ${line}\n`));
+  return child;
+}
+
+/** Wait for all, and end those that are left over when one fails. @returns the first code that is not 0. */
+async function ended(children: readonly ChildProcess[]): Promise<number> {
+  let first = 0;
+  const timers: NodeJS.Timeout[] = [];
+  const kill = (signal: NodeJS.Signals): void => {
+    for (const child of children)
+      if (child.exitCode === null && child.signalCode === null) child.kill(signal);
+  };
+  const codes = children.map(async (child) => {
+    const code = await new Promise<number>((resolve, reject) => {
+      child.on("error", reject);
+      child.on("close", (exit, signal) => resolve(exit ?? 128 + constants.signals[signal as NodeJS.Signals]));
+    });
+    if (code === 0 || first !== 0) return;
+    first = code;
+    // The others find out themselves whom they miss, and say so.
+    timers.push(
+      setTimeout(() => kill("SIGTERM"), PATIENCE),
+      setTimeout(() => kill("SIGKILL"), 2 * PATIENCE),
+    );
+  });
+  await Promise.all(codes);
+  for (const timer of timers) clearTimeout(timer);
+  return first;
+}
+
+/** A port of this machine that nobody uses at the moment. */
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, "127.0.0.1");
+  await new Promise((resolve) => server.once("listening", resolve));
+  const { port } = server.address() as { port: number };
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}

@@ -1,0 +1,164 @@
+/** One run by 1, 2 and 4 processes: the same codes, and weights that differ by the rounding of sums alone. */
+import assert from "node:assert/strict";
+import { join } from "node:path";
+import { test } from "node:test";
+
+import { loadSafetensors, type Tensor, tidy } from "../../src/torch/index.js";
+import { start } from "../support/processes.js";
+import { checkpointsOf, metricsOf, tinyFolder } from "../support/train_run.js";
+
+type Runs = readonly (readonly [name: string, changes: object])[];
+
+async function run(folder: string, size: number, runs: Runs): Promise<void> {
+  const args = [folder, JSON.stringify(runs)];
+  const ended = await (await start("distributed/train_child.js", size, args)).ended;
+  const errors = ended.map(({ err }) => err).join("\n");
+  for (const { code } of ended) assert.equal(code, 0, errors);
+}
+
+/** Largest |a - b| over the tensors of a file of the last checkpoints of two runs. */
+function difference(a: string, b: string, file = "policy.safetensors"): number {
+  const load = (dir: string): Record<string, Tensor> => {
+    const path = join(dir, "checkpoints", checkpointsOf(dir).at(-1) as string, file);
+    return loadSafetensors(path).tensors as Record<string, Tensor>;
+  };
+  return tidy(() => {
+    const [one, other] = [load(a), load(b)];
+    assert.deepEqual(Object.keys(one).sort(), Object.keys(other).sort());
+    const gaps = Object.entries(one).map(([name, tensor]) => {
+      return Number(
+        tensor
+          .double()
+          .sub((other[name] as Tensor).double())
+          .abs()
+          .amax()
+          .item(),
+      );
+    });
+    return Math.max(...gaps);
+  });
+}
+
+/** Metrics of codes are equal, since the codes are; the others up to rounding. */
+function assertSameMetrics(a: string, b: string, tolerance: number): void {
+  const [one, other] = [metricsOf(a), metricsOf(b)];
+  assert.equal(one.length, other.length);
+  for (const [i, line] of one.entries()) {
+    const there = other[i] as typeof line;
+    assert.deepEqual(Object.keys(line).sort(), Object.keys(there).sort());
+    for (const [name, value] of Object.entries(line)) {
+      const got = there[name];
+      if (value === null || got === null || got === undefined) assert.equal(got, value, name);
+      else if (name.startsWith("tokens/")) assert.equal(got, value, `${name} of step ${line.step}`);
+      else {
+        const gap = Math.abs(got - value) / Math.max(1e-3, Math.abs(value));
+        assert.ok(gap < tolerance, `${name} of step ${line.step}: ${value} and ${got}`);
+      }
+    }
+  }
+}
+
+const teacher = { context: { type: "teacher_forced" } };
+const CASES: Runs = [
+  [
+    "grpo",
+    {
+      update: { miniBatch: 2, microBatch: 3 },
+      grpo: { epochs: 2 },
+      kl: { coef: 0.1, target: 0.01 },
+      ema: { decay: 0.9 },
+    },
+  ],
+  [
+    "free",
+    {
+      rollout: { context: { type: "free" }, topK: 8 },
+      grpo: { scale: "batch" },
+      update: { entropyCoef: 0.01 },
+    },
+  ],
+  [
+    "teacher",
+    { rollout: { ...teacher, images: 6 }, kl: { coef: 0.1, estimator: "exact" }, update: { auxCe: 0.1 } },
+  ],
+  [
+    "noisy",
+    { rollout: { context: { type: "noisy_teacher_forced", noise: 0.5 } }, update: { tokenDropout: 0.2 } },
+  ],
+  [
+    "reinforce",
+    {
+      algorithm: "reinforce",
+      reward: { normalize: "batch", l1: { weight: 1 } },
+      optimizer: { maxGradNorm: 0.1 },
+    },
+  ],
+  ["rloo", { algorithm: "rloo", ar: { lora: { rank: 2 } }, update: { auxCe: 0.1 } }],
+  [
+    "ppo",
+    {
+      algorithm: "ppo",
+      ppo: { epochs: 2 },
+      kl: { coef: 0.1, placement: "reward" },
+      update: { miniBatch: 2 },
+    },
+  ],
+  ["ppo_shared", { algorithm: "ppo", ppo: { epochs: 1 }, rollout: teacher }],
+  ["ste", { algorithm: "ste", rollout: teacher, update: { auxCe: 0.1, entropyCoef: 0.01 } }],
+  ["place", { reward: { credit: "place", normalize: "group" } }],
+  [
+    "sharded",
+    {
+      train: { iters: 3, shardOptimizer: true },
+      save: { every: 1 },
+      ar: { lora: { rank: 2 } },
+      algorithm: "ppo",
+    },
+  ],
+  ["judged", { eval: { every: 1, images: 5 }, data: { flip: true } }],
+];
+
+test("1, 2 and 4 processes make the same run, for every algorithm and context", async (t) => {
+  const folder = await tinyFolder(t, 26);
+  const named = (size: number): Runs => CASES.map(([name, changes]) => [`${name}-${size}`, changes]);
+  await run(folder, 1, named(1));
+  for (const size of [2, 4]) {
+    await run(folder, size, named(size));
+    for (const [name, changes] of CASES) {
+      await t.test(`${name} by ${size}`, () => {
+        const [one, several] = [join(folder, `${name}-1`), join(folder, `${name}-${size}`)];
+        assertSameMetrics(one, several, 2e-3);
+        assert.ok(difference(one, several) < 2e-5, `policy: ${difference(one, several)}`);
+        assert.ok(difference(one, several, "optimizer.safetensors") < 2e-5, "optimizer");
+        if ("ema" in changes) assert.ok(difference(one, several, "ema.safetensors") < 2e-5);
+      });
+    }
+  }
+});
+
+test("4 processes begin, 2 go on, 1 ends, with a sharded optimizer and without", async (t) => {
+  const folder = await tinyFolder(t, 20);
+  const train = { iters: 6, threads: 1, device: "cpu" };
+  const changes = { train, ema: { decay: 0.9 } };
+  await run(folder, 1, [["whole", changes]]);
+  for (const [size, stopAt] of [
+    [4, 2],
+    [2, 4],
+    [1, undefined],
+  ] as const) {
+    const stop = stopAt === undefined ? {} : { stopAt };
+    await run(folder, size, [
+      ["plain", { ...changes, ...stop }],
+      ["sharded", { ...changes, train: { ...train, shardOptimizer: true }, ...stop }],
+    ]);
+    const steps = checkpointsOf(join(folder, "plain"));
+    assert.equal(steps.at(-1), `step_00000${stopAt ?? 6}`);
+  }
+  for (const name of ["plain", "sharded"]) {
+    const [one, several] = [join(folder, "whole"), join(folder, name)];
+    assertSameMetrics(one, several, 2e-3);
+    for (const file of ["policy.safetensors", "ema.safetensors", "optimizer.safetensors"])
+      assert.ok(difference(one, several, file) < 2e-5, `${name}: ${file}`);
+  }
+  assert.equal(difference(join(folder, "plain"), join(folder, "sharded")), 0, "sharding changes no bit");
+});
