@@ -1,5 +1,6 @@
 /** `rlar eval`: evaluate a tokenizer or a policy, or compare two policies. The work is done in `src/evaluation`. */
 import { ConfigError, type DataConfig } from "../config/resolve.js";
+import { isSpeaker } from "../distributed/index.js";
 import { evaluateModels } from "../evaluation/judge_models.js";
 import { optionsOfConfig, optionsOfRun } from "../evaluation/options.js";
 import { evaluationText, measuresText } from "../evaluation/verdict.js";
@@ -52,6 +53,7 @@ export interface EvalCommandOptions {
 }
 
 export async function evaluate(options: EvalCommandOptions): Promise<void> {
+  if (!isSpeaker()) return; // of a launcher's processes the first evaluates
   if (options.explain) {
     process.stdout.write(`${measuresText()}\n`);
     return;

@@ -527,6 +527,11 @@ program
   )
   .argument("[config...]", "as for rlar train")
   .addOption(preset(Object.keys(presets)))
+  .addOption(
+    new Option("--processes <n>", "processes that share every batch; predict each of them")
+      .argParser(integer)
+      .default(1),
+  )
   .addOption(new Option("--no-measure", "do not time this machine; print FLOPs without seconds"))
   .addOption(json())
   .addHelpText(

@@ -11,6 +11,8 @@ export interface PlanCommandOptions {
   preset?: PresetName;
   /** False with `--no-measure`. */
   measure: boolean;
+  /** That share every batch; default 1. */
+  processes?: number;
   json?: boolean;
 }
 
@@ -24,9 +26,9 @@ export async function plan(args: readonly string[], options: PlanCommandOptions)
 /** Plan a configuration and print the plan. */
 export async function printPlan(
   config: TrainConfig,
-  { measure, json }: Pick<PlanCommandOptions, "measure" | "json">,
+  { measure, json, processes = 1 }: Pick<PlanCommandOptions, "measure" | "json" | "processes">,
 ): Promise<void> {
-  const planned = await planTrain(config, { measure });
+  const planned = await planTrain(config, { measure, processes });
   process.stdout.write(json ? `${JSON.stringify(planned, null, 2)}\n` : planText(planned));
 }
 
@@ -77,7 +79,7 @@ function modelsText({ models }: TrainPlan): string {
   return table("models, parameters", rows);
 }
 
-function batchText({ images, batch }: TrainPlan): string {
+function batchText({ images, batch, processes }: TrainPlan): string {
   const { sequences, rows, codes, tokens, miniBatch, miniBatches, steps, microBatch } = batch;
   const { stepsPerEpoch, epochs, iters } = batch;
   const all = some(iters, "step");
@@ -97,6 +99,13 @@ function batchText({ images, batch }: TrainPlan): string {
       `${some(miniBatches, "mini-batch")} of ${some(miniBatch, "image")}, ` +
       `${some(microBatch, "row")} per pass (${some(batch.microBatchesAStep, "pass")} per step)`,
   ];
+  if (processes !== null) {
+    const { count: parts, bytesAStep, bytesAnIteration } = processes;
+    lines.push(
+      `processes: ${parts}, each with its share of the images; memory, work and time below are of one`,
+      `each sends ${bytes(bytesAStep)} in an optimizer step, ${bytes(bytesAnIteration)} in an iteration`,
+    );
+  }
   return table(
     "batch",
     lines.map((line) => [line]),

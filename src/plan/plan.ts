@@ -10,7 +10,7 @@ import { batchNumbers, type TrainConfig } from "../config/resolve.js";
 import { castOf, deviceOf } from "../rl_ar_finetune/parts.js";
 import { contextAt, decodeBatchOf } from "../rl_ar_finetune/settings.js";
 import { openSources } from "../run/images.js";
-import { requireDevice, setNumThreads } from "../torch/index.js";
+import { expected, requireDevice, setNumThreads } from "../torch/index.js";
 import { modelsOf, type PlanModels } from "./models.js";
 import { measureRates, type Rates, secondsOf } from "./rates.js";
 import { costsOf, fixedParts, flopsOf, most, type Parts, PHASES, sumOf, type Work } from "./work.js";
@@ -30,10 +30,15 @@ const LOGGED_BYTES = 6_000;
 /**
  * Plan a run. No weight and no image is read, and nothing is written.
  *
+ * @param options.processes - that share every batch; memory, work and time are then of each, the batch of all.
  * @param options.measure - measure this machine for about two seconds; default true. Otherwise `time` is null.
  * @throws RangeError for files that hold other models, sizes that do not fit together, and data that cannot be opened.
  */
-export async function planTrain(config: TrainConfig, { measure = true }: { measure?: boolean } = {}) {
+export async function planTrain(
+  whole: TrainConfig,
+  { measure = true, processes = 1 }: { measure?: boolean; processes?: number } = {},
+) {
+  const config = configOfOne(whole, processes);
   const device = deviceOf(config);
   requireDevice(device);
   const isCuda = device.startsWith("cuda");
@@ -49,7 +54,9 @@ export async function planTrain(config: TrainConfig, { measure = true }: { measu
   const batches = judged / evalBatch;
   const { step, evaluation } = costsOf(config, models, where, evalBatch);
 
-  const fixed = sharesOf(fixedParts(config, models, where));
+  const parts = fixedParts(config, models, where);
+  if (config.train.shardOptimizer) parts.optimizer = (parts.optimizer as number) / processes;
+  const fixed = sharesOf(parts);
   const taken: [name: string, Parts][] = PHASES.map((phase) => [phase, step[phase].parts]);
   if (every > 0) taken.push(["evaluation", most(...PHASES.map((phase) => evaluation[phase].parts))]);
   const phases = taken.map(([name, parts]) => ({ name, bytes: sumOf(parts), parts: sharesOf(parts) }));
@@ -74,7 +81,9 @@ export async function planTrain(config: TrainConfig, { measure = true }: { measu
     models: modelList(config, models),
     /** Null for a program's own loader. */
     images,
-    batch: batchOf(config, models, images?.train ?? null),
+    batch: batchOf(whole, models, images?.train ?? null),
+    /** Null for a process that is alone. */
+    processes: processes === 1 ? null : trafficOf(whole, models, processes),
     memory: {
       /** What stays for the whole run, and what each phase has on top. */
       fixed,
@@ -98,6 +107,33 @@ export async function planTrain(config: TrainConfig, { measure = true }: { measu
       totalSeconds: seconds.total,
     },
     disk: diskOf(config, models),
+  };
+}
+
+/** What one of several processes does: its share of the images, rounded up. */
+function configOfOne(config: TrainConfig, processes: number): TrainConfig {
+  const { rollout, update } = config;
+  if (!(Number.isInteger(processes) && processes >= 1 && processes <= rollout.images)) {
+    const what = `a whole number from 1 to ${rollout.images}, the images of a rollout`;
+    throw expected("plan: processes", what, processes);
+  }
+  const share = (images: number): number => Math.ceil(images / processes);
+  // Mini-batches divide the rollout of one process as they divide that of all.
+  const miniBatch = update.miniBatch === null ? null : share(update.miniBatch);
+  const images = miniBatch === null ? share(rollout.images) : miniBatch * batchNumbers(config).miniBatches;
+  return { ...config, rollout: { ...rollout, images }, update: { ...update, miniBatch } };
+}
+
+/** What a process sends in an iteration: gradients in every optimizer step, and the weights where each steps a part. */
+function trafficOf(config: TrainConfig, { policy, valueHead }: PlanModels, processes: number) {
+  const bytes = (policy.trained + valueHead) * 4;
+  const ring = (2 * (processes - 1)) / processes;
+  const shared = config.train.shardOptimizer ? bytes / processes : 0;
+  const { steps } = batchNumbers(config);
+  return {
+    count: processes,
+    bytesAStep: ring * bytes + shared,
+    bytesAnIteration: steps * (ring * bytes + shared),
   };
 }
 

@@ -105,7 +105,11 @@ const networksOf = ({ networks }: PlanModels, isEvaluation: boolean): NetworkSiz
   );
 
 /** Bytes that stay for the whole run. */
-export function fixedParts(config: TrainConfig, models: PlanModels, { isNarrow }: PlanDevice): Parts {
+export function fixedParts(
+  config: TrainConfig,
+  models: PlanModels,
+  { isNarrow }: PlanDevice,
+): Record<string, number> {
   const { policy, reference, valueHead, tokenizer, networks } = models;
   const { trained, parameters, blockWeights, vocabSize, width } = policy;
   const adapters = config.ar.lora.rank === null ? 0 : trained;

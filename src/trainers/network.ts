@@ -5,7 +5,7 @@
 import type { FitConfig } from "../config/fit.js";
 import type { EmaSection, OptimizerSection } from "../config/resolve.js";
 import type { Batch } from "../data/index.js";
-import { gatherValues, reduceGradients } from "../distributed/index.js";
+import { gatherValues, rank, reduceGradients } from "../distributed/index.js";
 import {
   AdamW,
   clipGradNorm,
@@ -22,6 +22,7 @@ import type { PlainData } from "../run/plain_data.js";
 import { loadOptimizer } from "../run/resume.js";
 import {
   type Device,
+  deriveSeed,
   expected,
   noGrad,
   requireDevice,
@@ -205,6 +206,11 @@ export function partOf(batch: Batch): { own: number; all: number; share: number 
   const own = batch.ids.length;
   const all = batch.place?.of ?? own;
   return { own, all, share: own / all };
+}
+
+/** The seed of dropout at a step; each process draws its own masks. */
+export function dropoutSeed(seed: number | bigint, step: number): bigint {
+  return deriveSeed(seed, rank() === 0 ? "dropout" : `dropout/${rank()}`, step);
 }
 
 /** Means over this process's images as means over those of all processes, with its share of the images. */

@@ -60,7 +60,7 @@ import {
   type FitTask,
   fitLoop,
 } from "./loop.js";
-import { FitNetwork, openDevice, partOf, sumsOfAll } from "./network.js";
+import { dropoutSeed, FitNetwork, openDevice, partOf, sumsOfAll } from "./network.js";
 
 /**
  * Train a policy on the codes of images.
@@ -221,7 +221,7 @@ export class PretrainTask implements FitTask {
     const own = tidy(() => {
       const { codes, condition } = sequencesOf(this.#config, tokenizer, batch);
       clock.mark("time/data");
-      manualSeed(deriveSeed(seed, "dropout", step)); // dropout draws from the default generator
+      manualSeed(dropoutSeed(seed, step)); // dropout draws from the default generator
       using generator = stream(seed, "pretrain", step);
       const [b, t] = codes.dims(2);
       const place = batch.place ?? { from: 0, of: b };

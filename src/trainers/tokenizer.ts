@@ -51,7 +51,7 @@ import {
 } from "../torch/index.js";
 import { CodeRestarts } from "./code_restarts.js";
 import { type FitModel, type FitResult, type FitState, type FitStep, type FitTask, fitLoop } from "./loop.js";
-import { addedUp, FitNetwork, meansOfAll, openDevice, partOf, sumsOfAll } from "./network.js";
+import { addedUp, dropoutSeed, FitNetwork, meansOfAll, openDevice, partOf, sumsOfAll } from "./network.js";
 import {
   backwardThroughImage,
   discriminatorLoss,
@@ -254,7 +254,7 @@ class TokenizerTask implements FitTask {
     const { loss, seed } = this.#config;
     const { pixel, perceptual, gan } = loss;
     // Dropout draws from the default generator.
-    if (model.config.dropout > 0) manualSeed(deriveSeed(seed, "dropout", step));
+    if (model.config.dropout > 0) manualSeed(dropoutSeed(seed, step));
     const out = this.#inCast(() => model.forward(images));
     const own = Object.entries(out.losses).map(([name, term]) =>
       term.mul(name === "entropy" ? this.#entropyWeight : loss.codebook),

@@ -3,9 +3,9 @@ import assert from "node:assert/strict";
 import { join } from "node:path";
 import { test } from "node:test";
 
-import { loadSafetensors, type Tensor, tidy } from "../../src/torch/index.js";
 import { start } from "../support/processes.js";
-import { checkpointsOf, metricsOf, tinyFolder } from "../support/train_run.js";
+import { assertSameMetrics, difference } from "../support/same_run.js";
+import { checkpointsOf, tinyFolder } from "../support/train_run.js";
 
 type Runs = readonly (readonly [name: string, changes: object])[];
 
@@ -14,48 +14,6 @@ async function run(folder: string, size: number, runs: Runs): Promise<void> {
   const ended = await (await start("distributed/train_child.js", size, args)).ended;
   const errors = ended.map(({ err }) => err).join("\n");
   for (const { code } of ended) assert.equal(code, 0, errors);
-}
-
-/** Largest |a - b| over the tensors of a file of the last checkpoints of two runs. */
-function difference(a: string, b: string, file = "policy.safetensors"): number {
-  const load = (dir: string): Record<string, Tensor> => {
-    const path = join(dir, "checkpoints", checkpointsOf(dir).at(-1) as string, file);
-    return loadSafetensors(path).tensors as Record<string, Tensor>;
-  };
-  return tidy(() => {
-    const [one, other] = [load(a), load(b)];
-    assert.deepEqual(Object.keys(one).sort(), Object.keys(other).sort());
-    const gaps = Object.entries(one).map(([name, tensor]) => {
-      return Number(
-        tensor
-          .double()
-          .sub((other[name] as Tensor).double())
-          .abs()
-          .amax()
-          .item(),
-      );
-    });
-    return Math.max(...gaps);
-  });
-}
-
-/** Metrics of codes are equal, since the codes are; the others up to rounding. */
-function assertSameMetrics(a: string, b: string, tolerance: number): void {
-  const [one, other] = [metricsOf(a), metricsOf(b)];
-  assert.equal(one.length, other.length);
-  for (const [i, line] of one.entries()) {
-    const there = other[i] as typeof line;
-    assert.deepEqual(Object.keys(line).sort(), Object.keys(there).sort());
-    for (const [name, value] of Object.entries(line)) {
-      const got = there[name];
-      if (value === null || got === null || got === undefined) assert.equal(got, value, name);
-      else if (name.startsWith("tokens/")) assert.equal(got, value, `${name} of step ${line.step}`);
-      else {
-        const gap = Math.abs(got - value) / Math.max(1e-3, Math.abs(value));
-        assert.ok(gap < tolerance, `${name} of step ${line.step}: ${value} and ${got}`);
-      }
-    }
-  }
 }
 
 const teacher = { context: { type: "teacher_forced" } };

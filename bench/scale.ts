@@ -1,0 +1,154 @@
+/**
+ * What a second process brings: iterations of one run by 1 process and by 2, each with 1 thread, on the same global batch,
+ * and the bandwidth of all-reduce beside that of PyTorch's own Gloo where a Python with torch is there.
+ *
+ *     npm run bench -- scale [--iters 6] [--large] [--python python3]
+ *
+ * Prints the median seconds of an iteration, without the first two, and how many times as fast two processes are; `--large`
+ * takes a policy of GPT-B's width and depth with random weights in place of the demo's.
+ */
+import { spawn, spawnSync } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+
+import { allReduce, destroy, init, isFirst } from "../src/distributed/index.js";
+import { full, setNumThreads } from "../src/torch/index.js";
+
+const { values, positionals } = parseArgs({
+  args: process.argv.slice(2).filter((argument) => argument !== "--"),
+  allowPositionals: true,
+  options: {
+    iters: { type: "string", default: "6" },
+    large: { type: "boolean", default: false },
+    python: { type: "string", default: "python3" },
+  },
+});
+
+const root = fileURLToPath(new URL("../../", import.meta.url));
+const MIB = 64;
+const ROUNDS = 10;
+
+const median = (list: number[]): number => list.sort((a, b) => a - b)[Math.floor(list.length / 2)] as number;
+
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, "127.0.0.1");
+  await new Promise((resolve) => server.once("listening", resolve));
+  const { port } = server.address() as { port: number };
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
+
+/** Run a program in processes with torchrun's variables. @returns what the first one printed. */
+async function inProcesses(count: number, program: string, args: readonly string[]): Promise<string> {
+  const port = await freePort();
+  const outputs = Array.from({ length: count }, (_, rank) => {
+    const place = { RANK: `${rank}`, LOCAL_RANK: `${rank}`, WORLD_SIZE: `${count}` };
+    const env = {
+      ...process.env,
+      ...place,
+      MASTER_ADDR: "127.0.0.1",
+      MASTER_PORT: `${port}`,
+      OMP_NUM_THREADS: "1",
+    };
+    const child = spawn(program, args, { env, cwd: root, stdio: ["ignore", "pipe", "inherit"] });
+    let out = "";
+    child.stdout.on("data", (text) => {
+      out += text;
+    });
+    return new Promise<string>((resolve, reject) => {
+      child.on("close", (code) => {
+        if (code === 0) resolve(out);
+        else reject(new Error(`${program} ${args.join(" ")}: expected exit code 0, got ${code}.`));
+      });
+    });
+  });
+  return (await Promise.all(outputs))[0] as string;
+}
+
+/** Median seconds of an iteration by so many processes. */
+async function secondsOf(count: number): Promise<number> {
+  const folder = mkdtempSync(join(tmpdir(), "bench-scale-"));
+  const model = join(root, "models", "emoji_32px");
+  const keys = [
+    `run.dir=${join(folder, "run")}`,
+    `data.source=${join(model, "emoji_32px.tar")}`,
+    "data.size=32",
+    "data.evalPart=0",
+    "data.workers=1",
+    `tokenizer.path=${join(model, "tokenizer.safetensors")}`,
+    ...(values.large
+      ? ["ar={type: gpt, nLayer: 12, nHead: 12, nEmbd: 768}", "rollout.start=empty"]
+      : [`ar.path=${join(model, "policy.safetensors")}`]),
+    "algorithm=grpo",
+    `rollout={images: ${values.large ? 8 : 32}, numGenerations: 4, context: {type: prefix}}`,
+    "reward.l2.weight=1",
+    "eval.every=0",
+    "save.every=0",
+    "log={every: 1, imagesEvery: 0, tensorboard: false}",
+    `train={iters: ${values.iters}, threads: 1, device: cpu}`,
+  ];
+  try {
+    await inProcesses(count, process.execPath, [join(root, "dist/src/cli/main.js"), "train", ...keys]);
+    const lines = readFileSync(join(folder, "run", "metrics.jsonl"), "utf8")
+      .trim()
+      .split("\n");
+    const times = lines.slice(2).map((line) => (JSON.parse(line) as Record<string, number>)["perf/step_s"]);
+    return median(times as number[]);
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+/** Sums of 64 MiB over two processes: GiB a second of what each holds. */
+async function reduce(): Promise<void> {
+  setNumThreads(1);
+  await init();
+  const data = full([MIB * 2 ** 18], 1, { dtype: "float32" });
+  allReduce([data]);
+  const times = Array.from({ length: ROUNDS }, () => {
+    const start = performance.now();
+    allReduce([data]);
+    return (performance.now() - start) / 1000;
+  });
+  if (isFirst()) process.stdout.write(`${median(times)}\n`);
+  await destroy();
+}
+
+const PEER = `
+import time, torch, torch.distributed as dist
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+data = torch.ones(${MIB} * 2**18)
+dist.all_reduce(data)
+times = []
+for _ in range(${ROUNDS}):
+    start = time.perf_counter()
+    dist.all_reduce(data)
+    times.append(time.perf_counter() - start)
+if dist.get_rank() == 0: print(sorted(times)[len(times) // 2])
+dist.destroy_process_group()
+`;
+
+if (positionals[0] === "reduce") {
+  await reduce();
+} else {
+  const what = values.large ? "12 layers of width 768" : "the demo's policy";
+  const [one, two] = [await secondsOf(1), await secondsOf(2)];
+  process.stdout.write(
+    `an iteration, ${what}: 1 process ${one.toFixed(3)} s, 2 processes ${two.toFixed(3)} s: `,
+  );
+  process.stdout.write(`${(one / two).toFixed(2)} times as fast\n`);
+  const bandwidth = (seconds: string): string => (MIB / 1024 / Number(seconds)).toFixed(2);
+  const self = fileURLToPath(import.meta.url);
+  const ours = await inProcesses(2, process.execPath, [self, "reduce"]);
+  process.stdout.write(`all-reduce of ${MIB} MiB by 2 processes: ${bandwidth(ours)} GiB/s here`);
+  const hasTorch = spawnSync(values.python, ["-c", "import torch.distributed"]).status === 0;
+  if (hasTorch) {
+    const theirs = await inProcesses(2, values.python, ["-c", PEER]);
+    process.stdout.write(`, ${bandwidth(theirs)} GiB/s by PyTorch\n`);
+  } else process.stdout.write(`; ${values.python} has no torch to compare with\n`);
+}
