@@ -24,20 +24,37 @@ const MAX_PIXELS = 89_478_485;
 /** Most pixels of an image that is decoded in this process, which is quicker; larger ones have a process of their own. */
 const PIXELS_HERE = 2 ** 25;
 
+/** The decoder's own time limit, of 60 s, needs a decoder that makes progress; this is for one that hangs. */
+const HANG_SECONDS = 90;
+
+/** Whether a decoder hangs in this process, and keeps one of the few threads for decoding. */
+let isHanging = false;
+
 /** Most bytes of an encoded image. */
 const MAX_BYTES = 2 ** 29;
 
 /**
  * Read an image as 8-bit RGB, see `decodePixels`.
  *
+ * An image that makes the decoder hang is given up after {@link HANG_SECONDS}; from then on images are decoded in a
+ * process of their own, which can be ended.
+ *
  * @param image - a path, or the bytes of an encoded image.
+ * @param decodeHere - the decoder in this process.
  * @throws RangeError naming the file and what is wrong with it, including an image that takes too much time or memory.
  */
-export async function readPixels(image: string | Buffer, name: string = String(image)): Promise<Pixels> {
+export async function readPixels(
+  image: string | Buffer,
+  name: string = String(image),
+  decodeHere: typeof decodePixels = decodePixels,
+  hangSeconds: number = HANG_SECONDS,
+): Promise<Pixels> {
   const bytes = typeof image === "string" ? await readPart({ path: image }) : image;
   try {
     if (mayBeSvg(bytes)) return await decodeApart(bytes, { maxPixels: MAX_PIXELS, cpuSeconds: 3 });
-    return await decodePixels(bytes, PIXELS_HERE).catch(async (error: unknown) => {
+    if (isHanging) return await decodeApart(bytes, { maxPixels: MAX_PIXELS, cpuSeconds: 10 });
+    const decoding = decodeHere(bytes, PIXELS_HERE);
+    return await unlessItHangs(decoding, hangSeconds).catch(async (error: unknown) => {
       if (error instanceof TooManyPixels) {
         return await decodeApart(bytes, { maxPixels: MAX_PIXELS, cpuSeconds: 10 });
       }
@@ -46,6 +63,18 @@ export async function readPixels(image: string | Buffer, name: string = String(i
   } catch (error) {
     throw expected(name, "an image", (error as Error).message, "Remove the file or convert it to PNG");
   }
+}
+
+/** @throws Error when a decoder takes longer than that; nothing can end it. */
+async function unlessItHangs(decoding: Promise<Pixels>, seconds: number): Promise<Pixels> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => {
+      isHanging = true;
+      reject(new Error(`one that the decoder hangs on for ${seconds} s`));
+    }, seconds * 1000);
+  });
+  return await Promise.race([decoding, late]).finally(() => clearTimeout(timer));
 }
 
 /**
