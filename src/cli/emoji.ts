@@ -10,6 +10,7 @@ import { pipeline } from "node:stream/promises";
 import { rlarCommand } from "../config/command.js";
 import { EMOJI_PACKAGES, prepareEmoji } from "../data/index.js";
 import { expected } from "../torch/index.js";
+import { withProgress } from "./progress.js";
 
 /** Options of `rlar emoji`. */
 export interface EmojiCommandOptions {
@@ -31,9 +32,11 @@ export async function emoji(options: EmojiCommandOptions): Promise<void> {
     throw expected(out, "a file in a folder that exists", "none", `Make ${dirname(resolve(out))} first`);
   if (existsSync(out) && !options.force)
     throw expected(out, "a file that does not exist yet", "one that does", "Use --force");
-  const google = await packageOf("google", options.google);
-  const fluent = await packageOf("fluent", options.fluent);
-  const { classes, ...rest } = await prepareEmoji({ google, fluent, size, out });
+  const { classes, ...rest } = await withProgress("making the images", async (say) => {
+    const google = await packageOf("google", options.google, say);
+    const fluent = await packageOf("fluent", options.fluent, say);
+    return await prepareEmoji({ google, fluent, size, out });
+  });
   if (options.json) {
     process.stdout.write(`${JSON.stringify({ file: out, size, ...rest, classes }, null, 2)}\n`);
     return;
@@ -47,7 +50,11 @@ export async function emoji(options: EmojiCommandOptions): Promise<void> {
 }
 
 /** The file of a package: the one given, else the one downloaded before, else a new download. */
-async function packageOf(which: Which, own: string | undefined): Promise<string> {
+async function packageOf(
+  which: Which,
+  own: string | undefined,
+  say: (line: string) => void,
+): Promise<string> {
   const { name, version, sha512 } = EMOJI_PACKAGES[which];
   if (own !== undefined) {
     const found = await hashOf(own);
@@ -62,7 +69,7 @@ async function packageOf(which: Which, own: string | undefined): Promise<string>
   const cache = join(cacheFolder(), "emoji");
   const kept = join(cache, `${which}-${version}.tgz`);
   if (existsSync(kept) && (await hashOf(kept)) === sha512) return kept;
-  process.stderr.write(`fetching ${name} ${version}\n`);
+  say(`fetching ${name} ${version}`);
   const remedy = `Check the network and the disk, or make the file elsewhere with npm pack ${name}@${version} and give it as --${which} FILE`;
   // In a temporary folder first: another process may download the same, and an incomplete file never gets the final name.
   let aside: string | undefined;

@@ -9,6 +9,7 @@ import { l1, l2, psnr, ssim } from "../metrics/index.js";
 import { openLpips, openTokenizer } from "../rl_ar_finetune/builder.js";
 import { cat, type Device, expected, type Tensor, tidy } from "../torch/index.js";
 import { sayNotes } from "./inspect.js";
+import { withProgress } from "./progress.js";
 
 /** Options of `rlar reconstruct`. */
 export interface ReconstructOptions {
@@ -57,39 +58,46 @@ export async function reconstruct(path: string, options: ReconstructOptions): Pr
   const measured: Record<string, number[]> = {};
   const shown: PageRow[] = [];
   const codes = new Set<number>();
-  for (let start = 0; start < chosen.length; start += BATCH) {
-    const { names, images } = await readSome(chosen.slice(start, start + BATCH), options, unreadable);
-    for (const line of unreadable.news()) process.stderr.write(`${line}\n`);
-    if (names.length === 0) continue;
-    files.push(...names);
-    tidy(() => {
-      const inputs = cat(images).to({ device });
-      const indices = tokenizer.encode(inputs);
-      const grid = [size / tokenizer.downsample, size / tokenizer.downsample] as const;
-      const outputs = tokenizer.decodeCode(indices, grid).clamp(-1, 1);
-      for (const code of indices.unique().toList() as number[]) codes.add(code);
-      const terms: Record<string, Tensor> = { psnr: psnr(inputs, outputs), ssim: ssim(inputs, outputs) };
-      terms.l1 = l1(inputs, outputs);
-      terms.l2 = l2(inputs, outputs);
-      if (lpips !== undefined) terms.lpips = lpips.forward(inputs, outputs);
-      for (const [name, tensor] of Object.entries(terms)) {
-        const values = tensor.toList() as number[];
-        const stray = values.findIndex((value) => !Number.isFinite(value));
-        if (stray >= 0) {
-          const got = `${name} ${values[stray]} for ${names[stray]}`;
-          throw expected(options.tokenizer, "finite measures", got, "Its weights are too large, or damaged");
+  await withProgress("reconstructing", async (say) => {
+    for (let start = 0; start < chosen.length; start += BATCH) {
+      const { names, images } = await readSome(chosen.slice(start, start + BATCH), options, unreadable);
+      for (const line of unreadable.news()) say(line);
+      if (names.length === 0) continue;
+      files.push(...names);
+      tidy(() => {
+        const inputs = cat(images).to({ device });
+        const indices = tokenizer.encode(inputs);
+        const grid = [size / tokenizer.downsample, size / tokenizer.downsample] as const;
+        const outputs = tokenizer.decodeCode(indices, grid).clamp(-1, 1);
+        for (const code of indices.unique().toList() as number[]) codes.add(code);
+        const terms: Record<string, Tensor> = { psnr: psnr(inputs, outputs), ssim: ssim(inputs, outputs) };
+        terms.l1 = l1(inputs, outputs);
+        terms.l2 = l2(inputs, outputs);
+        if (lpips !== undefined) terms.lpips = lpips.forward(inputs, outputs);
+        for (const [name, tensor] of Object.entries(terms)) {
+          const values = tensor.toList() as number[];
+          const stray = values.findIndex((value) => !Number.isFinite(value));
+          if (stray >= 0) {
+            const got = `${name} ${values[stray]} for ${names[stray]}`;
+            throw expected(
+              options.tokenizer,
+              "finite measures",
+              got,
+              "Its weights are too large, or damaged",
+            );
+          }
+          measured[name] = [...(measured[name] ?? []), ...values];
         }
-        measured[name] = [...(measured[name] ?? []), ...values];
-      }
-      for (const [i, name] of names.entries()) {
-        if (!onPage.has(name)) continue;
-        const pair = cat([inputs.narrow(0, i, 1), outputs.narrow(0, i, 1)]).cpu();
-        shown.push({ label: basename(name), images: pair });
-      }
-      return shown; // they outlive the batch
-    });
-    for (const image of images) image.dispose();
-  }
+        for (const [i, name] of names.entries()) {
+          if (!onPage.has(name)) continue;
+          const pair = cat([inputs.narrow(0, i, 1), outputs.narrow(0, i, 1)]).cpu();
+          shown.push({ label: basename(name), images: pair });
+        }
+        return shown; // they outlive the batch
+      });
+      for (const image of images) image.dispose();
+    }
+  });
   if (files.length === 0) {
     const [problem = ""] = unreadable.problems;
     throw expected(

@@ -19,6 +19,7 @@ import {
 } from "../torch/index.js";
 import { type Conditioning, classIds, classText, conditioningOf } from "./classes.js";
 import { askedOf, sayNotes } from "./inspect.js";
+import { withProgress } from "./progress.js";
 
 /** Options of `rlar sample`. */
 export interface SampleOptions {
@@ -84,22 +85,24 @@ export async function sample(options: SampleOptions): Promise<void> {
   if (!Number.isInteger(side))
     throw expected("--codes", "a square number of codes per image", policy.blockSize);
   const started = performance.now();
-  using page = tidy(() => {
-    // Codes are drawn on the CPU, where the same seed gives the same codes whatever the device.
-    using generator = stream(seed, "sample", 0);
-    const { tokens } = sampleCodesWithLogprobs(policy, rows.start(device), policy.blockSize, {
-      numGenerations: perClass,
-      generator,
-      ...(isGreedy ? { greedy: true } : { temperature }),
-      topK: options.topK,
-      topP: options.topP,
-      ...(options.cfg !== 1 && { guidance: { scale: options.cfg, schedule: options.cfgSchedule } }),
-    });
-    const images = tokenizer.decodeCode(tokens, [side, side]).clamp(-1, 1).cpu();
-    return labelledPage(
-      images.split(perClass).map((row, i) => ({ label: rows.labels?.[i] ?? "", images: row })),
-    );
-  });
+  using page = await withProgress("sampling", async () =>
+    tidy(() => {
+      // Codes are drawn on the CPU, where the same seed gives the same codes whatever the device.
+      using generator = stream(seed, "sample", 0);
+      const { tokens } = sampleCodesWithLogprobs(policy, rows.start(device), policy.blockSize, {
+        numGenerations: perClass,
+        generator,
+        ...(isGreedy ? { greedy: true } : { temperature }),
+        topK: options.topK,
+        topP: options.topP,
+        ...(options.cfg !== 1 && { guidance: { scale: options.cfg, schedule: options.cfgSchedule } }),
+      });
+      const images = tokenizer.decodeCode(tokens, [side, side]).clamp(-1, 1).cpu();
+      return labelledPage(
+        images.split(perClass).map((row, i) => ({ label: rows.labels?.[i] ?? "", images: row })),
+      );
+    }),
+  );
   await writePng(options.out, page);
   const seconds = (performance.now() - started) / 1000;
   const weights = { policy: description.weights, tokenizer: decoder.weights };
