@@ -1,6 +1,7 @@
 /** The functions that train, as programs call them: each run ends with its page. */
 import type { ResolvedConfig, TrainConfigInput } from "./config/resolve.js";
 import { writeReport } from "./dashboard/report.js";
+import { isSpeaker } from "./distributed/index.js";
 import { trainRlLoop as loop, type TrainOptions, type TrainResult } from "./rl_ar_finetune/train_loop.js";
 import { pretrainPolicy as fitPolicy } from "./trainers/policy.js";
 import { trainTokenizer as fitTokenizer } from "./trainers/tokenizer.js";
@@ -32,7 +33,7 @@ function withReport<A extends unknown[], R extends { readonly dir: string }>(
 ): (...args: A) => Promise<R> {
   return async (...args) => {
     const result = await train(...args);
-    await writeReport(result.dir);
+    if (isSpeaker()) await writeReport(result.dir);
     return result;
   };
 }
