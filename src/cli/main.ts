@@ -38,6 +38,7 @@ function numbers(text: string): number[] {
   return text.split(",").map(number);
 }
 
+const integerOption = (flags: string, what: string): Option => new Option(flags, what).argParser(integer);
 const device = (): Option => new Option("--device <device>", "cpu, cuda or cuda:N").default("cpu");
 const wrapper = (): Option =>
   new Option("--wrapper <key>", "key of the state dict, for a file that holds several");
@@ -527,11 +528,7 @@ program
   )
   .argument("[config...]", "as for rlar train")
   .addOption(preset(Object.keys(presets)))
-  .addOption(
-    new Option("--processes <n>", "processes that share every batch; predict each of them")
-      .argParser(integer)
-      .default(1),
-  )
+  .addOption(integerOption("--processes <n>", "processes that share every batch; predict one").default(1))
   .addOption(new Option("--no-measure", "do not time this machine; print FLOPs without seconds"))
   .addOption(json())
   .addHelpText(
@@ -584,28 +581,15 @@ fitCommand(
 
 program
   .command("launch")
-  .description(
-    "Run a training command in several processes on this machine, which share every batch. docs/scale.md has the commands for several machines.",
-  )
+  .description("Run a training command in several processes of this machine; docs/scale.md has the others.")
   .argument("<command...>", "the command with its options and keys, such as train config.yaml")
+  .addOption(integerOption("--processes <n>", "processes; with CUDA, one a GPU").makeOptionMandatory())
   .addOption(
-    new Option("--processes <n>", "processes; with CUDA, one a GPU").argParser(integer).makeOptionMandatory(),
+    integerOption("--max-restarts <n>", "restarts from the last checkpoint when one fails").default(0),
   )
-  .addOption(
-    new Option("--max-restarts <n>", "how often to begin again from the last checkpoint when a process fails")
-      .argParser(integer)
-      .default(0),
-  )
-  .addOption(
-    new Option("--master-port <port>", "port at which the processes meet (default: a free one)").argParser(
-      integer,
-    ),
-  )
+  .addOption(integerOption("--master-port <port>", "port to meet at (default: a free one)"))
   .passThroughOptions()
-  .addHelpText(
-    "after",
-    example("launch --processes 2 train config.yaml run.dir=runs/first", "one run by two processes"),
-  )
+  .addHelpText("after", example("launch --processes 2 train config.yaml", "one run by two processes"))
   .action(command(async () => (await import("./launch.js")).launch));
 
 program

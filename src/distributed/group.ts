@@ -95,13 +95,36 @@ export async function init({
     store.startHeartbeat(aliveKey(rank));
     connectAll(group, usesNccl, env);
   } catch (error) {
-    if (group === null) store?.close();
-    else await destroy(error as Error);
+    if (group !== null) await destroy(error as Error);
+    else if (store !== null) throw await leftEarly(store, place, isServer, error as Error);
     throw error;
   }
   const here = group.all.filter(({ host }) => host === group?.all[rank]?.host).length;
   if ((env.OMP_NUM_THREADS ?? "") === "")
     setNumThreads(Math.max(1, Math.floor(availableParallelism() / here)));
+}
+
+/**
+ * Close the store of a group that did not come about. The process that serves it stays until those that came have read why.
+ *
+ * @returns what to throw: where the store itself was gone, a sentence in place of LibTorch's words.
+ */
+async function leftEarly(store: Store, place: ProcessPlace, isServer: boolean, error: Error): Promise<Error> {
+  let isGone = false;
+  try {
+    store.add("left", 1);
+    const until = Date.now() + 5000;
+    while (isServer && store.add("left", 0) < store.add("count", 0) && Date.now() < until) await pause(50);
+  } catch {
+    isGone = true;
+  }
+  store.close();
+  if (!isGone || error instanceof LostRankError) return error;
+  const what = `rank 0's store at ${place.file ?? `${place.host}:${place.port}`} to answer`;
+  const remedy = "See what rank 0 wrote last";
+  return new LostRankError(expectedMessage("distributed.init", what, "none: it ended", remedy), {
+    cause: error,
+  });
 }
 
 function openServer(place: StorePlace): Store {

@@ -126,6 +126,11 @@ function load(): Native {
   const built = fileURLToPath(new URL("../../../build/native/rlar_torch.node", import.meta.url));
   const path = process.env.RLAR_ADDON ?? built;
   if (!existsSync(path) && path === built) setUp();
+  // Of a store that is gone LibTorch prints C++ frames; src/distributed/ says it in a sentence.
+  const isOneOfMany = ["WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"].some(
+    (name) => name in process.env,
+  );
+  if (isOneOfMany) process.env.TORCH_CPP_LOG_LEVEL ??= "ERROR";
   let native: Native;
   try {
     native = createRequire(import.meta.url)(path) as Native;
