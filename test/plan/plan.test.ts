@@ -100,6 +100,30 @@ test("what is measured adds up", async (t) => {
   assert.equal(time.totalSeconds, 3 * step + 4 * time.evaluationSeconds);
 });
 
+test("of several processes each has its share of the images, and with a sharded optimizer of its state", async (t) => {
+  const folder = await tinyFolder(t);
+  const values = tinyRun(folder, { train: { iters: 3, shardOptimizer: true }, grpo: { epochs: 2 } });
+  const { config } = resolveConfig({ values });
+  const [one, two] = [
+    await planTrain(config, { measure: false }),
+    await planTrain(config, { measure: false, processes: 2 }),
+  ];
+  const bytesOf = ({ memory }: TrainPlan, name: string): number =>
+    memory.fixed.find((part) => part.name === name)?.bytes ?? Number.NaN;
+  assert.equal(bytesOf(two, "policy"), bytesOf(one, "policy"));
+  assert.equal(bytesOf(two, "optimizer"), bytesOf(one, "optimizer") / 2);
+  assert.equal(two.flops.total, one.flops.total / 2);
+  assert.equal(one.processes, null);
+  // Two optimizer steps: all-reduce by a ring of two sends as much as there is, and the weights stepped are sent once.
+  const gradients = 4 * (one.models[0]?.trained ?? Number.NaN);
+  const bytesAStep = gradients + gradients / 2;
+  assert.deepEqual(two.processes, { count: 2, bytesAStep, bytesAnIteration: 2 * bytesAStep });
+  await assert.rejects(
+    planTrain(config, { processes: 5 }),
+    /plan: processes: expected .* from 1 to 4.*, got 5/,
+  );
+});
+
 test("the keys to lower follow from where memory is largest", async (t) => {
   const folder = await tinyFolder(t);
   const wide = await planOf(folder, { ar: { nEmbd: 96, nLayer: 3 }, kl: { coef: 0.1 }, ema: { decay: 0.9 } });
