@@ -149,7 +149,10 @@ async function guarded<T>(where: string, run: () => Promise<T>): Promise<T> {
     const { message } = error as Error;
     // Our own error has a clearer message than the library's.
     if (message.startsWith(where)) throw error;
-    throw expected(where, "sound parquet data", message.replace(/\.$/, ""), DAMAGED);
+    // Where the library trips over what it read, its words are about its own code.
+    const isOfCode = error instanceof TypeError || /DataView|Array|call stack/.test(message);
+    const got = isOfCode ? "bytes that do not fit together" : message.replace(/\.$/, "");
+    throw expected(where, "sound parquet data", got, DAMAGED);
   }
 }
 

@@ -100,6 +100,13 @@ test("cut and damaged files are refused", async () => {
   damaged.fill(0xff, 4, 300);
   writeFiles(folder, { "damaged.parquet": damaged });
   const source = await openParquet(at("damaged.parquet"));
+  const notParquet = { empty: "", magic: "PAR1", footer: "PAR1\0\0\0\0\0\0\0\0PAR1" };
+  for (const [name, text] of Object.entries(notParquet)) {
+    writeFiles(folder, { [`${name}.parquet`]: text });
+    const wanted =
+      /its footer: expected sound parquet data, got bytes that do not fit together\. The file is/;
+    await assert.rejects(openParquet(at(`${name}.parquet`)), wanted, name);
+  }
   const message = /damaged\.parquet, row group 0, column image: expected sound parquet data, got /;
   await assert.rejects(readSample(source, 0), message);
   await assert.rejects(readSample(source, 1), message);

@@ -36,8 +36,11 @@ export function fileOf({ structural }: Format, seeds: readonly Buffer[], dice: D
 export function faultOf(error: unknown): string | undefined {
   if (!(error instanceof Error)) return `no Error: ${String(error)}`;
   const { name, message } = error;
-  if (name === "ConfigError" || /expected [\s\S]+, got [\s\S]*\.$/.test(message)) return undefined;
-  return `not a message of ours: ${error.stack}`;
+  if (name !== "ConfigError" && !/expected [\s\S]+, got [\s\S]*\.$/.test(message))
+    return `not a message of ours: ${error.stack}`;
+  // Words of JavaScript about our code or a library's, in a sentence of ours.
+  const isOfCode = /Cannot read propert|is not a function|is not iterable|DataView/.test(message);
+  return isOfCode ? `not about the file: ${error.stack}` : undefined;
 }
 
 async function main({ format, seed, from, to }: Task): Promise<void> {

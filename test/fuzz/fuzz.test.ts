@@ -18,6 +18,8 @@ test("a seed and a number make the same file, another number another", () => {
 test("messages of ours are told from others", () => {
   assert.equal(faultOf(new RangeError("f.tar: expected a tar file, got 3 bytes. Copy it again.")), undefined);
   assert.match(faultOf(new TypeError("x is not a function")) ?? "", /not a message of ours/);
+  const ofCode = new RangeError("f: expected data, got Cannot read properties of undefined (reading 'map').");
+  assert.match(faultOf(ofCode) ?? "", /not about the file/);
   assert.match(faultOf("text") ?? "", /no Error/);
 });
 
