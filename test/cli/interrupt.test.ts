@@ -115,7 +115,10 @@ const PRINTING = (): string[][] => [
   ["doctor"],
   ["inspect", join(folder, "tokenizer.safetensors"), "--all"],
   ["convert", join(folder, "tokenizer.safetensors"), join(folder, "c.safetensors"), "--force"],
-  ["reconstruct", join(folder, "images"), "--tokenizer", join(folder, "tokenizer.safetensors"), "--size=16"],
+  [
+    ...["reconstruct", join(folder, "images"), "--tokenizer", join(folder, "tokenizer.safetensors")],
+    ...["--size=16", "--out", join(folder, "r.png")],
+  ],
 ];
 
 /** Run a command with a standard output. */
