@@ -221,6 +221,7 @@ def zero_shot():
             break
     image = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
     words = model.text_projection(model.text_model(input_ids=tokens).pooler_output)
+    save(folder, image=image, text=words, logits=logits)
     model.float().save_pretrained(folder / "model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(OUT / "clip_tokenizer" / name, folder / "model" / name)

@@ -192,7 +192,7 @@ function classify(
     ); // [N, K]
     const truth = tensor([...classes], { dtype: "int64" });
     const ranks = scores.gt(scores.gather(1, truth.unsqueeze(1))).sum(1);
-    const within = (k: number): number => ranks.lt(k).float().mean().item();
+    const within = (k: number): number => ranks.lt(k).double().mean().item();
     return {
       templates,
       classes: classNames.length,

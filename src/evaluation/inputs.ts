@@ -50,6 +50,39 @@ export interface FileFact {
   readonly isRewarded?: boolean | null;
 }
 
+/** A network that judged. */
+export interface NetworkFact {
+  readonly name: string;
+  readonly featureSize: number;
+  readonly numClasses: number;
+  /** SHA-256 of its file, or of the hashes of its files; null where a program passed it open. */
+  readonly sha256?: string | null;
+  /** The reference set that it described, if there is one; its hash is in `files`. */
+  readonly reference?: { readonly path: string; readonly images: number | null } | null;
+  /** Whether the reward used this network; null where that is not known. */
+  readonly isRewarded: boolean | null;
+}
+
+/** What is known of the networks, in the order of `features`. */
+export function networkFacts(
+  { judges, files, published }: EvalInputs,
+  features: readonly (string | Judge)[],
+): NetworkFact[] {
+  return judges.map((judge, k) => {
+    const { name, featureSize, numClasses } = judge.network;
+    const file = files.find(({ role, path }) => role === "features" && path === features[k]);
+    const isDescribed = published?.judges.includes(judge) === true;
+    return {
+      name,
+      featureSize,
+      numClasses,
+      sha256: file?.sha256 ?? null,
+      reference: isDescribed ? { path: published.set.path, images: published.set.images } : null,
+      isRewarded: file?.isRewarded ?? null,
+    };
+  });
+}
+
 /** Models, networks and data sets, open. Those that a program passed are left as they are when this is disposed of. */
 export interface EvalInputs extends Disposable {
   readonly device: Device;

@@ -32,6 +32,8 @@ import {
   type FileFact,
   type HeldOut,
   imagesFromBytes,
+  type NetworkFact,
+  networkFacts,
   openInputs,
   readHeldOut,
   readTrained,
@@ -59,7 +61,6 @@ import {
   type Estimates,
   type EvalRow,
   type EvalSettings,
-  type Judge,
   type JudgedCheckpoint,
   type Likelihood,
   type Measures,
@@ -110,17 +111,7 @@ export interface ModelEvaluation {
     readonly codes: number;
     readonly codebookSize: number;
   };
-  readonly networks: readonly {
-    readonly name: string;
-    readonly featureSize: number;
-    readonly numClasses: number;
-    /** SHA-256 of its file, or of the hashes of its files; null where a program passed it open. */
-    readonly sha256?: string | null;
-    /** The reference set that it described, if there is one; its hash is in `files`. */
-    readonly reference?: { readonly path: string; readonly images: number | null } | null;
-    /** Whether the reward used this network; null where that is not known. */
-    readonly isRewarded: boolean | null;
-  }[];
+  readonly networks: readonly NetworkFact[];
   /** What free samples are to be measured by: as many training images, these as the tokenizer gives them back, the held-out ones. */
   readonly real: {
     readonly training: Measures | null;
@@ -207,6 +198,7 @@ export async function evaluateModels(given: ModelEvalOptions): Promise<ModelEval
     draw.codes.dispose();
   }
 
+  const networks = networkFacts(inputs, options.features ?? []);
   const { versions, commit, threads } = environment();
   const evaluation: ModelEvaluation = {
     settings: { ...settings, device: inputs.device, dtype: options.dtype ?? "float32" },
@@ -235,16 +227,7 @@ export async function evaluateModels(given: ModelEvalOptions): Promise<ModelEval
       codes: inputs.codes,
       codebookSize: inputs.tokenizer.codebookSize,
     },
-    networks: judges.map((judge, k) => ({
-      name: judge.network.name,
-      featureSize: judge.network.featureSize,
-      numClasses: judge.network.numClasses,
-      sha256: fileOf(options.features?.[k], inputs.files)?.sha256 ?? null,
-      reference: inputs.published?.judges.includes(judge)
-        ? { path: inputs.published.set.path, images: inputs.published.set.images }
-        : null,
-      isRewarded: isRewarded(options.features?.[k], inputs.files),
-    })),
+    networks,
     real,
     reconstruction,
     likelihoods: results.flatMap(({ likelihood }) => (likelihood === null ? [] : [likelihood])),
@@ -262,21 +245,12 @@ export async function evaluateModels(given: ModelEvalOptions): Promise<ModelEval
       ...unreadableNotes("held-out", heldOut?.unreadable ?? []),
       ...unreadableNotes("training", trained?.unreadable ?? []),
       ...references.flatMap(notesOfReference),
-      ...dependence(references.filter((_, k) => isRewarded(options.features?.[k], inputs.files) === false)),
+      ...dependence(references.filter((_, k) => networks[k]?.isRewarded === false)),
       ...comparability(context, trained),
     ],
   };
   if (options.json !== undefined) replaceFile(options.json, `${JSON.stringify(evaluation, null, 2)}\n`);
   return evaluation;
-}
-
-/** Whether the reward used a network that came from a file; null where that is not known. */
-function isRewarded(network: string | Judge | undefined, files: readonly FileFact[]): boolean | null {
-  return fileOf(network, files)?.isRewarded ?? null;
-}
-
-function fileOf(network: string | Judge | undefined, files: readonly FileFact[]): FileFact | undefined {
-  return files.find(({ role, path }) => role === "features" && path === network);
 }
 
 function referencesOf(

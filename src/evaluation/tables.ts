@@ -47,7 +47,7 @@ export const prefixesOf = (rows: Tabled["rows"]): number[] => [
 ];
 
 /** Measures of free samples: distance from real images, variety, and copies of training images. */
-const CLOSENESS = ["fd_train", "fd_held_out", "kd_train", "kd_held_out", "score", "accuracy"];
+const CLOSENESS = ["fd_train", "fd_held_out", "fd_reference", "kd_train", "kd_held_out", "score", "accuracy"];
 const VARIETY = ["precision", "recall", "density", "coverage", "diversity", "nearest", "nearest_ratio"];
 
 /** Measures of images that follow others: without a network, and of each. */

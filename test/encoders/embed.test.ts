@@ -28,11 +28,8 @@ test("embeddings of a folder and its zero-shot classes are those of transformers
   assert.equal(status, 0, stderr);
   const golden = JSON.parse(readFileSync(`${ROOT}/golden.json`, "utf8"));
   const { top1, predicted, images, width } = JSON.parse(stdout);
-  assert.deepEqual(
-    { top1, predicted, images, width },
-    { ...golden, names: undefined, images: 9, width: 12 },
-    stdout,
-  );
+  assert.deepEqual({ predicted, images, width }, { predicted: golden.predicted, images: 9, width: 12 });
+  assert.ok(Math.abs(top1 - golden.top1) < 1e-12, `${top1}`);
   tidy(() => {
     const { tensors, metadata } = loadSafetensors(out);
     const wanted = loadSafetensors(`${ROOT}/golden.safetensors`).tensors.image as Tensor;

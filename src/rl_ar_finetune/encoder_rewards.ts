@@ -1,0 +1,175 @@
+/**
+ * Rewards by meaning: TokLIP's of codes, without a decode; CLIP's and SigLIP's of images and texts; LAION's aesthetic score; and
+ * DISTS. The terms own the networks that they are given. `rewards.ts` weighs and adds terms.
+ */
+import { type AestheticHead, cosines, type Encoder, inTemplate, perSample } from "../encoders/index.js";
+import type { DISTS } from "../metrics/index.js";
+import { signOf } from "../metrics/measures.js";
+import { cat, expected, keep, noGrad, type Tensor, tidy } from "../torch/index.js";
+import type { Judged, Term } from "./rewards.js";
+
+/** What these terms are told of a batch beside its pixels. */
+export interface Told {
+  /** int64 `[B * G, T]`: the codes that the samples were decoded from. */
+  readonly codes: Tensor;
+  /** int64 `[B, T]`: the images' own codes; null without images. */
+  readonly trueCodes: Tensor | null;
+  /** One per image; null where the data has none. */
+  readonly classNames: readonly string[] | null;
+  readonly captions: readonly string[] | null;
+}
+
+/** Where class names go in the text of an image. */
+export const TEMPLATE = "a photo of a {}.";
+
+function toldOf(key: string, judged: Judged): Told {
+  const { context } = judged as Judged & { readonly context?: Told };
+  if (context !== undefined) return context;
+  const remedy = "Use another algorithm than ste, which draws no codes to tell of";
+  throw expected(`reward.${key}`, "a batch with its codes and texts", "pixels alone", remedy);
+}
+
+/** A text per image: its caption, or its class's name in the template. */
+function textsOf(key: string, { captions, classNames }: Told, template: string): readonly string[] {
+  if (captions !== null) return captions;
+  if (classNames !== null) return classNames.map((name) => inTemplate(template, name));
+  throw expected(
+    `reward.${key}`,
+    "captions, or classes with names",
+    "neither",
+    "Set data.classNames, or use data with texts",
+  );
+}
+
+/** Embeddings of texts that were met, `[1, E]` each: a data set repeats its classes. */
+class TextMemory implements Disposable {
+  readonly #encoder: Encoder;
+  readonly #known = new Map<string, Tensor>();
+
+  constructor(encoder: Encoder) {
+    this.#encoder = encoder;
+  }
+
+  /** float32 `[N, E]`. */
+  embed(texts: readonly string[]): Tensor {
+    const missing = [...new Set(texts)].filter((text) => !this.#known.has(text));
+    if (this.#known.size + missing.length > MOST_TEXTS) this[Symbol.dispose]();
+    const wanted = this.#known.size === 0 ? [...new Set(texts)] : missing;
+    if (wanted.length > 0) {
+      noGrad(() =>
+        tidy(() => {
+          const rows = this.#encoder.embedTexts(wanted).split(1);
+          for (const [i, text] of wanted.entries()) this.#known.set(text, keep((rows[i] as Tensor).clone()));
+        }),
+      );
+    }
+    return tidy(() => cat(texts.map((text) => this.#known.get(text) as Tensor)));
+  }
+
+  [Symbol.dispose](): void {
+    for (const row of this.#known.values()) row.dispose();
+    this.#known.clear();
+  }
+}
+
+/** 4096 rows of width 1152 are 19 MB. */
+const MOST_TEXTS = 4096;
+
+/** Options of the terms. */
+export interface EncoderTermOptions {
+  readonly weight: number;
+}
+
+/**
+ * How near the meaning of the sampled codes is to that of the image's: the cosine of TokLIP's embeddings, at most 1. Nothing
+ * is decoded for it.
+ */
+export function toklipImageTerm(encoder: Encoder, { weight }: EncoderTermOptions): Term {
+  return {
+    name: "toklip_image",
+    weight,
+    sign: signOf("toklip_image"),
+    measure: (judged) => {
+      const { codes, trueCodes } = toldOf("toklipImage", judged);
+      if (trueCodes === null) {
+        throw expected("reward.toklipImage", "images to compare with", "none", "Use reward.toklipText");
+      }
+      const samples = encoder.embedCodes(codes);
+      return cosines(samples, perSample(encoder.embedCodes(trueCodes), samples.size(0)));
+    },
+    dispose: () => encoder.dispose(),
+  };
+}
+
+/** How well the sampled codes agree with the caption, or the class's name in a template: the cosine of TokLIP's embeddings. */
+export function toklipTextTerm(
+  encoder: Encoder,
+  { weight, template = TEMPLATE }: EncoderTermOptions & { readonly template?: string },
+): Term {
+  return textTerm("toklip_text", "toklipText", encoder, weight, template, (judged) =>
+    encoder.embedCodes(toldOf("toklipText", judged).codes),
+  );
+}
+
+/** How well the decoded samples agree with the caption, or the class's name in a template: the cosine of CLIP's embeddings. */
+export function clipTerm(
+  encoder: Encoder,
+  { weight, template = TEMPLATE }: EncoderTermOptions & { readonly template?: string },
+): Term {
+  return textTerm("clip", "clip", encoder, weight, template, ({ samples }) => encoder.embedImages(samples));
+}
+
+function textTerm(
+  name: string,
+  key: string,
+  encoder: Encoder,
+  weight: number,
+  template: string,
+  embed: (judged: Judged) => Tensor,
+): Term {
+  const texts = new TextMemory(encoder);
+  return {
+    name,
+    weight,
+    sign: signOf(name),
+    measure: (judged) => {
+      const wanted = texts.embed(textsOf(key, toldOf(key, judged), template));
+      return cosines(embed(judged), perSample(wanted, judged.samples.size(0)));
+    },
+    dispose: () => {
+      texts[Symbol.dispose]();
+      encoder.dispose();
+    },
+  };
+}
+
+/** LAION's aesthetic score of the decoded samples, about 1 to 10. */
+export function aestheticTerm(
+  { encoder, head }: { readonly encoder: Encoder; readonly head: AestheticHead },
+  { weight }: EncoderTermOptions,
+): Term {
+  return {
+    name: "aesthetic",
+    weight,
+    sign: signOf("aesthetic"),
+    measure: ({ samples }) => head.forward(encoder.embedImages(samples)),
+    dispose: () => {
+      head.dispose();
+      encoder.dispose();
+    },
+  };
+}
+
+/** DISTS of the decoded samples from their images: lower is closer. */
+export function distsTerm(
+  dists: DISTS,
+  { weight, chunk }: EncoderTermOptions & { readonly chunk?: number },
+): Term {
+  return {
+    name: "dists",
+    weight,
+    sign: signOf("dists"),
+    measure: ({ images, samples }) => dists.forward(images, samples, chunk === undefined ? {} : { chunk }),
+    dispose: () => dists.dispose(),
+  };
+}

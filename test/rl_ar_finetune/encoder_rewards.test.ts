@@ -1,0 +1,66 @@
+/** Rewards by meaning against cosines of the published code's embeddings. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { pixelsToTensor, readPixels } from "../../src/data/index.js";
+import { cosines } from "../../src/encoders/index.js";
+import { clipTerm, toklipImageTerm } from "../../src/rl_ar_finetune/encoder_rewards.js";
+import { openEncoder } from "../../src/rl_ar_finetune/open_encoders.js";
+import type { Judged } from "../../src/rl_ar_finetune/rewards.js";
+import { cat, loadSafetensors, type Tensor, tensor, tidy, zeros } from "../../src/torch/index.js";
+import { expectClose } from "../support/close.js";
+
+const ROOT = "test/golden/encoders";
+
+test("toklip_image is the cosine of sampled and true codes, each image's once for its samples", () => {
+  tidy(() => {
+    const { codes, image } = loadSafetensors(`${ROOT}/toklip/golden.safetensors`).tensors as Record<
+      string,
+      Tensor
+    >;
+    const encoder = openEncoder(`${ROOT}/toklip/TokLIP.pt`, { heads: 2, towers: { text: false } });
+    const term = toklipImageTerm(encoder, { weight: 1 });
+    const order = tensor([1, 0, 2, 1, 0, 0], { dtype: "int64" }); // samples of images 0, 1 and 2
+    const images = zeros([3, 3, 8, 8]);
+    const samples = zeros([6, 3, 8, 8]);
+    const context = {
+      codes: (codes as Tensor).indexSelect(0, order),
+      trueCodes: codes,
+      captions: null,
+      classNames: null,
+    };
+    const found = term.measure({ images, samples, context } as unknown as Judged);
+    const truth = tensor([0, 0, 1, 1, 2, 2], { dtype: "int64" });
+    const wanted = cosines((image as Tensor).indexSelect(0, order), (image as Tensor).indexSelect(0, truth));
+    expectClose(found, wanted, { rtol: 1e-5, atol: 1e-5 });
+    assert.throws(
+      () => term.measure({ images, samples } as Judged),
+      /reward\.toklipImage: expected a batch with its codes/,
+    );
+    term.dispose?.();
+  });
+});
+
+test("clip is the cosine of samples and the class names in a template", async () => {
+  const names = ["a dog", "snow", "three mountains"];
+  const parts: Tensor[] = [];
+  for (const name of names) {
+    for (let i = 0; i < 3; i++)
+      parts.push(pixelsToTensor(await readPixels(`${ROOT}/zero_shot/images/${name}/${i}.png`)));
+  }
+  tidy(() => {
+    const golden = loadSafetensors(`${ROOT}/zero_shot/golden.safetensors`).tensors as Record<string, Tensor>;
+    const term = clipTerm(openEncoder(`${ROOT}/zero_shot/model`), { weight: 1, template: "a photo of {}." });
+    const samples = cat(parts);
+    const context = { codes: null, trueCodes: null, captions: null, classNames: names };
+    const found = term.measure({ images: zeros([3, 3, 52, 40]), samples, context } as unknown as Judged);
+    const words = (golden.text as Tensor).repeatInterleave(3, 0);
+    expectClose(found, cosines(golden.image as Tensor, words), { rtol: 1e-4, atol: 2e-3 });
+    const untold = { ...context, classNames: null };
+    assert.throws(
+      () => term.measure({ images: samples, samples, context: untold } as unknown as Judged),
+      /reward\.clip: expected captions, or classes with names, got neither/,
+    );
+    term.dispose?.();
+  });
+  for (const part of parts) part.dispose();
+});
