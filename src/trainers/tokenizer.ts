@@ -315,7 +315,7 @@ class TokenizerTask implements FitTask {
       "gan/fake": fake.float().mean(),
     };
     let loss = terms["gan/discriminator"] as Tensor;
-    const averages = lecam > 0 ? updateLecam(this.#lecam, real, fake, share) : this.#lecam;
+    const averages = lecam > 0 ? updateLecam(this.#lecam, real, fake, undefined, share) : this.#lecam;
     if (lecam > 0) {
       const penalty = lecamLoss(real, fake, averages);
       terms["gan/lecam"] = penalty;

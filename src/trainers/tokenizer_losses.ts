@@ -81,8 +81,8 @@ export function updateLecam(
   averages: LecamAverages,
   real: Tensor,
   fake: Tensor,
-  share = 1,
   decay = 0.999,
+  share = 1,
 ): LecamAverages {
   const mean = (logits: Tensor): number => {
     const own = noGrad(() => tidy(() => logits.float().mean().item()));
