@@ -17,7 +17,7 @@ for (const [name, value] of Object.entries(api)) {
   const isClass = Function.prototype.toString.call(value).startsWith("class");
   test(`${name} refuses values of the wrong type in the package's words`, async () => {
     for (const wrong of WRONG) {
-      for (const count of [1, 2, 3, 5].filter((count) => count <= (MOST[name] ?? 5))) {
+      for (const count of [1, 3].filter((count) => count <= (MOST[name] ?? 5))) {
         const given = Array<unknown>(count).fill(wrong);
         try {
           await (isClass ? Reflect.construct(value, given) : Reflect.apply(value, undefined, given));
