@@ -1,7 +1,7 @@
 /**
  * Losses as functions of tensors: policy gradients with and without clipping, KL to a reference, the value head's
  * error, the weights that turn losses of tokens into one number, and the control of the KL coefficient between updates.
- * Models are in other files. `docs/algorithms.md` has every formula with its source.
+ * Where they are added up is in `objective.ts`. `docs/algorithms.md` has every formula with its source.
  *
  * Deviations from the papers:
  * - `exp` of a log-ratio or log-difference above 20 is replaced by its tangent at 20: float32 would soon overflow, and a
