@@ -13,11 +13,11 @@ import { LPIPS } from "../src/metrics/index.js";
 import { AdamW } from "../src/nn/index.js";
 import { backboneCosts, tokenizerCosts } from "../src/plan/costs.js";
 import { LlamaGen, llamaGenPresets } from "../src/policies/index.js";
+import { decodeCodes } from "../src/rl_ar_finetune/decode.js";
 import { grpoUpdate } from "../src/rl_ar_finetune/optimize.js";
 import type { RunParts } from "../src/rl_ar_finetune/parts.js";
 import { judge, reconstructionTerm } from "../src/rl_ar_finetune/rewards.js";
 import { sampleRollout } from "../src/rl_ar_finetune/rollout.js";
-import { decodeFor } from "../src/rl_ar_finetune/step.js";
 import { buildTokenizerFrozen, VQModel } from "../src/tokenizers/index.js";
 import {
   autocast,
@@ -113,7 +113,7 @@ function step(isNarrow: boolean): Times {
     );
     mark("rollout");
     const parts = { tokenizer, terms } as unknown as RunParts;
-    const judged = decodeFor(parts, images, rollout.codes, 8);
+    const judged = decodeCodes(parts, images, rollout.codes, 8);
     mark("decode");
     const { total: rewards } = judge(terms, judged);
     mark("reward");

@@ -31,6 +31,7 @@ export interface TrainCommandOptions {
 const GO_ON: Partial<Record<TrainResult["end"], readonly string[]>> = {
   patience: ["eval.patience=0"],
   kl: ["kl.stop=null", "--force"],
+  alarm: ["alarm.action=warn"],
 };
 
 /** How a run ended, in words. */
@@ -39,6 +40,7 @@ const ENDS: Readonly<Record<TrainResult["end"], string>> = {
   interrupted: "interrupted",
   patience: "no better any more",
   kl: "too far from the reference (kl.stop)",
+  alarm: "the reward rose while every metric outside it fell (alarm.action)",
 };
 
 /**

@@ -7,9 +7,8 @@ import { Document, isMap, isScalar, type Pair, type Scalar, type YAMLMap } from 
 import * as z from "zod";
 import { isPlainObject } from "../torch/arguments.js";
 import { PASSED } from "./input.js";
-import type { Key } from "./key.js";
+import { type Key, NAME } from "./key.js";
 import type { ConfigKind, KeyTable, Resumed } from "./kind.js";
-import { configPath } from "./spelling.js";
 import type { TrainConfig } from "./train.js";
 import { trainKind } from "./train_kind.js";
 
@@ -35,8 +34,8 @@ export function explainConfig(
   path = "",
   kind: ConfigKind<object> = trainKind as ConfigKind<object>,
 ): KeyExplanation[] {
-  const asked = configPath(path);
-  const names = kind.isSection(asked) ? [asked] : (kind.aliases[asked] ?? [asked]);
+  const asked = kind.pathOf(path.split("."));
+  const names = (kind.isSection(asked) ? [asked] : (kind.aliases[asked] ?? [asked])).map(kind.patternOf);
   const isInside = (name: string): boolean =>
     path === "" || names.some((of) => name === of || name.startsWith(`${of}.`));
   const usual = kind.schema.parse({});
@@ -46,11 +45,23 @@ export function explainConfig(
 function explain(kind: ConfigKind<object>, key: Key, usual: object): KeyExplanation {
   const path = key.path.join(".");
   const aliases = Object.keys(kind.aliases).filter(
-    (name) => kind.aliases[name]?.includes(path) && !kind.isSection(name),
+    (name) => kind.aliases[name]?.some((of) => kind.patternOf(of) === path) && !kind.isSection(name),
   );
   const { expects, help, when, unit = null, live } = key;
   const about = { path, expects, default: key.default, unit, help, when, aliases };
   return { ...about, isLive: live !== undefined, onResume: kind.onResume(path, usual) };
+}
+
+/** The paths of a configuration's keys, in the order of the schema, with the names that the user chose. */
+export function pathsIn(config: Readonly<Record<string, unknown>>, kind: KeyTable): string[] {
+  const at = (path: readonly string[]): unknown =>
+    path.reduce((value, name) => (value as Record<string, unknown> | undefined)?.[name], config as unknown);
+  return kind.keys.flatMap(({ path }) => {
+    const place = path.indexOf(NAME);
+    if (place < 0) return [path.join(".")];
+    const names = Object.keys((at(path.slice(0, place)) as object | undefined) ?? {});
+    return names.map((name) => path.with(place, name).join("."));
+  });
 }
 
 /** What a change does to a resumed run, in words. */
@@ -94,6 +105,8 @@ export function configJsonSchema(
   }) as unknown as JsonObject;
   const visit = (object: JsonObject, path: string): void => {
     delete object.default;
+    if (object.additionalProperties?.properties !== undefined)
+      visit(object.additionalProperties, `${path}.${NAME}`);
     for (const [name, item] of Object.entries(object.properties ?? {})) {
       const at = path === "" ? name : `${path}.${name}`;
       const key = kind.keyAt(at);
@@ -110,6 +123,7 @@ export function configJsonSchema(
 interface JsonObject extends Record<string, unknown> {
   description?: string;
   properties?: Record<string, JsonObject>;
+  additionalProperties?: JsonObject;
 }
 
 /**

@@ -10,7 +10,7 @@ import { isPlainObject, nearestName } from "../torch/arguments.js";
 import { rlarCommand } from "./command.js";
 import type { Key } from "./key.js";
 import type { KeyTable } from "./kind.js";
-import { configPath, schemaName, shown } from "./spelling.js";
+import { schemaName, shown } from "./spelling.js";
 
 /** A value, and how to name its place in a message. */
 export interface Given {
@@ -267,11 +267,11 @@ const nodeText = (node: Node): string => (isScalar(node) ? String(node.value) : 
 
 /** Whether an empty object is a value: its path is not that of a section. */
 const isEmptyValue = (kind: KeyTable, path: readonly string[], items: number): boolean =>
-  items === 0 && path.length > 0 && !kind.isSection(path.map(schemaName).join("."));
+  items === 0 && path.length > 0 && !kind.isSection(kind.pathOf(path));
 
 /** The key that a path as written names, or the first key that another name stands for. */
 function keyOf(kind: KeyTable, path: readonly string[]): Key | undefined {
-  const name = path.map(schemaName).join(".");
+  const name = kind.pathOf(path);
   return kind.keyAt(name) ?? (kind.isSection(name) ? undefined : kind.keyAt(kind.aliases[name]?.[0] ?? ""));
 }
 
@@ -309,7 +309,7 @@ function layerOf(
   const problems = [...options.problems];
   const isWeak = new Set<string>();
   for (const { path, value, place } of written) {
-    const name = path.map(schemaName).join(".");
+    const name = kind.pathOf(path);
     const where = `${place}${path.join(".")}`;
     if (kind.keyAt(name)?.live === undefined && isDeep(value)) {
       problems.push(`${where}: ${TOO_MUCH}`);
@@ -376,8 +376,7 @@ const namesOf = (kind: KeyTable): string[] => [
 
 /** The known key that an unknown one resembles. */
 export function adviceOn(kind: KeyTable, text: string): string {
-  const path = configPath(text);
-  const names = path.split(".");
+  const names = kind.pathOf(text.split(".")).split(".");
   const above = names.map((_, i) => keyOf(kind, names.slice(0, i))).find((key) => key !== undefined);
   if (above !== undefined) return `${above.path.join(".")} takes ${above.expects}, and no keys.`;
   const depth = names.findIndex((_, i) => !kind.isSection(names.slice(0, i + 1).join(".")));
@@ -400,7 +399,7 @@ export function adviceOn(kind: KeyTable, text: string): string {
 
 /** Names of the keys and sections in a section. */
 function childrenOf(kind: KeyTable, parent: readonly string[]): string[] {
-  const start = parent.map((name) => `${name}.`).join("");
+  const start = parent.length === 0 ? "" : `${kind.patternOf(parent.join("."))}.`;
   const inside = namesOf(kind).filter((name) => name.startsWith(start));
   return [...new Set(inside.map((name) => name.slice(start.length).split(".")[0] as string))];
 }

@@ -50,9 +50,23 @@ export function section<S extends z.ZodRawShape>(shape: S): Section<S> {
   return z.prefault(z.strictObject(shape).readonly(), {} as never) as unknown as Section<S>;
 }
 
+/** Sections under names of the user's choice, all with the same keys. */
+export type NamedSections<S extends z.ZodRawShape = z.ZodRawShape> = z.ZodPrefault<
+  z.ZodReadonly<z.ZodRecord<z.ZodString, Section<S>>>
+>;
+
+/** Any number of sections with the same keys, under names that the user chooses. */
+export function namedSections<S extends z.ZodRawShape>(shape: S): NamedSections<S> {
+  const sections = z.record(z.string(), section(shape)).readonly();
+  return z.prefault(sections, {} as never) as unknown as NamedSections<S>;
+}
+
+/** Stands in the path of a {@link Key} for the name that the user chooses. */
+export const NAME = "NAME";
+
 /** A key with its place, range, default and description. */
 export interface Key extends KeyInfo {
-  /** Names from the top, such as `["rollout", "temperature"]`. */
+  /** Names from the top, such as `["rollout", "temperature"]`; {@link NAME} where the user chooses one. */
   readonly path: readonly string[];
   readonly type: z.ZodType;
   readonly default: unknown;
@@ -69,7 +83,9 @@ export interface Key extends KeyInfo {
 /** Every key of a section, in order. */
 export function keysOf(type: z.ZodType, path: readonly string[] = []): Key[] {
   if (type instanceof z.ZodPrefault) {
-    const { shape } = (type as Section).unwrap().unwrap();
+    const inner = (type as Section | NamedSections).unwrap().unwrap();
+    if (inner instanceof z.ZodRecord) return keysOf(inner.valueType as z.ZodType, [...path, NAME]);
+    const { shape } = inner;
     return Object.entries(shape).flatMap(([name, of]) => keysOf(of as z.ZodType, [...path, name]));
   }
   const info: KeyInfo = INFO.get(type) ?? {};

@@ -3,8 +3,8 @@
  * Reading one is done in `resolve.ts`, showing one in `explain.ts`; both take the kind as a parameter.
  */
 import type * as z from "zod";
-import { type Key, keysOf } from "./key.js";
-import { shown } from "./spelling.js";
+import { type Key, keysOf, NAME } from "./key.js";
+import { schemaName, shown } from "./spelling.js";
 
 /** Which keys were given, and how to name them in a message. */
 interface Origins {
@@ -115,6 +115,10 @@ export interface KeyTable {
   readonly keys: readonly Key[];
   /** Without a prototype, so that it holds no names but its own. */
   readonly aliases: Readonly<Record<string, readonly string[]>>;
+  /** A path as written, such as `["rollout", "max_len"]`, in the spelling of the schema; names that the user chose stay. */
+  pathOf(written: readonly string[]): string;
+  /** A path with `NAME` in place of a name that the user chose: `reward.custom.NAME.weight`. */
+  patternOf(path: string): string;
   /** The key at a path such as `rollout.temperature`. */
   keyAt(path: string): Key | undefined;
   /** Whether a path such as `rollout.guidance` names keys and not a value. */
@@ -140,13 +144,31 @@ export function configKind<T extends object>(parts: KindParts<T>): ConfigKind<T>
   const sections = new Set(
     keys.flatMap(({ path }) => path.slice(0, -1).map((_, i) => path.slice(0, i + 1).join("."))),
   );
+  // Sections whose names the user chooses, such as reward.custom; other names of keys are no such names.
+  const named = new Set(
+    keys.flatMap(({ path }) => {
+      return path.includes(NAME) ? [path.slice(0, path.indexOf(NAME)).join(".")] : [];
+    }),
+  );
+  const isChosen = (section: string, name: string): boolean =>
+    named.has(section) && aliases[`${section}.${schemaName(name)}`] === undefined;
+  const joined = (names: readonly string[], spelled: (name: string, isChosen: boolean) => string): string =>
+    names.reduce(
+      (above, name, i) =>
+        i === 0 ? spelled(name, false) : `${above}.${spelled(name, isChosen(above, name))}`,
+      "",
+    );
+  const patternOf = (path: string): string =>
+    joined(path.split("."), (name, chosen) => (chosen ? NAME : name));
   return {
     ...parts,
     presets: own(parts.presets),
     keys,
     aliases,
-    keyAt: (path) => byPath.get(path),
-    isSection: (path) => sections.has(path),
+    pathOf: (written) => joined(written, (name, chosen) => (chosen ? name : schemaName(name))),
+    patternOf,
+    keyAt: (path) => byPath.get(patternOf(path)),
+    isSection: (path) => sections.has(patternOf(path)),
     meaningOf: (path, value) =>
       meanings[path]?.(value) ??
       (aliases[path] ?? [path]).map((target) => {

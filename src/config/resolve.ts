@@ -20,7 +20,7 @@ import type { TrainConfig, TrainConfigInput } from "./train.js";
 import { trainKind } from "./train_kind.js";
 
 export type { ConfigKind } from "./kind.js";
-export { type BatchNumbers, batchNumbers, sharesContext } from "./rules.js";
+export { type BatchNumbers, batchNumbers, hasImages, sharesContext } from "./rules.js";
 export type * from "./train.js";
 
 /** A configuration that cannot be used; `rlar` ends with exit code 2 on it. */
@@ -227,7 +227,7 @@ function treeOf(kind: KeyTable, layers: readonly ReadonlyMap<string, Given>[]): 
 function rangeProblems(kind: KeyTable, error: z.core.$ZodError, known: ReadonlyMap<string, Given>): string[] {
   const paths = new Set(
     error.issues.map(({ path }) =>
-      kind.keys.find((key) => key.path.every((name, i) => path[i] === name))?.path.join("."),
+      path.map((_, i) => path.slice(0, i + 1).join(".")).find((at) => kind.keyAt(at) !== undefined),
     ),
   );
   return [...paths].flatMap((path) => {

@@ -4,7 +4,7 @@
  */
 import { nearestName } from "../torch/arguments.js";
 import type { Findings } from "./kind.js";
-import type { ArSection, DataConfig, TrainConfig } from "./train.js";
+import type { ArSection, DataConfig, RewardTerm, TrainConfig } from "./train.js";
 
 /** How a rollout is cut for the update. */
 export interface BatchNumbers {
@@ -49,10 +49,21 @@ export function batchNumbers(config: TrainConfig): BatchNumbers {
   };
 }
 
-/** Names of the reward's terms in metrics, whether more of each is better, and what they are. */
-const TERMS: Readonly<
-  Record<string, { metric: string; isMore: boolean; compares?: true; mapped?: true; least?: number }>
-> = {
+/** What is known of a term of the reward before it is opened. */
+export interface TermFacts {
+  /** Its name in metrics. */
+  readonly metric: string;
+  readonly isMore: boolean;
+  /** Whether it compares samples with images. */
+  readonly compares?: true;
+  /** Whether it has a value per pixel. */
+  readonly mapped?: true;
+  /** Smallest size of an image, in pixels. */
+  readonly least?: number;
+}
+
+/** The terms that this project has. */
+const TERMS: Readonly<Record<RewardTerm, TermFacts>> = {
   l1: { metric: "l1", isMore: false, compares: true, mapped: true },
   l2: { metric: "l2", isMore: false, compares: true, mapped: true },
   psnr: { metric: "psnr", isMore: true, compares: true },
@@ -62,15 +73,25 @@ const TERMS: Readonly<
   perceptual: { metric: "perceptual", isMore: false, compares: true, mapped: true, least: 8 },
   latentCosine: { metric: "latent_cosine", isMore: false, compares: true },
   patchGan: { metric: "patch_gan", isMore: true },
-  custom: { metric: "custom", isMore: true },
 };
 
-/** Terms of the reward with a weight. */
-function activeTerms(config: TrainConfig): string[] {
-  return Object.entries(config.reward).flatMap(([name, term]) => {
-    if (typeof term !== "object" || term === null || term.weight === 0) return [];
-    return name === "custom" && config.reward.custom.fn === null ? [] : [name];
-  });
+/** A term, and its key below `reward`. */
+type ActiveTerm = TermFacts & { readonly key: string };
+
+/** Terms of the reward that count. */
+export function activeTerms({ reward }: TrainConfig): ActiveTerm[] {
+  const given = Object.entries(TERMS).filter(([key]) => reward[key as RewardTerm].weight !== 0);
+  const custom = Object.entries(reward.custom).filter(
+    ([, { weight, fn, module }]) => weight !== 0 && (fn !== null || module !== null),
+  );
+  const http = Object.entries(reward.http).filter(([, { weight, url }]) => weight !== 0 && url !== null);
+  const own = { custom, http };
+  return [
+    ...given.map(([key, facts]) => ({ ...facts, key })),
+    ...Object.entries(own).flatMap(([section, terms]) =>
+      terms.map(([metric]) => ({ metric, isMore: true, key: `${section}.${metric}` })),
+    ),
+  ];
 }
 
 /**
@@ -80,13 +101,13 @@ function activeTerms(config: TrainConfig): string[] {
 export function evalMetrics(config: TrainConfig): ReadonlyMap<string, "max" | "min" | null> {
   const { eval: evaluation } = config;
   const better = new Map<string, "max" | "min" | null>([["reward", "max"]]);
-  for (const name of [...activeTerms(config), "l1", "l2", "psnr", "ssim"]) {
-    const { metric, isMore } = TERMS[name] as (typeof TERMS)[string];
+  const { l1, l2, psnr, ssim } = TERMS;
+  const watched = hasImages(config) ? [l1, l2, psnr, ssim] : [];
+  for (const { metric, isMore } of [...activeTerms(config), ...watched])
     better.set(metric, isMore ? "max" : "min");
-  }
   if (evaluation.perceptual !== null) better.set("perceptual_held_out", "min");
   if (evaluation.numGenerations > 1) better.set("diversity", "max");
-  better.set("nats_per_token", "min");
+  if (hasImages(config)) better.set("nats_per_token", "min");
   const metrics = [...better].flatMap(([name, mode]) =>
     (["mean", "min", "max", "std", "count"] as const).map(
       (of) => [`eval/${name}/${of}`, of === "std" || of === "count" ? null : mode] as const,
@@ -169,13 +190,24 @@ export function checkPolicy(ar: ArSection, found: Findings): void {
   found.unread(`with ${loaded}`, loaded === "ar.path" ? sizes : [...sizes, ...file]);
 }
 
+/** A file of captions or classes, in place of images. */
+const TEXTS = /\.(txt|jsonl)$/i;
+
+/** Whether there are images to train on, and not captions or classes alone. */
+export function hasImages({ data, dataloader = null }: { data: DataConfig; dataloader?: unknown }): boolean {
+  if (dataloader !== null) return true;
+  return data.source === null ? data.classNames === null : !TEXTS.test(data.source);
+}
+
 /** Require images to train and to evaluate on. */
 export function requireImages(
   config: { data: DataConfig; eval: { every: number }; dataloader?: unknown },
   found: Findings,
+  isNeeded = true,
 ): void {
   const { data, dataloader = null, eval: evaluation } = config;
-  found.require("data.source", "images to train on", data.source !== null || dataloader !== null);
+  const isThere = data.source !== null || dataloader !== null || !isNeeded;
+  found.require("data.source", "images to train on", isThere);
   const hasEval = evaluation.every === 0 || data.evalSource !== null || data.evalPart > 0;
   found.require(
     "data.evalSource",
@@ -210,6 +242,12 @@ export function problemsOf(config: TrainConfig, found: Findings): void {
   if (algorithm === "grpo" && grpo.objective === "cispo" && grpo.level === "sequence") {
     const remedy = "CISPO weights each token by its own ratio";
     refuse("grpo.level", "token with grpo.objective cispo", grpo.level, remedy, { "grpo.level": "token" });
+  }
+  if (algorithm === "grpo" && grpo.level === "sequence" && update.topEntropy < 1) {
+    const remedy = "One ratio per sequence has no single tokens: set update.topEntropy=1";
+    refuse("update.topEntropy", "1 with grpo.level sequence", update.topEntropy, remedy, {
+      "update.topEntropy": 1,
+    });
   }
   if (rollout.keepGraph) {
     const off = { "rollout.keepGraph": false };
@@ -263,6 +301,7 @@ export function problemsOf(config: TrainConfig, found: Findings): void {
   checkPolicy(config.ar, found);
   checkBest(config.eval, evalMetrics(config), found);
   checkReward(config, found);
+  checkAlarm(config, found);
   if (algorithm === "ste") checkSte(config, found);
   const { perceptual } = reward;
   if (perceptual.weight !== 0 && perceptual.path !== null && perceptual.path === config.eval.perceptual) {
@@ -270,6 +309,30 @@ export function problemsOf(config: TrainConfig, found: Findings): void {
       "A network that is rewarded cannot judge itself: train one with another seed, or remove eval.perceptual";
     refuse("eval.perceptual", "another file than reward.perceptual.path", config.eval.perceptual, remedy);
   }
+}
+
+/** Refuse an alarm that goes back to the weights that the reward, which is gamed, likes best. */
+function checkAlarm(config: TrainConfig, found: Findings): void {
+  const { alarm, eval: evaluation } = config;
+  if (alarm.action === "warn") return;
+  if (evaluation.every === 0) {
+    const remedy = "The alarm compares evaluations: set eval.every, or alarm.action=warn";
+    found.refuse("alarm.action", "warn while eval.every is 0", alarm.action, remedy, {
+      "alarm.action": "warn",
+    });
+    return;
+  }
+  const rewarded = ["reward", ...activeTerms(config).map(({ metric }) => metric)];
+  if (alarm.action !== "rollback" || !rewarded.some((name) => evaluation.best.startsWith(`eval/${name}/`)))
+    return;
+  const remedy =
+    "By the reward, the weights that game it are the best: set eval.best and eval.mode, such as eval/psnr/mean and max";
+  found.refuse(
+    "eval.best",
+    "a metric outside the reward with alarm.action rollback",
+    evaluation.best,
+    remedy,
+  );
 }
 
 function checkReward(config: TrainConfig, found: Findings): void {
@@ -288,7 +351,7 @@ function checkReward(config: TrainConfig, found: Findings): void {
   }
   if (reward.credit === "place") {
     const byPlace = { "reward.credit": "sequence" };
-    const whole = terms.filter((name) => TERMS[name]?.mapped !== true);
+    const whole = terms.filter(({ mapped }) => mapped !== true).map(({ key }) => key);
     if (whole.length > 0) {
       const remedy = `Set the weight of ${whole.join(" and ")} to 0, or reward.credit=sequence`;
       refuse("reward.credit", "sequence with terms that have one value per sample", "place", remedy, byPlace);
@@ -301,13 +364,60 @@ function checkReward(config: TrainConfig, found: Findings): void {
       });
     }
   }
-  for (const name of terms) {
-    const { least = 0 } = TERMS[name] ?? {};
+  for (const { key, least = 0 } of terms) {
     if (data.size >= least) continue;
-    const remedy = `Set reward.${name}.weight=0`;
-    refuse("data.size", `at least ${least} for reward.${name}`, data.size, remedy, {
-      [`reward.${name}.weight`]: 0,
+    const remedy = `Set reward.${key}.weight=0`;
+    refuse("data.size", `at least ${least} for reward.${key}`, data.size, remedy, {
+      [`reward.${key}.weight`]: 0,
     });
+  }
+  checkOwnTerms(config, found);
+}
+
+/** Names in the log that no term of the user's own may have: other terms, and what an evaluation measures besides. */
+const TAKEN: ReadonlySet<string> = new Set([
+  ...Object.values(TERMS).map(({ metric }) => metric),
+  ...["reward", "diversity", "nats_per_token", "codebook_usage", "hacking_alarm", "perceptual_held_out"],
+]);
+
+/** Hosts that a request reaches without a network. */
+const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\])$/;
+
+/** Refuse what names, functions and servers of the user's own terms do not allow. */
+function checkOwnTerms({ reward }: TrainConfig, found: Findings): void {
+  const { refuse } = found;
+  for (const section of ["custom", "http"] as const) {
+    for (const [name, { clamp }] of Object.entries(reward[section])) {
+      const at = `reward.${section}.${name}`;
+      if (!/^[A-Za-z][\w-]{0,63}$/.test(name))
+        refuse(at, "a name of letters, digits, - and _ that begins with a letter", name, "Rename the term");
+      if (TAKEN.has(name)) refuse(at, "a name that no other metric has", name, "Rename the term");
+      if (section === "http" && name in reward.custom)
+        refuse(at, "a name that no term of reward.custom has", name, "Rename one of them");
+      if (clamp !== null && clamp[0] >= clamp[1])
+        refuse(`${at}.clamp`, "two scores, the lower before the higher", clamp, "Swap them");
+    }
+  }
+  for (const [name, { fn, module }] of Object.entries(reward.custom)) {
+    if (fn === null || module === null) continue;
+    refuse(`reward.custom.${name}.module`, "null with a function", module, "Give one of the two");
+  }
+  for (const [name, { url }] of Object.entries(reward.http)) {
+    if (url !== null) checkServer(`reward.http.${name}.url`, url, refuse);
+  }
+}
+
+function checkServer(at: string, url: string, refuse: Findings["refuse"]): void {
+  const parsed = URL.canParse(url) ? new URL(url) : null;
+  if (parsed === null || !/^https?:$/.test(parsed.protocol)) {
+    refuse(at, "the address of a server", url, "An example is http://127.0.0.1:8080");
+  } else if (parsed.username !== "" || parsed.password !== "") {
+    const remedy = "Files and messages would show it: give a token with reward.http.NAME.tokenEnv";
+    refuse(at, "an address without a user or password", `${parsed.protocol}//...@${parsed.host}`, remedy);
+  } else if (parsed.protocol === "http:" && !LOOPBACK.test(parsed.hostname)) {
+    const remedy =
+      "Others could read and change what is sent: use https, or forward a local port (ssh -L) to the server";
+    refuse(at, "https for a server on another machine", url, remedy);
   }
 }
 
@@ -340,21 +450,45 @@ function checkSte(config: TrainConfig, found: Findings): void {
   }
 }
 
+/** Refuse what needs images, where there are captions or classes alone. */
+function checkWithoutImages(config: TrainConfig, found: Findings): void {
+  const { rollout, update, data, eval: evaluation } = config;
+  const what = data.source === null ? "data.classNames alone" : data.source;
+  const remedy = `There are no images in ${what}: set it, or give images in data.source`;
+  const refuse = (path: string, wanted: unknown, got: unknown): void =>
+    found.refuse(path, `${wanted} without images`, got, remedy, { [path]: wanted });
+  for (const { key, compares } of activeTerms(config)) {
+    if (compares) refuse(`reward.${key}.weight`, 0, config.reward[key as RewardTerm].weight);
+  }
+  if (rollout.context.type !== "free") refuse("rollout.context.type", "free", rollout.context.type);
+  if (update.auxCe !== 0) refuse("update.auxCe", 0, update.auxCe);
+  if (evaluation.perceptual !== null) refuse("eval.perceptual", null, evaluation.perceptual);
+}
+
 /** Require the keys that training needs. */
 export function missingParts(config: TrainConfig, found: Findings): void {
   const { tokenizer, ar } = config;
-  requireImages(config, found);
+  requireImages(config, found, hasImages(config));
+  if (!hasImages(config)) checkWithoutImages(config, found);
   found.require(
     "tokenizer.path",
     "a file with a tokenizer",
     tokenizer.path !== null || tokenizer.model !== null,
   );
+  for (const [name, { fn, module, weight }] of Object.entries(config.reward.custom)) {
+    const isThere = weight === 0 || fn !== null || module !== null;
+    found.require(`reward.custom.${name}.module`, "a file, or a function from a program", isThere);
+  }
+  for (const [name, { url, weight }] of Object.entries(config.reward.http)) {
+    found.require(`reward.http.${name}.url`, "the address of a reward server", weight === 0 || url !== null);
+  }
   const hasPolicy = ar.path !== null || ar.policy !== null || ar.cls !== null || ar.type !== null;
   found.require("ar.path", "a file with a policy, or ar.type for a new one", hasPolicy);
 }
 
 /** Keys of `data` that a dataloader replaces, and those that then count for evaluation images only. */
 const OF_SOURCE = ["source", "evalPart", "flip", "balance", "group"];
+const OF_IMAGES = ["image", "crop", "flip", "maxUnreadable", "workers"];
 const OF_READING = ["label", "image", "classNames", "featureTokens", "maxUnreadable", "workers"];
 
 /** Note values that are allowed but probably not intended, and facts worth knowing before a run starts. */
@@ -362,10 +496,10 @@ export function notesOf(config: TrainConfig, found: Findings): void {
   const { rollout, update, algorithm, kl, data } = config;
   const { notes, unread } = found;
   const terms = activeTerms(config);
-  const isComparing = terms.every((name) => TERMS[name]?.compares === true);
+  const isComparing = terms.every(({ compares }) => compares === true);
   if (update.auxCe === 0 && isComparing && sharesContext(config)) {
     notes.push(
-      `update.auxCe is 0 with a reward of ${terms.join(" and ")} in ${rollout.context.type} contexts: such a reward alone ` +
+      `update.auxCe is 0 with a reward of ${terms.map(({ key }) => key).join(" and ")} in ${rollout.context.type} contexts: such a reward alone ` +
         "ruins a generator, since it favors blur and nothing keeps the codes likely (VA-pi's FID rises from 14 to 39, with " +
         "LPIPS too). Set update.auxCe=0.1.",
     );
@@ -401,6 +535,12 @@ export function notesOf(config: TrainConfig, found: Findings): void {
       );
     }
   }
+  if (!hasImages(config)) {
+    unread(
+      "without images",
+      OF_IMAGES.map((name) => `data.${name}`),
+    );
+  }
   if (rollout.topK > 0 || rollout.topP < 1) {
     notes.push(
       "rollout.topK and rollout.topP remove codes from training: the policy keeps their old probabilities.",
@@ -416,11 +556,19 @@ export function notesOf(config: TrainConfig, found: Findings): void {
   if (kl.coef === 0) {
     unread("while kl.coef is 0", ["kl.estimator", "kl.placement", ...(kl.stop === null ? ["kl.path"] : [])]);
   }
+  if (update.entropyTarget === null) unread("without update.entropyTarget", ["update.entropyDelta"]);
+  if (algorithm === "ppo") unread("by ppo, which has no groups", ["update.constantGroups"]);
   if (kl.target === null) unread("without kl.target", ["kl.horizon"]);
   if (config.ar.lora.rank === null) unread("without ar.lora.rank", ["ar.lora.alpha", "ar.lora.targets"]);
   if (config.reward.credit === "sequence") unread("while reward.credit is sequence", ["reward.creditDecay"]);
   else if (algorithm === "ppo") unread("by ppo, which has ppo.lambda", ["reward.creditDecay"]);
-  if (algorithm === "ste") unread("while algorithm is ste", ["update.tokenDropout"]);
+  if (algorithm === "ste") {
+    const names = ["tokenDropout", "topEntropy", "constantGroups", "entropyTarget", "entropyDelta"];
+    unread(
+      "while algorithm is ste",
+      names.map((name) => `update.${name}`),
+    );
+  }
   noteEval(config.eval, found);
   for (const other of ["reinforce", "rloo", "grpo", "ppo", "ste"] as const) {
     if (other === algorithm) continue;

@@ -42,7 +42,7 @@ export const run = section({
 
 export const data = section({
   source: pathKey().describe(
-    "Training images: a folder, tar shards, parquet, IDX or code files, or a glob pattern of such files. Required, unless a program passes a dataloader.",
+    "Training images: a folder, tar shards, parquet, IDX or code files, or a glob pattern of such files. Required, unless a program passes a dataloader. Where no reward of rlar train compares with an image, a .txt or .jsonl file of captions or classes will do, or data.classNames alone.",
   ),
   evalSource: pathKey().describe(
     "Images to evaluate on; null holds out a part of data.source. Give it when you have a separate validation set.",
@@ -51,7 +51,7 @@ export const data = section({
     "Fraction of data.source that is held out and never trained on, chosen by a hash of each image's name. Lower it for large sets. 0 trains on all images and needs data.evalSource or eval.every=0. The images stay held out when eval.every is 0.",
   ),
   label: textKey().describe(
-    "Where the class of an image is: a parquet column, the extension of a tar member, a tensor of a code file; none puts all images into one class. Set it when no class is found, or the wrong one.",
+    "Where the class of an image is: a parquet column, the extension of a tar member, a tensor of a code file, a field of a JSONL file; none puts all images into one class. Set it when no class is found, or the wrong one.",
   ),
   image: textKey().describe(
     "Where the image is: a parquet column, the extension of a tar member, a tensor of a code file. Set it when there are several, or none is found.",

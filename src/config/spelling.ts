@@ -4,16 +4,11 @@
  */
 import type * as z from "zod";
 import { isPlainObject } from "../torch/arguments.js";
-import type { Section } from "./key.js";
+import type { NamedSections, Section } from "./key.js";
 
 /** `max_len` and `max-len` as `maxLen`. */
 export function schemaName(name: string): string {
   return name.replace(/(?<=[A-Za-z0-9])[_-]+([A-Za-z0-9])/g, (_, letter: string) => letter.toUpperCase());
-}
-
-/** A path as a user may write it, in the spelling of the schema. */
-export function configPath(text: string): string {
-  return text.split(".").map(schemaName).join(".");
 }
 
 /** `maxLen` as `max_len`. */
@@ -60,7 +55,11 @@ export type ConfigInput<S, Names = Record<never, never>, Path extends string = "
           | (K extends keyof Shape ? ConfigInput<Shape[K], Names, `${Path}${K}.`> : never)
           | (`${Path}${K}` extends keyof Names ? Names[`${Path}${K}`] : never);
       }
-    : z.input<S>;
+    : S extends NamedSections<infer Shape>
+      ?
+          | { readonly [name: string]: ConfigInput<Section<Shape>> }
+          | { readonly [K in NamesBelow<keyof Names, Path>]?: Names[`${Path}${K}` & keyof Names] }
+      : z.input<S>;
 
 /** A value in a message, on one line and short. */
 export function shown(value: unknown): string {

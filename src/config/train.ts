@@ -6,7 +6,7 @@
 import * as z from "zod";
 import type { Loader } from "../data/index.js";
 import type { Tensor } from "../torch/index.js";
-import { key, keysOf, liveKey, pathKey, section } from "./key.js";
+import { key, keysOf, liveKey, namedSections, pathKey, section } from "./key.js";
 import type { Meaning, Resumed } from "./kind.js";
 import * as shared from "./shared.js";
 import {
@@ -109,9 +109,41 @@ const rollout = section({
   ),
 });
 
-/** A reward of a program: images `[B, 3, H, W]` and samples `[B * G, 3, H, W]` to float `[B * G]`, higher is better. */
-export type RewardFunction = (images: Tensor, samples: Tensor) => Tensor;
+/** What a reward knows of a batch beside its pixels. Lists have one entry per image, B; null where the data has none. */
+export interface RewardContext {
+  /** Names of the images (or captions) in the data. */
+  readonly imageIds: readonly string[];
+  readonly classIds: readonly number[] | null;
+  readonly classNames: readonly string[] | null;
+  readonly captions: readonly string[] | null;
+  /** int64 `[B * G, T]`: the codes that the samples were decoded from. */
+  readonly codes: Tensor;
+  /** int64 `[B, T]`: the images' own codes; null without images. */
+  readonly trueCodes: Tensor | null;
+  /** G. */
+  readonly numGenerations: number;
+  /** The iteration in which the samples were drawn, from 1; in an evaluation, the iterations that are done. */
+  readonly step: number;
+  /** The run's. */
+  readonly seed: number;
+}
 
+/** One number per sample: a float Tensor `[B * G]`, or a list of them. */
+export type RewardScores = Tensor | readonly number[] | Float32Array | Float64Array;
+
+/**
+ * A reward of a program: higher is better.
+ *
+ * Images are float32 `[B, 3, H, W]` in [-1, 1], `[0, 3, H, W]` where the data has none; samples `[B * G, 3, H, W]`, about
+ * [-1, 1]: sample n belongs to image floor(n / G).
+ */
+export type RewardFunction = (
+  images: Tensor,
+  samples: Tensor,
+  context: RewardContext,
+) => RewardScores | Promise<RewardScores>;
+
+const NORMALIZERS = z.enum(["none", "batch", "group"]);
 const weightOf = (value: number, of: string) => key(number, value).describe(`Weight of ${of}`);
 const term = (value: number, of: string) => section({ weight: weightOf(value, of) });
 const network = (of: string, file: string) =>
@@ -120,8 +152,22 @@ const network = (of: string, file: string) =>
     path: pathKey().describe(`File of ${file}. Required when the weight is not 0.`),
   });
 
+/** Keys of a term of the user's own. */
+const ownTerm = (of: string, timeout: number, per: string) => ({
+  weight: weightOf(1, `${of}; 0 disables the term. Set it to balance the terms: it multiplies the score.`),
+  normalize: key(NORMALIZERS.nullable(), null).describe(
+    "Whether this term is standardized over the rollout (batch) or over each group before it is weighted; null is reward.normalize. Set it for a term whose scale differs from the others'.",
+  ),
+  clamp: key(z.tuple([number, number]).readonly().nullable(), null).describe(
+    "Lowest and highest score that counts, before normalization and weight; the log has the scores themselves. Set it when rare extreme scores dominate the gradient.",
+  ),
+  timeout: key(positive, timeout, "seconds").describe(
+    `Longest time of ${per}; after it the run ends with a checkpoint. Raise it for a slow reward.`,
+  ),
+});
+
 const reward = section({
-  normalize: key(z.enum(["none", "batch", "group"]), "none").describe(
+  normalize: key(NORMALIZERS, "none").describe(
     "Whether each term is standardized (mean 0, standard deviation 1) over the rollout or over each group before it is weighted. Set group when terms differ in scale: perceptual distances are often ten times the squared error.",
   ),
   credit: key(z.enum(["sequence", "place"]), "sequence").describe(
@@ -166,10 +212,41 @@ const reward = section({
     "the mean logit of a frozen PatchGAN discriminator; 0 disables the term. Add a little when samples lack detail.",
     "a discriminator from the training of a tokenizer",
   ),
-  custom: section({
-    weight: weightOf(1, "reward.custom.fn. Set it to balance your reward with the other terms."),
-    fn: liveKey<RewardFunction>("a function of images and samples", isFunction).describe(
-      "Your own reward function. Pass one from a program.",
+  custom: namedSections({
+    ...ownTerm(
+      "your own reward NAME",
+      600,
+      "one call; a function that returns no promise cannot be interrupted",
+    ),
+    module: pathKey().describe(
+      "JavaScript module whose default export is the reward, a function of images, samples and context (docs/extending.md). Use it from the command line or a file; its content belongs to the run, which does not resume with another.",
+    ),
+    fn: liveKey<RewardFunction>("a function of images, samples and context", isFunction).describe(
+      "The reward as a function. Pass one from a program, in place of a module.",
+    ),
+  }),
+  http: namedSections({
+    ...ownTerm("the reward of a server", 60, "a request, which is then tried again"),
+    url: key(shared.text.nullable(), null).describe(
+      "Address of a reward server, http for this machine, https for any other (docs/reward_servers.md). Requests go to /score below it.",
+    ),
+    reward: key(shared.text.nullable(), null).describe(
+      "Name of the reward at the server; null is NAME. Set it when the log should have another name.",
+    ),
+    metric: key(shared.text.nullable(), null).describe(
+      "Which of a reward's several scores to use; null is the one of the reward's name, or the only one. Set it for judges that give several.",
+    ),
+    batch: key(count, 16, "samples").describe(
+      "Samples in one request. Raise it when the server scores large batches faster.",
+    ),
+    concurrency: key(count, 4, "requests").describe(
+      "Requests that are under way at once. Raise it when the server has several workers.",
+    ),
+    retries: key(integer0, 5).describe(
+      "How often a failed request is sent again, after 0.5, 1, 2, 4, ... seconds, at most 30. Raise it for a server that is restarted during a run.",
+    ),
+    tokenEnv: key(shared.text.nullable(), null).describe(
+      "Environment variable with a bearer token for the server; null sends none. The token itself enters no file and no message.",
     ),
   }),
   chunk: size("samples").describe(
@@ -309,6 +386,18 @@ export const configSchema = section({
     entropyCoef: key(atLeast0, 0).describe(
       "Weight of the entropy bonus. Set 1e-3 when policy/entropy falls towards 0.",
     ),
+    entropyTarget: key(positive.nullable(), null, "nats").describe(
+      "Entropy per code that the weight of the entropy bonus is steered to: it grows by entropyDelta after each rollout below, shrinks after each above, and the bonus is off above; null keeps entropyCoef. Set it, to about the policy/entropy of the first steps, when no fixed weight holds the entropy.",
+    ),
+    entropyDelta: key(positive, 1e-4).describe(
+      "Step of the weight of the entropy bonus with entropyTarget. Raise it when the entropy falls faster than the weight grows.",
+    ),
+    topEntropy: key(number.gt(0).max(1), 1).describe(
+      "Fraction of the codes of a rollout, those with the highest entropy, that enter the policy loss; 1 is all. Try 0.2 when most codes are certain, and their gradient is noise.",
+    ),
+    constantGroups: key(z.enum(["keep", "exclude"]), "keep").describe(
+      "Whether groups whose rewards are all the same count in the mean of the policy loss. With exclude the others weigh more, so that the step size does not depend on how many groups say nothing.",
+    ),
     tokenDropout: key(below1, 0).describe(
       "Probability that a token is dropped from the policy loss. Rarely changed.",
     ),
@@ -379,6 +468,11 @@ export const configSchema = section({
       "Take one that is not part of the reward, such as eval/psnr/mean, to notice reward hacking.",
     ),
   }),
+  alarm: section({
+    action: key(z.enum(["warn", "stop", "rollback"]), "warn").describe(
+      "What happens when an evaluation finds the reward higher than at the start and every metric outside it worse: warn says so, stop ends the run with a checkpoint, rollback goes back to the weights of the best evaluation and on from there. Set rollback for unattended runs, with an eval.best that the reward does not contain.",
+    ),
+  }),
   save: section({
     ...shared.saveKeys(100, 3, "iterations"),
     ckptPath: pathKey().describe(
@@ -420,14 +514,11 @@ export type EmaSection = TrainConfig["ema"];
 export type Precision = TrainConfig["precision"]["policy"];
 
 /** Terms of the reward that `reward.type` can name. */
-type RewardTerm = Exclude<
-  {
-    [K in keyof TrainConfig["reward"]]: TrainConfig["reward"][K] extends { weight: number } ? K : never;
-  }[keyof TrainConfig["reward"]],
-  "custom"
->;
+export type RewardTerm = {
+  [K in keyof TrainConfig["reward"]]: TrainConfig["reward"][K] extends { weight: number } ? K : never;
+}[keyof TrainConfig["reward"]];
 const REWARD_TERMS = keysOf(configSchema).flatMap(({ path: [top, name, last] }) =>
-  top === "reward" && last === "weight" && name !== "custom" ? [name as RewardTerm] : [],
+  top === "reward" && last === "weight" ? [name as RewardTerm] : [],
 );
 
 /** Names of papers for the mean over tokens, which they all are while sequences have one length. */
@@ -481,6 +572,8 @@ export const MODEL_ALIASES = {
 export const CONFIG_ALIASES = {
   ...MODEL_ALIASES,
   "reward.type": REWARD_TERMS.map((name) => `reward.${name}.weight`),
+  "reward.custom.fn": ["reward.custom.custom.fn"],
+  "reward.custom.weight": ["reward.custom.custom.weight"],
   "grpo.enabled": ["algorithm"],
   "grpo.numGenerations": ["rollout.numGenerations"],
   "grpo.clipRange": ["grpo.clipLow", "grpo.clipHigh"],
@@ -532,16 +625,22 @@ export const MEANINGS: Readonly<Record<string, (value: unknown) => Meaning>> = {
  */
 export type TrainConfigInput = ConfigInput<
   typeof configSchema,
-  AliasValues<typeof configSchema, Omit<typeof CONFIG_ALIASES, "reward.type" | "grpo.enabled">> &
-    SpelledValues<typeof SPELLINGS> & {
-      "reward.type": RewardTerm | SnakeCase<RewardTerm>;
-      "grpo.enabled": boolean;
-    }
+  AliasValues<typeof configSchema, Omit<typeof CONFIG_ALIASES, keyof OtherValues>> &
+    SpelledValues<typeof SPELLINGS> &
+    OtherValues
 >;
+
+/** Values of other names that are not those of the key that they stand for. */
+interface OtherValues {
+  "reward.type": RewardTerm | SnakeCase<RewardTerm>;
+  "reward.custom.fn": RewardFunction | null;
+  "reward.custom.weight": number;
+  "grpo.enabled": boolean;
+}
 
 /** Keys that may change between the parts of a run: they say where it goes and what is shown, not what it computes. */
 const FREE =
-  /^(preset|run\..*|data\.(source|workers)|ar\.gradientCheckpointing|eval\.(every|patience)|train\.(timeout|shardOptimizer)|(save|log|limits)\..*)$/;
+  /^(preset|run\..*|data\.(source|workers)|ar\.gradientCheckpointing|eval\.(every|patience)|train\.(timeout|shardOptimizer)|(save|log|limits|alarm)\..*|reward\.(custom|http)\.[^.]+\.timeout|reward\.http\.[^.]+\.(url|retries|concurrency|tokenEnv))$/;
 
 /** Keys that a checkpoint's weights decide, so that a resumed run cannot take other values. */
 const FIXED =

@@ -5,7 +5,7 @@
 import { join } from "node:path";
 import { classifierKind } from "../config/classifier.js";
 import { rlarCommand, shellWord } from "../config/command.js";
-import { diffConfigs } from "../config/explain.js";
+import { diffConfigs, pathsIn } from "../config/explain.js";
 import { type ConfigKind, Findings } from "../config/kind.js";
 import { pretrainKind } from "../config/pretrain.js";
 import { tokenizerKind } from "../config/tokenizer.js";
@@ -56,10 +56,10 @@ interface Changed {
 export function changedKeys(run: Run): Changed[] | null {
   const kind = kindOfRun(run);
   if (kind === null) return null;
-  return kind.keys.flatMap(({ path, default: usual }) => {
-    const name = path.join(".");
-    const value = configAt(run.config, name);
-    return JSON.stringify(value) === JSON.stringify(usual) ? [] : [{ path: name, value, usual }];
+  return pathsIn(run.config, kind).flatMap((path) => {
+    const value = configAt(run.config, path);
+    const usual = kind.keyAt(path)?.default;
+    return JSON.stringify(value) === JSON.stringify(usual) ? [] : [{ path, value, usual }];
   });
 }
 
@@ -93,10 +93,10 @@ export function configSection(run: Run): Html {
   const all =
     kind === null
       ? diffConfigs({}, run.config).map(({ path, after }) => [path, valueText(after), ""])
-      : kind.keys.map(({ path, help }) => [
-          path.join("."),
-          valueText(configAt(run.config, path.join("."))),
-          help,
+      : pathsIn(run.config, kind).map((path) => [
+          path,
+          valueText(configAt(run.config, path)),
+          kind.keyAt(path)?.help,
         ]);
   return html`${
     changed !== null && html`<p>What differs from the defaults:</p>${table(head, rows)}`

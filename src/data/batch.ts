@@ -16,6 +16,8 @@ export interface BatchParts {
   /** bool `[B, S]`: false where `features` is padding. */
   readonly isReal?: Tensor | undefined;
   readonly ids: readonly string[];
+  /** Only of sets that have them. */
+  readonly captions?: readonly string[] | undefined;
   /** Where the next batch begins; a reader that starts here gives the batches that follow this one. */
   readonly cursor: Cursor;
   /** Where the rows stand in the batch that several processes share; absent for a process that is alone. */
@@ -30,6 +32,7 @@ export class Batch implements BatchParts {
   readonly features: Tensor | undefined;
   readonly isReal: Tensor | undefined;
   readonly ids: readonly string[];
+  readonly captions: readonly string[] | undefined;
   readonly cursor: Cursor;
   readonly place?: { readonly from: number; readonly of: number };
 
@@ -40,6 +43,7 @@ export class Batch implements BatchParts {
     this.features = parts.features;
     this.isReal = parts.isReal;
     this.ids = parts.ids;
+    this.captions = parts.captions;
     this.cursor = parts.cursor;
     if (parts.place !== undefined) this.place = parts.place;
   }
@@ -130,6 +134,7 @@ export interface Row {
   readonly data?: Uint8Array;
   readonly codes?: BigInt64Array;
   readonly features?: Features | undefined;
+  readonly caption?: string | undefined;
 }
 
 /** How rows become tensors. */
@@ -158,7 +163,8 @@ export function batchOf(
     ),
     ...(rows[0]?.features !== undefined && featuresOf(rows, featureTokens, device)),
   }));
-  return new Batch({ ...parts, ids, cursor, ...(place && { place }) });
+  const captions = rows[0]?.caption === undefined ? undefined : rows.map(({ caption }) => caption as string);
+  return new Batch({ ...parts, ids, captions, cursor, ...(place && { place }) });
 }
 
 function imagesOf(rows: readonly Row[], size: number, device: Device): Tensor {

@@ -13,7 +13,7 @@ import {
   type Row,
   type Unreadable,
 } from "./batch.js";
-import type { Crop } from "./decode.js";
+import { type Crop, readFeatures } from "./decode.js";
 import { closedError, DecodePool, DecodePoolError } from "./decode_pool.js";
 import { balancedOrder, type Cursor, checkCursor, draw, epochOrder, fitsWindow, START } from "./order.js";
 import type { ImageSource } from "./source.js";
@@ -383,6 +383,10 @@ class RowQueue {
       toss("variant", this.#source.variants),
     );
     const classId = this.#source.classOf(index);
+    if (this.#source.kind === "texts") {
+      const read = features !== undefined && "path" in features ? await readFeatures(features, id) : features;
+      return { id, classId, features: read, caption: this.#source.captionOf?.(index) };
+    }
     if (image === undefined || this.#pool === undefined)
       return { id, classId, codes: this.#check(id, codes) };
     const isFile = features !== undefined && "path" in features;

@@ -103,13 +103,16 @@ export function imageGrid(rows: readonly Tensor[], margin = 2): Tensor {
   });
 }
 
+/** The bytes of a PNG file. */
+export async function encodePng({ width, height, channels, data }: Pixels): Promise<Buffer> {
+  return await sharp(data, { raw: { width, height, channels: channels as 3 } })
+    .png()
+    .toBuffer();
+}
+
 /** Write `[1, 3, H, W]` or `[3, H, W]` in [-1, 1] as PNG; the file appears whole or not at all. */
 export async function writePng(path: string, image: Tensor): Promise<void> {
   requirePath("writePng", path);
   if (!(image instanceof Tensor)) throw expectedType("writePng", "an image, a Tensor [3, H, W]", image);
-  const { width, height, channels, data } = tensorToPixels(image);
-  const png = await sharp(data, { raw: { width, height, channels: channels as 3 } })
-    .png()
-    .toBuffer();
-  replaceFile(path, png);
+  replaceFile(path, await encodePng(tensorToPixels(image)));
 }

@@ -16,6 +16,7 @@ export { EMOJI_PACKAGES, type EmojiOptions, type EmojiSummary, prepareEmoji } fr
 export { openFolder } from "./folder.js";
 export { openIdx } from "./idx.js";
 export {
+  encodePng,
   imageGrid,
   listImages,
   pixelsToTensor,
@@ -58,3 +59,4 @@ export {
 } from "./source.js";
 export { type SplitOptions, splitSource, subset } from "./split.js";
 export { openTar } from "./tar.js";
+export { openTexts } from "./texts.js";

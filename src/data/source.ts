@@ -29,7 +29,8 @@ export interface Block {
 
 /** A data set that can be read in any order. */
 export interface ImageSource {
-  readonly kind: "images" | "codes";
+  /** `texts`: captions or classes without images. */
+  readonly kind: "images" | "codes" | "texts";
   readonly length: number;
   /** Name of each class; `classOf` gives places in it. */
   readonly classNames: readonly string[];
@@ -46,6 +47,9 @@ export interface ImageSource {
   /** A name that stays the same wherever the data set lies. */
   idOf(index: number): string;
   classOf(index: number): number;
+  /** Only of sets of texts: whether they have classes, and the captions where they have such. */
+  readonly hasClasses?: boolean;
+  readonly captionOf?: (index: number) => string;
   /** @throws Error on this image; others may be readable. */
   locate(index: number, variant: number): Promise<Located>;
 }

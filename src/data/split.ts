@@ -74,6 +74,10 @@ export function subset(source: ImageSource, indices: readonly number[]): ImageSo
     variants: source.variants,
     ...(source.codeLength !== undefined && { codeLength: source.codeLength }),
     ...(source.blocks !== undefined && { blocks: blocksOf(source.blocks, places) }),
+    ...(source.hasClasses !== undefined && { hasClasses: source.hasClasses }),
+    ...(source.captionOf !== undefined && {
+      captionOf: (index: number) => source.captionOf?.(placeOf(index)) as string,
+    }),
     idOf: (index) => source.idOf(placeOf(index)),
     classOf: (index) => source.classOf(placeOf(index)),
     locate: async (index, variant) => await source.locate(placeOf(index), variant),

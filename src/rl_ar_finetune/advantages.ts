@@ -210,3 +210,17 @@ export function whiten(values: Tensor, mask?: Tensor): Tensor {
     return where(hasSpread, centered.div(std), centered);
   });
 }
+
+/**
+ * The tokens that count with the highest entropy, a fraction of them; those that tie with the last one too.
+ *
+ * @param entropy - float, in the shape of the mask, nats.
+ * @returns float64, 1 for these tokens.
+ */
+export function highestEntropy(entropy: Tensor, mask: Tensor, fraction: number): Tensor {
+  return tidy(() => {
+    const counted = entropy.detach().double().maskedFill(mask.eq(0), -Infinity);
+    const count = Math.max(Math.ceil(fraction * Number(mask.ne(0).sum().item())), 1);
+    return counted.ge(counted.flatten().topk(count).values.amin()).double();
+  });
+}

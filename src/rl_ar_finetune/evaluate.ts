@@ -9,19 +9,20 @@ import { gatherValues } from "../distributed/index.js";
 import { signOf } from "../metrics/measures.js";
 import { type Spread, spreadOf } from "../run/metrics.js";
 import { noGrad, stream, type Tensor, tidy } from "../torch/index.js";
+import { decodeCodes, decodeFor } from "./decode.js";
+import { scoresOf } from "./own_rewards.js";
 import type { RunParts } from "./parts.js";
 import { judge, reconstructionTerm, type Term, UNREWARDED } from "./rewards.js";
 import { scoreCodes } from "./scoring.js";
-import { contextAt, decodeBatchOf, evalSamplingOf } from "./settings.js";
+import { decodeBatchOf, evalSamplingOf } from "./settings.js";
 import {
-  conditionOf,
-  decodeFor,
-  encodeFor,
-  rolloutFor,
+  drawFor,
   type SamplePage,
   type SampleRow,
+  type Shown,
   samplePage,
   sampleRows,
+  startOf,
 } from "./step.js";
 
 /** Results of an evaluation. */
@@ -41,16 +42,23 @@ const WATCHED: readonly Term[] = [
 /**
  * Evaluate the policy, with the EMA of its weights where the run keeps one.
  *
- * @param show - given a page of some of the images, the same ones every time, with what was sampled for them.
+ * @param when.step - iterations that are done, for the user's own rewards.
+ * @param when.folder - the run's, where a batch is written that one of these failed on.
+ * @param when.show - given a page of some of the images, the same ones every time, with what was sampled for them.
  * @returns spreads over all samples of `eval/reward` and of every metric in its own units, of `eval/nats_per_token` (of
  *   the true codes) and `eval/diversity` (standard deviation per pixel between the samples of an image); and
- *   `eval/codebook_usage`, the part of the codebook that the samples use.
+ *   `eval/codebook_usage`, the part of the codebook that the samples use. Without images, of those that need none.
  */
 export async function evaluate(
   config: TrainConfig,
   parts: RunParts,
-  show?: (page: SamplePage) => Promise<void>,
+  when: {
+    readonly step?: number;
+    readonly folder?: string;
+    readonly show?: ((page: SamplePage) => Promise<void>) | undefined;
+  } = {},
 ): Promise<Evaluation> {
+  const { step = 0, folder, show } = when;
   // Of each batch this process's rows alone; several processes put theirs together at the end.
   const batches: Map<string, number[]>[] = [];
   const add = (name: string, tensor: Tensor): void => {
@@ -61,60 +69,72 @@ export async function evaluate(
   const watched = WATCHED.filter((term) => !rewarded.has(term.name));
   if (parts.unrewarded !== null) watched.push(parts.unrewarded);
   // Users sample from the EMA of the weights where there is one.
-  const withAverage = (fn: () => void): void =>
+  const withAverage = <T>(fn: () => T): T =>
     parts.ema === null ? tidy(fn) : parts.ema.withAverage(() => tidy(fn));
   // Images are in the order of their classes: some that are spread over all show most classes.
   const wanted = new Set(show && spread(parts.evalImages, config.log.imageRows));
   const rows: SampleRow[] = [];
-  let [index, first, given] = [0, 0, 0];
+  let shown: Pick<Shown, "images" | "given"> = { images: undefined, given: 0 };
+  let [index, first] = [0, 0];
   for await (const read of parts.evalBatches()) {
     using batch = read;
     using generator = stream(config.seed, "eval", index++);
     batches.push(new Map());
-    withAverage(() => {
-      const images = batch.images as Tensor;
-      const trueCodes = encodeFor(config, parts, images);
-      const condition = conditionOf(batch, config.rollout.start);
-      const rollout = rolloutFor(config, parts, condition, {
-        context: contextAt(config, Number.MAX_SAFE_INTEGER, trueCodes.size(1)),
+    const { images, ids, classes } = batch;
+    const drawn = withAverage(() => {
+      const { trueCodes, rollout } = drawFor(config, parts, batch, {
+        iteration: Number.MAX_SAFE_INTEGER,
         numGenerations: config.eval.numGenerations,
-        trueCodes,
         sampling: evalSamplingOf(config),
         generator,
-        ...(batch.place && { place: batch.place }),
       });
-      const judged = decodeFor(parts, images, rollout.codes, decodeBatchOf(config));
-      const { total, terms } = judge(parts.terms, judged);
-      add("eval/reward", total);
-      const clamped = { ...judged, samples: judged.samples.clamp(-1, 1) };
-      const others = watched.length === 0 ? {} : judge(watched, clamped).terms;
-      for (const [name, tensor] of Object.entries({ ...terms, ...others })) add(`eval/${name}`, tensor);
-      const [b, g] = total.dims(2);
-      if (g > 1) {
-        const bySample = judged.samples.unflatten(0, [b, g]);
-        add("eval/diversity", bySample.std(1).mean([1, 2, 3]));
-      }
-      const { from, of } = batch.place ?? { from: 0, of: b };
-      const places = batch.ids.flatMap((_, i) => (wanted.has(first + from + i) ? [i] : []));
-      if (places.length > 0) {
-        given = trueCodes.size(1) - rollout.tokens.size(2);
-        const { ids, classes } = batch;
-        const shown = { ids, classes, images, samples: judged.samples, rewards: total, given };
-        const reconstruct = (at: Tensor): Tensor => {
-          const codes = trueCodes.indexSelect(0, at).unsqueeze(1);
-          return decodeFor(parts, images.indexSelect(0, at), codes, decodeBatchOf(config)).samples;
-        };
-        rows.push(...sampleRows(parts, shown, places, reconstruct));
-      }
-      first += of;
       for (const code of rollout.tokens.unique().toList() as number[]) used.add(code);
-      const truth = { tokens: trueCodes, start: condition, context: null, support: null, sampling: {} };
+      const { codes } = rollout;
+      if (trueCodes === null) return { codes, trueCodes, nats: null, given: 0 };
+      const start = startOf(batch, config.rollout.start);
+      const truth = { tokens: trueCodes, start, context: null, support: null, sampling: {} };
       const micro = config.rollout.microBatch === null ? {} : { microBatch: config.rollout.microBatch };
       const { logprobs } = noGrad(() => scoreCodes(parts.policy, truth, micro));
-      add("eval/nats_per_token", logprobs.neg());
+      return { codes, trueCodes, nats: logprobs.neg(), given: trueCodes.size(1) - rollout.tokens.size(2) };
     });
+    const { codes, trueCodes, nats, given } = drawn;
+    try {
+      using decoded = await decodeFor(config, parts, { batch, codes, trueCodes, step });
+      const at = { isEvaluation: true, ...(folder !== undefined && { folder }) };
+      const judged = await scoresOf(parts.terms, decoded, decoded.sent, at);
+      tidy(() => {
+        // In the terms' own units: with mean 0 in every batch the reward would say nothing.
+        const { plain, terms } = judge(parts.terms, judged);
+        add("eval/reward", plain);
+        const clamped = { ...judged, samples: judged.samples.clamp(-1, 1) };
+        const others = images === undefined || watched.length === 0 ? {} : judge(watched, clamped).terms;
+        for (const [name, tensor] of Object.entries({ ...terms, ...others })) add(`eval/${name}`, tensor);
+        const [b, g] = plain.dims(2);
+        if (g > 1) {
+          const bySample = judged.samples.unflatten(0, [b, g]);
+          add("eval/diversity", bySample.std(1).mean([1, 2, 3]));
+        }
+        if (nats !== null) add("eval/nats_per_token", nats);
+        const { from, of } = batch.place ?? { from: 0, of: b };
+        const places = ids.flatMap((_, i) => (wanted.has(first + from + i) ? [i] : []));
+        first += of;
+        if (places.length === 0) return;
+        shown = { images, given };
+        const reconstruct = (at: Tensor): Tensor => {
+          const own = (trueCodes as Tensor).indexSelect(0, at).unsqueeze(1);
+          return decodeCodes(parts, (images as Tensor).indexSelect(0, at), own, decodeBatchOf(config))
+            .samples;
+        };
+        const { samples } = judged;
+        rows.push(
+          ...sampleRows(parts, { ids, classes, images, samples, rewards: plain, given }, places, reconstruct),
+        );
+      });
+    } finally {
+      for (const tensor of [codes, trueCodes, nats]) tensor?.dispose();
+    }
   }
-  if (show !== undefined && rows.length > 0) await show(samplePage(rows, given));
+  if (show !== undefined && rows.length > 0) await show(samplePage(rows, shown));
   const all = gatherValues({ batches, used });
   const values = new Map<string, number[]>();
   const count = Math.max(...all.map((own) => own.batches.length));

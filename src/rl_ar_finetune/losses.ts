@@ -373,6 +373,22 @@ export function adaptedCoef(
   return Math.max(coef * Math.min(Math.max(1 + (error * sequences) / horizon, 0.5), 2), LEAST_COEF);
 }
 
+/**
+ * The weight of the entropy bonus after a rollout: `delta` more where the entropy was below the target, `delta` less where
+ * it was above, and at least 0. An entropy that is not finite changes nothing.
+ *
+ * @see He et al. 2025, "Skywork Open Reasoner 1 Technical Report", sec. 4, arXiv 2505.22312, in which the bonus is off above
+ *   the target too.
+ */
+export function adaptedEntropyCoef(
+  coef: number,
+  entropy: number,
+  { target, delta }: { target: number; delta: number },
+): number {
+  if (!Number.isFinite(entropy) || entropy === target) return coef;
+  return Math.max(coef + (entropy < target ? delta : -delta), 0);
+}
+
 /** A running mean after one more value, `0.9 * mean + 0.1 * value`; the first value itself. Only finite values count. */
 export function runningMean(mean: number | null, value: number): number | null {
   if (!Number.isFinite(value)) return mean;

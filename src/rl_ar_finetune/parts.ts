@@ -38,8 +38,9 @@ import {
   WithoutAdapters,
 } from "./builder.js";
 import { ValueHead } from "./optimize.js";
+import { openCustomTerms } from "./own_rewards.js";
+import { openServerTerms } from "./reward_server.js";
 import {
-  customTerm,
   latentCosineTerm,
   patchGanTerm,
   type ReconstructionType,
@@ -171,6 +172,7 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
       device,
       codebookSize: tokenizer.codebookSize,
       wants: "which rewards compare samples with",
+      mayBeTexts: true,
       ...(numClasses !== undefined && { numClasses }),
     }),
   );
@@ -182,7 +184,11 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
     lora,
     trained,
     reference,
-    terms: termsOf(config, device, own, networks),
+    terms: [
+      ...termsOf(config, device, own, networks),
+      ...(await openCustomTerms(config, networks)),
+      ...openServerTerms(config).map((term) => owned(term, own)),
+    ],
     unrewarded: unrewardedOf(config, device, own, networks),
     frozen: {
       ...fingerprintOf("tokenizer", tokenizer.vq),
@@ -384,7 +390,7 @@ function termsOf(config: TrainConfig, device: Device, own: Own, networks: Record
   ];
   for (const [type, weight] of pixel)
     if (weight !== 0) terms.push(reconstructionTerm(type, { ...common, weight }));
-  const { lpips, perceptual, patchGan, latentCosine, custom } = reward;
+  const { lpips, perceptual, patchGan, latentCosine } = reward;
   if (lpips.weight !== 0) {
     if (lpips.path === null)
       throw expected("reward.lpips.path", "torchvision's VGG16, AlexNet or SqueezeNet weights", "none");
@@ -408,6 +414,5 @@ function termsOf(config: TrainConfig, device: Device, own: Own, networks: Record
     terms.push(owned(patchGanTerm(network, { ...common, weight: patchGan.weight }), own));
   }
   if (latentCosine.weight !== 0) terms.push(latentCosineTerm(latentCosine.weight));
-  if (custom.fn !== null && custom.weight !== 0) terms.push(customTerm("custom", custom.fn, custom.weight));
   return terms;
 }

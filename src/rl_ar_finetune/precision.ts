@@ -5,10 +5,10 @@
  */
 import type { TrainConfig } from "../config/resolve.js";
 import { expected, type Tensor, tidy } from "../torch/index.js";
+import { decodeCodes } from "./decode.js";
 import type { RunParts } from "./parts.js";
 import { type Judged, judge, type Term } from "./rewards.js";
 import { readNumbers } from "./sampling.js";
-import { decodeFor } from "./step.js";
 
 /** Least peak signal-to-noise ratio of images decoded in bfloat16, dB; rounding to 8 bits alone has 59. */
 const LEAST_PSNR = 30;
@@ -44,23 +44,41 @@ export function measurePrecision(
   decodeBatch: number,
 ): PrecisionCost | null {
   const { narrowDecoder } = parts;
-  // A program's own reward may draw random numbers, and a resumed run would draw more of them.
-  const terms = parts.terms.filter(({ name }) => name !== "custom");
+  // Functions and servers of the user have no float32 of their own, and may draw random numbers: a resumed run would draw more.
+  const terms = parts.terms.filter(({ call, send }) => call === undefined && send === undefined);
   if (narrowDecoder === null && terms.every((term) => term.exact === undefined)) return null;
   return tidy(() => {
     const [b, g] = codes.dims(3);
     // Without groups, all samples are one group.
     const images = g > 1 ? Math.min(b, MEASURED) : Math.min(b, 8);
     const first = <T extends Tensor>(rows: T, each = 1): Tensor => rows.narrow(0, 0, images * each);
-    const { latents } = judged;
+    const { latents, context } = judged;
+    const pixels = (): Tensor => judged.images.narrow(0, 0, Math.min(images, judged.images.size(0)));
+    const told: Pick<Judged, "context"> =
+      context === undefined
+        ? {}
+        : {
+            context: {
+              ...context,
+              imageIds: context.imageIds.slice(0, images),
+              classIds: context.classIds?.slice(0, images) ?? null,
+              classNames: context.classNames?.slice(0, images) ?? null,
+              captions: context.captions?.slice(0, images) ?? null,
+              codes: first(context.codes, g),
+              trueCodes: context.trueCodes && first(context.trueCodes),
+            },
+          };
     const narrow: Judged = {
-      images: first(judged.images),
+      ...told,
+      images: pixels(),
       samples: first(judged.samples, g),
       ...(latents && { latents: { images: first(latents.images), samples: first(latents.samples, g) } }),
     };
-    const decode = (): Judged => decodeFor(parts, first(judged.images), first(codes), decodeBatch);
-    const wide =
-      narrowDecoder === null ? { ...narrow, images: first(judged.images) } : narrowDecoder.without(decode);
+    const decode = (): Judged => ({
+      ...decodeCodes(parts, pixels(), first(codes), decodeBatch),
+      ...told,
+    });
+    const wide = narrowDecoder === null ? { ...narrow, images: pixels() } : narrowDecoder.without(decode);
     const rewardsOf = (some: readonly Term[], of: Judged): number[][] => {
       const values = judge(some, of).plain;
       return (g > 1 ? values : values.reshape(1, -1)).toList() as number[][];

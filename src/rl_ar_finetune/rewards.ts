@@ -1,7 +1,9 @@
 /**
  * Rewards: metrics of one decoded batch, with a sign that makes higher better, weighted and added. The metrics are those
- * of `src/metrics`; `advantages.ts` makes advantages of the totals.
+ * of `src/metrics`; functions and servers of the user's own are in `own_rewards.ts` and `reward_server.ts`;
+ * `advantages.ts` makes advantages of the totals.
  */
+import type { RewardContext } from "../config/resolve.js";
 import { allGather } from "../distributed/index.js";
 import {
   type LPIPS,
@@ -32,6 +34,7 @@ import {
   readOptions,
   stack,
   Tensor,
+  tensor,
   tidy,
 } from "../torch/index.js";
 import { requireChoice } from "./sampling.js";
@@ -44,26 +47,41 @@ export type Normalization = "none" | "batch" | "group";
 
 /** A batch to reward: all terms are computed from one decode. */
 export interface Judged {
-  /** float32 `[B, 3, H, W]` in [-1, 1]. */
+  /** float32 `[B, 3, H, W]` in [-1, 1]; `[0, 3, H, W]` where the data has no images. */
   readonly images: Tensor;
   /** float32 `[B * G, 3, H, W]`, about [-1, 1], not clamped; sample n belongs to image floor(n / G). */
   readonly samples: Tensor;
   /** Latents of the images before quantisation, float `[B, ...]`, and of the samples, `[B * G, ...]`. */
   readonly latents?: { readonly images: Tensor; readonly samples: Tensor };
+  /** What functions and servers of the user are told beside the pixels. */
+  readonly context?: RewardContext;
+  /** Scores by the term's name, one per sample, which were waited for: see `own_rewards.ts`. */
+  readonly scores?: Readonly<Record<string, readonly number[]>>;
 }
 
 /** One term of a reward. */
 export interface Term {
+  /** In the log: `reward/<name>`. */
   readonly name: string;
+  /** Its key below `reward`, for messages; default its name. */
+  readonly key?: string;
   readonly weight: number;
   /** -1 for a loss or a distance, 1 for a score, from `src/metrics/measures.ts`: higher values times this are better. */
   readonly sign: 1 | -1;
+  /** In place of the normalization of all terms. */
+  readonly normalize?: Normalization;
+  /** Lowest and highest value that counts, before normalization and weight. */
+  readonly clamp?: readonly [number, number];
   /** One value per sample in the metric's own units, float `[B * G]`. */
   readonly measure: (judged: Judged) => Tensor;
   /** The metric at each pixel, float `[B * G, H, W]`, for terms that have it. */
   readonly map?: (judged: Judged) => Tensor;
   /** The same term in float32, for a term whose network computes in a narrower dtype. */
   readonly exact?: Term;
+  /** For scores that must be waited for: all at once, one per sample, after the decode. */
+  readonly call?: (judged: Judged) => Promise<readonly number[]>;
+  /** For scores of a server: those of some samples, as soon as these are decoded; `first` is the place of the first one. */
+  readonly send?: (samples: Tensor, first: number, context: RewardContext) => Promise<readonly number[]>;
   /** Frees its network and the features of the last images, for callers that opened the network for this term. */
   readonly dispose?: () => void;
 }
@@ -237,27 +255,17 @@ export function latentCosineTerm(weight = 1): Term {
 }
 
 /**
- * The user's own reward: higher is better.
- *
- * @param reward - from images `[B, 3, H, W]` and samples `[B * G, 3, H, W]` to a Tensor of scores `[B * G]`, as in
- *   {@link Judged}.
- */
-export function customTerm(
-  name: string,
-  reward: (images: Tensor, samples: Tensor) => Tensor,
-  weight = 1,
-): Term {
-  return { name, weight, sign: 1, measure: (j) => reward(j.images, j.samples) };
-}
-
-/**
  * One value per sample of a term.
  *
  * @returns float `[B * G]`, on the device of the samples.
  * @throws TypeError when the term gives no Tensor, RangeError when it gives another shape than `[B * G]`.
  */
 export function termValue(term: Term, judged: Judged): Tensor {
-  return checkedValue(`reward.${term.name}`, term.measure(judged), [judged.samples.size(0)], judged);
+  const n = judged.samples.size(0);
+  const scores = judged.scores?.[term.name];
+  if (scores !== undefined)
+    return tensor([...scores], { dtype: "float64", device: judged.samples.device as Device });
+  return checkedValue(`reward.${term.key ?? term.name}`, term.measure(judged), [n], judged);
 }
 
 function checkedValue(where: string, value: unknown, shape: readonly number[], { samples }: Judged): Tensor {
@@ -298,8 +306,8 @@ export function judge(
   const names = terms.map((term) => term.name);
   const twice = names.find((name, i) => names.indexOf(name) !== i);
   if (twice !== undefined) throw expected("reward", "terms of different names", `${twice} twice`);
-  const b = judged.images.size(0);
   const n = judged.samples.size(0);
+  const b = n / generationsOf(judged);
   return noGrad(() =>
     tidy(() => {
       const values: Record<string, Tensor> = {};
@@ -308,15 +316,29 @@ export function judge(
         const own = measured.double().reshape(b, n / b);
         values[term.name] = batch === undefined ? own : allGather(own, batch);
       }
-      const sumOf = (scale: Normalization): Tensor =>
+      const sumOf = (scaleOf: (term: Term) => Normalization): Tensor =>
         terms
-          .map(({ name, weight, sign }) => scaled(values[name] as Tensor, scale).mul(weight * sign))
+          .map((term) =>
+            scaled(counted(term, values[term.name] as Tensor), scaleOf(term)).mul(factorOf(term)),
+          )
           .reduce((sum, part) => sum.add(part));
-      const plain = sumOf("none");
-      return { total: normalize === "none" ? plain : sumOf(normalize), plain, terms: values };
+      const plain = sumOf(() => "none");
+      const isPlain = terms.every((term) => (term.normalize ?? normalize) === "none");
+      return { total: isPlain ? plain : sumOf((term) => term.normalize ?? normalize), plain, terms: values };
     }),
   );
 }
+
+/** G of a batch. */
+export const generationsOf = ({ images, samples, context }: Judged): number =>
+  context?.numGenerations ?? samples.size(0) / images.size(0);
+
+/** What a term's values are multiplied by in the sum. */
+export const factorOf = ({ weight, sign }: Term): number => weight * sign;
+
+/** A term's values as they enter the sum: within its clamp. */
+export const counted = ({ clamp }: Term, values: Tensor): Tensor =>
+  clamp === undefined ? values : values.clamp(...clamp);
 
 /** Mean 0 and standard deviation 1 (n - 1), over all values or over each row; equal values become 0. */
 function scaled(values: Tensor, normalize: Normalization): Tensor {
@@ -359,31 +381,37 @@ export function judgeByPlace(
   options: { normalize?: Normalization; batch?: number } = {},
 ): PlaceRewards {
   const { normalize = "none", batch } = options;
-  const b = judged.images.size(0);
   const n = judged.samples.size(0);
+  const b = n / generationsOf(judged);
   return noGrad(() =>
     tidy(() => {
       const maps = terms.map((term) => {
         if (term.map === undefined) {
           const remedy =
             "l1, l2, ssim, lpips and perceptual have maps; set the others' weight to 0, or use reward.credit sequence";
-          throw expected(`reward.${term.name}`, "a value at each pixel", "one per sample", remedy);
+          throw expected(
+            `reward.${term.key ?? term.name}`,
+            "a value at each pixel",
+            "one per sample",
+            remedy,
+          );
         }
         const shape = [n, ...judged.samples.shape.slice(2)];
-        const map = tidy(() => checkedValue(`reward.${term.name}`, term.map?.(judged), shape, judged));
+        const map = tidy(() =>
+          checkedValue(`reward.${term.key ?? term.name}`, term.map?.(judged), shape, judged),
+        );
         const pooled = F.interpolate(map.unsqueeze(1).double(), { size: grid, mode: "area" });
         const own = pooled.reshape(b, n / b, grid[0] * grid[1]); // [B, G, T]
         return batch === undefined ? own : allGather(own, batch);
       });
       if (maps.length === 0) throw expected("reward", "at least one term", "none");
       const sumOf = (values: readonly Tensor[]): Tensor =>
-        stack(values.map((value, i) => value.mul((terms[i] as Term).weight * (terms[i] as Term).sign))).sum(
-          0,
-        );
+        stack(values.map((value, i) => value.mul(factorOf(terms[i] as Term)))).sum(0);
       const means = maps.map((map) => map.mean(2));
+      const parts = maps.map((map, i) => counted(terms[i] as Term, map));
       return {
-        places: sumOf(maps.map((map) => scaled(map, normalize))),
-        plain: sumOf(means),
+        places: sumOf(parts.map((part, i) => scaled(part, terms[i]?.normalize ?? normalize))),
+        plain: sumOf(parts.map((part) => part.mean(2))),
         terms: Object.fromEntries(terms.map((term, i) => [term.name, means[i] as Tensor])),
       };
     }),

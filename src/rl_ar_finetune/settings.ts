@@ -89,14 +89,16 @@ export type AlgorithmOptions =
  *
  * @param reference - the frozen policy, where KL to it is minimised or measured.
  * @param klCoef - weight of that KL, which `kl.target` may have changed since the run began.
+ * @param entropyCoef - weight of the entropy bonus, which `update.entropyTarget` may have changed.
  */
 export function algorithmOptions(
   config: TrainConfig,
   reference: ArPolicy | null = null,
   klCoef: number = config.kl.coef,
+  entropyCoef: number = config.update.entropyCoef,
 ): AlgorithmOptions {
   const { algorithm } = config;
-  const shared = sharedOptions(config, reference, klCoef);
+  const shared = sharedOptions(config, reference, klCoef, entropyCoef);
   switch (algorithm) {
     case "reinforce":
       return { algorithm, options: { ...shared, ...given(config.reinforce) } };
@@ -135,12 +137,18 @@ function given<T extends object>(section: T): { [K in keyof T]: Exclude<T[K], nu
 /** Options that have a default limit when omitted, and no limit when null. */
 const NO_LIMIT = new Set(["advantageClip", "targetKl"]);
 
-function sharedOptions(config: TrainConfig, reference: ArPolicy | null, klCoef: number): UpdateOptions {
+function sharedOptions(
+  config: TrainConfig,
+  reference: ArPolicy | null,
+  klCoef: number,
+  entropyCoef: number,
+): UpdateOptions {
   const { estimator, placement } = config.kl;
   const { credit, creditDecay } = config.reward;
   const { maxGradNorm } = config.optimizer;
+  const { entropyTarget: _, entropyDelta: __, ...update } = config.update;
   return {
-    ...given({ ...config.update, maxGradNorm }),
+    ...given({ ...update, entropyCoef, maxGradNorm }),
     maxRatioGap: config.limits.ratioGap,
     ...(credit === "place" && { creditDecay }),
     ...(reference !== null && { kl: { coef: klCoef, reference, ...given({ estimator, placement }) } }),

@@ -6,9 +6,15 @@ import { basename, join } from "node:path";
 import { plainConfig } from "../config/explain.js";
 import { ConfigError, type TrainConfig } from "../config/resolve.js";
 import type { Batches, Cursor, PassedOver } from "../data/index.js";
-import { isFirst, size } from "../distributed/index.js";
+import { isFirst, requireSame, size } from "../distributed/index.js";
 import type { AdamWState, StateDict } from "../nn/index.js";
-import { type BestCheckpoint, type LoadedCheckpoint, saveCheckpoint, writeBest } from "../run/checkpoint.js";
+import {
+  type BestCheckpoint,
+  type LoadedCheckpoint,
+  readCheckpoint,
+  saveCheckpoint,
+  writeBest,
+} from "../run/checkpoint.js";
 import { DivergedError } from "../run/failure.js";
 import type { Log } from "../run/log.js";
 import type { PlainData } from "../run/plain_data.js";
@@ -17,7 +23,7 @@ import { makeFolder } from "../torch/files.js";
 import { noGrad, saveSafetensors, saveTorch, type Tensor, tidy, version } from "../torch/index.js";
 import { policyMetadata } from "./builder.js";
 import type { Evaluation } from "./evaluate.js";
-import { adaptedCoef, runningMean } from "./losses.js";
+import { adaptedCoef, adaptedEntropyCoef, runningMean } from "./losses.js";
 import type { UpdateResult } from "./optimize.js";
 import type { RunParts } from "./parts.js";
 import type { Rollout } from "./rollout.js";
@@ -41,8 +47,12 @@ export interface Progress {
   tokensSeen: number;
   /** Weight of the divergence from the reference, which `kl.target` steers. */
   klCoef: number;
+  /** Weight of the entropy bonus, which `update.entropyTarget` steers. */
+  entropyCoef: number;
   /** Running mean of that divergence, for `kl.stop`. */
   klMean: number | null;
+  /** Whether the reward was gamed in the last evaluation. */
+  isGamed: boolean;
   first: Evaluation | null;
   last: Evaluation | null;
   /** The best evaluation so far, with its checkpoint's name once that is saved; a manifest holds it. */
@@ -85,13 +95,15 @@ export function restore(
     imagesSeen: 0,
     tokensSeen: 0,
     klCoef: config.kl.coef,
+    entropyCoef: config.update.entropyCoef,
     klMean: null,
+    isGamed: false,
     first: null,
     last: null,
     best: null,
   };
   if (saved === null) return { progress: begun, notes: [] };
-  const { values, tensors, step } = saved;
+  const { values, step } = saved;
   const before = values.config as unknown as TrainConfig;
   if (!force) requireSameRate(before, config, step);
   const identity = {
@@ -103,6 +115,34 @@ export function restore(
   if (force) requireSameTrained(parts, saved); // says more than the names of the keys
   const changes = requireSameRun(identity, now, { force });
   requireSameTrained(parts, saved);
+  loadParts(parts, saved);
+  const isChanged = (key: RegExp): boolean => changes.config.some(({ path }) => key.test(path));
+  const isComparable = !isChanged(JUDGES) && !changes.parts.some((name) => !/^(reference|policy)/.test(name));
+  const isOtherReference = isChanged(/^kl\.(path|estimator)$/) || changes.parts.includes("reference");
+  const isSteered = config.kl.target !== null && before.kl.coef === config.kl.coef;
+  const isSteadied =
+    config.update.entropyTarget !== null && before.update.entropyCoef === config.update.entropyCoef;
+  // Older checkpoints do not count the optimizer's steps.
+  const progress: Progress = { ...begun, ...(values.progress as unknown as Progress) };
+  if (!("updates" in (values.progress as object))) progress.updates = Number.NaN;
+  return {
+    progress: {
+      ...progress,
+      step,
+      skippedInARow: 0, // the user has fixed the cause
+      isGamed: !force && progress.isGamed,
+      klCoef: isSteered ? progress.klCoef : config.kl.coef,
+      ...(!isSteadied && { entropyCoef: config.update.entropyCoef }),
+      ...(isOtherReference && { klMean: null }),
+      best: isComparable ? saved.best : null,
+      ...(!isComparable && { first: null, evaluationsSinceBest: 0 }),
+    },
+    notes: forcedNotes(changes, step, EFFECTS),
+  };
+}
+
+/** Load what a checkpoint holds of the parts that are trained. */
+function loadParts(parts: RunParts, { tensors, values }: LoadedCheckpoint): void {
   const { policy, lora, trained, optimizer, ema, valueHead } = parts;
   if (lora === null) policy.loadStateDict(tensors.policy ?? {});
   else lora.loadStateDict(tensors.lora ?? {});
@@ -119,25 +159,24 @@ export function restore(
       ? { tensors: present, updates: 0 }
       : { tensors: averages, updates: values.emaUpdates as number },
   );
-  const isChanged = (key: RegExp): boolean => changes.config.some(({ path }) => key.test(path));
-  const isComparable = !isChanged(JUDGES) && !changes.parts.some((name) => !/^(reference|policy)/.test(name));
-  const isOtherReference = isChanged(/^kl\.(path|estimator)$/) || changes.parts.includes("reference");
-  const isSteered = config.kl.target !== null && before.kl.coef === config.kl.coef;
-  // Older checkpoints do not count the optimizer's steps.
-  const progress: Progress = { ...begun, ...(values.progress as unknown as Progress) };
-  if (!("updates" in (values.progress as object))) progress.updates = Number.NaN;
-  return {
-    progress: {
-      ...progress,
-      step,
-      skippedInARow: 0, // the user has fixed the cause
-      klCoef: isSteered ? progress.klCoef : config.kl.coef,
-      ...(isOtherReference && { klMean: null }),
-      best: isComparable ? saved.best : null,
-      ...(!isComparable && { first: null, evaluationsSinceBest: 0 }),
-    },
-    notes: forcedNotes(changes, step, EFFECTS),
-  };
+}
+
+/**
+ * Go back to the weights, moments, averages and KL coefficient of the best checkpoint. The run goes on from the images and
+ * the iteration that it has come to.
+ *
+ * @param folder - of the checkpoints.
+ * @returns the step of that checkpoint.
+ * @throws Error when it is damaged.
+ */
+export function rollBack(parts: RunParts, progress: Progress, folder: string): number {
+  using best = readCheckpoint(folder, { which: "best" }) as LoadedCheckpoint;
+  loadParts(parts, best);
+  requireSame({ "step of the best checkpoint": best.step }); // and nobody writes before all have read
+  const { klCoef, klMean, entropyCoef } = best.values.progress as unknown as Progress;
+  Object.assign(progress, { klCoef, klMean, entropyCoef });
+  progress.evaluationsSinceBest++;
+  return best.step;
 }
 
 /** @throws ConfigError when other parameters are trained than those whose values and moments were saved. */
@@ -196,9 +235,10 @@ function weightNorms(tensors: readonly Tensor[]): number[] {
 
 /** Whether a run is over before its iterations are done, by what its configuration says of that. */
 export function endOf(
-  { eval: { patience }, kl: { stop } }: TrainConfig,
+  { eval: { patience }, kl: { stop }, alarm: { action } }: TrainConfig,
   progress: Progress,
-): "done" | "patience" | "kl" {
+): "done" | "alarm" | "patience" | "kl" {
+  if (action === "stop" && progress.isGamed) return "alarm";
   if (patience > 0 && progress.evaluationsSinceBest >= patience) return "patience";
   if (stop !== null && (progress.klMean ?? 0) > stop) return "kl";
   return "done";
@@ -311,10 +351,10 @@ export class Saver implements Disposable {
 
 /** Take note of an update, whatever it was made from. */
 export function noteUpdate(
-  { kl }: TrainConfig,
+  { kl, update }: TrainConfig,
   progress: Progress,
   { steps, skippedSteps, metrics }: UpdateResult,
-  from: { cursor: Cursor; images: number; tokens: number; sequences: number },
+  from: { cursor: Cursor; images: number; tokens: number; sequences: number; entropy: number | null },
 ): void {
   progress.step++;
   progress.cursor = from.cursor;
@@ -329,6 +369,11 @@ export function noteUpdate(
   const { sequences } = from;
   if (target !== null)
     progress.klCoef = adaptedCoef(progress.klCoef, divergence, { target, horizon, sequences });
+  const { entropyTarget, entropyDelta: delta } = update;
+  if (entropyTarget !== null && from.entropy !== null) {
+    const options = { target: entropyTarget, delta };
+    progress.entropyCoef = adaptedEntropyCoef(progress.entropyCoef, from.entropy, options);
+  }
 }
 
 /**
@@ -382,16 +427,21 @@ function metricOf(best: string, { spreads, metrics }: Evaluation): number {
 export function dump(
   folder: string,
   step: number,
-  made: { rollout: Rollout; rewards: Tensor; trueCodes: Tensor },
-  images: Tensor,
+  made: Pick<Rollout, "tokens" | "logprobs"> & { rewards: Tensor; trueCodes?: Tensor; images?: Tensor },
 ): void {
   if (!isFirst()) return;
-  const { rollout, rewards, trueCodes } = made;
+  const { images, trueCodes, rewards, tokens, logprobs } = made;
   const dumps = join(folder, "dumps");
   makeFolder(dumps);
   noGrad(() =>
     tidy(() => {
-      const tensors = { images, trueCodes, rewards, tokens: rollout.tokens, logprobs: rollout.logprobs };
+      const tensors = {
+        ...(images && { images }),
+        ...(trueCodes && { trueCodes }),
+        rewards,
+        tokens,
+        logprobs,
+      };
       saveSafetensors(join(dumps, `step_${String(step).padStart(6, "0")}.safetensors`), tensors);
     }),
   );

@@ -19,14 +19,13 @@ import {
   expected,
   keep,
   memory,
-  noGrad,
   stream,
   type Tensor,
   tensor,
   tidy,
   zeros,
 } from "../torch/index.js";
-import { latentsOf } from "./builder.js";
+import { codeGrid } from "./decode.js";
 import {
   grpoUpdate,
   type Optimizer,
@@ -37,10 +36,10 @@ import {
   type UpdateResult,
 } from "./optimize.js";
 import type { RunParts } from "./parts.js";
-import { type Judged, judge, judgeByPlace, type Term } from "./rewards.js";
+import { counted, factorOf, generationsOf, type Judged, judge, judgeByPlace, type Term } from "./rewards.js";
 import { type Rollout, type RolloutOptions, sampleRollout } from "./rollout.js";
-import { mapStart, readNumbers, startParts } from "./sampling.js";
-import { algorithmOptions } from "./settings.js";
+import { mapStart, readNumbers, type Start, startParts } from "./sampling.js";
+import { algorithmOptions, contextAt } from "./settings.js";
 import { steUpdate } from "./ste.js";
 
 /** The condition of a batch for a policy: nothing with `rollout.start` empty, else features or classes. */
@@ -49,6 +48,12 @@ export function conditionOf(batch: Batch, start: TrainConfig["rollout"]["start"]
   const { features, isReal } = batch;
   if (features === undefined) return { classes: batch.classes };
   return isReal === undefined ? { features } : { features, isReal };
+}
+
+/** Where the sequences of a batch start. Without images and a condition, no codes, int64 `[B, 0]`, tell how many there are. */
+export function startOf(batch: Batch, start: TrainConfig["rollout"]["start"]): Start {
+  if (start !== "empty" || batch.images !== undefined) return conditionOf(batch, start);
+  return zeros([batch.ids.length, 0], { dtype: "int64", device: batch.classes.device as Device });
 }
 
 /**
@@ -72,14 +77,14 @@ export function encodeFor({ rollout }: TrainConfig, { tokenizer }: RunParts, ima
 export function rolloutFor(
   config: TrainConfig,
   parts: RunParts,
-  condition: Condition,
+  start: Start,
   options: RolloutOptions & Required<Pick<RolloutOptions, "context">>,
 ): Rollout {
   const { policy, lora, policyCast, packAs } = parts;
   const { microBatch } = config.rollout;
   const all = { ...options, ...(microBatch !== null && { microBatch }), ...(packAs !== null && { packAs }) };
   const run = (): Rollout => {
-    const draw = (): Rollout => sampleRollout(policy, condition, all);
+    const draw = (): Rollout => sampleRollout(policy, start, all);
     return policyCast === null ? draw() : autocast(policyCast, draw);
   };
   const isOneByOne = options.context.type === "free" || options.context.type === "prefix";
@@ -92,11 +97,29 @@ export function rolloutFor(
   }
 }
 
-/** Rows and columns of the codes of images. */
-const codeGrid = (parts: RunParts, images: Tensor): readonly [number, number] => {
-  const { downsample } = parts.tokenizer;
-  return [images.size(2) / downsample, images.size(3) / downsample];
-};
+/**
+ * Codes of a batch's images, and sequences for them.
+ *
+ * @param options.iteration - for the context, from 0.
+ */
+export function drawFor(
+  config: TrainConfig,
+  parts: RunParts,
+  batch: Batch,
+  options: Omit<RolloutOptions, "context"> & { readonly iteration: number },
+): { trueCodes: Tensor | null; rollout: Rollout } {
+  const { images, place } = batch;
+  const { iteration, ...others } = options;
+  const trueCodes = images === undefined ? null : encodeFor(config, parts, images);
+  const [rows, columns] = codeGrid(config, parts, images);
+  const rollout = rolloutFor(config, parts, startOf(batch, config.rollout.start), {
+    context: contextAt(config, iteration, rows * columns),
+    ...(trueCodes === null ? { length: rows * columns } : { trueCodes }),
+    ...(place && { place }),
+    ...others,
+  });
+  return { trueCodes, rollout };
+}
 
 /**
  * The rollouts of all processes as one, and the true codes of their images. The trunk's states stay those of this
@@ -105,9 +128,9 @@ const codeGrid = (parts: RunParts, images: Tensor): readonly [number, number] =>
  * @param batch - B: images of all processes.
  */
 export function gatherRollout(
-  { rollout, trueCodes }: { rollout: Rollout; trueCodes: Tensor },
+  { rollout, trueCodes }: { rollout: Rollout; trueCodes: Tensor | null },
   batch: number,
-): { rollout: Rollout; trueCodes: Tensor } {
+): { rollout: Rollout; trueCodes: Tensor | null } {
   if (size() === 1) return { rollout, trueCodes };
   const all = (rows: Tensor): Tensor => allGather(rows, batch);
   const { tokens, logprobs, entropy, codes, context, support } = rollout;
@@ -123,7 +146,7 @@ export function gatherRollout(
       context: context && all(context),
       support: support && all(support),
     },
-    trueCodes: all(trueCodes),
+    trueCodes: trueCodes && all(trueCodes),
   };
 }
 
@@ -148,7 +171,7 @@ export function creditFor(
   parts: RunParts,
   judged: Judged,
   drawn: number,
-  batch: number = judged.images.size(0),
+  batch: number = judged.samples.size(0) / generationsOf(judged),
 ): Credited {
   const { normalize, credit } = config.reward;
   if (credit === "sequence") {
@@ -156,39 +179,12 @@ export function creditFor(
     return { rewards: total, plain: { total: plain, terms } };
   }
   return tidy(() => {
-    const grid = codeGrid(parts, judged.images);
+    const grid = codeGrid(config, parts, judged.images);
     const { places, plain, terms } = judgeByPlace(parts.terms, judged, grid, { normalize, batch });
     const all = places.size(2);
     const rewards = places.narrow(2, all - drawn, drawn).div(all);
     return { rewards, plain: { total: plain, terms } };
   });
-}
-
-/**
- * Decode whole sequences once, for all terms of the reward.
- *
- * @param codes - int64 `[B, G, T]`.
- * @param decodeBatch - sequences that the decoder takes at a time.
- */
-export function decodeFor(parts: RunParts, images: Tensor, codes: Tensor, decodeBatch: number): Judged {
-  const { tokenizer, terms } = parts;
-  const grid = codeGrid(parts, images);
-  return noGrad(() =>
-    tidy(() => {
-      const flat = codes.flatten(0, 1);
-      const { rows, index } = distinctRows(flat);
-      const pieces = cat(rows.split(decodeBatch).map((piece) => tokenizer.decodeCode(piece, grid)));
-      const samples = index === null ? pieces : pieces.indexSelect(0, index);
-      if (!terms.some((term) => term.name === "latent_cosine")) return { images, samples };
-      return { images, samples, latents: latentsOf(tokenizer, images, flat, grid) };
-    }),
-  );
-}
-
-/** Rows of codes without repetition, and where each row is among them: null where all rows are distinct. */
-function distinctRows(codes: Tensor): { rows: Tensor; index: Tensor | null } {
-  const [rows, index] = call("aten::unique_dim", [codes, 0, true, true]) as [Tensor, Tensor];
-  return rows.size(0) === codes.size(0) ? { rows: codes, index: null } : { rows, index };
 }
 
 /** Rewards as they are measured, before normalisation and credit by place. */
@@ -207,11 +203,17 @@ export interface PlainRewards {
 export function updateFor(
   config: TrainConfig,
   parts: RunParts,
-  batch: UpdateBatch & { trueCodes: Tensor },
+  batch: UpdateBatch,
   step: number,
-  more: { klCoef: number; lrFactor: number; images: Tensor; changing: () => void },
+  more: {
+    klCoef: number;
+    entropyCoef: number;
+    lrFactor: number;
+    images: Tensor | undefined;
+    changing: () => void;
+  },
 ): UpdateResult {
-  const { klCoef, lrFactor, images, changing } = more;
+  const { klCoef, entropyCoef, lrFactor, images, changing } = more;
   const { policy, reference, valueHead, tokenizer, terms } = parts;
   const optimizer: Optimizer = {
     zeroGrad: () => parts.optimizer.zeroGrad(),
@@ -220,7 +222,7 @@ export function updateFor(
       parts.optimizer.step(options);
     },
   };
-  const chosen = algorithmOptions(config, reference, klCoef);
+  const chosen = algorithmOptions(config, reference, klCoef, entropyCoef);
   using generator = stream(config.seed, "update", step);
   const shared = { generator, lrFactor, trained: parts.trained.parameters() };
   const run = (): UpdateResult => {
@@ -237,7 +239,8 @@ export function updateFor(
       }
       case "ste": {
         const { start = {}, context, trueCodes } = batch;
-        if (!context) throw new Error("ste: expected a teacher-forced context, got none.");
+        if (!context || !trueCodes || !images)
+          throw new Error("ste: expected images in a teacher-forced context, got none.");
         const drawn = { tokenizer, terms, seed: deriveSeed(config.seed, "ste", step) };
         const own = { images: allGather(images, trueCodes.size(0)), start, context, trueCodes };
         return steUpdate(policy, optimizer, own, { ...chosen.options, ...shared, ...drawn });
@@ -280,7 +283,14 @@ export function rolloutMetrics(
       nats: entropy.mean(),
       codes: counts.ne(0).sum(),
       perplexity: callTensor<Tensor>("aten::special_entr", [used]).sum().exp(),
-      ...Object.fromEntries(terms.map(({ name }) => [`term ${name}`, (plain.terms[name] as Tensor).mean()])),
+      ...Object.fromEntries(
+        terms.map((term) => [
+          `term ${term.name}`,
+          counted(term, plain.terms[term.name] as Tensor)
+            .mean()
+            .mul(factorOf(term)),
+        ]),
+      ),
     });
     const {
       mean,
@@ -289,12 +299,12 @@ export function rolloutMetrics(
       nats,
       codes,
       perplexity,
-    } = read as Record<"mean" | "ceiling" | "groupStd" | "nats" | "codes" | "perplexity", number>;
-    const weighted = terms.map(({ name, weight, sign }) => {
-      return [`reward/${name}/weighted`, weight * sign * (read[`term ${name}`] as number)] as const;
+    } = read as Record<"mean" | "groupStd" | "nats" | "codes" | "perplexity", number> & { ceiling?: number };
+    const weighted = terms.map(({ name }) => {
+      return [`reward/${name}/weighted`, read[`term ${name}`] as number] as const;
     });
     return {
-      ...(ceiling && { "reward/vq_ceiling": best, "reward/gap": best - mean }),
+      ...(best !== undefined && { "reward/vq_ceiling": best, "reward/gap": best - mean }),
       "reward/group_std": groupStd,
       ...Object.fromEntries(weighted),
       "policy/entropy": nats,
@@ -363,8 +373,8 @@ export interface Shown {
   readonly ids: readonly string[];
   /** int64 `[B]`. */
   readonly classes: Tensor;
-  /** float `[B, 3, H, W]` in [-1, 1]. */
-  readonly images: Tensor;
+  /** float `[B, 3, H, W]` in [-1, 1]; undefined where the data has no images. */
+  readonly images: Tensor | undefined;
   /** float `[B * G, 3, H, W]`. */
   readonly samples: Tensor;
   /** float `[B, G]`. */
@@ -380,8 +390,8 @@ export interface SampleRow extends PageRow {
 }
 
 /**
- * Rows of a page of samples: an image's class, the input, the reconstruction, the part that was given, samples. With several
- * processes, of the images of the first.
+ * Rows of a page of samples: an image's class, the input, the reconstruction, the part that was given, samples; without images,
+ * samples alone. With several processes, of the images of the first.
  *
  * @param places - of the images that are shown.
  * @param reconstruct - reconstructions of these images, float `[n, 3, H, W]`, by their places as int64 `[n]`.
@@ -396,26 +406,32 @@ export function sampleRows(
   const names = source?.classNames ?? [];
   const g = rewards.size(1);
   const most = Math.min(g, SHOWN);
-  const device = images.device as Device;
+  const device = samples.device as Device;
   return tidy(() => {
     const values = rewards.toList() as number[][];
     const classIds = classes.toList() as number[];
-    const reconstructions = reconstruct(tensor([...places], { dtype: "int64", device }))
-      .clamp(-1, 1)
-      .cpu();
+    const at = tensor([...places], { dtype: "int64", device });
+    const reconstructions = images && reconstruct(at).clamp(-1, 1).cpu();
     return places.map((i, k) => {
-      const reconstruction = reconstructions.narrow(0, k, 1);
+      const reconstruction = reconstructions?.narrow(0, k, 1);
       const drawn = samples
         .narrow(0, i * g, most)
         .clamp(-1, 1)
         .cpu();
-      const shown = given === 0 ? [] : [givenPart(reconstruction, given, tokenizer.downsample)];
+      const before =
+        images === undefined || reconstruction === undefined
+          ? []
+          : [
+              images.narrow(0, i, 1).cpu(),
+              reconstruction,
+              ...(given === 0 ? [] : [givenPart(reconstruction, given, tokenizer.downsample)]),
+            ];
       const c = classIds[i] as number;
       return {
         id: ids[i] as string,
         rewards: (values[i] as number[]).slice(0, most),
         label: names.length === 1 ? "" : (names[c] ?? `class ${c}`),
-        images: keep(cat([images.narrow(0, i, 1).cpu(), reconstruction, ...shown, drawn])),
+        images: keep(cat([...before, drawn])),
       };
     });
   });
@@ -427,9 +443,17 @@ export interface SamplePage {
   readonly about: { readonly [key: string]: PlainData };
 }
 
-/** A page of rows, whose images are freed. */
-export function samplePage(rows: readonly SampleRow[], given: number): SamplePage {
-  const page = labelledPage(rows, ["input", "reconstr.", ...(given > 0 ? ["given"] : []), "sampled"]);
+/**
+ * A page of rows, whose images are freed.
+ *
+ * @param shown - what the rows were made of.
+ */
+export function samplePage(
+  rows: readonly SampleRow[],
+  { images, given }: Pick<Shown, "images" | "given">,
+): SamplePage {
+  const before = images === undefined ? [] : ["input", "reconstr.", ...(given > 0 ? ["given"] : [])];
+  const page = labelledPage(rows, [...before, "sampled"]);
   for (const { images } of rows) images.dispose();
   return { page, about: { ids: rows.map(({ id }) => id), rewards: rows.map(({ rewards }) => [...rewards]) } };
 }

@@ -16,12 +16,13 @@ import { busyWith, openLog, type TrainOptions } from "../run/log.js";
 import { Clock, joined } from "../run/metrics.js";
 import { byProcesses } from "../run/processes.js";
 import { stream, type Tensor, tidy } from "../torch/index.js";
+import { type Decoded, decodeFor } from "./decode.js";
 import { type Evaluation, evaluate, isHacked } from "./evaluate.js";
+import { scoresOf } from "./own_rewards.js";
 import { deviceOf, openRunParts } from "./parts.js";
 import { measurePrecision, reportPrecision } from "./precision.js";
 import { judge } from "./rewards.js";
 import {
-  contextAt,
   decodeBatchOf,
   isDueAt,
   keepsGraph,
@@ -37,18 +38,16 @@ import {
   noteUpdate,
   requireFiniteSteps,
   restore,
+  rollBack,
   Saver,
   WEIGHT_FILES,
 } from "./state.js";
 import {
-  conditionOf,
   creditFor,
-  decodeFor,
-  encodeFor,
+  drawFor,
   gatherRollout,
   machineMetrics,
   rewardSpreads,
-  rolloutFor,
   rolloutMetrics,
   type SamplePage,
   samplePage,
@@ -65,8 +64,11 @@ export interface TrainResult {
   readonly dir: string;
   /** Iterations that are done. */
   readonly step: number;
-  /** `patience`: nothing got better for long; `kl`: the divergence from the reference went past `kl.stop`. */
-  readonly end: "done" | "interrupted" | "patience" | "kl";
+  /**
+   * `patience`: nothing got better for long; `kl`: the divergence from the reference went past `kl.stop`; `alarm`: the
+   * reward was gamed.
+   */
+  readonly end: "done" | "interrupted" | "alarm" | "patience" | "kl";
   /** Before the first iteration and after the last, where there was an evaluation. */
   readonly first: Evaluation | null;
   readonly last: Evaluation | null;
@@ -130,13 +132,19 @@ async function run({ config, notes }: ResolvedConfig, options: TrainOptions): Pr
     page.dispose();
   };
   const showEval = config.log.imagesEvery > 0 ? (page: SamplePage) => show("eval", page) : undefined;
+  const evaluateNow = (): Promise<Evaluation> =>
+    evaluate(config, parts, { step: progress.step, folder: folder.path, show: showEval });
 
   // 3. Where it starts from: the evaluation before the first iteration.
   if (saved === null && config.eval.every > 0 && parts.evalImages > 0) {
     log.busy("evaluating before the first step");
-    progress.first = await evaluate(config, parts, showEval);
+    progress.first = await evaluateNow();
     progress.last = progress.first;
     log.step(0, progress.first.metrics, { spreads: progress.first.spreads });
+    if (config.alarm.action === "rollback") {
+      noteEvaluation(config, progress); // so that there is one to go back to
+      saver.save();
+    }
   }
   // A run that was over stays so, unless it is forced on.
   let end: TrainResult["end"] = options.force ? "done" : endOf(config, progress);
@@ -149,61 +157,62 @@ async function run({ config, notes }: ResolvedConfig, options: TrainOptions): Pr
     // 4. A batch of images and their codes; G sequences each; the one decode that every reward term reads.
     using batch = await batches.next();
     clock.mark("time/data");
-    const images = batch.images as Tensor;
-    const condition = conditionOf(batch, config.rollout.start);
-    const { place } = batch; // of this process's images among those of all processes
-    const all = place?.of ?? images.size(0);
-    using made = owned(
+    const { images } = batch;
+    const all = batch.place?.of ?? batch.ids.length; // images of all processes
+    using drawn = owned(
       tidy(() => {
         using generator = stream(config.seed, "rollout", step);
-        const trueCodes = encodeFor(config, parts, images);
-        const rollout = rolloutFor(config, parts, condition, {
-          context: contextAt(config, step, trueCodes.size(1)),
+        return drawFor(config, parts, batch, {
+          iteration: step,
           numGenerations: config.rollout.numGenerations,
-          trueCodes,
           sampling: rolloutSamplingOf(config),
           generator,
-          ...(place && { place }),
           keepGraph: keepsGraph(config),
         });
-        clock.mark("time/rollout");
-        const decodeBatch = decodeBatchOf(config);
-        const judged = decodeFor(parts, images, rollout.codes, decodeBatch);
-        const wantsCeiling = needsCeiling(config, step);
-        const ceiling = wantsCeiling ? decodeFor(parts, images, trueCodes.unsqueeze(1), decodeBatch) : null;
-        clock.mark("time/decode");
-        const { rewards, plain } = creditFor(config, parts, judged, rollout.tokens.size(2), all);
-        const best = ceiling && judge(parts.terms, ceiling, { batch: all }).total;
-        if (isNew) {
-          const cost = measurePrecision(parts, judged, rollout.codes, decodeBatch);
-          if (cost !== null) log.say(reportPrecision(config, cost, options.force ?? false));
-          isNew = false;
-        }
-        clock.mark("time/reward");
-        return {
-          // From here on the batch is that of all processes, but for images, samples and states.
-          ...gatherRollout({ rollout, trueCodes }, all),
-          rewards,
-          plain,
-          best,
-          samples: judged.samples,
-          ceiling: ceiling?.samples ?? null,
-        };
       }),
     );
+    clock.mark("time/rollout");
+    const { trueCodes: own, rollout: mine } = drawn.value;
+    const about = { batch, trueCodes: own, step: step + 1 };
+    using decoded = await decodeFor(config, parts, { ...about, codes: mine.codes });
+    using best = own !== null && needsCeiling(config, step) ? tidy(() => own.unsqueeze(1)) : null;
+    using ceiling = best && (await decodeFor(config, parts, { ...about, codes: best }));
+    clock.mark("time/decode");
+    const at = { folder: folder.path };
+    const judged = await scoresOf(parts.terms, decoded, decoded.sent, at);
+    const bestJudged = ceiling && (await scoresOf(parts.terms, ceiling, ceiling.sent, at));
+    using made = owned(
+      tidy(() => ({
+        ...creditFor(config, parts, judged, mine.tokens.size(2), all),
+        best: bestJudged && judge(parts.terms, bestJudged, { batch: all }).plain,
+        // From here on the batch is that of all processes, but for images, samples and states.
+        ...gatherRollout(drawn.value, all),
+      })),
+    );
+    if (isNew) {
+      const cost = measurePrecision(parts, judged, mine.codes, decodeBatchOf(config));
+      if (cost !== null) log.say(reportPrecision(config, cost, options.force ?? false));
+      isNew = false;
+    }
+    const { rollout, trueCodes, rewards, plain } = made.value;
+    clock.mark("time/reward");
 
     // 5. The update.
-    const { rollout, rewards, trueCodes, plain, best } = made.value;
     const tokens = rollout.tokens.numel;
+    const { entropyTarget } = config.update;
+    const entropy = entropyTarget === null ? null : tidy(() => Number(rollout.entropy.mean().item()));
+    const isAbove = entropy !== null && entropyTarget !== null && entropy > entropyTarget;
     const update = {
       klCoef: progress.klCoef,
+      entropyCoef: isAbove ? 0 : progress.entropyCoef,
       lrFactor: lrFactor(step),
       images,
       changing: () => {
         saver.isWhole = false;
       },
     };
-    const result = updateFor(config, parts, { ...rollout, rewards, trueCodes }, step, update);
+    const rewarded = { ...rollout, rewards, ...(trueCodes && { trueCodes }) };
+    const result = updateFor(config, parts, rewarded, step, update);
     if (result.steps > 0) {
       requireFiniteWeights(parts.optimizer, step + 1);
       parts.ema?.update();
@@ -214,22 +223,31 @@ async function run({ config, notes }: ResolvedConfig, options: TrainOptions): Pr
       images: all,
       tokens,
       sequences: plain.total.numel,
+      entropy,
     });
     saver.isWhole = true;
-    if (result.skippedSteps > 0)
-      tidy(() => dump(folder.path, progress.step, made.value, allGather(images, all)));
+    if (result.skippedSteps > 0) {
+      tidy(() =>
+        dump(folder.path, progress.step, { ...rewarded, ...(images && { images: allGather(images, all) }) }),
+      );
+    }
 
     // 6. Evaluation, on the same held-out images every time.
     let evaluation: Evaluation | null = null;
     let isBest = false;
+    let backAt: number | null = null;
     if (
       config.eval.every > 0 &&
       parts.evalImages > 0 &&
       (progress.step % config.eval.every === 0 || progress.step === total)
     ) {
-      evaluation = await evaluate(config, parts, showEval);
+      evaluation = await evaluateNow();
       progress.last = evaluation;
-      isBest = noteEvaluation(config, progress);
+      const names = new Set(parts.terms.map(({ name }) => name));
+      progress.isGamed = progress.first !== null && isHacked(progress.first, evaluation, names);
+      if (progress.isGamed && config.alarm.action === "rollback")
+        backAt = rollBack(parts, progress, checkpoints);
+      else isBest = noteEvaluation(config, progress);
       clock.mark("time/eval");
     }
     for (const line of parts.unreadable.news()) log.say(line);
@@ -238,21 +256,22 @@ async function run({ config, notes }: ResolvedConfig, options: TrainOptions): Pr
     const times = clock.times();
     const spreads = rewardSpreads(plain);
     const seconds = Object.values(times).reduce((sum, part) => sum + part, 0);
-    const hacked =
-      evaluation !== null &&
-      progress.first !== null &&
-      isHacked(progress.first, evaluation, new Set(parts.terms.map(({ name }) => name)));
-    if (hacked)
+    if (evaluation !== null && progress.isGamed) {
+      const back =
+        backAt === null ? "" : `back to the weights of step ${backAt}, the best by ${config.eval.best}; `;
       log.say(
-        "the reward rose while every metric outside it fell since the start: look at the samples, raise update.auxCe or kl.coef",
+        "the reward rose while every metric outside it fell since the start: " +
+          `${back}look at the samples, raise update.auxCe or kl.coef`,
       );
+    }
     log.step(
       progress.step,
       joined(
         result.metrics,
-        rolloutMetrics(rollout, plain, best, parts.terms, parts.tokenizer.codebookSize),
+        rolloutMetrics(rollout, plain, made.value.best, parts.terms, parts.tokenizer.codebookSize),
         {
           ...(parts.reference !== null && { "kl/coef": update.klCoef }),
+          ...(entropy !== null && { "policy/entropy_coef": update.entropyCoef }),
           ...(progress.klMean !== null && { "kl/ref_running": progress.klMean }),
           "optim/lr": config.optimizer.lr * update.lrFactor,
           "optim/skipped_total": progress.skipped,
@@ -263,19 +282,19 @@ async function run({ config, notes }: ResolvedConfig, options: TrainOptions): Pr
         },
         machineMetrics(seconds, { tokens, images: all }, parts.device),
         times,
-        evaluation === null ? {} : { ...evaluation.metrics, "eval/hacking_alarm": hacked ? 1 : 0 },
+        evaluation === null ? {} : { ...evaluation.metrics, "eval/hacking_alarm": progress.isGamed ? 1 : 0 },
+        backAt === null ? {} : { "eval/rolled_back_to": backAt },
       ),
       { count: tokens, spreads: { ...spreads, ...(evaluation?.spreads ?? {}) } },
     );
     clock = new Clock(); // what comes now belongs to the next record
-    const { ceiling, samples } = made.value;
-    if (ceiling !== null && isDueAt(progress.step, config.log.imagesEvery, total)) {
-      const given = trueCodes.size(1) - rollout.tokens.size(2);
+    if (isDueAt(progress.step, config.log.imagesEvery, total)) {
+      const given = trueCodes === null ? 0 : trueCodes.size(1) - rollout.tokens.size(2);
       const { ids, classes } = batch;
-      const shown = { ids, classes, images, samples, rewards: plain.total, given };
+      const shown = { ids, classes, images, samples: decoded.samples, rewards: plain.total, given };
       const places = spread(ids.length, config.log.imageRows);
-      const rows = sampleRows(parts, shown, places, (at) => ceiling.indexSelect(0, at));
-      await show("train", samplePage(rows, given));
+      const reconstruct = (at: Tensor): Tensor => (ceiling as Decoded).samples.indexSelect(0, at);
+      await show("train", samplePage(sampleRows(parts, shown, places, reconstruct), shown));
     }
 
     // 8. The checkpoint, and whether to go on.
@@ -283,7 +302,11 @@ async function run({ config, notes }: ResolvedConfig, options: TrainOptions): Pr
     end = endOf(config, progress);
     if (end === "done" && progress.step < total && isAnyAborted(options.signal)) end = "interrupted";
     const isDue =
-      progress.step % config.save.every === 0 || progress.step === total || end !== "done" || isBest;
+      progress.step % config.save.every === 0 ||
+      progress.step === total ||
+      end !== "done" ||
+      isBest ||
+      backAt !== null;
     if (isDue) saver.save();
     clock.mark("time/save");
     requireFiniteSteps(progress, limits, termsNotFinite(spreads));

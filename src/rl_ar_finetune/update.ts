@@ -18,6 +18,7 @@ import {
   Tensor,
   tidy,
 } from "../torch/index.js";
+import { highestEntropy } from "./advantages.js";
 import {
   type Aggregation,
   type KlEstimator,
@@ -67,6 +68,8 @@ export interface UpdateBatch extends Drawn {
   readonly mask?: Tensor;
   /** int64 `[B, S + T]`: the images' own codes from the first one on, for `auxCe`. */
   readonly trueCodes?: Tensor;
+  /** float, in the shape of the tokens, nats: of the distributions drawn from, for `topEntropy`. */
+  readonly entropy?: Tensor;
   /** The trunk's states with their graph, from a rollout with `keepGraph`: for an update of one step. */
   readonly states?: States | null;
 }
@@ -108,6 +111,10 @@ export interface UpdateOptions {
    * in between, in [0, 1]; default 1. PPO has `lambda` for that.
    */
   readonly creditDecay?: number;
+  /** Fraction of a rollout's tokens, of the highest entropy, that have a policy loss; default 1 (arXiv 2506.01939). */
+  readonly topEntropy?: number;
+  /** Whether groups whose rewards are all the same, with loss 0, count in the policy loss's mean; default `"keep"`. */
+  readonly constantGroups?: "keep" | "exclude";
   /** Largest |advantage|; default no limit (GRPO: 5). */
   readonly advantageClip?: number;
   /** Weight of the mean entropy per token, in nats; default 0. */
@@ -164,6 +171,8 @@ export const UPDATE_NAMES: OptionNames<UpdateOptions> = {
   aggregation: true,
   maxLen: "number",
   creditDecay: "number",
+  topEntropy: "number",
+  constantGroups: true,
   advantageClip: "number",
   entropyCoef: "number",
   auxCe: "number",
@@ -263,7 +272,10 @@ export function checkOptions(where: string, options: UpdateOptions): void {
   const { creditDecay, advantageClip, entropyCoef, auxCe, maxGradNorm, targetKl, maxRatioGap, lrFactor } =
     options;
   requireChoice(`${where}.aggregation`, options.aggregation, AGGREGATIONS);
-  const { maxLen } = options;
+  const { maxLen, topEntropy, constantGroups } = options;
+  if (topEntropy !== undefined && !(topEntropy > 0 && topEntropy <= 1))
+    throw expected(`${where}.topEntropy`, "a fraction above 0 and at most 1", topEntropy);
+  requireChoice(`${where}.constantGroups`, constantGroups, ["keep", "exclude"]);
   for (const [name, value] of Object.entries({ advantageClip, maxGradNorm, targetKl, maxLen })) {
     if (value !== undefined) requirePositive(`${where}.${name}`, value);
   }
@@ -321,6 +333,8 @@ export interface Prepared {
   readonly trueCodes: Tensor | null;
   readonly prior: Passes | null;
   readonly states: States | null;
+  /** float64 `[R, K, T]`: 1 where a token's entropy is among the highest; null for all. */
+  readonly isUncertain: Tensor | null;
 }
 
 /**
@@ -333,7 +347,10 @@ export function prepare(where: string, batch: UpdateBatch, options: UpdateOption
   const { rows, repeats } = passes;
   const images = rows / repeats;
   const plan = planBatches({ ...options, images, rowsAnImage: repeats }, where);
-  const { tokens, logprobs, trueCodes } = batch;
+  const { tokens, logprobs, trueCodes, entropy } = batch;
+  const { topEntropy = 1 } = options;
+  if (topEntropy !== 1 && entropy?.shape.join() !== tokens.shape.join())
+    throw expected(where, `entropy [${tokens.shape.join(", ")}] with topEntropy`, entropy ?? "none");
   if (logprobs.shape.join() !== tokens.shape.join())
     throw expected(where, `logprobs [${tokens.shape.join(", ")}]`, logprobs);
   const states = batch.states ?? null;
@@ -362,6 +379,8 @@ export function prepare(where: string, batch: UpdateBatch, options: UpdateOption
     trueCodes: isShared && trueCodes !== undefined ? trueCodes.narrow(1, s, t) : null,
     prior: isOwn ? passesOf(where, { tokens: trueCodes, start: passes.start.condition }) : null,
     states,
+    isUncertain:
+      topEntropy === 1 ? null : highestEntropy(asRows(entropy as Tensor, passes), mask, topEntropy),
   };
 }
 
@@ -456,7 +475,7 @@ export function runUpdate(
     advantageClip === undefined ? signal.advantages : signal.advantages.clamp(-advantageClip, advantageClip);
   const full: Window = {
     ...prepared,
-    advantages,
+    advantages: weighedAdvantages(advantages, prepared, signal, options),
     policyMask: prepared.mask,
     referenceLogprobs: signal.reference?.referenceLogprobs ?? null,
     oldValues: signal.oldValues ?? null,
@@ -527,6 +546,19 @@ export function runUpdate(
       ...scalars,
     },
   };
+}
+
+/** Advantages as they enter the loss: 0 for tokens of low entropy, larger where constant groups do not count in its mean. */
+function weighedAdvantages(
+  advantages: Tensor,
+  { isUncertain }: Prepared,
+  { isConstant }: Signal,
+  { constantGroups }: UpdateOptions,
+): Tensor {
+  const chosen = isUncertain === null ? advantages : advantages.mul(isUncertain);
+  if (constantGroups !== "exclude" || isConstant === null) return chosen;
+  const left = isConstant.logicalNot().double().sum().clamp(1);
+  return chosen.mul(isConstant.numel).div(left);
 }
 
 /** int64 indices of each mini-batch's images on the CPU, in a new order; null where there is one mini-batch. */

@@ -3,7 +3,7 @@
  * the same keys mean the same images.
  */
 
-import type { DataConfig, TrainConfig } from "../config/resolve.js";
+import { type DataConfig, hasImages, type TrainConfig } from "../config/resolve.js";
 import {
   type Batch,
   type Batches,
@@ -19,6 +19,7 @@ import {
   type Loader,
   onePass,
   openSource,
+  openTexts,
   type PassedOver,
   type ReadOptions,
   type SourceOptions,
@@ -68,13 +69,20 @@ export interface RunImages extends Disposable {
  * not depend on the run's seed, nor on whether the run evaluates, so that all models of a chain have the same held-out
  * images.
  *
+ * @param mayBeTexts - whether captions or classes alone will do.
  * @throws RangeError for a source that cannot be read or split.
  */
-export async function openSources(config: ImagesConfig): Promise<RunSources> {
+export async function openSources(config: ImagesConfig, mayBeTexts = false): Promise<RunSources> {
   const { data } = config;
   const options = sourceOptionsOf(config);
-  const whole = await openSource(data.source as string, options);
+  const whole =
+    mayBeTexts && !hasImages({ data, dataloader: null })
+      ? openTexts(data.source, options)
+      : await openSource(data.source as string, options);
   const own = await evalSourceOf(config, whole);
+  // Nothing can be held out of a list of classes, and its samples are new every time.
+  if (own === undefined && whole.kind === "texts" && whole.captionOf === undefined)
+    return { train: whole, heldOut: whole };
   const group = groupOf(config);
   const isSplit = own === undefined && data.evalPart > 0;
   return isSplit
@@ -89,7 +97,8 @@ async function evalSourceOf(config: ImagesConfig, train?: ImageSource): Promise<
   const { evalSource } = config.data;
   if (evalSource === null) return undefined;
   const classNames = train !== undefined && train.classNames.length > 1 && { classNames: train.classNames };
-  return await openSource(evalSource, { ...classNames, ...sourceOptionsOf(config) });
+  const options = { ...classNames, ...sourceOptionsOf(config) };
+  return train?.kind === "texts" ? openTexts(evalSource, options) : await openSource(evalSource, options);
 }
 
 /**
@@ -100,13 +109,25 @@ async function evalSourceOf(config: ImagesConfig, train?: ImageSource): Promise<
  */
 export function notesOfSources({ train, heldOut }: Partial<RunSources>, numClasses?: number): string[] {
   for (const source of [train, heldOut]) {
-    if (source !== undefined && numClasses !== undefined) checkClassIds(source, numClasses);
+    if (source === undefined || numClasses === undefined) continue;
+    if (source.hasClasses === false) {
+      const remedy =
+        "List all classes of the policy in data.classNames, so that lines are read as classes; or set rollout.start=empty";
+      throw expected("data.source", "classes, which the policy starts from", "captions alone", remedy);
+    }
+    checkClassIds(source, numClasses);
   }
   const notes = [...new Set([...(train?.notes ?? []), ...(heldOut?.notes ?? [])])];
   if (train === undefined) return notes;
   const held = heldOut === undefined ? "none is held out" : `${number(heldOut.length)} are held out`;
-  notes.push(`${number(train.length)} images to train on; ${held}`);
   const count = train.classNames.length;
+  if (train.kind === "texts") {
+    const what = train.captionOf === undefined ? "classes" : "captions";
+    const same = heldOut === train ? "the same ones to evaluate on" : held;
+    notes.push(`${number(train.length)} ${what} to sample for, without images; ${same}`);
+    return notes;
+  }
+  notes.push(`${number(train.length)} images to train on; ${held}`);
   if (count > 1) notes.push(describeClasses(train));
   if (numClasses !== undefined && numClasses !== count) {
     notes.push(
@@ -128,15 +149,23 @@ export function notesOfSources({ train, heldOut }: Partial<RunSources>, numClass
  * @param options.batchSize - images of a training batch, and at most of one to evaluate on.
  * @param options.wants - what the images are needed for, for the message that refuses code files.
  * @param options.numClasses - of the policy, where it is told the classes of images.
+ * @param options.mayBeTexts - whether captions or classes alone will do.
  * @throws RangeError for a source that cannot be read or split, that holds codes, or that has a class the policy does
  *   not know.
  */
 export async function openImages(
   config: ImagesConfig,
-  options: { batchSize: number; device: Device; codebookSize?: number; wants: string; numClasses?: number },
+  options: {
+    batchSize: number;
+    device: Device;
+    codebookSize?: number;
+    wants: string;
+    numClasses?: number;
+    mayBeTexts?: boolean;
+  },
 ): Promise<RunImages> {
   const { data } = config;
-  const { wants, batchSize, numClasses, ...where } = options;
+  const { wants, batchSize, numClasses, mayBeTexts = false, ...where } = options;
   const unreadable = new UnreadableImages();
   const pool = new DecodePool(data.workers ?? undefined);
   const reading = {
@@ -169,8 +198,8 @@ export async function openImages(
       ...evalOf(config, heldOut, shape),
     };
   }
-  const { train, heldOut } = await openSources(config);
-  if (train.kind !== "images") {
+  const { train, heldOut } = await openSources(config, mayBeTexts);
+  if (train.kind === "codes") {
     throw expected("data.source", `images, ${wants}`, "code files", "Use them to pre-train");
   }
   return {

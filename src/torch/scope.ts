@@ -100,6 +100,28 @@ export function tidyInto<T>(receive: (owned: Owned) => void, fn: () => T): T {
   }
 }
 
+/**
+ * @internal Run a user's `fn` and `read` its result. Tensors that `fn` made are freed after `read`; where it returns a
+ * promise, those made before its first await, once it settles. Later ones are the collector's.
+ */
+export async function tidyAwait<T, R>(fn: () => T | Promise<T>, read: (value: T) => R): Promise<R> {
+  const outer = current;
+  const made: Owned[] = [];
+  current = made;
+  try {
+    let result: T | Promise<T>;
+    try {
+      result = fn();
+    } finally {
+      current = outer;
+    }
+    const value = await result;
+    return tidy(() => read(value));
+  } finally {
+    closeAll(made, new Set(), adopt);
+  }
+}
+
 function closeAll(made: Owned[], escaped: Set<Owned>, receive: (owned: Owned) => void): void {
   let count = 0;
   for (const owned of made) {

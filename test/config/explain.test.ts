@@ -165,7 +165,9 @@ test("a program's objects become comments and names", () => {
     isComplete: false,
   });
   assert.equal(plainConfig(config).dataloader, "<Loader>");
-  assert.deepEqual((plainConfig(config).reward as Record<string, unknown>).custom, { weight: 1, fn: "<fn>" });
+  const { custom } = plainConfig(config).reward as { custom: Record<string, object> };
+  assert.deepEqual(Object.keys(custom), ["custom"]);
+  assert.deepEqual({ ...custom.custom }, { ...config.reward.custom.custom, fn: "<fn>" });
   const text = configYaml(config);
   assert.match(text, /# the program passed <Loader>\ndataloader: null\n/);
   const again = resolveConfig({ text, isComplete: false });
@@ -173,7 +175,7 @@ test("a program's objects become comments and names", () => {
   const passed = again.notes.filter((note) => /the program .* passed/.test(note));
   assert.deepEqual(
     passed.map((note) => note.split(":")[0]),
-    ["dataloader", "reward.custom.fn"],
+    ["dataloader", "reward.custom.custom.fn"],
     "whoever starts from the file is told what it is without",
   );
   assert.match(passed[0] as string, /<Loader>/);

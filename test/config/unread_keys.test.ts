@@ -81,12 +81,15 @@ test("every key is read by something", async (t) => {
   const terms = Object.fromEntries(Object.entries(paths).map(([name, path]) => [name, { weight: 1, path }]));
   await watch(
     "networks",
-    { reward: terms, eval: { every: 1, perceptual: join(folder, "other.safetensors") } },
+    {
+      reward: { ...terms, http: { judge: { url: "http://127.0.0.1:1" } } },
+      eval: { every: 1, perceptual: join(folder, "other.safetensors") },
+    },
     async ({ config }) => {
       using parts = await openRunParts(config);
       assert.deepEqual(
         parts.terms.map((term) => term.name),
-        ["l2", "lpips", "perceptual", "patch_gan"],
+        ["l2", "lpips", "perceptual", "patch_gan", "judge"],
       );
     },
   );

@@ -15,8 +15,8 @@ import {
   type UpdateBatch,
   ValueHead,
 } from "../../src/rl_ar_finetune/optimize.js";
+import { customTerm } from "../../src/rl_ar_finetune/own_rewards.js";
 import {
-  customTerm,
   judge,
   judgeByPlace,
   latentCosineTerm,

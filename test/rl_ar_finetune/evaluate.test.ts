@@ -3,10 +3,12 @@ import assert from "node:assert/strict";
 import { join } from "node:path";
 import { test } from "node:test";
 import { resolveConfig } from "../../src/config/resolve.js";
+import { Batch } from "../../src/data/batch.js";
 import { buildClassifier } from "../../src/rl_ar_finetune/builder.js";
+import { decodeFor } from "../../src/rl_ar_finetune/decode.js";
 import { type Evaluation, evaluate, isHacked } from "../../src/rl_ar_finetune/evaluate.js";
 import { openRunParts } from "../../src/rl_ar_finetune/parts.js";
-import { creditFor, decodeFor, rolloutFor } from "../../src/rl_ar_finetune/step.js";
+import { creditFor, rolloutFor } from "../../src/rl_ar_finetune/step.js";
 import {
   Generator,
   manualSeed,
@@ -15,6 +17,7 @@ import {
   saveSafetensors,
   tensor,
   tidy,
+  zeros,
 } from "../../src/torch/index.js";
 import { expectClose } from "../support/close.js";
 import { tinyFolder, tinyRun } from "../support/train_run.js";
@@ -165,7 +168,9 @@ test("by place, the shares of an image sum to its reward, and given codes keep t
   manualSeed(2);
   const codes = randint(0, 32, [2, 3, 16]);
   const images = parts.tokenizer.decodeCode(randint(0, 32, [2, 16])).clamp(-1, 1);
-  const judged = decodeFor(parts, images, codes, 8);
+  const cursor = { epoch: 0, position: 0 };
+  const batch = new Batch({ images, classes: zeros([2], { dtype: "int64" }), ids: ["a", "b"], cursor });
+  using judged = await decodeFor(config, parts, { batch, codes, trueCodes: null, step: 1 });
   const sequence = creditFor(of({}), parts, judged, 16);
   assert.deepEqual(sequence.rewards.shape, [2, 3]);
   const all = creditFor(config, parts, judged, 16);

@@ -2,10 +2,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { FeatureClassifier, PerceptualDistance } from "../../src/metrics/index.js";
+import { decodeCodes } from "../../src/rl_ar_finetune/decode.js";
+import { customTerm } from "../../src/rl_ar_finetune/own_rewards.js";
 import type { RunParts } from "../../src/rl_ar_finetune/parts.js";
 import { measurePrecision, rankCorrelation, reportPrecision } from "../../src/rl_ar_finetune/precision.js";
-import { customTerm, reconstructionTerm, type Term } from "../../src/rl_ar_finetune/rewards.js";
-import { decodeFor } from "../../src/rl_ar_finetune/step.js";
+import { reconstructionTerm, type Term } from "../../src/rl_ar_finetune/rewards.js";
 import { buildTokenizerFrozen, VQModel } from "../../src/tokenizers/index.js";
 import { manualSeed, memory, noGrad, rand, randint, type Tensor, zeros } from "../../src/torch/index.js";
 import { expectClose } from "../support/close.js";
@@ -31,7 +32,7 @@ test("a decoder in bfloat16 is close to float32, gives float32 images, and is me
   using narrowDecoder = tokenizer.narrowDecoder();
   const terms = [reconstructionTerm("l2")];
   const parts = { tokenizer, terms, narrowDecoder } as unknown as RunParts;
-  const judged = decodeFor(parts, images, codes, 4);
+  const judged = decodeCodes(parts, images, codes, 4);
   assert.equal(judged.samples.dtype, "float32");
   const error = judged.samples.sub(exact);
   const cost = noLeak(() => measurePrecision(parts, judged, codes, 4));
@@ -40,7 +41,7 @@ test("a decoder in bfloat16 is close to float32, gives float32 images, and is me
   assert.ok(psnr > 35 && psnr < 80, `${psnr}`);
   assert.deepEqual([cost?.images, cost?.samples], [2, 6]);
   assert.ok((cost?.correlation as number) > 0.4);
-  const again = decodeFor(parts, images, codes, 4);
+  const again = decodeCodes(parts, images, codes, 4);
   assert.ok(again.samples.equal(judged.samples), "the decoder is in bfloat16 again");
   const plain = { tokenizer, terms, narrowDecoder: null } as unknown as RunParts;
   assert.equal(measurePrecision(plain, judged, codes, 4), null);
@@ -56,7 +57,7 @@ test("a custom reward, which may draw random numbers, is not computed again", ()
   });
   const parts = { tokenizer, terms: [custom], narrowDecoder } as unknown as RunParts;
   const codes = randint(0, 32, [1, 2, 16]);
-  const judged = decodeFor(parts, rand([1, 3, 16, 16]), codes, 2);
+  const judged = decodeCodes(parts, rand([1, 3, 16, 16]), codes, 2);
   const cost = measurePrecision(parts, judged, codes, 2);
   assert.equal(calls, 0);
   assert.ok(Number.isNaN(cost?.correlation));
@@ -94,7 +95,7 @@ test("identical samples are decoded once", () => {
     decoded.push(some.size(0));
     return decode(some, grid);
   };
-  const { samples } = decodeFor(parts, images, codes, 8);
+  const { samples } = decodeCodes(parts, images, codes, 8);
   assert.deepEqual(decoded, [3]);
   assert.ok(samples.select(0, 0).equal(samples.select(0, 3)));
   const wanted = decode(codes.flatten(0, 1), [4, 4]);

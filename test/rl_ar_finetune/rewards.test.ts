@@ -2,8 +2,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { FeatureClassifier, LPIPS, l1, PerceptualDistance } from "../../src/metrics/index.js";
+import { customTerm } from "../../src/rl_ar_finetune/own_rewards.js";
 import {
-  customTerm,
   judge,
   judgeByPlace,
   latentCosineTerm,
@@ -71,7 +71,7 @@ test("terms are weighted and added, and logged in their own units", () =>
     const terms = [
       reconstructionTerm("l2", { weight: 2 }),
       reconstructionTerm("ssim", { weight: 0.5 }),
-      customTerm("brightness", (_, samples) => samples.mean([1, 2, 3]), 3),
+      customTerm("brightness", (_, samples) => samples.mean([1, 2, 3]), { weight: 3 }),
     ];
     const { total, terms: values } = judge(terms, judged);
     const { l2, ssim, brightness } = values as Record<"l2" | "ssim" | "brightness", Tensor>;
@@ -258,7 +258,7 @@ test("what cannot be judged is refused", () =>
     for (const [result, got] of results) {
       const name = result instanceof Tensor ? "RangeError" : "TypeError";
       const term = customTerm("mine", () => result as Tensor);
-      for (const message of [/^reward\.mine: .*one value per sample, \[6\]/, got])
+      for (const message of [/^reward\.custom\.mine: .*one value per sample, \[6\]/, got])
         assert.throws(() => judge([term], judged), { name, message });
     }
     const flatMap = {
@@ -266,7 +266,7 @@ test("what cannot be judged is refused", () =>
       map: () => judged.samples.mean([1, 2, 3]),
     };
     assert.throws(() => judgeByPlace([flatMap], judged, [4, 4]), {
-      message: /^reward\.mine: .*one value per pixel, \[6, 16, 16\].*\[6\]/,
+      message: /^reward\.custom\.mine: .*one value per pixel, \[6, 16, 16\].*\[6\]/,
     });
     assert.throws(() => judge([latentCosineTerm()], judged), {
       message: "reward.latent_cosine: expected latents of images and samples, got none.",

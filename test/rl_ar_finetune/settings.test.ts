@@ -63,7 +63,8 @@ test("the learning rate's schedule", () => {
 });
 
 test("each algorithm gets its own options, and null is no limit", () => {
-  const common = { auxCe: 0.1, entropyCoef: 0, tokenDropout: 0, maxGradNorm: 1, maxRatioGap: 0.1 };
+  const tokens = { topEntropy: 1, constantGroups: "keep", tokenDropout: 0 };
+  const common = { auxCe: 0.1, entropyCoef: 0, ...tokens, maxGradNorm: 1, maxRatioGap: 0.1 };
   assert.deepEqual(algorithmOptions(set()), {
     algorithm: "grpo",
     options: {

@@ -5,12 +5,20 @@ import { join } from "node:path";
 import { type TestContext, test } from "node:test";
 
 import { resolveConfig } from "../../src/config/resolve.js";
+import type { RewardFunction } from "../../src/config/train.js";
 import { GPT } from "../../src/policies/index.js";
 import { openPolicy } from "../../src/rl_ar_finetune/builder.js";
 import type { Evaluation } from "../../src/rl_ar_finetune/evaluate.js";
 import { noteEvaluation, type Progress } from "../../src/rl_ar_finetune/state.js";
 import type { TrainOptions, TrainResult } from "../../src/rl_ar_finetune/train_loop.js";
-import { loadSafetensors, manualSeed, saveSafetensors, type Tensor, tidy } from "../../src/torch/index.js";
+import {
+  loadSafetensors,
+  manualSeed,
+  ones,
+  saveSafetensors,
+  type Tensor,
+  tidy,
+} from "../../src/torch/index.js";
 import { expectClose } from "../support/close.js";
 import {
   checkpointsOf,
@@ -314,17 +322,112 @@ test("save.ckptPath: PyTorch's format or safetensors by its ending, tried before
 
 test("an error in mid-run leaves a checkpoint of the last whole step", async (t) => {
   const run = await runsIn(t);
-  let calls = 0;
-  const fn = (_: Tensor, samples: Tensor): Tensor => {
-    if (calls++ === 4) throw new Error("out of ink"); // judged twice a step: the third step's samples
+  let isWhole = false;
+  const fn: RewardFunction = (_, samples, { step }) => {
+    if (!isWhole && step === 3) {
+      isWhole = true;
+      throw new Error("out of ink");
+    }
     return tidy(() => samples.mean([1, 2, 3]));
   };
   const changes = { reward: { l2: { weight: 0 }, custom: { weight: 1, fn } }, save: { every: 0 } };
-  await assert.rejects(run(changes), /^Error: out of ink$/);
+  await assert.rejects(run(changes), /^RangeError: reward\.custom: .*out of ink.*step 3/);
   const whole = await run({ ...changes, run: { ifExists: "new" } });
   const { dir, step } = await run(changes);
   assert.equal(step, 4);
   assert.deepEqual(metricsOf(dir), metricsOf(whole.dir));
+});
+
+test("an alarm warns, ends the run, or goes back to the best weights, also in a run that is resumed", async (t) => {
+  // Code 0 is rewarded, and looks as unlike the images as can be; l2 alone is outside the reward.
+  using images = loadSafetensors("test/fixtures/emoji_16px.safetensors").tensors.images as Tensor;
+  const unlike = tidy(() => (Number(images.float().mean().item()) > 127.5 ? -1 : 1));
+  const model = {
+    codebookSize: 32,
+    downsample: 4,
+    encode: (pixels: Tensor) => ones([pixels.size(0), 16], { dtype: "int64" }),
+    decodeCode: (codes: Tensor) =>
+      tidy(() => {
+        const places = codes.eq(0).float().mul(2).sub(1).mul(unlike).view(-1, 1, 4, 4);
+        return places.repeatInterleave(4, 2).repeatInterleave(4, 3).expand(-1, 3, 16, 16).contiguous();
+      }),
+  };
+  const zeroCodes: RewardFunction = (_, __, { codes }) => tidy(() => codes.eq(0).double().mean(1));
+  const little = { weight: 1e-9 };
+  const changes = {
+    tokenizer: { path: null, model },
+    reward: {
+      l1: little,
+      psnr: little,
+      ssim: little,
+      l2: { weight: 0 },
+      custom: { zero: { fn: zeroCodes } },
+    },
+    update: { auxCe: 0 },
+    rollout: { numGenerations: 8, context: { type: "free" } },
+    optimizer: { lr: 3e-2, schedule: "constant", warmup: 0 },
+    eval: { every: 3, images: 4, numGenerations: 8, best: "eval/l2/mean", mode: "min" },
+    ema: { decay: 0.5, warmup: false },
+    train: { iters: 12 },
+    save: { every: 1, keep: 20 },
+  };
+  const steps = (dir: string, metric: string): [number, unknown][] =>
+    metricsOf(dir).flatMap((line): [number, unknown][] =>
+      line[metric] === undefined ? [] : [[line.step as number, line[metric]]],
+    );
+  const run = await runsIn(t);
+  const screen = new Shown();
+  const warned = await run({ ...changes, alarm: { action: "warn" } }, { screen });
+  const alarms = steps(warned.dir, "eval/hacking_alarm").filter(([, value]) => value === 1);
+  assert.equal(warned.end, "done");
+  assert.match(screen.text, /the reward rose while every metric outside it fell/);
+  const [first] = alarms;
+  assert.ok(first !== undefined && first[0] < 12, JSON.stringify(alarms));
+
+  const stopping = await runsIn(t);
+  const stop = { ...changes, alarm: { action: "stop" } };
+  const stopped = await stopping(stop);
+  assert.deepEqual([stopped.end, stopped.step], ["alarm", first[0]]);
+  assert.deepEqual(metricsOf(stopped.dir), metricsOf(warned.dir).slice(0, stopped.step + 1));
+  assert.deepEqual([(await stopping(stop)).step, (await stopping(stop)).end], [stopped.step, "alarm"]);
+  assert.equal((await stopping({ ...changes, alarm: { action: "warn" } })).step, 12);
+  assert.deepEqual(metricsOf(stopped.dir), metricsOf(warned.dir));
+
+  const going = await runsIn(t);
+  const back = { ...changes, alarm: { action: "rollback" } };
+  const whole = await going(back);
+  assert.equal(whole.end, "done");
+  const [[at, best]] = steps(whole.dir, "eval/rolled_back_to") as [[number, number]];
+  assert.equal(at, first[0]);
+  assert.ok(best < at);
+  const bytes = (dir: string, step: number, part: string): Buffer =>
+    readFileSync(join(dir, "checkpoints", `step_${String(step).padStart(6, "0")}`, `${part}.safetensors`));
+  for (const part of ["policy", "optimizer", "ema"]) {
+    assert.ok(bytes(whole.dir, at, part).equals(bytes(whole.dir, best, part)), part);
+    assert.ok(!bytes(whole.dir, at - 1, part).equals(bytes(whole.dir, best, part)), part);
+  }
+  const resumed = await runsIn(t);
+  for (let step = 1; step < 12; step++) await resumed(back, once);
+  const { dir } = await resumed(back);
+  assert.deepEqual(metricsOf(dir), metricsOf(whole.dir));
+  for (const part of ["policy", "optimizer", "ema"])
+    assert.ok(bytes(dir, 12, part).equals(bytes(whole.dir, 12, part)), part);
+});
+
+test("an alarm that goes back needs a best that the reward does not choose", () => {
+  const read = (...overrides: string[]) =>
+    resolveConfig({ overrides, isComplete: false }).config.alarm.action;
+  const back = "alarm.action=rollback";
+  for (const best of ["eval/reward/mean", "eval/l2/mean"]) {
+    const mode = best === "eval/l2/mean" ? "min" : "max";
+    assert.throws(
+      () => read(back, `eval.best=${best}`, `eval.mode=${mode}`),
+      /eval\.best: .*outside the reward/,
+    );
+  }
+  assert.equal(read(back, "eval.best=eval/psnr/mean"), "rollback");
+  assert.equal(read("alarm.action=stop"), "stop");
+  assert.throws(() => read("alarm.action=stop", "eval.every=0"), /alarm\.action: expected warn/);
 });
 
 test("a run that kl.stop or eval.patience ended stays ended, unless told otherwise", async (t) => {

@@ -267,14 +267,21 @@ test("a step with a reward that is no number is left out, counted and kept for i
   const folder = await tinyFolder(t);
   let calls = 0;
   const bad = new Set([2, 5, 6, 7]);
-  // Sequences are judged, then the reconstructions that are the ceiling: two calls an iteration.
-  const fn = (_: Tensor, samples: Tensor): Tensor => {
-    const isBad = calls % 2 === 0 && bad.has(calls / 2 + 1);
-    calls++;
-    return isBad ? full([samples.size(0)], Number.NaN) : tidy(() => samples.mean([1, 2, 3]));
+  using vq = tinyTokenizer();
+  // Sequences are decoded, then the reconstructions that are the ceiling: two calls an iteration.
+  const model = {
+    codebookSize: 32,
+    downsample: 4,
+    encode: (images: Tensor) => vq.encode(images),
+    decodeCode: (codes: Tensor, grid: readonly [number, number]) => {
+      const isBad = calls % 2 === 0 && bad.has(calls / 2 + 1);
+      calls++;
+      return tidy(() => vq.decodeCode(codes, grid).mul(isBad ? Number.NaN : 1));
+    },
   };
   const config = tinyRun(folder, {
-    reward: { l2: { weight: 0 }, custom: { weight: 1, fn } },
+    tokenizer: { path: null, model },
+    reward: { l2: { weight: 1 } },
     limits: { nonFiniteInARow: 2, nonFinite: 100 },
     save: { every: 1, keep: 20 },
     log: { every: 1 },
@@ -284,7 +291,7 @@ test("a step with a reward that is no number is left out, counted and kept for i
   await assert.rejects(quietRun(config), (error: Error) => {
     assert.ok(error instanceof DivergedError, String(error));
     assert.match(error.message, /^step 7: .*3 steps in a row \(4 in all\)/);
-    assert.match(error.message, /reward\.custom gave NaN/);
+    assert.match(error.message, /reward\.l2 gave NaN/);
     assert.ok(error.message.includes(`${dir}/dumps`));
     assert.doesNotMatch(error.message, /optimizer\.lr/);
     return true;

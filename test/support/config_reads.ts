@@ -28,7 +28,7 @@ export function watchReads<T extends object = TrainConfig>(
       const inner = kind.isSection(at) ? watched(value as object, at) : undefined;
       const get = (): unknown => {
         if (inner !== undefined) return inner;
-        if (!/config[\\/]explain\./.test(new Error().stack ?? "")) read.add(at);
+        if (!/config[\\/]explain\./.test(new Error().stack ?? "")) read.add(kind.patternOf(at));
         return value;
       };
       Object.defineProperty(copy, name, { get, enumerable: true });
