@@ -73,6 +73,11 @@ const TERMS: Readonly<Record<RewardTerm, TermFacts>> = {
   perceptual: { metric: "perceptual", isMore: false, compares: true, mapped: true, least: 8 },
   latentCosine: { metric: "latent_cosine", isMore: false, compares: true },
   patchGan: { metric: "patch_gan", isMore: true },
+  toklipImage: { metric: "toklip_image", isMore: true, compares: true },
+  toklipText: { metric: "toklip_text", isMore: true },
+  clip: { metric: "clip", isMore: true },
+  aesthetic: { metric: "aesthetic", isMore: true },
+  dists: { metric: "dists", isMore: false, compares: true },
 };
 
 /** A term, and its key below `reward`. */
@@ -344,10 +349,14 @@ function checkReward(config: TrainConfig, found: Findings): void {
       "reward.l2.weight": 1,
     });
   }
-  for (const name of ["lpips", "perceptual", "patchGan"] as const) {
-    if (reward[name].weight === 0 || reward[name].path !== null) continue;
-    const what = `the network's weights with reward.${name}.weight ${reward[name].weight}`;
-    refuse(`reward.${name}.path`, what, null, `Give the file, or set reward.${name}.weight=0`);
+  for (const name of Object.keys(TERMS) as RewardTerm[]) {
+    const { weight, ...files } = reward[name];
+    if (weight === 0) continue;
+    for (const [key, file] of Object.entries(files)) {
+      if (file !== null) continue;
+      const what = `the network's weights with reward.${name}.weight ${weight}`;
+      refuse(`reward.${name}.${key}`, what, null, `Give the file, or set reward.${name}.weight=0`);
+    }
   }
   if (reward.credit === "place") {
     const byPlace = { "reward.credit": "sequence" };
@@ -439,7 +448,9 @@ function checkSte(config: TrainConfig, found: Findings): void {
     ["rollout.keepGraph", false, rollout.keepGraph],
     ["reward.normalize", "none", reward.normalize],
     ["reward.credit", "sequence", reward.credit],
-    ["reward.latentCosine.weight", 0, reward.latentCosine.weight],
+    ...(["latentCosine", "toklipImage", "toklipText", "clip", "aesthetic", "dists"] as const).map(
+      (name) => [`reward.${name}.weight`, 0, reward[name].weight] as const,
+    ),
     ["kl.coef", 0, kl.coef],
     ["kl.target", null, kl.target],
     ["kl.stop", null, kl.stop],

@@ -152,6 +152,15 @@ const network = (of: string, file: string) =>
     path: pathKey().describe(`File of ${file}. Required when the weight is not 0.`),
   });
 
+const textNetwork = (of: string, file: string) =>
+  section({
+    weight: weightOf(0, of),
+    path: pathKey().describe(`File of ${file}. Required when the weight is not 0.`),
+    template: key(shared.text, "a photo of a {}.").describe(
+      "Text for a class, {} its name, where the data has no captions. Set it to what the encoder was trained on.",
+    ),
+  });
+
 /** Keys of a term of the user's own. */
 const ownTerm = (of: string, timeout: number, per: string) => ({
   weight: weightOf(1, `${of}; 0 disables the term. Set it to balance the terms: it multiplies the score.`),
@@ -212,6 +221,38 @@ const reward = section({
     "the mean logit of a frozen PatchGAN discriminator; 0 disables the term. Add a little when samples lack detail.",
     "a discriminator from the training of a tokenizer",
   ),
+  toklipImage: network(
+    "the cosine of TokLIP's embeddings of the sampled codes and of the image's; 0 disables the term. Use it to keep what is in the image; nothing is decoded for it.",
+    "a TokLIP whose codes the tokenizer draws",
+  ),
+  toklipText: textNetwork(
+    "the cosine of TokLIP's embeddings of the sampled codes and of the text; 0 disables the term. Use it so that samples show their caption or class; nothing is decoded for it.",
+    "a TokLIP whose codes the tokenizer draws, with the tokenizer.json of SigLIP 2 beside it",
+  ),
+  clip: textNetwork(
+    "the cosine of CLIP's or SigLIP's embeddings of the sample and of the text; 0 disables the term. Use it so that samples show their caption or class.",
+    "a CLIP or SigLIP with its text tower, or its folder",
+  ),
+  aesthetic: section({
+    weight: weightOf(
+      0,
+      "LAION's aesthetic score, about 1 to 10; 0 disables the term. Use it beside a term that keeps the content.",
+    ),
+    path: pathKey().describe(
+      "File or folder of the CLIP that the head was trained on. Required when the weight is not 0.",
+    ),
+    head: pathKey().describe("File of the head. Required when the weight is not 0."),
+  }),
+  dists: section({
+    weight: weightOf(
+      0,
+      "the negative DISTS distance; 0 disables the term. Use it in place of LPIPS for textures.",
+    ),
+    path: pathKey().describe("File of torchvision's weights of VGG16. Required when the weight is not 0."),
+    weights: pathKey().describe(
+      "File of the published weights alpha and beta. Required when the weight is not 0.",
+    ),
+  }),
   custom: namedSections({
     ...ownTerm(
       "your own reward NAME",

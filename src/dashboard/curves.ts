@@ -99,6 +99,11 @@ const NETWORK_TERMS: ReadonlyMap<string, string> = new Map([
   ["lpips", "reward.lpips.weight"],
   ["perceptual", "reward.perceptual.weight"],
   ["patch_gan", "reward.patchGan.weight"],
+  ["toklip_image", "reward.toklipImage.weight"],
+  ["toklip_text", "reward.toklipText.weight"],
+  ["clip", "reward.clip.weight"],
+  ["aesthetic", "reward.aesthetic.weight"],
+  ["dists", "reward.dists.weight"],
 ]);
 
 /** Whether the reward used the network that a metric such as `eval/perceptual/mean` is of. */

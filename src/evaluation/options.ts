@@ -346,7 +346,18 @@ export function optionsOfConfig(file: string): RunEvalOptions {
 
 /** Files of the networks that a reward uses: those of its terms with a weight. */
 function networksOf(reward: Section): string[] {
-  return ["lpips", "perceptual", "patchGan", "patch_gan"].flatMap((name) => {
+  const names = [
+    "lpips",
+    "perceptual",
+    "patchGan",
+    "patch_gan",
+    "toklipImage",
+    "toklipText",
+    "clip",
+    "aesthetic",
+    "dists",
+  ];
+  return names.flatMap((name) => {
     const { path, weight } = sectionOf(reward[name]);
     return typeof path === "string" && weight !== 0 ? [path] : [];
   });

@@ -3,6 +3,7 @@
  * read. What a step does with the models is in `work.ts`.
  */
 import type { ArSection, LoraSection, TokenizerSection, TrainConfig } from "../config/resolve.js";
+import { describeEncoder, Encoder, type Towers } from "../encoders/index.js";
 import type { LpipsNet } from "../metrics/backbones.js";
 import { init } from "../nn/index.js";
 import { targetedPaths } from "../policies/index.js";
@@ -59,16 +60,24 @@ export function modelsOf(config: TrainConfig) {
   const { lora, ...ar } = config.ar;
   const hasReference = (coef !== 0 || stop !== null) && (path !== null || lora.rank === null);
   const own = { ...ar, ...(path !== null && { path, wrapper: null, weights: null, policy: null }) };
-  const { lpips, perceptual, patchGan } = config.reward;
+  const { lpips, perceptual, patchGan, toklipImage, toklipText, clip, aesthetic, dists } = config.reward;
   const files = {
     "reward.lpips": lpips.weight === 0 ? null : lpips.path,
     "reward.perceptual": perceptual.weight === 0 ? null : perceptual.path,
     "reward.patchGan": patchGan.weight === 0 ? null : patchGan.path,
+    "reward.dists": dists.weight === 0 ? null : dists.path,
     "eval.perceptual": config.eval.every > 0 ? config.eval.perceptual : null,
   };
-  const networks = Object.entries(files).flatMap(([key, file]) =>
-    file === null ? [] : [[key, networkSizes(file)] as const],
-  );
+  const encoders = { toklipImage, toklipText, clip, aesthetic };
+  const networks = [
+    ...Object.entries(files).flatMap(([key, file]) =>
+      file === null ? [] : [[key, networkSizes(file)] as const],
+    ),
+    ...Object.entries(encoders).flatMap(([name, { weight, path }]) => {
+      const towers = { vision: true, text: name === "toklipText" || name === "clip" };
+      return weight === 0 || path === null ? [] : [[`reward.${name}`, encoderSizes(path, towers)] as const];
+    }),
+  ];
   return {
     policy,
     /** Parameters of a reference with weights of its own; else 0. */
@@ -248,6 +257,24 @@ export function networkSizes(path: string): NetworkSizes {
     return { name: "PatchGAN discriminator", parameters, costs: (side) => discriminatorCosts(shapes, side) };
   }
   throw wrongKind("LPIPS's backbone, a classifier or a PatchGAN discriminator", found, file);
+}
+
+/**
+ * The encoder of a reward.
+ *
+ * @throws RangeError for a path that holds none.
+ */
+function encoderSizes(path: string, towers: Towers): NetworkSizes {
+  const description = describeEncoder(path);
+  const { width, hidden, depth, grid } = description.vision;
+  const encoder = init.skipInit(() => new Encoder(description, towers, true));
+  const parameters = sum(encoder.parameters().map(({ numel }) => numel));
+  encoder.dispose();
+  emptyCache();
+  const tokens = grid[0] * grid[1] + 1;
+  const block = 2 * tokens * (4 * width ** 2 + 2 * width * hidden) + 4 * tokens ** 2 * width;
+  const costs = { flops: depth * block, features: 0, largest: tokens * Math.max(hidden, 4 * width) };
+  return { name: encoder.name, parameters, costs: () => costs };
 }
 
 const parametersOf = (used: Readonly<Record<string, string>>, file: WeightsFile): number =>

@@ -157,7 +157,7 @@ const sharesOf = (parts: Parts): { name: string; bytes: number }[] =>
 /** Images to train on and held out. */
 async function imageCounts(config: TrainConfig): Promise<{ train: number; heldOut: number } | null> {
   if (config.dataloader !== null || config.data.source === null) return null;
-  const { train, heldOut } = await openSources(config);
+  const { train, heldOut } = await openSources(config, true);
   return { train: train.length, heldOut: heldOut?.length ?? 0 };
 }
 

@@ -60,7 +60,9 @@ export async function decodeFor(config: TrainConfig, parts: RunParts, given: ToD
   try {
     const side = config.data.size;
     const images = batch.images ?? own(zeros([0, 3, side, side], { device }));
-    const isTold = batch.images === undefined || terms.some(({ call, send }) => (call ?? send) !== undefined);
+    const isTold =
+      batch.images === undefined ||
+      terms.some(({ call, send, isTold }) => isTold ?? (call ?? send) !== undefined);
     const context = isTold ? contextOf(config, parts, given, own(codes.flatten(0, 1))) : undefined;
     const servers = terms.filter((term) => term.send !== undefined);
     const decoded =

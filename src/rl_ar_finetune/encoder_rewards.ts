@@ -2,35 +2,28 @@
  * Rewards by meaning: TokLIP's of codes, without a decode; CLIP's and SigLIP's of images and texts; LAION's aesthetic score; and
  * DISTS. The terms own the networks that they are given. `rewards.ts` weighs and adds terms.
  */
+import type { RewardContext, TrainConfig } from "../config/resolve.js";
 import { type AestheticHead, cosines, type Encoder, inTemplate, perSample } from "../encoders/index.js";
 import type { DISTS } from "../metrics/index.js";
 import { signOf } from "../metrics/measures.js";
-import { cat, expected, keep, noGrad, type Tensor, tidy } from "../torch/index.js";
+import type { Module } from "../nn/index.js";
+import { weightsFingerprint } from "../run/resume.js";
+import type { FrozenTokenizer } from "../tokenizers/index.js";
+import { cat, type Device, expected, keep, noGrad, type Tensor, tidy } from "../torch/index.js";
+import { openAesthetic, openDists, openEncoder, requireTokenizerOf } from "./open_encoders.js";
 import type { Judged, Term } from "./rewards.js";
-
-/** What these terms are told of a batch beside its pixels. */
-export interface Told {
-  /** int64 `[B * G, T]`: the codes that the samples were decoded from. */
-  readonly codes: Tensor;
-  /** int64 `[B, T]`: the images' own codes; null without images. */
-  readonly trueCodes: Tensor | null;
-  /** One per image; null where the data has none. */
-  readonly classNames: readonly string[] | null;
-  readonly captions: readonly string[] | null;
-}
 
 /** Where class names go in the text of an image. */
 export const TEMPLATE = "a photo of a {}.";
 
-function toldOf(key: string, judged: Judged): Told {
-  const { context } = judged as Judged & { readonly context?: Told };
+function toldOf(key: string, { context }: Judged): RewardContext {
   if (context !== undefined) return context;
   const remedy = "Use another algorithm than ste, which draws no codes to tell of";
   throw expected(`reward.${key}`, "a batch with its codes and texts", "pixels alone", remedy);
 }
 
 /** A text per image: its caption, or its class's name in the template. */
-function textsOf(key: string, { captions, classNames }: Told, template: string): readonly string[] {
+function textsOf(key: string, { captions, classNames }: RewardContext, template: string): readonly string[] {
   if (captions !== null) return captions;
   if (classNames !== null) return classNames.map((name) => inTemplate(template, name));
   throw expected(
@@ -87,6 +80,8 @@ export interface EncoderTermOptions {
 export function toklipImageTerm(encoder: Encoder, { weight }: EncoderTermOptions): Term {
   return {
     name: "toklip_image",
+    key: "toklipImage",
+    isTold: true,
     weight,
     sign: signOf("toklip_image"),
     measure: (judged) => {
@@ -130,6 +125,8 @@ function textTerm(
   const texts = new TextMemory(encoder);
   return {
     name,
+    key,
+    isTold: true,
     weight,
     sign: signOf(name),
     measure: (judged) => {
@@ -172,4 +169,55 @@ export function distsTerm(
     measure: ({ images, samples }) => dists.forward(images, samples, chunk === undefined ? {} : { chunk }),
     dispose: () => dists.dispose(),
   };
+}
+
+/**
+ * Open the terms of this file that a configuration asks for.
+ *
+ * @param tokenizer - of the run, whose codes TokLIP must read.
+ * @param opened - is given each term, to be freed.
+ * @param networks - is given the fingerprint of each network.
+ * @throws RangeError for a file that holds something else, or a TokLIP of another tokenizer.
+ */
+export function openEncoderTerms(
+  { reward }: Pick<TrainConfig, "reward">,
+  { tokenizer, device }: { readonly tokenizer: FrozenTokenizer; readonly device: Device },
+  opened: (term: Term) => Term,
+  networks: Record<string, string>,
+): Term[] {
+  const { toklipImage, toklipText, clip, aesthetic, dists, chunk } = reward;
+  const terms: Term[] = [];
+  const add = (key: string, term: Term, ...parts: readonly Module[]): void => {
+    terms.push(opened(term));
+    for (const [i, part] of parts.entries()) {
+      const name = `${i === 0 ? "network" : "head"} of reward.${key}`;
+      networks[name] = weightsFingerprint(part.stateDict());
+    }
+  };
+  const file = (path: string | null): string => path as string; // the rules require it
+  if (toklipImage.weight !== 0) {
+    const path = file(toklipImage.path);
+    const encoder = openEncoder(path, { device, towers: { text: false } });
+    add("toklipImage", toklipImageTerm(encoder, toklipImage), encoder);
+    requireTokenizerOf("reward.toklipImage.path", encoder, tokenizer);
+  }
+  if (toklipText.weight !== 0) {
+    const encoder = openEncoder(file(toklipText.path), { device });
+    add("toklipText", toklipTextTerm(encoder, toklipText), encoder);
+    requireTokenizerOf("reward.toklipText.path", encoder, tokenizer);
+  }
+  if (clip.weight !== 0) {
+    const encoder = openEncoder(file(clip.path), { device });
+    add("clip", clipTerm(encoder, clip), encoder);
+  }
+  if (aesthetic.weight !== 0) {
+    const { encoder, head } = openAesthetic(file(aesthetic.path), file(aesthetic.head), { device });
+    add("aesthetic", aestheticTerm({ encoder, head }, aesthetic), encoder, head);
+  }
+  if (dists.weight !== 0) {
+    const network = openDists(file(dists.path), file(dists.weights), { device });
+    const options = { weight: dists.weight, ...(chunk !== null && { chunk }) };
+    add("dists", distsTerm(network, options), network);
+  }
+  return terms;
 }

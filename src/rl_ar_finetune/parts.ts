@@ -37,6 +37,7 @@ import {
   openTokenizer,
   WithoutAdapters,
 } from "./builder.js";
+import { openEncoderTerms } from "./encoder_rewards.js";
 import { ValueHead } from "./optimize.js";
 import { openCustomTerms } from "./own_rewards.js";
 import { openServerTerms } from "./reward_server.js";
@@ -186,6 +187,7 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
     reference,
     terms: [
       ...termsOf(config, device, own, networks),
+      ...openEncoderTerms(config, { tokenizer, device }, (term) => owned(term, own), networks),
       ...(await openCustomTerms(config, networks)),
       ...openServerTerms(config).map((term) => owned(term, own)),
     ],

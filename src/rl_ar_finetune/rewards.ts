@@ -82,6 +82,8 @@ export interface Term {
   readonly call?: (judged: Judged) => Promise<readonly number[]>;
   /** For scores of a server: those of some samples, as soon as these are decoded; `first` is the place of the first one. */
   readonly send?: (samples: Tensor, first: number, context: RewardContext) => Promise<readonly number[]>;
+  /** Whether it reads the context: codes and texts beside the pixels. */
+  readonly isTold?: true;
   /** Frees its network and the features of the last images, for callers that opened the network for this term. */
   readonly dispose?: () => void;
 }

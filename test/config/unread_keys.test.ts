@@ -8,6 +8,7 @@ import { openRunParts } from "../../src/rl_ar_finetune/parts.js";
 import { trainRlLoop } from "../../src/rl_ar_finetune/train_loop.js";
 import { full, manualSeed, rand, saveSafetensors, type Tensor, tidy } from "../../src/torch/index.js";
 import { watchReads } from "../support/config_reads.js";
+import { writeEncoders } from "../support/encoders.js";
 import { Shown, tinyFolder, tinyRun, tinyTokenizer } from "../support/train_run.js";
 
 /** Networks of the rewards, with random weights. */
@@ -46,6 +47,7 @@ async function* loader(): AsyncGenerator<Tensor> {
 test("every key is read by something", async (t) => {
   const folder = await tinyFolder(t);
   const paths = writeNetworks(folder);
+  const encoders = writeEncoders(folder);
   using model = tinyTokenizer();
   process.chdir(folder); // for the run without a folder's name
   const unread = new Map<string, string[]>();
@@ -82,14 +84,18 @@ test("every key is read by something", async (t) => {
   await watch(
     "networks",
     {
-      reward: { ...terms, http: { judge: { url: "http://127.0.0.1:1" } } },
+      tokenizer: { path: null, model: encoders.model },
+      reward: { ...terms, ...encoders.reward, http: { judge: { url: "http://127.0.0.1:1" } } },
       eval: { every: 1, perceptual: join(folder, "other.safetensors") },
     },
     async ({ config }) => {
       using parts = await openRunParts(config);
       assert.deepEqual(
         parts.terms.map((term) => term.name),
-        ["l2", "lpips", "perceptual", "patch_gan", "judge"],
+        [
+          ...["l2", "lpips", "perceptual", "patch_gan", "toklip_image", "toklip_text", "clip", "aesthetic"],
+          ...["dists", "judge"],
+        ],
       );
     },
   );

@@ -8,6 +8,8 @@ import { openEncoder } from "../../src/rl_ar_finetune/open_encoders.js";
 import type { Judged } from "../../src/rl_ar_finetune/rewards.js";
 import { cat, loadSafetensors, type Tensor, tensor, tidy, zeros } from "../../src/torch/index.js";
 import { expectClose } from "../support/close.js";
+import { writeEncoders } from "../support/encoders.js";
+import { metricsOf, quietRun, tinyFolder, tinyRun, tinyTokenizer } from "../support/train_run.js";
 
 const ROOT = "test/golden/encoders";
 
@@ -63,4 +65,29 @@ test("clip is the cosine of samples and the class names in a template", async ()
     term.dispose?.();
   });
   for (const part of parts) part.dispose();
+});
+
+test("a configuration opens the terms, a run logs them, and what does not fit is refused", async (t) => {
+  const folder = await tinyFolder(t);
+  const { model, reward } = writeEncoders(folder);
+  // The small TokLIP has 40 words, fewer than any tokenizer.
+  const terms = { ...reward, toklipText: { weight: 0 } };
+  const changes = { tokenizer: { path: null, model }, reward: terms, eval: { every: 2, images: 4 } };
+  const { dir } = await quietRun(tinyRun(folder, changes));
+  const last = metricsOf(dir).at(-1) as Record<string, number>;
+  for (const name of ["toklip_image", "clip", "aesthetic", "dists"]) {
+    for (const metric of [`reward/${name}/mean`, `eval/${name}/mean`])
+      assert.ok(Number.isFinite(last[metric]), `${metric}: ${last[metric]}`);
+  }
+  const refused = async (more: object, message: RegExp): Promise<void> => {
+    const config = tinyRun(folder, { ...changes, run: { dir: `${folder}/refused` }, ...more });
+    await assert.rejects(quietRun(config), message);
+  };
+  await refused(
+    { tokenizer: { path: null, model: tinyTokenizer() } },
+    /^RangeError: reward\.toklipImage\.path: /,
+  );
+  await refused({ reward: { dists: { weight: 1 } } }, /reward\.dists\.path: .*reward\.dists\.weights: /s);
+  const teacher = { rollout: { context: { type: "teacher_forced" } }, algorithm: "ste" };
+  await refused(teacher, /reward\.toklipImage\.weight: expected 0 for ste/);
 });
