@@ -5,6 +5,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 
 import { FORMATS, type Format } from "./formats.js";
 import { changeBytes, Dice } from "./mutate.js";
@@ -71,4 +72,6 @@ async function main({ format, seed, from, to }: Task): Promise<void> {
   process.send?.({ read, refused } satisfies Report, () => process.disconnect());
 }
 
-if (process.send !== undefined) process.once("message", (task: Task) => void main(task));
+// `run.ts` imports this file, and may have a channel of its own to the process that started it.
+if (process.argv[1] === fileURLToPath(import.meta.url))
+  process.once("message", (task: Task) => void main(task));
