@@ -74,7 +74,7 @@ const MUTATIONS = {
     ["k3: no gradient beyond 20 nats", ".expm1().add(beyondLimit(x))", ".expm1()"],
     ["counted clips: sign of the advantage", "logicalAnd(advantages.lt(0))", "logicalAnd(advantages.gt(0))"],
     ["weights: mean by size", "m.div(m.sum().clamp(1))", "m.div(m.numel)"],
-    ["weights: sum by tokens", "m.div(m.numel / m.size(-1))", "m.div(m.numel)"],
+    ["weights: sum by tokens", "m.div(sequences);", "m.div(m.numel);"],
     ["k2 without its half", "d.square().div(2)", "d.square()"],
     ["k3: sign", "boundedExpm1(d.neg()).add(d)", "boundedExpm1(d).sub(d)"],
     [
@@ -114,7 +114,7 @@ const MUTATIONS = {
     ["guidance one code late", "guidanceScale(guidance, s + t,", "guidanceScale(guidance, s + t + 1,"],
     ["support ignored", "if (support !== undefined)", "if (false)"],
     ["draw: the code before", "[sums, marks, false, true]", "[sums, marks.sub(1), false, false]"],
-    ["entropy: sign", ".sum(-1).neg()", ".sum(-1)"],
+    ["entropy: sign", "[p, logp.clamp(-1e30)]).neg()", "[p, logp.clamp(-1e30)])"],
     ["dropout stays on", "policy.eval()", "policy.train()"],
     ["prefill not shared in groups", "logits.repeatInterleave(times, 0)", "logits.repeat(times, 1)"],
   ],
@@ -146,8 +146,8 @@ const MUTATIONS = {
   "rl_ar_finetune/objective": [
     [
       "token dropout ignored",
-      "tokenWeights(policyMask, objective.aggregation)",
-      "tokenWeights(mask, objective.aggregation)",
+      "tokenWeights(policyMask, objective.aggregation,",
+      "tokenWeights(mask, objective.aggregation,",
       "rl_ar_finetune/optimize",
     ],
     ["entropy: sign", ".mul(-entropyCoef)", ".mul(entropyCoef)", "rl_ar_finetune/optimize"],
@@ -208,8 +208,8 @@ const MUTATIONS = {
     ],
     [
       "penalty without its coefficient",
-      "referenceLogprobs, estimator).double().mul(coef)",
-      "referenceLogprobs, estimator).double()",
+      ".mul(coef);\n        return { referenceLogprobs, penalty,",
+      ";\n        return { referenceLogprobs, penalty,",
       "rl_ar_finetune/optimize",
     ],
     ["remainders let through", "images % miniBatch !== 0", "false"],
