@@ -4,7 +4,8 @@
  */
 
 import type * as z from "zod";
-import { expectedType, isPlainObject, type OptionNames, readOptions, requireObject } from "../torch/index.js";
+import { isPlainObject, type OptionNames, readOptions, requireObject } from "../torch/arguments.js";
+import { expectedType } from "../torch/errors.js";
 import {
   type Given,
   type Layer,

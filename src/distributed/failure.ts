@@ -1,7 +1,7 @@
 /** Finds out, after a collective failed, which process is to blame, so that all others say the same. */
 import { hostname } from "node:os";
 
-import { expectedMessage } from "../torch/index.js";
+import { expectedMessage } from "../torch/errors.js";
 import type { Store } from "../torch/process_group.js";
 
 /** Another process of the run ended, cannot be reached or did not come. `rlar` ends with exit code 5. */

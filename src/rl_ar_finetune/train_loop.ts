@@ -10,7 +10,8 @@ import { trainKind } from "../config/train_kind.js";
 import { spread } from "../data/index.js";
 import { allGather, isAnyAborted, isFirst, requireSame } from "../distributed/index.js";
 import { readCheckpoint } from "../run/checkpoint.js";
-import { explainedTraining, requireFiniteWeights } from "../run/failure.js";
+import { explainedTraining } from "../run/failure.js";
+import { requireFiniteWeights } from "../run/finite.js";
 import { openRunFolder, requireWritable, writeConfig } from "../run/folder.js";
 import { busyWith, openLog, type TrainOptions } from "../run/log.js";
 import { Clock, joined } from "../run/metrics.js";
@@ -236,11 +237,7 @@ async function run({ config, notes }: ResolvedConfig, options: TrainOptions): Pr
     let evaluation: Evaluation | null = null;
     let isBest = false;
     let backAt: number | null = null;
-    if (
-      config.eval.every > 0 &&
-      parts.evalImages > 0 &&
-      (progress.step % config.eval.every === 0 || progress.step === total)
-    ) {
+    if (parts.evalImages > 0 && isDueAt(progress.step, config.eval.every, total)) {
       evaluation = await evaluateNow();
       progress.last = evaluation;
       const names = new Set(parts.terms.map(({ name }) => name));

@@ -1,42 +1,9 @@
-/** Errors of a run: the first cause, with advice for the user. */
-import type { AdamW } from "../nn/index.js";
-import { callTensor, expected, noGrad, stack, type Tensor, tidy } from "../torch/index.js";
+/** Errors of a run: the first cause, with advice for the user. Loads no LibTorch, since every command has this. */
+import { expected } from "../torch/errors.js";
 
 /** Training produced numbers that are not finite; the last checkpoint is from before that. `rlar` ends with exit code 4. */
 export class DivergedError extends Error {
   override readonly name = "DivergedError";
-}
-
-/** Names of float tensors with an element that is NaN or infinite. Reads one number per device. */
-export function notFinite(tensors: Iterable<readonly [string, Tensor]>): string[] {
-  const all = [...tensors].filter(([, tensor]) => tensor.numel > 0);
-  if (all.length === 0) return [];
-  return noGrad(() =>
-    tidy(() => {
-      // The largest magnitude: NaN and infinity stay what they are.
-      const largest = all.map(([, tensor]) =>
-        callTensor<Tensor>("aten::linalg_vector_norm", [tensor.flatten(), Number.POSITIVE_INFINITY])
-          .float()
-          .cpu(),
-      );
-      const values = stack(largest).toList() as number[];
-      return all.flatMap(([name], i) => (Number.isFinite(values[i]) ? [] : [name]));
-    }),
-  );
-}
-
-/** @throws DivergedError when a weight that the optimizer has moved is not finite. */
-export function requireFiniteWeights({ groups }: AdamW, step: number): void {
-  const weights = groups.flatMap(({ names, params }) =>
-    params.map((param, i) => [names[i] as string, param] as const),
-  );
-  const names = notFinite(weights);
-  if (names.length === 0) return;
-  const more = names.length > 1 ? ` and ${names.length - 1} more` : "";
-  throw new DivergedError(
-    `step ${step}: expected finite weights after the update, got NaN or infinity in ${names[0]}${more}. ` +
-      "Lower optimizer.lr, or raise optimizer.warmup; then resume with --force.",
-  );
 }
 
 /**

@@ -17,7 +17,7 @@ import {
 } from "../nn/index.js";
 import { deviceOf } from "../rl_ar_finetune/parts.js";
 import { lrSchedule } from "../rl_ar_finetune/settings.js";
-import { requireFiniteWeights } from "../run/failure.js";
+import { requireFiniteWeights } from "../run/finite.js";
 import type { PlainData } from "../run/plain_data.js";
 import { loadOptimizer } from "../run/resume.js";
 import {

@@ -1,0 +1,36 @@
+/** Whether weights are finite after an update. */
+import type { AdamW } from "../nn/index.js";
+import { callTensor, noGrad, stack, type Tensor, tidy } from "../torch/index.js";
+import { DivergedError } from "./failure.js";
+
+/** Names of float tensors with an element that is NaN or infinite. Reads one number per device. */
+function notFinite(tensors: Iterable<readonly [string, Tensor]>): string[] {
+  const all = [...tensors].filter(([, tensor]) => tensor.numel > 0);
+  if (all.length === 0) return [];
+  return noGrad(() =>
+    tidy(() => {
+      // The largest magnitude: NaN and infinity stay what they are.
+      const largest = all.map(([, tensor]) =>
+        callTensor<Tensor>("aten::linalg_vector_norm", [tensor.flatten(), Number.POSITIVE_INFINITY])
+          .float()
+          .cpu(),
+      );
+      const values = stack(largest).toList() as number[];
+      return all.flatMap(([name], i) => (Number.isFinite(values[i]) ? [] : [name]));
+    }),
+  );
+}
+
+/** @throws DivergedError when a weight that the optimizer has moved is not finite. */
+export function requireFiniteWeights({ groups }: AdamW, step: number): void {
+  const weights = groups.flatMap(({ names, params }) =>
+    params.map((param, i) => [names[i] as string, param] as const),
+  );
+  const names = notFinite(weights);
+  if (names.length === 0) return;
+  const more = names.length > 1 ? ` and ${names.length - 1} more` : "";
+  throw new DivergedError(
+    `step ${step}: expected finite weights after the update, got NaN or infinity in ${names[0]}${more}. ` +
+      "Lower optimizer.lr, or raise optimizer.warmup; then resume with --force.",
+  );
+}
