@@ -50,7 +50,7 @@ export function batchNumbers(config: TrainConfig): BatchNumbers {
 }
 
 /** What is known of a term of the reward before it is opened. */
-export interface TermFacts {
+interface TermFacts {
   /** Its name in metrics. */
   readonly metric: string;
   readonly isMore: boolean;
@@ -84,7 +84,7 @@ const TERMS: Readonly<Record<RewardTerm, TermFacts>> = {
 type ActiveTerm = TermFacts & { readonly key: string };
 
 /** Terms of the reward that count. */
-export function activeTerms({ reward }: TrainConfig): ActiveTerm[] {
+function activeTerms({ reward }: TrainConfig): ActiveTerm[] {
   const given = Object.entries(TERMS).filter(([key]) => reward[key as RewardTerm].weight !== 0);
   const custom = Object.entries(reward.custom).filter(
     ([, { weight, fn, module }]) => weight !== 0 && (fn !== null || module !== null),
@@ -450,6 +450,18 @@ function checkSte(config: TrainConfig, found: Findings): void {
     ["reward.credit", "sequence", reward.credit],
     ...(["latentCosine", "toklipImage", "toklipText", "clip", "aesthetic", "dists"] as const).map(
       (name) => [`reward.${name}.weight`, 0, reward[name].weight] as const,
+    ),
+    // Scores of a server have no gradient, and those of a function are taken as they are.
+    ...Object.entries(reward.http).flatMap(([name, { url, weight }]) =>
+      url === null ? [] : [[`reward.http.${name}.weight`, 0, weight] as const],
+    ),
+    ...Object.entries(reward.custom).flatMap(([name, { fn, module, weight, clamp, normalize }]) =>
+      weight === 0 || (fn === null && module === null)
+        ? []
+        : [
+            [`reward.custom.${name}.clamp`, null, clamp] as const,
+            [`reward.custom.${name}.normalize`, null, normalize === "none" ? null : normalize] as const,
+          ],
     ),
     ["kl.coef", 0, kl.coef],
     ["kl.target", null, kl.target],

@@ -210,6 +210,21 @@ test("the straight-through baseline samples from unfiltered distributions in giv
   for (const [key, given, got] of wrong) assertRefused([...ste, `${key}=${given}`], key, got, "for ste");
   assertRefused([...ste, "reward.latentCosine.weight=1"], "reward.latentCosine.weight", "1", "for ste");
   assertRefused(["algorithm=ste"], "rollout.context.type", "free", "teacher-forced");
+  const server = ["reward.http.taste.url=http://127.0.0.1:9/score", "reward.http.taste.weight=2"];
+  assertRefused([...ste, ...server], "reward.http.taste.weight", "2", "for ste");
+  const own = [...ste, "reward.custom.taste.module=./taste.mjs", "reward.custom.taste.weight=1"];
+  assertRefused(
+    [...own, "reward.custom.taste.clamp=[0, 1]"],
+    "reward.custom.taste.clamp",
+    "[0,1]",
+    "for ste",
+  );
+  assertRefused(
+    [...own, "reward.custom.taste.normalize=group"],
+    "reward.custom.taste.normalize",
+    "group",
+    "for ste",
+  );
   assert.match(refused(...ste, "rollout.keepGraph=true"), /rollout\.keepGraph: expected false for ste/);
   assert.deepEqual(unread("update.tokenDropout=0.1", "grpo.epochs=2", ...ste), [
     "update.tokenDropout",
