@@ -2,7 +2,7 @@
  * WebDataset shards: tar files in which the members of a sample share a name up to its first dot (`0001.jpg`,
  * `0001.cls`, `0001.npy`). They are indexed once by their headers (`tar_members.ts`), then read in any order by position.
  */
-import { expected, given } from "../torch/index.js";
+import { expected, known } from "../torch/index.js";
 import { type FilePart, IMAGE_FILE, readPart } from "./decode.js";
 import { type Classes, LABEL_REMEDY, numberClasses, oneClass } from "./labels.js";
 import { expandPattern, namesOf, unreadFiles } from "./paths.js";
@@ -66,7 +66,7 @@ export async function openTar(
     idOf,
     locate: async (i) => {
       const { image, features } = samples[i] as TarSample;
-      return { image, ...given({ features }) };
+      return { image, ...known({ features }) };
     },
   });
 }

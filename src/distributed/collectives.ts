@@ -88,14 +88,15 @@ export function allReduce(tensors: readonly Tensor[], reduction: Reduction = "su
   }
 }
 
-/** Tensors of one dtype each, in their order, of 25 MiB at most unless one alone is larger. */
-function bucketsOf(tensors: readonly Tensor[]): Tensor[][] {
+/** Tensors of one dtype and device each, in their order, of 25 MiB at most unless one alone is larger. */
+export function bucketsOf(tensors: readonly Tensor[]): Tensor[][] {
   const buckets: Tensor[][] = [];
   let bytes = 0;
   for (const each of tensors) {
     const last = buckets.at(-1);
     const own = bytesOf([each]);
-    if (last !== undefined && last[0]?.dtype === each.dtype && bytes + own <= BUCKET) last.push(each);
+    const isAlike = last?.[0]?.dtype === each.dtype && last[0].device === each.device;
+    if (last !== undefined && isAlike && bytes + own <= BUCKET) last.push(each);
     else buckets.push([each]);
     bytes = last === buckets.at(-1) ? bytes + own : own;
   }

@@ -19,18 +19,8 @@ export function reduceGradients(parameters: readonly Tensor[]): void {
   const gradients = parameters.flatMap((parameter, i) => {
     if (!has.some((flags) => flags[i] === 1)) return [];
     if (parameter.grad === null) parameter.grad = noGrad(() => zerosLike(parameter));
-    else if (!isPlain(parameter.grad)) parameter.grad = parameter.grad.contiguous();
+    else if (!parameter.grad.isContiguous()) parameter.grad = parameter.grad.contiguous();
     return [parameter.grad];
   });
   allReduce(gradients);
-}
-
-/** Whether elements lie in memory in the order of the shape. */
-function isPlain({ shape, strides }: Tensor): boolean {
-  let wanted = 1;
-  return [...shape.keys()].reverse().every((dim) => {
-    const isRight = shape[dim] === 1 || strides[dim] === wanted;
-    wanted *= shape[dim] as number;
-    return isRight;
-  });
 }

@@ -27,7 +27,6 @@ const ASKED = 20;
 /** The open group. */
 interface Group extends Others {
   readonly size: number;
-  readonly localRank: number;
   readonly isServer: boolean;
 }
 
@@ -75,7 +74,7 @@ export async function init({
       "Install the package nvidia-nccl of the LibTorch in use, and run the set-up again, or use train.device=cpu";
     throw expected("distributed.init", "an addon built with NCCL for CUDA", "one without", remedy);
   }
-  const { rank, size, localRank } = place;
+  const { rank, size } = place;
   const until = Date.now() + timeout * 1000;
   const isServer = rank === 0 && place.file === null && !place.isServedByLauncher;
   const at: StorePlace = {
@@ -91,7 +90,7 @@ export async function init({
       place.file === null ? await wayTo(place, until, timeout) : { address: "127.0.0.1", reached: "" };
     store ??= new Store(at, { isServer: false, timeout: Math.min(timeout, ASKED) });
     const all = await everyone(store, place, presence(way.address, way.reached), until, timeout);
-    group = { store, rank, size, timeout, all, localRank, isServer };
+    group = { store, rank, size, timeout, all, isServer };
     store.startHeartbeat(aliveKey(rank));
     connectAll(group, usesNccl, env);
   } catch (error) {

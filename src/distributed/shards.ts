@@ -3,12 +3,9 @@
  * 1 of Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models". Gradients are still
  * added up whole, so that clipping and the step give exactly what they give without.
  */
-import { cat, type Device, DTYPES, type DType, empty, noGrad, type Tensor, tidy } from "../torch/index.js";
-import { broadcast, gatherValues } from "./collectives.js";
+import { cat, type Device, type DType, empty, noGrad, type Tensor, tidy } from "../torch/index.js";
+import { broadcast, bucketsOf, gatherValues } from "./collectives.js";
 import { rank, size } from "./group.js";
-
-/** Most bytes of parameters that are sent at once. */
-const BUCKET = 25 * 2 ** 20;
 
 /** The process that steps each parameter: the largest first, each to the process that has the least. */
 export function ownersOf(parameters: readonly Tensor[]): number[] {
@@ -52,20 +49,6 @@ function sendBucket(bucket: readonly Tensor[], owner: number): void {
   }
 }
 
-function bucketsOf(tensors: readonly Tensor[]): Tensor[][] {
-  const buckets: Tensor[][] = [];
-  let bytes = 0;
-  for (const tensor of tensors) {
-    const last = buckets.at(-1);
-    const own = tensor.numel * DTYPES[tensor.dtype].size;
-    const fits = last !== undefined && last[0]?.dtype === tensor.dtype && last[0].device === tensor.device;
-    if (fits && bytes + own <= BUCKET) last.push(tensor);
-    else buckets.push([tensor]);
-    bytes = last === buckets.at(-1) ? bytes + own : own;
-  }
-  return buckets;
-}
-
 /**
  * The tensors of all processes under their names, on the first process and on the CPU, for a checkpoint; nothing on the
  * others. Every name is one process's.
@@ -83,10 +66,13 @@ export function gatherOwned(own: Readonly<Record<string, Tensor>>): Record<strin
   const all: Record<string, Tensor> = {};
   for (const [owner, list] of about.entries()) {
     for (const { name, shape, dtype, device } of list) {
-      const here = own[name] ?? empty(shape, { dtype: dtype as DType, device: deviceLike(own, device) });
-      const sent = here.contiguous();
-      broadcast([sent], owner);
-      if (rank() === 0) all[name] = sent.cpu();
+      const whole = tidy(() => {
+        const here = own[name] ?? empty(shape, { dtype: dtype as DType, device: deviceLike(own, device) });
+        const sent = here.contiguous();
+        broadcast([sent], owner);
+        return rank() === 0 ? sent.cpu() : null;
+      });
+      if (whole !== null) all[name] = whole;
     }
   }
   return all;

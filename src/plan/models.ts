@@ -9,7 +9,7 @@ import { init } from "../nn/index.js";
 import { targetedPaths } from "../policies/index.js";
 import { networksIn, openModel, usedBy, wrongKind } from "../rl_ar_finetune/describe_weights.js";
 import { policyOf } from "../rl_ar_finetune/parts.js";
-import { empty, emptyCache, expected, given, type WeightsFile } from "../torch/index.js";
+import { empty, emptyCache, expected, known, type WeightsFile } from "../torch/index.js";
 import {
   backboneCosts,
   classifierCosts,
@@ -108,7 +108,7 @@ export function policySizes(
   // The memory of new weights is never written, so the system never provides it.
   const { usePretrainedCodebook, nCodebookEmbd = 256 } = ar.extra;
   const codebook = usePretrainedCodebook === true ? empty([vocabSize, Number(nCodebookEmbd)]) : null;
-  const sized = { ...ar, extra: { ...given({ codebook }), ...ar.extra } };
+  const sized = { ...ar, extra: { ...known({ codebook }), ...ar.extra } };
   const policy = init.skipInit(() => policyOf({ ar: sized, blockSize }, "cpu", vocabSize, codes));
   try {
     const shapes = Object.entries(policy.stateDict()).map(([name, { shape }]) => [name, shape] as const);
@@ -124,7 +124,7 @@ const POLICIES = { gpt: "GPT", llamagen: "LlamaGen", ibq_ar: "IBQ's transformer"
 
 function fileSizes(ar: Ar, path: string, blockSize: number | null): PolicySizes {
   const { wrapper, weights, nHead } = ar;
-  using opened = openModel(path, given({ wrapper, weights, nHead, blockSize }));
+  using opened = openModel(path, known({ wrapper, weights, nHead, blockSize }));
   const { file, found } = opened;
   if (found?.kind !== "policy") throw wrongKind("a policy", found, file);
   const { family, config, used } = found.policy;
@@ -207,7 +207,7 @@ export function tokenizerSizes({ path, wrapper, weights, config, model }: Tokeni
     const got = model === null ? "none" : "a model of a program";
     throw expected("plan", "a tokenizer's file", got, "A plan needs tokenizer.path");
   }
-  using opened = openModel(path, { tokenizerConfig: config, ...given({ wrapper, weights }) });
+  using opened = openModel(path, { tokenizerConfig: config, ...known({ wrapper, weights }) });
   const { file, found } = opened;
   if (found?.kind !== "tokenizer") throw wrongKind("a tokenizer", found, file);
   const { name, used, config: built } = found.tokenizer;

@@ -323,19 +323,23 @@ export interface OpenLog {
   readonly options: TrainOptions;
 }
 
-/** Do something before a run has a log, with a sign of life where it takes long. */
-export async function busyWith<T>(what: string, options: TrainOptions, fn: () => Promise<T>): Promise<T> {
+/** Do something before a run has a log, with a sign of life where it takes long; `say` prints a line. */
+export async function busyWith<T>(
+  what: string,
+  options: TrainOptions,
+  fn: (say: (text: string) => void) => Promise<T>,
+): Promise<T> {
   const console = openConsole(1, options);
   console.busy(what);
   try {
-    return await fn();
+    return await fn((text) => console.say(text));
   } finally {
     console.idle();
   }
 }
 
 /** A screen for a run of so many steps. */
-export function openConsole(total: number, { screen, json = false }: TrainOptions): RunConsole {
+function openConsole(total: number, { screen, json = false }: TrainOptions): RunConsole {
   const where = isSpeaker() ? screen : NOWHERE;
   return new RunConsole({ total, json, ...(where && { screen: where }) });
 }

@@ -116,11 +116,6 @@ function missedType(type: unknown, value: unknown): string | undefined {
   return "a number, or a list of them";
 }
 
-/** The entries that are neither null nor undefined: `openPolicy(path, given({ wrapper, weights }))`. */
-export function given<T extends object>(entries: T): { [K in keyof T]?: NonNullable<T[K]> } {
-  return Object.fromEntries(Object.entries(entries).filter(([, value]) => value != null)) as never;
-}
-
 /** A default for every option; null or undefined where there is none. */
 type Defaults<T> = { readonly [K in keyof T]-?: T[K] | null | undefined };
 
@@ -185,7 +180,7 @@ function takes(known: Readonly<Record<string, unknown>>): string {
   return names.length === 0 ? "It takes no options" : `It takes ${names.join(", ")}`;
 }
 
-/** An object without those of its entries that are null or undefined. */
+/** The entries that are neither null nor undefined: `openPolicy(path, known({ wrapper, weights }))`. */
 export function known<T extends object>(entries: T): { [K in keyof T]?: NonNullable<T[K]> } {
   return Object.fromEntries(Object.entries(entries).filter(([, value]) => (value ?? null) !== null)) as {
     [K in keyof T]?: NonNullable<T[K]>;

@@ -3,8 +3,8 @@
 export {
   type Accepted,
   camelCase,
-  given,
   isPlainObject,
+  known,
   nearestName,
   type OptionNames,
   readOptions,

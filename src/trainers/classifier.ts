@@ -94,7 +94,12 @@ class ClassifierTask implements FitTask {
     this.unreadable = images.unreadable;
     this.#config = config;
     this.#images = images;
-    this.#network = new FitNetwork(model, { optimizer, ema, total: this.total });
+    this.#network = new FitNetwork(model, {
+      optimizer,
+      ema,
+      total: this.total,
+      isSharded: config.train.shardOptimizer,
+    });
     this.#cast = cast;
   }
 

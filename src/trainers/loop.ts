@@ -2,6 +2,7 @@
  * The training loop of the supervised trainers (policy, tokenizer, classifier): folder, log, checkpoints, resuming, evaluation.
  * The update is in the task, a parameter; the other files of this folder have the tasks.
  */
+
 import { basename, join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { plainConfig } from "../config/explain.js";
@@ -11,6 +12,7 @@ import type { Cursor, UnreadableImages } from "../data/index.js";
 import { isAnyAborted, isFirst, requireSame, size } from "../distributed/index.js";
 import type { StateDict } from "../nn/index.js";
 import { deviceOf } from "../rl_ar_finetune/parts.js";
+import { isDueAt } from "../rl_ar_finetune/settings.js";
 import { machineMetrics } from "../rl_ar_finetune/step.js";
 import {
   type BestCheckpoint,
@@ -24,7 +26,7 @@ import { environment } from "../run/environment.js";
 import { DivergedError, explainedTraining } from "../run/failure.js";
 import { openRunFolder, writeConfig } from "../run/folder.js";
 import type { Log, TrainOptions } from "../run/log.js";
-import { openConsole, openLog } from "../run/log.js";
+import { busyWith, openLog } from "../run/log.js";
 import { Clock } from "../run/metrics.js";
 import type { PlainData } from "../run/plain_data.js";
 import { byProcesses } from "../run/processes.js";
@@ -181,12 +183,9 @@ async function run<T extends FitConfig>(
   if (saved === null && isFirst()) writeConfig(folder.path, config, kind);
 
   // 2. The task, and its state if a run is resumed.
-  const early = openConsole(1, options);
-  early.busy("opening models and images");
-  using task = await openedUnlessAborted(
-    () => open({ say: (text) => early.say(text), signal: options.signal }),
-    options,
-  ).finally(() => early.idle());
+  using task = await busyWith("opening models and images", options, (say) =>
+    openedUnlessAborted(() => open({ say, signal: options.signal }), options),
+  );
   if (task === null) return untouched(folder.path, saved);
   const { total } = task;
   const { progress, notes: changes } = restore(resolved, task, saved, options.force ?? false);
@@ -245,7 +244,7 @@ async function run<T extends FitConfig>(
     // 5. Evaluation, on the same held-out images every time.
     let evaluation: Metrics | null = null;
     let isBest = false;
-    if (config.eval.every > 0 && (progress.step % config.eval.every === 0 || isLast)) {
+    if (isDueAt(progress.step, config.eval.every, total)) {
       clock.mark("time/other");
       const metrics = await task.evaluate();
       clock.mark("time/eval");
@@ -430,32 +429,31 @@ class Saver<T extends FitConfig> implements Disposable {
     const { log, folder, model } = this.#context;
     const { step, checkpoint, ...rest } = progress;
     const isBest = progress.best?.step === step;
-    const { tensors, values } = task.state(); // of several processes the first gets a sharded state whole
-    if (!isFirst()) {
-      this.#savedStep = step;
-      return;
-    }
-    if (isBest || progress.best === null) model.write(progress);
-    log.flush();
-    const best = isBest ? { metric: config.eval.best, value: progress.best?.value as number } : checkpoint;
-    const path = saveCheckpoint(
-      folder,
-      {
-        step,
-        tensors,
-        values: {
-          config: plainConfig(config, kind) as PlainData,
-          data: task.fingerprint,
-          frozen: task.frozen ?? {},
-          task: values,
-          progress: rest as unknown as PlainData,
-          log: log.state(),
+    this.#savedStep = tidy(() => {
+      const { tensors, values } = task.state(); // of several processes the first gets a sharded state whole
+      if (!isFirst()) return step;
+      if (isBest || progress.best === null) model.write(progress);
+      log.flush();
+      const best = isBest ? { metric: config.eval.best, value: progress.best?.value as number } : checkpoint;
+      const path = saveCheckpoint(
+        folder,
+        {
+          step,
+          tensors,
+          values: {
+            config: plainConfig(config, kind) as PlainData,
+            data: task.fingerprint,
+            frozen: task.frozen ?? {},
+            task: values,
+            progress: rest as unknown as PlainData,
+            log: log.state(),
+          },
         },
-      },
-      { keep: config.save.keep, best },
-    );
-    this.#savedStep = step;
-    if (best !== null) progress.checkpoint = { name: basename(path), step, ...best };
+        { keep: config.save.keep, best },
+      );
+      if (best !== null) progress.checkpoint = { name: basename(path), step, ...best };
+      return step;
+    });
   }
 
   [Symbol.dispose](): void {

@@ -40,8 +40,8 @@ import {
   type Device,
   deriveSeed,
   expected,
-  given,
   keep,
+  known,
   manualSeed,
   noGrad,
   stack,
@@ -146,7 +146,7 @@ function modelOf({ model, loss }: TokenizerTrainConfig, device: Device): Tokeniz
   const { tokenizer } = openTokenizer(path, {
     device,
     config: losses,
-    ...given({ wrapper, weights }),
+    ...known({ wrapper, weights }),
   });
   return (tokenizer.vq as TokenizerModel).train().requiresGrad_();
 }

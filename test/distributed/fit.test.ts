@@ -13,7 +13,11 @@ const ar = { extra: { embdPdrop: 0, residPdrop: 0, attnPdrop: 0, tokenDrop: 0 } 
 const CASES: readonly (readonly [name: string, command: string, changes: object])[] = [
   ["pretrain", "pretrain", { ar, pretrain: { classDropout: 0.2, noise: 0.2, microBatch: 2, cache: false } }],
   ["cached", "pretrain", { ar, pretrain: { cache: true }, train: { shardOptimizer: true } }],
-  ["classifier", "classifier", { classifier: { shift: 1, jitter: 0.2, erase: 0.3 } }],
+  [
+    "classifier",
+    "classifier",
+    { classifier: { shift: 1, jitter: 0.2, erase: 0.3 }, train: { shardOptimizer: true } },
+  ],
   ["tokenizer", "tokenizer", { loss: { restartAfter: 2, gan: { weight: 0 } } }],
 ];
 
