@@ -7,11 +7,11 @@
  * One thread where nothing is said: with more, other work on the machine shows in every time. The two languages take
  * turns and medians are compared. On a shared machine trust the ratios, not the times.
  */
+
 import { type ChildProcessByStdio, spawn, spawnSync } from "node:child_process";
 import { createInterface } from "node:readline";
 import type { Readable, Writable } from "node:stream";
 import { fileURLToPath } from "node:url";
-
 import { Linear, packLinears } from "../src/nn/index.js";
 import {
   emptyCache,
@@ -28,6 +28,7 @@ import {
   version,
   zeros,
 } from "../src/torch/index.js";
+import { median } from "./peer.js";
 
 const ROUNDS = 9;
 /** Results that one tidy frees: as many as a layer's worth of operators. */
@@ -35,9 +36,6 @@ const SCOPE = 50;
 
 /** Passes through a linear layer that are timed together. */
 const IN_A_ROW = 20;
-
-const median = (values: readonly number[]): number =>
-  values.toSorted((a, b) => a - b)[values.length >> 1] as number;
 
 /** Nanoseconds of one of `count` runs. */
 function time(count: number, run: (count: number) => void): number {

@@ -6,12 +6,13 @@
  *
  * Prints codes a second of the processor's time, the median of the runs, plain and packed runs taking turns.
  */
-import { parseArgs } from "node:util";
 
+import { parseArgs } from "node:util";
 import { packLinears } from "../src/nn/index.js";
 import { type ArPolicy, GPT, LlamaGen } from "../src/policies/index.js";
 import { paysToPack, sampleRollout } from "../src/rl_ar_finetune/rollout.js";
 import { type DType, manualSeed, setNumThreads, stream, tidy, version, zeros } from "../src/torch/index.js";
+import { median } from "./peer.js";
 
 const { values } = parseArgs({
   args: process.argv.slice(2).filter((argument) => argument !== "--"),
@@ -41,8 +42,6 @@ function time(policy: ArPolicy, rows: number, packAs: DType | null): number {
   const { user, system } = process.cpuUsage(used);
   return (user + system) / 1000;
 }
-
-const median = (list: number[]): number => list.sort((a, b) => a - b)[Math.floor(list.length / 2)] as number;
 
 interface Size {
   readonly kind: "gpt" | "llamagen";

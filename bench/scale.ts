@@ -7,16 +7,17 @@
  * Prints the median seconds of an iteration, without the first two, and how many times as fast two processes are; `--large`
  * takes a policy of GPT-B's width and depth with random weights in place of the demo's.
  */
+
 import { spawn, spawnSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-
+import { freePort } from "../src/cli/launch.js";
 import { allReduce, destroy, init, isFirst } from "../src/distributed/index.js";
 import { full, setNumThreads } from "../src/torch/index.js";
+import { median } from "./peer.js";
 
 const { values, positionals } = parseArgs({
   args: process.argv.slice(2).filter((argument) => argument !== "--"),
@@ -31,16 +32,6 @@ const { values, positionals } = parseArgs({
 const root = fileURLToPath(new URL("../../", import.meta.url));
 const MIB = 64;
 const ROUNDS = 10;
-
-const median = (list: number[]): number => list.sort((a, b) => a - b)[Math.floor(list.length / 2)] as number;
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, "127.0.0.1");
-  await new Promise((resolve) => server.once("listening", resolve));
-  const { port } = server.address() as { port: number };
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
 
 /** Run a program in processes with torchrun's variables. @returns what the first one printed. */
 async function inProcesses(count: number, program: string, args: readonly string[]): Promise<string> {

@@ -120,7 +120,7 @@ async function ended(children: readonly ChildProcess[]): Promise<number> {
 }
 
 /** A port of this machine that nobody uses at the moment. */
-async function freePort(): Promise<number> {
+export async function freePort(): Promise<number> {
   const server = createServer().listen(0, "127.0.0.1");
   await new Promise((resolve) => server.once("listening", resolve));
   const { port } = server.address() as { port: number };

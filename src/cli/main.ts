@@ -66,6 +66,10 @@ const topP = (): Option =>
     .default(1);
 const json = (): Option => new Option("--json", "print one JSON object");
 const jsonLines = (): Option => new Option("--json", "print one JSON object per step in place of text");
+
+/** For an option that may be repeated. */
+const several = (text: string, before: string[]): string[] => [...before, text];
+
 const crop = (): Option =>
   new Option("--crop <crop>", "how images are cropped to squares, as data.crop")
     .choices(["center", "smallest_side"])
@@ -228,7 +232,7 @@ program
       "--zero-shot <template>",
       "classify each image by the nearest class name in a template, such as 'a photo of a {}.'; may be repeated, and then the mean over them counts",
     )
-      .argParser((text: string, before: string[]) => [...before, text])
+      .argParser(several)
       .default([], "none"),
   )
   .addOption(
@@ -274,7 +278,7 @@ program
       "--class <classes>",
       "numbers or names of classes, such as 207 or 1,7,7 or cat,dog; may be repeated",
     )
-      .argParser((text: string, before: string[]) => [...before, text])
+      .argParser(several)
       .default([], "none"),
   )
   .addOption(
@@ -357,7 +361,7 @@ program
       "--features <file>",
       "network for the measures of sets of images, such as the Fréchet distance: Inception v3, one from rlar classifier, CLIP, SigLIP (a folder) or TokLIP; may be repeated; networks that the reward of --run or --config used are marked",
     )
-      .argParser((file: string, before: string[]) => [...before, file])
+      .argParser(several)
       .default([], "none"),
   )
   .addOption(

@@ -1,7 +1,6 @@
 /** `rlar plan`: print the predicted memory, time and disk space of a run, as text or JSON. `src/plan` computes them. */
 
 import type { PresetName } from "../config/presets.js";
-import type { TrainConfig } from "../config/resolve.js";
 import { trainKind } from "../config/train_kind.js";
 import { type Fits, planTrain, type TrainPlan } from "../plan/plan.js";
 import { readConfig } from "./config.js";
@@ -19,17 +18,10 @@ export interface PlanCommandOptions {
 /** Print what a run of `rlar train` with the same arguments would take. */
 export async function plan(args: readonly string[], options: PlanCommandOptions): Promise<void> {
   const { config, notes } = readConfig(trainKind, args, { preset: options.preset });
-  await printPlan(config, options);
-  if (!options.json) for (const note of notes) process.stdout.write(`note: ${note}\n`);
-}
-
-/** Plan a configuration and print the plan. */
-export async function printPlan(
-  config: TrainConfig,
-  { measure, json, processes = 1 }: Pick<PlanCommandOptions, "measure" | "json" | "processes">,
-): Promise<void> {
+  const { measure, json, processes = 1 } = options;
   const planned = await planTrain(config, { measure, processes });
   process.stdout.write(json ? `${JSON.stringify(planned, null, 2)}\n` : planText(planned));
+  if (!json) for (const note of notes) process.stdout.write(`note: ${note}\n`);
 }
 
 const count = (value: number): string => value.toLocaleString("en");

@@ -61,7 +61,7 @@ export function openEncoder(path: string, ...given: [options?: OpenEncoderOption
   const { device = "cpu", dtype = "float32", heads } = options;
   requireDevice(device);
   const towers = { vision: true, text: true, ...options.towers };
-  const folder = statSync(path, { throwIfNoEntry: false })?.isDirectory() ? path : dirname(path);
+  const folder = folderOf(path);
   using file = openWeights(weightsIn(path));
   const description = describe(file, folder, heads === undefined ? {} : { heads });
   const texts = towers.text
@@ -87,7 +87,7 @@ export function openEncoder(path: string, ...given: [options?: OpenEncoderOption
 
 /** Describe an encoder from its configuration and the header of its weights. */
 export function describeEncoder(path: string, options: { heads?: number } = {}): EncoderDescription {
-  const folder = statSync(path, { throwIfNoEntry: false })?.isDirectory() ? path : dirname(path);
+  const folder = folderOf(path);
   using file = openWeights(weightsIn(path));
   const description = describe(file, folder, options);
   sourcesOf(file, description);
@@ -123,9 +123,14 @@ export function encoderFiles(path: string): string[] {
   return [weights, ...[...shards, ...present].map((name) => join(folder, name))].sort();
 }
 
+const isFolder = (path: string): boolean => statSync(path, { throwIfNoEntry: false })?.isDirectory() === true;
+
+/** Where a file's configuration stands. */
+const folderOf = (path: string): string => (isFolder(path) ? path : dirname(path));
+
 /** The weights of a folder, of which there may be several formats; an index comes before a single file. */
 function weightsIn(path: string): string {
-  if (!statSync(path, { throwIfNoEntry: false })?.isDirectory()) return path;
+  if (!isFolder(path)) return path;
   const names = readdirSync(path);
   const preferred = [
     "model.safetensors.index.json",

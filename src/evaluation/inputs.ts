@@ -7,7 +7,7 @@ import { createHash } from "node:crypto";
 import { existsSync, statSync } from "node:fs";
 import { basename } from "node:path";
 import { type DataConfig, resolveConfig } from "../config/resolve.js";
-import { type Batch, type ImageSource, onePass, type ReadOptions, subset } from "../data/index.js";
+import { type Batch, type ImageSource, onePass, type ReadOptions, spread, subset } from "../data/index.js";
 import type { LPIPS } from "../metrics/lpips.js";
 import { Module } from "../nn/index.js";
 import type { ArPolicy, Condition } from "../policies/index.js";
@@ -257,8 +257,7 @@ export function hashOf(path: string): string {
  */
 function withoutChosen(source: ImageSource, count: number): ImageSource {
   if (count === 0) return source;
-  const some = Math.min(count, source.length);
-  const chosen = new Set(Array.from({ length: some }, (_, i) => Math.floor((i * source.length) / some)));
+  const chosen = new Set(spread(source.length, count));
   const rest = Array.from({ length: source.length }, (_, i) => i).filter((i) => !chosen.has(i));
   if (rest.length === 0) {
     throw expected(
@@ -291,13 +290,8 @@ function openJudge(
   tokenizer: FrozenTokenizer,
   own: <T extends object>(value: T) => T,
 ): Judge {
-  if (isEncoder(path)) return { network: own(openFeatures(path, { device, tokenizer })), distance: null };
-  let isClassifier: boolean;
-  {
-    using file = openWeights(path);
-    isClassifier = describeWeights(file)?.kind === "classifier";
-  }
-  if (!isClassifier) return { network: own(openFeatures(path, { device })), distance: null };
+  if (isEncoder(path) || !isClassifier(path))
+    return { network: own(openFeatures(path, { device, tokenizer })), distance: null };
   const perceptual = openPerceptual(path, { device });
   const network = own(perceptual.network);
   return {
@@ -305,6 +299,11 @@ function openJudge(
     classNames: network.config.classNames,
     distance: (images, samples) => perceptual.forward(images, samples),
   };
+}
+
+function isClassifier(path: string): boolean {
+  using file = openWeights(path);
+  return describeWeights(file)?.kind === "classifier";
 }
 
 /** Images that no model was trained on, kept on the CPU; the tensors live until `dispose()`. */

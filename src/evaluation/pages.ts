@@ -1,7 +1,7 @@
 /** Files of an evaluation besides numbers: pages of images, and samples for evaluators of other projects. */
 import { closeSync, mkdirSync, openSync, rmSync } from "node:fs";
 import { basename, dirname, extname, join } from "node:path";
-import { givenPart, labelledPage, type PageRow, writePng } from "../data/index.js";
+import { givenPart, labelledPage, type PageRow, spread, writePng } from "../data/index.js";
 import { type NpzArray, writeNpz } from "../data/npz.js";
 import { rangesOf } from "../rl_ar_finetune/scoring.js";
 import { cat, expected, type Tensor, tensor, tidy } from "../torch/index.js";
@@ -82,8 +82,7 @@ export function shownOf(draw: FreeDraw): FreeDraw {
 
 /** Some of a list, evenly spread. */
 function evenly<T>(list: readonly T[], most: number): T[] {
-  const count = Math.min(most, list.length);
-  return Array.from({ length: count }, (_, i) => list[Math.floor((i * list.length) / count)] as T);
+  return spread(list.length, most).map((i) => list[i] as T);
 }
 
 /** Write what {@link shownOf} chose as a page, a row for each class. Gives the file's name. */

@@ -201,10 +201,16 @@ export function openPolicy(path: string, ...given: [options?: OpenPolicyOptions]
 }
 
 /** A network that `prepare` has made ready; freed if it fails. */
-function orFreed<N extends Disposable>(network: N, prepare: () => void): N {
-  try {
+const orFreed = <N extends Disposable>(network: N, prepare: () => void): N =>
+  freedOnError(network, () => {
     prepare();
     return network;
+  });
+
+/** What is made with a network, which is freed where that fails. */
+export function freedOnError<T>(network: Disposable, make: () => T): T {
+  try {
+    return make();
   } catch (error) {
     network[Symbol.dispose]();
     throw error;

@@ -68,7 +68,7 @@ export async function decodeFor(config: TrainConfig, parts: RunParts, given: ToD
     const decoded =
       servers.length === 0 || context === undefined
         ? { ...decodeCodes(parts, images, codes, decodeBatchOf(config)), sent: {} }
-        : await decodeAndSend(config, parts, { images, codes, servers, context });
+        : await decodeAndSend(config, parts, { images, servers, context });
     own(decoded.samples);
     if (decoded.latents !== undefined) Object.values(decoded.latents).forEach(own);
     return { ...decoded, ...(context && { context }), [Symbol.dispose]: free };
@@ -110,9 +110,9 @@ export function decodeCodes(
 async function decodeAndSend(
   config: TrainConfig,
   { tokenizer, terms }: RunParts,
-  given: { images: Tensor; codes: Tensor; servers: readonly Term[]; context: RewardContext },
+  given: { images: Tensor; servers: readonly Term[]; context: RewardContext },
 ): Promise<Judged & { sent: Sent }> {
-  const { images, codes, servers, context } = given;
+  const { images, servers, context } = given;
   const grid = gridOf({ tokenizer }, images.shape.slice(2));
   const sent = Object.fromEntries(
     servers.map(({ name }) => [name, [] as Promise<readonly number[]>[]] as const),
@@ -135,7 +135,7 @@ async function decodeAndSend(
     const { samples, latents } = noGrad(() =>
       tidy(() => ({
         samples: cat(pieces),
-        latents: comparesLatents(terms) ? latentsOf(tokenizer, images, codes.flatten(0, 1), grid) : undefined,
+        latents: comparesLatents(terms) ? latentsOf(tokenizer, images, context.codes, grid) : undefined,
       })),
     );
     return { images, samples, sent, ...(latents && { latents }) };

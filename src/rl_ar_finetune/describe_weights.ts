@@ -282,7 +282,7 @@ export function requireWeights(file: WeightsFile, names: readonly string[]): voi
 }
 
 /** The configuration that `rlar convert` and the trainers write beside the weights. */
-export function statedConfig(file: WeightsFile): Record<string, unknown> {
+function statedConfig(file: WeightsFile): Record<string, unknown> {
   const text = file.metadata.config;
   if (text === undefined) return {};
   let config: unknown;

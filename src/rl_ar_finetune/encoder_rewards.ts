@@ -13,9 +13,6 @@ import { cat, type Device, expected, keep, noGrad, type Tensor, tidy } from "../
 import { openAesthetic, openDists, openEncoder, requireTokenizerOf } from "./open_encoders.js";
 import type { Judged, Term } from "./rewards.js";
 
-/** Where class names go in the text of an image. */
-export const TEMPLATE = "a photo of a {}.";
-
 function toldOf(key: string, { context }: Judged): RewardContext {
   if (context !== undefined) return context;
   const remedy = "Use another algorithm than ste, which draws no codes to tell of";
@@ -97,9 +94,9 @@ export function toklipImageTerm(encoder: Encoder, { weight }: EncoderTermOptions
 }
 
 /** How well the sampled codes agree with the caption, or the class's name in a template: the cosine of TokLIP's embeddings. */
-export function toklipTextTerm(
+function toklipTextTerm(
   encoder: Encoder,
-  { weight, template = TEMPLATE }: EncoderTermOptions & { readonly template?: string },
+  { weight, template }: EncoderTermOptions & { readonly template: string },
 ): Term {
   return textTerm("toklip_text", "toklipText", encoder, weight, template, (judged) =>
     encoder.embedCodes(toldOf("toklipText", judged).codes),
@@ -109,7 +106,7 @@ export function toklipTextTerm(
 /** How well the decoded samples agree with the caption, or the class's name in a template: the cosine of CLIP's embeddings. */
 export function clipTerm(
   encoder: Encoder,
-  { weight, template = TEMPLATE }: EncoderTermOptions & { readonly template?: string },
+  { weight, template }: EncoderTermOptions & { readonly template: string },
 ): Term {
   return textTerm("clip", "clip", encoder, weight, template, ({ samples }) => encoder.embedImages(samples));
 }
@@ -141,7 +138,7 @@ function textTerm(
 }
 
 /** LAION's aesthetic score of the decoded samples, about 1 to 10. */
-export function aestheticTerm(
+function aestheticTerm(
   { encoder, head }: { readonly encoder: Encoder; readonly head: AestheticHead },
   { weight }: EncoderTermOptions,
 ): Term {
@@ -158,10 +155,7 @@ export function aestheticTerm(
 }
 
 /** DISTS of the decoded samples from their images: lower is closer. */
-export function distsTerm(
-  dists: DISTS,
-  { weight, chunk }: EncoderTermOptions & { readonly chunk?: number },
-): Term {
+function distsTerm(dists: DISTS, { weight, chunk }: EncoderTermOptions & { readonly chunk?: number }): Term {
   return {
     name: "dists",
     weight,

@@ -274,11 +274,16 @@ export function reducedSums(own: WindowSums): WindowSums {
   const parts = gatherValues(own);
   if (parts.length === 1) return own;
   const result: WindowSums = {};
-  for (const [name, value] of parts.flatMap((part) => Object.entries(part))) {
-    const before = result[name];
-    if (before === undefined) result[name] = value;
-    else if (name.endsWith("_max")) result[name] = Math.max(before, value);
-    else result[name] = name.endsWith("_min") ? Math.min(before, value) : before + value;
-  }
+  for (const part of parts) addSums(result, part);
   return result;
+}
+
+/** Add sums to others, extremes where a name ends in `_max` and `_min`. */
+export function addSums(to: WindowSums, sums: WindowSums): void {
+  for (const [name, value] of Object.entries(sums)) {
+    const before = to[name];
+    if (before === undefined) to[name] = value;
+    else if (name.endsWith("_max")) to[name] = Math.max(before, value);
+    else to[name] = name.endsWith("_min") ? Math.min(before, value) : before + value;
+  }
 }

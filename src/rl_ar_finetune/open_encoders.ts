@@ -16,7 +16,7 @@ import {
 import { DISTS, type FeatureNetwork } from "../metrics/index.js";
 import type { FrozenTokenizer, TokenizerModel } from "../tokenizers/index.js";
 import { type Device, expected, openWeights, readOptions, requireDevice, tidy } from "../torch/index.js";
-import { openFeatureNetwork, openTokenizer } from "./builder.js";
+import { freedOnError, openFeatureNetwork, openTokenizer } from "./builder.js";
 import { networksIn, openModel, wrongKind } from "./describe_weights.js";
 
 export { encoderFiles, isEncoder, openEncoder };
@@ -44,7 +44,7 @@ export function openFeatures(
   requireDevice(device);
   if (!isEncoder(path)) return openFeatureNetwork(path, { device });
   const encoder = openEncoder(path, { device, towers: { text: false } });
-  return orFreed(encoder, () => {
+  return freedOnError(encoder, () => {
     if (!encoder.readsCodes) return new EncoderFeatures(encoder, null);
     const codesOf = tokenizer ?? openTokenizer(path, { device }).tokenizer;
     requireTokenizerOf(path, encoder, codesOf);
@@ -71,7 +71,7 @@ export function openAesthetic(
   options: Pick<OpenEncoderOptions, "device"> = {},
 ): { encoder: Encoder; head: AestheticHead } {
   const encoder = openEncoder(encoderPath, { ...options, towers: { text: false } });
-  return orFreed(encoder, () => {
+  return freedOnError(encoder, () => {
     const head = openAestheticHead(headPath);
     if (head.width !== encoder.width) {
       const remedy = "Use the encoder that the head was trained on, such as OpenAI's CLIP ViT-L/14";
@@ -105,15 +105,5 @@ export function openDists(backbone: string, weights: string, options: { device?:
     const given = { alpha: file.tensor("alpha"), beta: file.tensor("beta") };
     return new DISTS({ backbone: Object.fromEntries(own), weights: given });
   });
-  return orFreed(dists, () => dists.to({ device }));
-}
-
-/** What is made with a network, which is freed where that fails. */
-function orFreed<T>(network: Disposable, make: () => T): T {
-  try {
-    return make();
-  } catch (error) {
-    network[Symbol.dispose]();
-    throw error;
-  }
+  return freedOnError(dists, () => dists.to({ device }));
 }

@@ -14,9 +14,9 @@ import { writePng } from "../data/index.js";
 import { rank, size } from "../distributed/index.js";
 import { describe } from "../torch/errors.js";
 import { makeFolder, replaceFile } from "../torch/files.js";
-import { expected, expectedType, noGrad, Tensor } from "../torch/index.js";
+import { expected, expectedType, known, noGrad, Tensor } from "../torch/index.js";
 import { tidyAwait } from "../torch/scope.js";
-import { generationsOf, type Judged, type Term } from "./rewards.js";
+import { generationsOf, type Judged, keyOf, type Term } from "./rewards.js";
 
 /** Options of {@link customTerm}. */
 export interface OwnTermOptions extends Pick<Term, "weight" | "normalize" | "clamp"> {
@@ -99,7 +99,7 @@ function numbersOf(where: string, value: unknown, n: number): readonly number[] 
  * @returns the function, and the SHA-256 of the file.
  * @throws RangeError when there is no such file, when it fails, or has no function as its default export.
  */
-export async function openRewardModule(
+async function openRewardModule(
   key: string,
   path: string,
 ): Promise<{ reward: RewardFunction; hash: string }> {
@@ -142,14 +142,9 @@ export async function openCustomTerms(
       hashes[`module of reward.custom.${name}`] = opened.hash;
       own = opened.reward;
     }
-    if (own !== null) terms.push(customTerm(name, own, { weight, ...ownOptions(options) }));
+    if (own !== null) terms.push(customTerm(name, own, { weight, ...known(options) }));
   }
   return terms;
-}
-
-/** Keys of a term of the user's own as options: those that are null are absent. */
-export function ownOptions<T extends object>(section: T): { [K in keyof T]?: Exclude<T[K], null> } {
-  return Object.fromEntries(Object.entries(section).filter(([, value]) => value !== null)) as never;
 }
 
 /** When samples were judged, and where to write those that a reward failed on. */
@@ -194,7 +189,7 @@ export async function scoresOf(
 
 /** What went wrong, with the term's name and the folder of the batch. */
 async function failure(term: Term, reason: unknown, judged: Judged, at: JudgedAt): Promise<Error> {
-  const where = `reward.${term.key ?? term.name}`;
+  const where = keyOf(term);
   const step = judged.context?.step ?? 0;
   const isTold = reason instanceof Error && reason.message.startsWith(`${where}:`);
   const when = at.isEvaluation === true ? `the evaluation after step ${step}` : `step ${step}`;

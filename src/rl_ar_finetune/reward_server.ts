@@ -8,9 +8,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 
 import type { RewardContext, TrainConfig } from "../config/resolve.js";
 import { encodePng, tensorToPixels } from "../data/index.js";
-import { isPlainObject } from "../torch/arguments.js";
-import { expected, type Tensor, tidy } from "../torch/index.js";
-import { type OwnTermOptions, ownOptions } from "./own_rewards.js";
+import { expected, isPlainObject, known, type Tensor, tidy } from "../torch/index.js";
+import type { OwnTermOptions } from "./own_rewards.js";
 import type { Term } from "./rewards.js";
 
 /** Options of {@link serverTerm}; `docs/configuration.md` describes them. */
@@ -55,7 +54,7 @@ export function openServerTerms({ reward }: Pick<TrainConfig, "reward">): Term[]
       );
     }
     const required = { url, batch, concurrency, timeout, retries, weight };
-    return [serverTerm(name, { ...required, ...ownOptions(others), ...(token !== undefined && { token }) })];
+    return [serverTerm(name, { ...required, ...known(others), ...(token !== undefined && { token }) })];
   });
 }
 

@@ -267,7 +267,7 @@ export function termValue(term: Term, judged: Judged): Tensor {
   const scores = judged.scores?.[term.name];
   if (scores !== undefined)
     return tensor([...scores], { dtype: "float64", device: judged.samples.device as Device });
-  return checkedValue(`reward.${term.key ?? term.name}`, term.measure(judged), [n], judged);
+  return checkedValue(keyOf(term), term.measure(judged), [n], judged);
 }
 
 function checkedValue(where: string, value: unknown, shape: readonly number[], { samples }: Judged): Tensor {
@@ -338,6 +338,9 @@ export const generationsOf = ({ images, samples, context }: Judged): number =>
 /** What a term's values are multiplied by in the sum. */
 export const factorOf = ({ weight, sign }: Term): number => weight * sign;
 
+/** A term's key, for messages. */
+export const keyOf = ({ key, name }: Term): string => `reward.${key ?? name}`;
+
 /** A term's values as they enter the sum: within its clamp. */
 export const counted = ({ clamp }: Term, values: Tensor): Tensor =>
   clamp === undefined ? values : values.clamp(...clamp);
@@ -391,17 +394,10 @@ export function judgeByPlace(
         if (term.map === undefined) {
           const remedy =
             "l1, l2, ssim, lpips and perceptual have maps; set the others' weight to 0, or use reward.credit sequence";
-          throw expected(
-            `reward.${term.key ?? term.name}`,
-            "a value at each pixel",
-            "one per sample",
-            remedy,
-          );
+          throw expected(keyOf(term), "a value at each pixel", "one per sample", remedy);
         }
         const shape = [n, ...judged.samples.shape.slice(2)];
-        const map = tidy(() =>
-          checkedValue(`reward.${term.key ?? term.name}`, term.map?.(judged), shape, judged),
-        );
+        const map = tidy(() => checkedValue(keyOf(term), term.map?.(judged), shape, judged));
         const pooled = F.interpolate(map.unsqueeze(1).double(), { size: grid, mode: "area" });
         const own = pooled.reshape(b, n / b, grid[0] * grid[1]); // [B, G, T]
         return batch === undefined ? own : allGather(own, batch);

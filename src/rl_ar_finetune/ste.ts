@@ -30,7 +30,7 @@ import {
   tidy,
 } from "../torch/index.js";
 import { readSums, reducedSums } from "./objective.js";
-import { type Term, termValue } from "./rewards.js";
+import { factorOf, keyOf, type Term, termValue } from "./rewards.js";
 import { requireOnDevice, requirePositive, type Start, withoutDropout } from "./sampling.js";
 import {
   ownRangesOf,
@@ -244,9 +244,9 @@ function rowsGradient(
       const value = termValue(term, judged);
       if (!value.requiresGrad) {
         const remedy = "Set its weight to 0, or use another algorithm";
-        throw expected(`reward.${term.name}`, "a gradient to the samples, for ste", "none", remedy);
+        throw expected(keyOf(term), "a gradient to the samples, for ste", "none", remedy);
       }
-      return value.mean().mul(term.weight * term.sign);
+      return value.mean().mul(factorOf(term));
     });
     return values.reduce((sum, value) => sum.add(value));
   });

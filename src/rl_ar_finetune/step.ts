@@ -61,7 +61,7 @@ export function startOf(batch: Batch, start: TrainConfig["rollout"]["start"]): S
  *
  * @throws RangeError when a program's loader gives images of another size than `rollout.maxLen` says.
  */
-export function encodeFor({ rollout }: TrainConfig, { tokenizer }: RunParts, images: Tensor): Tensor {
+function encodeFor({ rollout }: TrainConfig, { tokenizer }: RunParts, images: Tensor): Tensor {
   const codes = tokenizer.encode(images);
   const { maxLen } = rollout;
   if (maxLen === null || maxLen === codes.size(1)) return codes;

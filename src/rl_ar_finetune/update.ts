@@ -27,7 +27,7 @@ import {
   klLoss,
   tokenDropout,
 } from "./losses.js";
-import { type Objective, type Window, type WindowSums, windowGradient } from "./objective.js";
+import { addSums, type Objective, type Window, type WindowSums, windowGradient } from "./objective.js";
 import {
   checkGenerator,
   mapStart,
@@ -634,13 +634,7 @@ export class Totals {
   #maxNorm = 0;
 
   add(sums: WindowSums, norm: number, isClipped: boolean): void {
-    for (const [name, value] of Object.entries(sums)) {
-      const before = this.sums[name];
-      if (before === undefined) this.sums[name] = value;
-      else if (name.endsWith("_max")) this.sums[name] = Math.max(before, value);
-      else if (name.endsWith("_min")) this.sums[name] = Math.min(before, value);
-      else this.sums[name] = before + value;
-    }
+    addSums(this.sums, sums);
     this.windows++;
     this.#norm += norm;
     this.#maxNorm = Math.max(this.#maxNorm, norm);

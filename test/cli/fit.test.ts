@@ -3,21 +3,17 @@ import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 import { rlarCommand } from "../../src/config/command.js";
 import { plainConfig } from "../../src/config/explain.js";
 import { pretrainKind } from "../../src/config/pretrain.js";
 import { resolveConfig } from "../../src/config/resolve.js";
+import { folderOfFile } from "../support/folder_of_file.js";
 import { pasted } from "../support/pasted.js";
-import { tinyFolder } from "../support/train_run.js";
 
 let folder = "";
-const cleanups: (() => void)[] = [];
-before(async () => {
-  folder = await tinyFolder({ after: (fn) => cleanups.push(fn) }, 20);
-});
-after(() => {
-  for (const cleanup of cleanups) cleanup();
+folderOfFile((made) => {
+  folder = made;
 });
 
 function rlar(...args: string[]): { code: number | null; out: string; err: string } {

@@ -3,30 +3,20 @@ import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";
 import { existsSync, openSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { checkpointsOf, tinyFolder } from "../support/train_run.js";
+import { folderOfFile } from "../support/folder_of_file.js";
+import { checkpointsOf, tinyKeys } from "../support/train_run.js";
 
 let folder = "";
-const cleanups: (() => void)[] = [];
-before(async () => {
-  folder = await tinyFolder({ after: (fn) => cleanups.push(fn) }, 20);
-});
-after(() => {
-  for (const cleanup of cleanups) cleanup();
+folderOfFile((made) => {
+  folder = made;
 });
 
 const keys = (dir: string, iters: number): string[] => [
   `run.dir=${dir}`,
-  `data.source=${join(folder, "images")}`,
-  `tokenizer.path=${join(folder, "tokenizer.safetensors")}`,
-  "data.size=16",
-  "data.evalPart=0",
-  "ar={type: gpt, nLayer: 1, nHead: 2, nEmbd: 16, extra: {classNum: 3}}",
+  ...tinyKeys(folder),
   "algorithm=grpo",
-  "rollout={images: 4, numGenerations: 2}",
-  "reward.l2.weight=1",
-  "eval.every=0",
   "save.every=0",
   "log={every: 1, imagesEvery: 0, tensorboard: false}",
   `train={iters: ${iters}, threads: 1, device: cpu}`,

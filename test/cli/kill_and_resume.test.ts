@@ -5,19 +5,19 @@
 import assert from "node:assert/strict";
 import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { after, before, describe, type TestContext, test } from "node:test";
+import { describe, type TestContext, test } from "node:test";
 
 import { buildArPolicy } from "../../src/rl_ar_finetune/builder.js";
 import { manualSeed, saveSafetensors } from "../../src/torch/index.js";
+import { folderOfFile } from "../support/folder_of_file.js";
 import { killsOr, life, moments, SEED, unfinishedIn } from "../support/kills.js";
-import { quietRun, tinyFolder, tinyRun } from "../support/train_run.js";
+import { quietRun, tinyRun } from "../support/train_run.js";
 
 const KILLS = killsOr(3);
 
 let folder = "";
-const cleanups: (() => void)[] = [];
-before(async () => {
-  folder = await tinyFolder({ after: (fn) => cleanups.push(fn) }, 20);
+folderOfFile(async (made) => {
+  folder = made;
   await quietRun(tinyRun(folder));
   manualSeed(1);
   const sizes = { nLayer: 1, nHead: 2, nEmbd: 16, extra: { classNum: 3 } };
@@ -25,9 +25,6 @@ before(async () => {
   saveSafetensors(at("policy.safetensors"), policy.stateDict(), { config: JSON.stringify(policy.options) });
   optimizer.dispose();
   policy.dispose();
-});
-after(() => {
-  for (const cleanup of cleanups) cleanup();
 });
 
 const at = (name: string): string => join(folder, name);

@@ -5,21 +5,18 @@
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { join } from "node:path";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 
 import { readCheckpoint } from "../../src/run/checkpoint.js";
 import { explained } from "../../src/run/failure.js";
 import { zeros } from "../../src/torch/index.js";
-import { checkpointsOf, quietRun, tinyFolder, tinyRun } from "../support/train_run.js";
+import { folderOfFile } from "../support/folder_of_file.js";
+import { checkpointsOf, quietRun, tinyRun } from "../support/train_run.js";
 
 let folder = "";
-const cleanups: (() => void)[] = [];
-before(async () => {
-  folder = await tinyFolder({ after: (fn) => cleanups.push(fn) }, 20);
+folderOfFile(async (made) => {
+  folder = made;
   await quietRun(tinyRun(folder));
-});
-after(() => {
-  for (const cleanup of cleanups) cleanup();
 });
 
 test("an operator without memory for its result is told in one sentence", async () => {

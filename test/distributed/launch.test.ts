@@ -3,18 +3,15 @@ import assert from "node:assert/strict";
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 
-import { checkpointsOf, metricsOf, tinyFolder } from "../support/train_run.js";
+import { folderOfFile } from "../support/folder_of_file.js";
+import { checkpointsOf, metricsOf, tinyKeys } from "../support/train_run.js";
 
 let folder = "";
-const cleanups: (() => void)[] = [];
-before(async () => {
-  folder = await tinyFolder({ after: (fn) => cleanups.push(fn) }, 20);
-});
-after(() => {
-  for (const cleanup of cleanups) cleanup();
+folderOfFile((made) => {
+  folder = made;
 });
 
 interface Launched {
@@ -25,14 +22,7 @@ interface Launched {
 function launch(dir: string, iters: number, options: readonly string[] = [], processes = 2): Launched {
   const keys = [
     `run.dir=${dir}`,
-    `data.source=${join(folder, "images")}`,
-    `tokenizer.path=${join(folder, "tokenizer.safetensors")}`,
-    "data.size=16",
-    "data.evalPart=0",
-    "ar={type: gpt, nLayer: 1, nHead: 2, nEmbd: 16, extra: {classNum: 3}}",
-    "rollout={images: 4, numGenerations: 2}",
-    "reward.l2.weight=1",
-    "eval.every=0",
+    ...tinyKeys(folder),
     "save.every=5",
     "log={every: 1, imagesEvery: 0, tensorboard: false}",
     `train={iters: ${iters}, threads: 1, device: cpu, timeout: 20}`,

@@ -8,9 +8,9 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
 
-import { freePort } from "../support/processes.js";
+import { freePort } from "../../src/cli/launch.js";
 import { assertSameMetrics, difference } from "../support/same_run.js";
-import { tinyFolder } from "../support/train_run.js";
+import { tinyFolder, tinyKeys } from "../support/train_run.js";
 
 const MAIN = fileURLToPath(new URL("../../src/cli/main.js", import.meta.url));
 const PYTHON = process.env.RLAR_TEST_PYTHON ?? "python3";
@@ -31,14 +31,7 @@ test("torchrun and rlar launch make the same run, bit for bit", async (t) => {
   const keys = (dir: string): string[] => [
     "train",
     `run.dir=${join(folder, dir)}`,
-    `data.source=${join(folder, "images")}`,
-    `tokenizer.path=${join(folder, "tokenizer.safetensors")}`,
-    "data.size=16",
-    "data.evalPart=0",
-    "ar={type: gpt, nLayer: 1, nHead: 2, nEmbd: 16, extra: {classNum: 3}}",
-    "rollout={images: 4, numGenerations: 2}",
-    "reward.l2.weight=1",
-    "eval.every=0",
+    ...tinyKeys(folder),
     "log={imagesEvery: 0, tensorboard: false}",
     "train={iters: 3, threads: 1, device: cpu}",
   ];

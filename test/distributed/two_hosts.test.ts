@@ -10,8 +10,8 @@ import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 
-import { freePort } from "../support/processes.js";
-import { checkpointsOf, metricsOf, tinyFolder } from "../support/train_run.js";
+import { freePort } from "../../src/cli/launch.js";
+import { checkpointsOf, metricsOf, tinyFolder, tinyKeys } from "../support/train_run.js";
 
 const MAIN = fileURLToPath(new URL("../../src/cli/main.js", import.meta.url));
 const HOSTS = [`rlar-a-${process.pid}`, `rlar-b-${process.pid}`] as const;
@@ -76,14 +76,7 @@ test("two hosts: the link is cut during a step, both name the other, and the run
   const dir = join(folder, "run");
   const keys = [
     `run={dir: ${dir}, ifExists: resume}`,
-    `data.source=${join(folder, "images")}`,
-    `tokenizer.path=${join(folder, "tokenizer.safetensors")}`,
-    "data.size=16",
-    "data.evalPart=0",
-    "ar={type: gpt, nLayer: 1, nHead: 2, nEmbd: 16, extra: {classNum: 3}}",
-    "rollout={images: 4, numGenerations: 2}",
-    "reward.l2.weight=1",
-    "eval.every=0",
+    ...tinyKeys(folder),
     "save.every=5",
     "log={every: 1, imagesEvery: 0, tensorboard: false}",
     "train={iters: 150, threads: 1, device: cpu, timeout: 8}",

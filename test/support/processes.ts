@@ -1,7 +1,8 @@
 /** Starts several processes of one program as a launcher does, for tests of process groups. */
+
 import { spawn } from "node:child_process";
-import { createServer } from "node:net";
 import { fileURLToPath } from "node:url";
+import { freePort } from "../../src/cli/launch.js";
 
 /** How a process ended. */
 export interface Ended {
@@ -17,15 +18,6 @@ export interface Running {
   /** Resolves when the text has come from a process, on either stream. */
   saw(rank: number, text: string): Promise<void>;
   readonly ended: Promise<readonly Ended[]>;
-}
-
-/** A port that nobody uses at the moment. */
-export async function freePort(): Promise<number> {
-  const server = createServer().listen(0, "127.0.0.1");
-  await new Promise((resolve) => server.once("listening", resolve));
-  const { port } = server.address() as { port: number };
-  await new Promise((resolve) => server.close(resolve));
-  return port;
 }
 
 /** What torchrun tells a process. */

@@ -39,6 +39,18 @@ export async function tinyFolder(t: { after(fn: () => void): void }, images = 20
   return folder;
 }
 
+/** The keys of a command line for a run on such a folder. */
+export const tinyKeys = (folder: string): string[] => [
+  `data.source=${join(folder, "images")}`,
+  `tokenizer.path=${join(folder, "tokenizer.safetensors")}`,
+  "data.size=16",
+  "data.evalPart=0",
+  "ar={type: gpt, nLayer: 1, nHead: 2, nEmbd: 16, extra: {classNum: 3}}",
+  "rollout={images: 4, numGenerations: 2}",
+  "reward.l2.weight=1",
+  "eval.every=0",
+];
+
 /** Emoji as PNG files, in folders named by class. */
 export async function writeEmoji(folder: string, count: number, from = 0): Promise<void> {
   const { tensors } = loadSafetensors(EMOJI);
