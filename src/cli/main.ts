@@ -13,7 +13,7 @@ import { print } from "../run/console.js";
 import { DivergedError, explained, firstError } from "../run/failure.js";
 import { expectedMessage } from "../torch/errors.js";
 import { kinds } from "./config.js";
-import { withProgressOnTerminal } from "./progress.js";
+import { fitProgress, rlProgress, withProgressOnTerminal } from "./progress.js";
 
 /** 0 ok, 2 a wrong command line or configuration, 3 data or a model that cannot be used, 4 diverged, 5 another process lost. */
 const EXIT = { usage: 2, data: 3, diverged: 4, lost: 5 } as const;
@@ -41,16 +41,16 @@ function numbers(text: string): number[] {
 const integerOption = (flags: string, what: string): Option => new Option(flags, what).argParser(integer);
 const device = (): Option => new Option("--device <device>", "cpu, cuda or cuda:N").default("cpu");
 const wrapper = (): Option =>
-  new Option("--wrapper <key>", "key of the state dict, for a file that holds several");
+  new Option("--wrapper <key>", "key of the state dict, for a file with several state dicts");
 const weights = (): Option =>
   new Option(
     "--weights <which>",
     "ema: the exponential moving average of the weights, raw: the weights of the last step (default: ema for a tokenizer that has it, raw for a policy)",
   ).choices(["ema", "raw"]);
 const heads = (): Option =>
-  new Option("--heads <n>", "number of attention heads, if the file does not say").argParser(integer);
+  new Option("--heads <n>", "number of attention heads, if the file does not have it").argParser(integer);
 const codes = (): Option =>
-  new Option("--codes <n>", "number of codes per image, if the file does not say").argParser(integer);
+  new Option("--codes <n>", "number of codes per image, if the file does not have it").argParser(integer);
 const cfgSchedule = (): Option =>
   new Option("--cfg-schedule <s>", "guidance scale along the sequence: constant, or rising from 1")
     .choices(["constant", "power_cosine"])
@@ -111,9 +111,10 @@ function command<A extends unknown[]>(
   };
 }
 
-/** An example at the end of a command's help, as it can be typed here. */
-function example(words: string, what: string): string {
-  return `\nExample: ${what}\n  ${rlarCommand(words.split(" "))}`;
+/** An example at the end of a command's help, as it can be typed here. Text in single quotes is one word. */
+function example(line: string, what: string): string {
+  const words = line.match(/'[^']*'|\S+/g) ?? [];
+  return `\nExample: ${what}\n  ${rlarCommand(words.map((word) => word.replaceAll("'", "")))}`;
 }
 
 const { version } = JSON.parse(readFileSync(new URL("../../../package.json", import.meta.url), "utf8")) as {
@@ -214,23 +215,23 @@ program
 program
   .command("embed")
   .description(
-    "Embed images with CLIP, SigLIP, TokLIP, Inception v3 or a classifier. Write the vectors, or classify the images by the names of their classes.",
+    "Embed images with CLIP, SigLIP, TokLIP, Inception v3 or a classifier. Write the embeddings to a file, or classify the images by class names (zero-shot).",
   )
   .argument(
     "<network>",
-    "a folder of transformers or open_clip, TokLIP's file, Inception v3, or a file of rlar classifier",
+    "a model folder of transformers or open_clip, or a file: TokLIP, Inception v3, a classifier from rlar classifier",
   )
   .requiredOption("--data <images>", "the images, as data.source")
   .addOption(
     new Option(
       "--out <file>",
-      "safetensors with embeddings [N, E], classes [N] and names, a reference set for rlar eval",
+      "safetensors file to write: embeddings [N, E], classes [N] and names; rlar eval --reference reads it",
     ),
   )
   .addOption(
     new Option(
       "--zero-shot <template>",
-      "classify each image by the nearest class name in a template, such as 'a photo of a {}.'; may be repeated, and then the mean over them counts",
+      "print the accuracy of classifying each image by the nearest text; {} stands for the class name, as in 'a photo of a {}.'; may be repeated: text embeddings are averaged over templates",
     )
       .argParser(several)
       .default([], "none"),
@@ -238,17 +239,17 @@ program
   .addOption(
     new Option(
       "--text-tokenizer <file>",
-      "tokenizer.json of the texts, or its folder (default: beside the weights)",
+      "tokenizer.json for texts, or its folder (default: the folder of the weights)",
     ),
   )
   .addOption(
     new Option(
       "--size <px>",
-      "width and height after cropping (default: CLIP and SigLIP prepare whole images themselves; TokLIP's own size; else 256)",
+      "crop images to this width and height (default: no crop for CLIP and SigLIP, which resize images themselves; the size of TokLIP; 256 for other networks)",
     ).argParser(integer),
   )
   .addOption(crop())
-  .addOption(new Option("--label <name>", "where the class of an image is, as data.label"))
+  .addOption(new Option("--label <name>", "name of what holds the class, as data.label"))
   .addOption(new Option("--limit <n>", "maximum number of images, spread over the set").argParser(integer))
   .addOption(device())
   .addOption(json())
@@ -256,7 +257,7 @@ program
     "after",
     example(
       "embed clip-vit-base-patch32 --data photos --zero-shot 'a photo of a {}.'",
-      "whether CLIP knows your images by the names of their folders: a check of the files of weights and texts",
+      "accuracy of CLIP on your images; a low one may mean wrong files of weights or texts",
     ),
   )
   .action(command(async () => (await import("./embed.js")).embed, "Lower --limit"));
@@ -264,14 +265,14 @@ program
 program
   .command("sample")
   .description("Sample images from a policy. The same seed gives the same images.")
-  .addOption(new Option("--run <dir>", "a run's folder: its policy as trained, and its tokenizer"))
   .addOption(
-    new Option("--checkpoint <which>", "of --run: the last, or the best")
-      .choices(["last", "best"])
-      .default("last"),
+    new Option("--run <dir>", "folder of a run: sample from its fine-tuned policy, with its tokenizer"),
   )
-  .addOption(new Option("--policy <file>", "weights of the policy, rather than those of --run"))
-  .addOption(new Option("--tokenizer <file>", "weights of the tokenizer, rather than those of --run"))
+  .addOption(
+    new Option("--checkpoint <which>", "checkpoint of --run").choices(["last", "best"]).default("last"),
+  )
+  .addOption(new Option("--policy <file>", "weights of the policy, in place of those of --run"))
+  .addOption(new Option("--tokenizer <file>", "weights of the tokenizer, in place of those of --run"))
   .addOption(new Option("--out <png>", "the grid to write, a row per class").default("sample.png"))
   .addOption(
     new Option(
@@ -282,9 +283,12 @@ program
       .default([], "none"),
   )
   .addOption(
-    new Option("--data <images>", "a data set whose classes have names, where the policy's file has none"),
+    new Option(
+      "--data <images>",
+      "data set with the names of the classes, if the policy's file does not have them",
+    ),
   )
-  .addOption(new Option("--label <name>", "what holds the class in --data, as data.label"))
+  .addOption(new Option("--label <name>", "name of what holds the class in --data, as data.label"))
   .addOption(
     new Option("--features <file>", "text features as safetensors: features [B, S, C], and isReal [B, S]"),
   )
@@ -299,7 +303,7 @@ program
   )
   .addOption(cfgSchedule())
   .addOption(
-    new Option("--temperature <t>", "sampling temperature; 0 takes the likeliest code each time (greedy)")
+    new Option("--temperature <t>", "sampling temperature; 0 always takes the most likely code (greedy)")
       .argParser(number)
       .default(1),
   )
@@ -334,7 +338,7 @@ program
 program
   .command("eval")
   .description(
-    "Evaluate a tokenizer, a policy, or two policies with equal seeds, on held-out images: reconstructions, completions, samples from the class alone (free samples) and likelihood.",
+    "Evaluate a tokenizer, a policy, or two policies with the same seeds, on held-out images: reconstructions, completions, samples from the class alone (free samples) and likelihood.",
   )
   .addOption(new Option("--run <dir>", "folder of a run: compare its policy before (A) and after (B)"))
   .addOption(
@@ -349,17 +353,17 @@ program
     new Option("--config <file>", "configuration file of rlar train that names images, tokenizer and policy"),
   )
   .addOption(new Option("--tokenizer <file>", "weights of the tokenizer"))
-  .addOption(new Option("--policy <file>", "A: weights of the policy, or of the policy before"))
+  .addOption(new Option("--policy <file>", "weights of the policy, or of the first policy (A)"))
   .addOption(
     new Option(
       "--against <file>",
-      "B: weights of the policy after; it is compared with A at all temperatures and scales",
+      "weights of a second policy (B); it is compared with A at all temperatures and guidance scales",
     ),
   )
   .addOption(
     new Option(
       "--features <file>",
-      "network for the measures of sets of images, such as the Fréchet distance: Inception v3, one from rlar classifier, CLIP, SigLIP (a folder) or TokLIP; may be repeated; networks that the reward of --run or --config used are marked",
+      "network whose features measure sets of images, for example by the Fréchet distance: a file of Inception v3, rlar classifier or TokLIP, or a folder of CLIP or SigLIP; may be repeated; networks that the reward of --run or --config used are marked",
     )
       .argParser(several)
       .default([], "none"),
@@ -370,7 +374,7 @@ program
   .addOption(
     new Option(
       "--reference <file>",
-      "reference set that was described before: published mu and sigma (.npz) for Inception v3, or embeddings of rlar embed; it is refused for another network",
+      "also measure the Fréchet distance from this reference set: published mu and sigma (.npz) of Inception v3, or a file of rlar embed; it must have been made with the network of --features",
     ),
   )
   .addOption(new Option("--data <images>", "training images, as data.source"))
@@ -381,10 +385,10 @@ program
   .addOption(
     new Option(
       "--group <regexp>",
-      "part of a name that must not occur among training and held-out images both, as data.group",
+      "regular expression for the part of a name that must not occur both among training and held-out images, as data.group",
     ),
   )
-  .addOption(new Option("--label <name>", "where the class of an image is, as data.label"))
+  .addOption(new Option("--label <name>", "name of what holds the class, as data.label"))
   .addOption(new Option("--size <px>", "width and height after cropping (default: 256)").argParser(integer))
   .addOption(
     new Option("--crop <crop>", "how images are cropped to squares (default: center)").choices([
@@ -399,14 +403,17 @@ program
       .default(2000),
   )
   .addOption(
-    new Option("--classes <how>", "classes of free samples: as often as in the data, or equally often")
+    new Option(
+      "--classes <how>",
+      "classes of free samples: as often as in the data (data), or equally often (balanced)",
+    )
       .choices(["data", "balanced"])
       .default("data"),
   )
   .addOption(
     new Option(
       "--prefix <k>",
-      "numbers of codes given to completions, such as 16,32,48, or none (default: half of an image's codes)",
+      "numbers of codes that completions are given, such as 16,32,48; none: no completions (default: half of an image's codes)",
     ).argParser((text: string) => (text === "none" ? [] : integers(text))),
   )
   .addOption(new Option("--draws <n>", "completions per image").argParser(integer).default(1))
@@ -447,7 +454,7 @@ program
   )
   .addOption(device())
   .addOption(new Option("--threads <n>", "CPU threads (default: LibTorch's)").argParser(integer))
-  .addOption(new Option("--out <dir>", "folder to write pages of samples and completions to"))
+  .addOption(new Option("--out <dir>", "folder to write pictures of samples and completions to"))
   .addOption(
     new Option(
       "--npz <file>",
@@ -457,10 +464,10 @@ program
   .addOption(
     new Option(
       "--json <file>",
-      "file to write all numbers, intervals, settings, seeds and hashes and the commit to",
+      "JSON file to write: all numbers, intervals, settings, seeds, hashes, and the commit",
     ),
   )
-  .addOption(new Option("--explain", "print what each measure is, and stop"))
+  .addOption(new Option("--explain", "explain the measures, and exit"))
   .addHelpText(
     "after",
     example(
@@ -480,24 +487,9 @@ const preset = (names?: readonly string[]): Option => {
   return names === undefined ? option : option.choices(names);
 };
 const dryRun = (): Option =>
-  new Option("--dry-run", "print the whole configuration and the numbers that follow from it, and stop");
+  new Option("--dry-run", "print the whole configuration and the numbers that follow from it, and exit");
 const force = (): Option =>
   new Option("--force", "resume a run although its configuration or images changed");
-
-/** What the line of progress says, for the help of the commands that train. */
-const PROGRESS = `
-Progress on a terminal, as far as the line is wide enough:
-  step 120/1000     steps done, steps in all
-  reward -0.03 ↑    mean reward, with a bar for each of the last steps; (ceil -0.01): reward of the tokenizer's own reconstructions
-  loss 2.31 ↓       training loss, where there is no reward
-  21m left          time left
-  kl 0.002          KL divergence per token from the reference, else from the policy that sampled, in nats
-  H 5.1             entropy of the policy, nats per token
-  clip 0.1/0.3%     tokens whose ratio is clipped below/above, in percent
-  gn 0.8            gradient norm before clipping
-  2.2s (update 1.1) seconds of the step, and of its longest parts
-  2.8k tok/s        sampled codes per second; img/s: images per second
-Elsewhere there is a line every log.every steps, with the names that docs/algorithms.md explains.`;
 
 program
   .command("train")
@@ -522,17 +514,19 @@ program
       "a first run",
     ),
   )
-  .addHelpText("after", PROGRESS)
+  .addHelpText("after", rlProgress)
   .action(command(async () => (await import("./train.js")).train));
 
 program
   .command("plan")
   .description(
-    "Predict memory, time and disk space of a run of rlar train. Of model files only the headers are read.",
+    "Predict memory, time and disk space of a run of rlar train. Only the headers of model files are read.",
   )
   .argument("[config...]", "as for rlar train")
   .addOption(preset(Object.keys(presets)))
-  .addOption(integerOption("--processes <n>", "processes that share every batch; predict one").default(1))
+  .addOption(
+    integerOption("--processes <n>", "processes that share a batch; the prediction is for one").default(1),
+  )
   .addOption(new Option("--no-measure", "do not time this machine; print FLOPs without seconds"))
   .addOption(json())
   .addHelpText(
@@ -546,13 +540,13 @@ program
 
 /** A command of supervised training. All of them have the same options. */
 function fitCommand(name: "pretrain" | "tokenizer" | "classifier", description: string, words: string): void {
-  program
+  const presetNames = Object.keys(kinds[name]?.presets ?? {});
+  const fit = program
     .command(name)
     .description(
       `${description} A file overrides the preset, key=value overrides the file. ${rlarCommand(["config", "explain", "--for", name])} lists the keys.`,
     )
     .argument("[config...]", `a YAML file, then key=value, such as ${words}`)
-    .addOption(preset(Object.keys(kinds[name]?.presets ?? {})))
     .addOption(dryRun())
     .addOption(force())
     .addOption(jsonLines())
@@ -563,8 +557,9 @@ function fitCommand(name: "pretrain" | "tokenizer" | "classifier", description: 
         `the weights will be in runs/${name}/model.safetensors`,
       ),
     )
-    .addHelpText("after", PROGRESS)
+    .addHelpText("after", fitProgress)
     .action(command(async () => (await import("./fit.js"))[name]));
+  if (presetNames.length > 0) fit.addOption(preset(presetNames));
 }
 
 fitCommand(
@@ -585,15 +580,17 @@ fitCommand(
 
 program
   .command("launch")
-  .description("Run a training command in several processes of this machine; docs/scale.md has the others.")
-  .argument("<command...>", "the command with its options and keys, such as train config.yaml")
-  .addOption(integerOption("--processes <n>", "processes; with CUDA, one a GPU").makeOptionMandatory())
-  .addOption(
-    integerOption("--max-restarts <n>", "restarts from the last checkpoint when one fails").default(0),
+  .description(
+    "Run a training command in several processes on this machine; docs/scale.md explains several machines.",
   )
-  .addOption(integerOption("--master-port <port>", "port to meet at (default: a free one)"))
+  .argument("<command...>", "the command with its options and keys, such as train config.yaml")
+  .addOption(integerOption("--processes <n>", "processes; with CUDA one per GPU").makeOptionMandatory())
+  .addOption(
+    integerOption("--max-restarts <n>", "restarts from the last checkpoint when a process fails").default(0),
+  )
+  .addOption(integerOption("--master-port <port>", "port of the processes' store (default: a free port)"))
   .passThroughOptions()
-  .addHelpText("after", example("launch --processes 2 train config.yaml", "one run by two processes"))
+  .addHelpText("after", example("launch --processes 2 train config.yaml", "one run with two processes"))
   .action(command(async () => (await import("./launch.js")).launch));
 
 program
@@ -639,7 +636,7 @@ program
 program
   .command("report")
   .description("Write one self-contained HTML page that shows a run, or compares several.")
-  .argument("<runs...>", "folders of runs; eval.json of rlar eval --json is shown too, if it lies in one")
+  .argument("<runs...>", "folders of runs; an eval.json that rlar eval --json wrote there is shown too")
   .addOption(
     new Option(
       "--out <html>",
@@ -657,7 +654,7 @@ program
   .command("doctor")
   .description("Print which LibTorch is in use, and this machine's memory, threads and CUDA.")
   .addOption(json())
-  .addHelpText("after", example("doctor", "what to send with a report of a fault"))
+  .addHelpText("after", example("doctor", "what to include in a bug report"))
   .action(command(async () => (await import("./doctor.js")).doctor));
 
 program

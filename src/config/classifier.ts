@@ -13,19 +13,19 @@ const schema = fitSchema(
         [32, 48, 96, 128],
         "channels",
       ).describe(
-        "Channels at full resolution and after each halving of it; the last is the number of features. Add one for images of 64 px and more; raise them when the training loss stays high.",
+        "Channels at full resolution and after each halving of the resolution; the last is the number of features. Add one number for images of 64 px and more; raise the numbers when the training loss stays high.",
       ),
       depth: key(count, 1, "blocks").describe(
-        "Residual blocks after each halving. Raise it when the training loss stays high, on a GPU.",
+        "Residual blocks after each halving of the resolution. Raise it on a GPU when the training loss stays high.",
       ),
       labelSmoothing: key(unit, 0.1).describe(
         "Label smoothing: fraction of the target that is spread over all classes. Lower it when the predicted probabilities matter.",
       ),
       shift: key(integer0, 2, "px").describe(
-        "Augmentation: maximum translation in each direction. Raise it with the size of the images; set 0 where the position in the image tells the class.",
+        "Augmentation: maximum translation in each direction. Raise it with the size of the images; set 0 if the class depends on the position in the image.",
       ),
       jitter: key(unit, 0.1).describe(
-        "Augmentation: maximum change of brightness, contrast and saturation, as a fraction. Set 0 where colors tell the classes.",
+        "Augmentation: maximum change of brightness, contrast and saturation, as a fraction. Set 0 if classes differ only in color.",
       ),
       erase: key(unit, 0.4).describe(
         "Augmentation: maximum side of the square that is erased from half of the images, as a fraction of the image's side. Lower it when the training loss stays high.",

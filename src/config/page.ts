@@ -4,23 +4,23 @@ import type { ConfigKind, Resumed } from "./kind.js";
 
 const INTRO = `# Configuration
 
-Every key of \`rlar train\`, \`rlar pretrain\`, \`rlar tokenizer\` and \`rlar classifier\`. This page is written by
+This page lists every key of \`rlar train\`, \`rlar pretrain\`, \`rlar tokenizer\` and \`rlar classifier\`. It is written by
 \`npm run --silent rlar -- config docs > docs/configuration.md\` from the schemas in \`src/config\`; a test compares the two.
 
-**Where values come from.** Values come from defaults, a preset, a YAML or JSON file, a program, and \`key=value\` on the command
+**Where values come from.** Values come from the defaults, a preset, a YAML or JSON file, a program, and \`key=value\` on the command
 line; each overrides the ones before. If the command line repeats a key, the last value wins. \`null\` unsets a value. Values on
 the command line are YAML: \`optimizer.betas=[0.9, 0.95]\`. \`rlar config show FILE key=value\` prints the whole configuration,
 \`rlar config explain KEY\` explains a key, and \`rlar config schema\` prints a JSON Schema for editors.
 
 **Spelling.** Keys may be in camelCase or snake_case (\`rollout.numGenerations\`, \`rollout.num_generations\`). An unknown key is
-an error, which names the nearest known key. In TypeScript the compiler checks \`const cfg: TrainConfigInput = { ... }\` in both
+an error, which names the most similar key. In TypeScript the compiler checks \`const cfg: TrainConfigInput = { ... }\` in both
 spellings.
 
 **Paths.** A relative path in a file is relative to the file; on the command line and in a program it is relative to the
 working directory.
 
-**Presets.** If a value of a preset does not fit a value that you set, it is replaced, and a note says so. If two values that you
-set do not fit together, that is an error.
+**Presets.** If a value of a preset does not fit a value that you set, the preset's value is replaced, and a note says so. If two
+values that you set do not fit together, that is an error.
 
 **The original description.** The configuration in the original description of this project works unchanged. Its key
 \`grpo.enabled\` also sets that description's other defaults, unless you set them: no auxiliary cross-entropy, a constant learning
@@ -54,7 +54,7 @@ function commandPage(kind: ConfigKind<object>, usual: ReadonlyMap<string, string
   }
   const tables = [...groups].map(([name, keys]) => {
     const heading = name === "" ? "\n" : `\n### ${kind.name}: ${name}\n\n`;
-    const head = "| key | default | range | what it is, and when to change it | resume |";
+    const head = "| key | default | range | meaning, and when to change it | resume |";
     return `${heading}${head}\n| --- | --- | --- | --- | --- |\n${keys.map(rowOf).join("\n")}\n`;
   });
   const names = same.map(({ path }) => `\`${path}\``).join(", ");

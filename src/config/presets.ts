@@ -31,9 +31,9 @@ export const presets: Readonly<Record<PresetName, TrainPreset>> = {
   },
   vapi: {
     about:
-      "VA-pi (2025): teacher-forced contexts in which half of the codes are replaced by noise, 128 images x 8 sequences " +
-      "per step. Its released class-conditional script has no noise: rollout.context.type=teacher_forced. Needs " +
-      "reward.lpips.path (VGG16).",
+      "VA-pi (2025): teacher-forced contexts in which half of the codes are replaced by noise, 128 images with 8 sequences " +
+      "each per step. VA-pi's released class-conditional script has no noise: for that set " +
+      "rollout.context.type=teacher_forced. Needs reward.lpips.path (VGG16).",
     values: {
       rollout: {
         context: { type: "noisy_teacher_forced", noise: 0.5 },
@@ -61,8 +61,8 @@ export const presets: Readonly<Record<PresetName, TrainPreset>> = {
   completion: {
     about:
       "The policy completes images from the first half of their codes. Each code is credited with the reward of its own " +
-      "place and, with a discount, of later ones; sampling is at temperature 0.8, at which the policy should be used. Small " +
-      "policies (2 M parameters) can take optimizer.lr=4e-4.",
+      "place and, with a discount, of later places. Codes are sampled at temperature 0.8; use the policy at this temperature. " +
+      "For small policies (2 M parameters) set optimizer.lr=4e-4.",
     values: {
       rollout: { context: { type: "prefix" }, images: 32, numGenerations: 4, temperature: 0.8 },
       reward: { credit: "place", creditDecay: 0.8 },

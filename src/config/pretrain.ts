@@ -16,19 +16,19 @@ const schema = fitSchema(
     blockSize: shared.blockSize,
     pretrain: section({
       start: key(z.enum(["condition", "empty"]), "condition").describe(
-        "What sequences start from: the class or text of the image, or nothing. Set empty for an unconditional policy.",
+        "What a sequence is conditioned on at its start: the class or text of the image (condition), or nothing (empty). Set empty for an unconditional policy.",
       ),
       classDropout: key(unit, 0.1).describe(
-        "Probability that a sequence gets the null class (or text) in place of its own. Classifier-free guidance needs it; set 0 where samples will never be guided.",
+        "Probability that a sequence gets the null class (or text) in place of its own. Classifier-free guidance needs it; set 0 if the policy will never be sampled with guidance.",
       ),
       noise: key(unit, 0).describe(
-        "Maximum noise of a context: each sequence draws a fraction between 0 and this, and that fraction of its context is replaced by uniform codes; the targets stay true. Set 0.5 for a policy that will be fine-tuned in noisy contexts; it costs a little likelihood without noise.",
+        "Maximum noise of a context: for each sequence a fraction between 0 and this value is drawn, and this fraction of the codes in its context is replaced by uniformly random codes; the targets stay the true codes. Set 0.5 for a policy that will be fine-tuned in noisy contexts; the likelihood without noise gets slightly worse.",
       ),
       cache: flag(true).describe(
-        "Whether all training images are encoded before the first update and their codes kept in memory, at 2 bytes per code. Switch it off for sets that do not fit, or that are passed over less than once.",
+        "Whether all training images are encoded before the first update and their codes kept in memory, at 2 bytes per code. Switch it off for data sets whose codes do not fit in memory, or for less than one epoch.",
       ),
       cornerScale: key(z.number().gt(1).max(2).nullable(), null).describe(
-        "Augmentation: the four corner crops of each image enlarged by this factor are cached as well; null caches the whole image only. Set 1.1 for photographs, as LlamaGen does; leave it at null where objects fill the frame.",
+        "Augmentation: the codes of the four corner crops of each image, enlarged by this factor, are cached as well; null caches only the image itself. Set 1.1 for photographs, as LlamaGen does; leave it at null if objects fill the image.",
       ),
       microBatch: size("images").describe(
         "Images per forward pass; null is the whole batch. The gradient does not change. Lower it when memory runs out.",

@@ -33,16 +33,16 @@ export const seed = key(integer0, 0).describe(
 
 export const run = section({
   dir: pathKey().describe(
-    "Folder of the run; null makes one under runs/, named by date and preset. Name it to find the run again, or to resume it.",
+    "Folder of the run; null makes one under runs/, named by date and preset. Set it to find the run again, or to resume it.",
   ),
   ifExists: key(z.enum(["ask", "resume", "new", "overwrite", "fail"]), "ask").describe(
-    "What to do when the folder already holds a run; ask means fail where there is no terminal, new adds a number to the name. Set resume in scripts that may be started again.",
+    "What to do when the folder already holds a run; without a terminal ask is the same as fail, new adds a number to the name. Set resume in scripts that may be started again.",
   ),
 });
 
 export const data = section({
   source: pathKey().describe(
-    "Training images: a folder, tar shards, parquet, IDX or code files, or a glob pattern of such files. Required, unless a program passes a dataloader. Where no reward of rlar train compares with an image, a .txt or .jsonl file of captions or classes will do, or data.classNames alone.",
+    "Training images: a folder, tar shards, parquet, IDX or code files, or a glob pattern of such files. Required, unless a program passes a dataloader. If no reward of rlar train needs images, a .txt or .jsonl file of captions or classes, or data.classNames alone, is enough.",
   ),
   evalSource: pathKey().describe(
     "Images to evaluate on; null holds out a part of data.source. Give it when you have a separate validation set.",
@@ -51,10 +51,10 @@ export const data = section({
     "Fraction of data.source that is held out and never trained on, chosen by a hash of each image's name. Lower it for large sets. 0 trains on all images and needs data.evalSource or eval.every=0. The images stay held out when eval.every is 0.",
   ),
   label: textKey().describe(
-    "Where the class of an image is: a parquet column, the extension of a tar member, a tensor of a code file, a field of a JSONL file; none puts all images into one class. Set it when no class is found, or the wrong one.",
+    "Name of what holds the class of an image: a parquet column, the extension of a tar member, a tensor of a code file, a field of a JSONL file; none puts all images into one class. Set it when no class is found, or the wrong one.",
   ),
   image: textKey().describe(
-    "Where the image is: a parquet column, the extension of a tar member, a tensor of a code file. Set it when there are several, or none is found.",
+    "Name of what holds the image: a parquet column, the extension of a tar member, a tensor of a code file. Set it when there are several candidates, or none is found.",
   ),
   classNames: key(z.array(text).readonly().nullable(), null).describe(
     "Names of all classes, in the order of the policy's class ids; null sorts the names that are found. Give it when the images show only some of the classes that the policy knows.",
@@ -63,16 +63,16 @@ export const data = section({
     "Width and height of the images after cropping. Use the size that the tokenizer was trained on.",
   ),
   crop: key(z.enum(["center", "smallest_side"]), "center").describe(
-    "How an image is cropped to a square: center halves it with box filters first (as ADM and LlamaGen do), smallest_side resizes once. Use the one that the policy was trained with.",
+    "How an image is resized and cropped to a square: center halves large images with box filters before it resizes them (as ADM and LlamaGen do), smallest_side resizes once. Use the one that the policy was trained with.",
   ),
   flip: flag(false).describe(
-    "Whether half of the training images are mirrored. Switch it on for small sets where left and right mean the same.",
+    "Whether each training image is mirrored horizontally with probability 0.5. Switch it on for small data sets in which left and right have no meaning.",
   ),
   balance: key(unit, 0).describe(
-    "How far training evens out the classes: 0 draws every image equally often, 1 every class. Raise it when a few classes hold most of the images.",
+    "How often images of small classes are drawn: 0 draws every image equally often, 1 every class equally often. Raise it when a few classes have most of the images.",
   ),
   group: textKey().describe(
-    "Regular expression for the part of an image's name that must not occur both in training and among the held-out images. Give it when a set holds several images of one thing, such as one design in several styles.",
+    "Regular expression for the part of an image's name that must not occur both among the training and among the held-out images. Set it when the data set has several images of one object, such as one emoji in several styles.",
   ),
   featureTokens: size("tokens").describe(
     "Length that text features are padded to; null pads to the longest of a batch. Set it to the length that a text-conditional policy was trained with.",
@@ -81,12 +81,12 @@ export const data = section({
     "Number of unreadable images that may be skipped; null is 1 % of the set. Raise it for downloaded sets that were never checked.",
   ),
   workers: size("threads").describe(
-    "Threads that decode images; null is one less than the number of processors, at most 8. Raise it when time/data is not close to 0.",
+    "Threads that decode images; null is one less than the number of CPU cores, at most 8. Raise it when time/data is not close to 0.",
   ),
 });
 
 const wrapper = textKey().describe(
-  "Key of the state dict in the file; null finds it. Set it when the file holds several and the wrong one is used.",
+  "Key of the state dict in the file; null finds it. Set it when the file holds several state dicts and the wrong one is used.",
 );
 
 /** Which weights of a file are used. */
@@ -103,7 +103,7 @@ export const tokenizer = section({
   wrapper,
   weights,
   config: key(record, {}).describe(
-    "What the shapes in the file do not tell, such as lookup: l2 for taming-transformers' VQGAN. Set it when rlar inspect shows the wrong architecture.",
+    "Options of the architecture that do not follow from the shapes in the file, such as lookup: l2 for taming-transformers' VQGAN. Set it when rlar inspect shows the wrong architecture.",
   ),
   model: liveKey<FrozenTokenizer | ImageTokenizer>(
     "a tokenizer with encode and decodeCode",
@@ -117,7 +117,7 @@ export const tokenizer = section({
 /** Keys of `ar` that all commands with a policy have. */
 export const arKeys = {
   type: key(z.enum(["gpt", "llamagen"]).nullable(), null).describe(
-    "Architecture of a new policy; with ar.path the file tells. Set it to train a policy from scratch.",
+    "Architecture of a new policy; with ar.path it is read from the file. Set it to train a policy from scratch.",
   ),
   path: pathKey().describe(
     "File of the policy: minGPT, LlamaGen, IBQ's transformer, or one trained here; null makes a new policy. Required for fine-tuning.",
@@ -128,7 +128,7 @@ export const arKeys = {
   ),
   nLayer: size("layers").describe("Number of layers of a new policy. Set it together with ar.type."),
   nHead: size("heads").describe(
-    "Number of attention heads of a new policy, or of a file that does not tell. Set it together with ar.type, or when the file is refused without it.",
+    "Number of attention heads, for a new policy or for a file without this number. Set it together with ar.type, or when the file cannot be opened without it.",
   ),
   nEmbd: size("channels").describe("Embedding width of a new policy. Set it together with ar.type."),
   extra: key(record, {}).describe(
@@ -142,7 +142,7 @@ export const arKeys = {
     (value) => has(value, "hidden") && has(value, "logits"),
   ).describe("A loaded policy, in place of ar.path and ar.type. Pass one from a program."),
   gradientCheckpointing: flag(false).describe(
-    "Whether blocks are recomputed in the backward pass instead of keeping their activations. Switch it on when the update runs out of memory with a micro-batch of 1.",
+    "Whether the activations of the transformer blocks are recomputed in the backward pass instead of kept in memory. Switch it on when the update runs out of memory with a micro-batch of 1.",
   ),
 };
 
@@ -185,10 +185,10 @@ export const optimizerKeys = (
 export const emaOf = (decay: number | null) =>
   section({
     decay: key(below1.nullable(), decay).describe(
-      "Decay of the exponential moving average (EMA) of the weights; null keeps none. Set 0.999 for runs of a thousand steps, 0.9999 for runs of many thousand. Evaluation uses the EMA.",
+      "Decay of the exponential moving average (EMA) of the weights; null keeps none. Set 0.999 for runs of a thousand steps, 0.9999 for many thousand. Evaluations use the EMA.",
     ),
     warmup: flag(true).describe(
-      "Whether the EMA decay starts low and rises, so that the initial weights are soon forgotten. Rarely changed.",
+      "Whether the EMA decay starts low and rises, so that the weight of the initial parameters falls quickly. Rarely changed.",
     ),
   });
 
@@ -220,10 +220,10 @@ export const saveKeys = (every: number, keep: number, steps: string) => ({
 /** Keys of the log; `steps` is what the command calls its updates. */
 export const logKeys = (every: number, imagesEvery: number, steps: string) => ({
   every: key(count, every, steps).describe(
-    "Interval between lines on the console; metrics.jsonl has every step. In rlar train, reward/vq_ceiling is measured as often. Lower it for slow runs.",
+    "Interval between lines on the console; metrics.jsonl has every step. rlar train measures reward/vq_ceiling at the same steps. Lower it for slow runs.",
   ),
   imagesEvery: key(integer0, imagesEvery, steps).describe(
-    "Interval between pages of sample images; 0 makes none. Lower it to see what the run learns.",
+    "Interval between pictures of samples in samples/; 0 makes none. Lower it to see what the run learns.",
   ),
   tensorboard: flag(true).describe(
     "Whether TensorBoard event files are written to tb/. Switch it off to save space.",
@@ -234,10 +234,10 @@ export const logKeys = (every: number, imagesEvery: number, steps: string) => ({
 /** Limits on updates whose loss or gradient is not finite; `steps` is what the command calls its updates. */
 export const limitKeys = (steps: string) => ({
   nonFiniteInARow: key(count, 5, steps).describe(
-    `Consecutive ${steps} that may be skipped because the loss or gradient is not finite; one more ends the run with exit code 4. Rarely changed: find the cause.`,
+    `Consecutive ${steps} that may be skipped because the loss or gradient is not finite; one more ends the run with exit code 4. Rarely changed: look for the cause instead.`,
   ),
   nonFinite: key(count, 100, steps).describe(
-    `Number of ${steps} in the whole run that may be skipped because the loss or gradient is not finite; one more ends the run with exit code 4. Rarely changed: find the cause.`,
+    `Number of ${steps} in the whole run that may be skipped because the loss or gradient is not finite; one more ends the run with exit code 4. Rarely changed: look for the cause instead.`,
   ),
 });
 
@@ -251,12 +251,12 @@ export const machineKeys = {
     "auto",
   ).describe("Device to train on; auto is cuda where available. Set cpu to leave the GPU to others."),
   threads: size("threads").describe(
-    "CPU threads of one operator; null uses LibTorch's default, divided among the processes of a machine. Set 1 to share a machine.",
+    "CPU threads of LibTorch; null uses LibTorch's default, divided among the processes of a machine. Set 1 to leave cores to other programs.",
   ),
   timeout: key(positive, 600, "seconds").describe(
     "How long the processes of a run wait for each other before the run ends. Raise it if one of them needs longer to read its data or to write a checkpoint.",
   ),
   shardOptimizer: flag(false).describe(
-    "Whether each process of a run holds the optimizer's state of its own part of the weights. Set true when the state does not fit beside a copy of the weights; it needs several processes.",
+    "Whether the optimizer's state is sharded over the processes of a run. Set true when weights, gradients and optimizer state do not fit in the memory of a process; it needs several processes.",
   ),
 };

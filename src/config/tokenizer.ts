@@ -19,10 +19,10 @@ const model = section({
   wrapper: shared.wrapper,
   weights: shared.weights,
   codebookSize: size("codes").describe(
-    "Number of codes in the codebook; null is the preset's. Raise it for finer images; the policy then needs more data.",
+    "Number of codes in the codebook; null is the preset's. Raise it for reconstructions with more detail; the policy then needs more data.",
   ),
   embedDim: size("channels").describe(
-    "Dimension of a code vector; null is the preset's. Rarely changed: a small one keeps a normalized codebook in use, IBQ prefers a large one.",
+    "Dimension of a code vector; null is the preset's. Rarely changed: with a small one more codes of a normalized codebook are used, IBQ needs a large one.",
   ),
   ch: size("channels").describe(
     "Channels at full resolution; null is the preset's. Raise it first when held-out images stay blurry; time grows with its square.",
@@ -40,19 +40,19 @@ const model = section({
     "Maximum number of groups of a group norm; null is the preset's. Rarely changed.",
   ),
   dropout: key(below1.nullable(), null).describe(
-    "Dropout probability in residual blocks; null is the preset's, 0. Rarely changed: fewer epochs serve better.",
+    "Dropout probability in residual blocks; null is the preset's, 0. Rarely changed: against overfitting, fewer epochs work better.",
   ),
 });
 
 const gan = section({
   weight: key(atLeast0, 0).describe(
-    "Weight of the adversarial loss; 0 trains no discriminator. Set 0.1 to 0.5 for images of 64 px and more, once they are good but blurry; it adds detail that need not be in the image.",
+    "Weight of the adversarial loss; 0 trains no discriminator. Set 0.1 to 0.5 for images of 64 px and more, if reconstructions are good but blurry; it may add detail that is not in the image.",
   ),
   adaptive: flag(false).describe(
     "Whether the weight is multiplied by the ratio of the gradient norms of reconstruction and adversarial loss at the decoder's last layer. VQGAN sets it; LlamaGen and IBQ do not.",
   ),
   start: key(integer0.nullable(), null, "updates").describe(
-    "Updates before the discriminator starts; null is half of all. Lower it when reconstructions are good long before.",
+    "Updates before the discriminator starts; null is half of all updates. Lower it if reconstructions are good long before.",
   ),
   generator: key(adversarial, "hinge").describe(
     "Adversarial loss of the decoder: mean logit (hinge), or cross-entropy per patch (vanilla) or per image (non_saturating). Set non_saturating as in IBQ.",
@@ -88,28 +88,28 @@ const loss = section({
   }),
   perceptual: section({
     weight: key(atLeast0, 0).describe(
-      "Weight of the perceptual loss in the features of loss.perceptual.path. Set 1 with LPIPS, as published; pixels alone make reconstructions blurry.",
+      "Weight of the perceptual loss in the features of loss.perceptual.path. Set 1 with LPIPS, as published; a loss on pixels alone makes reconstructions blurry.",
     ),
     path: pathKey().describe(
       "File of torchvision's VGG16, AlexNet or SqueezeNet 1.1 (LPIPS), or of a classifier from rlar classifier. Required when the weight is not 0; with weight 0 it is used in evaluation only.",
     ),
   }),
   codebook: key(atLeast0, 1).describe(
-    "Weight of the codebook loss, which moves codes towards features and features towards codes. Rarely changed.",
+    "Weight of the codebook loss, which moves code vectors towards the encoder's features and features towards code vectors. Rarely changed.",
   ),
   commitment: key(atLeast0, 0.25).describe(
-    "Commitment coefficient within the codebook loss: the part that moves features towards codes (VQ), or codes towards features (IBQ). Raise it when train/commitment grows.",
+    "Commitment coefficient: weight, within the codebook loss, of the part that moves features towards code vectors (VQ), or code vectors towards features (IBQ). Raise it when train/commitment grows.",
   ),
   entropy: section({
     weight: key(atLeast0.nullable(), null).describe(
-      "Weight of the entropy loss, which makes each position certain of its code and uses all codes equally; null is 0.05 for IBQ, 0 for VQ. Set 0.05 for VQ when eval/codebook_used stays low in spite of loss.restartAfter.",
+      "Weight of the entropy loss, which lowers the entropy of the code at each position and raises the entropy of all codes together; null is 0.05 for IBQ, 0 for VQ. Set 0.05 for VQ when eval/codebook_used stays low in spite of loss.restartAfter.",
     ),
     temperature: key(positive, 0.01).describe(
       "Softmax temperature of the entropy loss. Raise it when features are small and all codes look alike.",
     ),
   }),
   restartAfter: key(integer0, 100, "updates").describe(
-    "Updates without use after which a code is replaced by a feature of the batch; 0 never replaces codes. Raise it where an update has fewer positions than the codebook has codes; set 0 where every code must stay, as with a policy trained on them.",
+    "A code that was not used for this number of updates is replaced by a feature of the batch; 0 never replaces codes. Raise it if a batch has fewer positions than the codebook has codes; set 0 if codes must keep their meaning, for example for a policy that was trained on them.",
   ),
   gan,
 });

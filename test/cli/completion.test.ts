@@ -36,5 +36,6 @@ test("every command's help ends with an example; the version is the package's", 
   for (const name of names) {
     if (name !== "completion") assert.match(rlar(name as string, "--help"), /\nExample: .+\n {2}\S.*rlar/);
   }
+  assert.match(rlar("embed", "--help"), /--zero-shot 'a photo of a \{\}\.'\n/); // its words survive the shell
   assert.match(rlar("--version"), /^\d+\.\d+\.\d+\n$/);
 });
