@@ -1,6 +1,6 @@
 /**
- * Training of a small classifier, whose features then measure images: `reward.perceptual`, `eval.perceptual`, and the
- * statistics of `rlar eval`. The network is in `metrics/classifier.ts`, the loop in `loop.ts`.
+ * Trains a small classifier. Its features are then used by `reward.perceptual`, `eval.perceptual` and `rlar eval
+ * --features`. The network is in `metrics/classifier.ts`, the loop in `loop.ts`.
  */
 
 import type { ClassifierTrainConfig } from "../config/classifier.js";
@@ -28,10 +28,10 @@ import {
 import type { FitModel, FitState, FitStep, FitTask } from "./loop.js";
 import { addedUp, FitNetwork, meansOfAll, openDevice, partOf } from "./network.js";
 
-/** Mistakes on a page. */
+/** Number of misclassified images in a picture. */
 const SHOWN = 48;
 
-/** A held-out image that is classified wrongly. */
+/** A misclassified held-out image. */
 interface Mistake {
   readonly id: string;
   readonly is: string;
@@ -163,7 +163,7 @@ class ClassifierTask implements FitTask {
     };
   }
 
-  /** The wrongly classified held-out images with the highest confidence; null when there are none. */
+  /** The misclassified held-out images with the highest confidence; null if all are classified correctly. */
   async page(): ReturnType<FitTask["page"]> {
     const { classNames } = this.#network.module.config;
     const mistakes: Mistake[] = [];
@@ -221,7 +221,7 @@ class ClassifierTask implements FitTask {
     return (this.#cast === null ? run() : autocast(this.#cast, run)).float();
   }
 
-  /** Logits of the held-out images, batch by batch, as the network will be used. */
+  /** Logits of the held-out images, batch by batch, in eval mode and with the EMA of the weights if there is one. */
   async #eachHeldOut(use: (batch: Batch, logits: Tensor) => void): Promise<void> {
     for await (const batch of this.#images.evalBatches()) {
       using _ = batch;

@@ -1,6 +1,6 @@
 /**
- * The codes of a whole data set in memory, and batches of them. The tokenizer runs once before training, so that a batch takes
- * almost no time. `data/order.ts` determines the order.
+ * Keeps the codes of a whole data set in memory and makes batches of them. The tokenizer runs once, before training, so
+ * reading a batch takes almost no time. `data/order.ts` determines the order.
  */
 import {
   Batch,
@@ -32,7 +32,7 @@ import {
 
 /** Codes of images, R variants of each. */
 export interface CodeCache extends Disposable {
-  /** int16 or int32 `[N * R, T]`, on the CPU: the variants of an image in a row. */
+  /** int16 or int32 `[N * R, T]`, on the CPU; the variants of an image are consecutive rows. */
   readonly codes: Tensor;
   /** `[N]`. */
   readonly classes: BigInt64Array;
@@ -158,8 +158,8 @@ interface Plan {
 }
 
 /**
- * Endless batches out of a cache in a random order: a batch may begin in one epoch and end in the next. Which images
- * and which of their variants follows from the seed and the cursor alone.
+ * Endless batches of a cache in random order; a batch may begin in one epoch and end in the next. The seed and the
+ * cursor alone determine which images and variants a batch has.
  */
 export class CodeBatches implements Batches {
   readonly unreadable: Unreadable = { count: 0, problems: [] };

@@ -1,11 +1,11 @@
 /**
  * Restarts of unused codes: a code that no image has used for a number of updates is replaced by a feature of the batch.
  *
- * After Dhariwal et al. 2020, "Jukebox: A Generative Model for Music", section 3.1 (random restarts). Deviations: a code
- * is due after a number of updates without use, not by its average usage; features are drawn in proportion to their
- * squared distance from their codes (Arthur and Vassilvitskii 2007, "k-means++"), because uniform draws would put most
- * codes on plain backgrounds; the codebook is trained by gradients. The optimizer's moments are kept: those of an unused
- * code have decayed.
+ * After Dhariwal et al. 2020, "Jukebox: A Generative Model for Music", section 3.1 (random restarts). Deviations: a
+ * code is restarted after a number of updates without use, not when its average usage is low; features are drawn in
+ * proportion to their squared distance from their codes (Arthur and Vassilvitskii 2007, "k-means++"), because uniform
+ * draws would put most codes on plain backgrounds; the codebook is trained by gradients. The optimizer's moments are
+ * not reset: those of an unused code have decayed to about 0.
  */
 import type { StateDict } from "../nn/index.js";
 import type { TokenizerModel } from "../tokenizers/index.js";
@@ -22,7 +22,7 @@ import {
   zeros,
 } from "../torch/index.js";
 
-/** Number of features to choose from for each code that is due. */
+/** Number of candidate features for each code to restart. */
 const CHOICE = 4;
 
 /** Counts the updates since each code was last used, and restarts codes. */
@@ -41,8 +41,8 @@ export class CodeRestarts implements Disposable {
   }
 
   /**
-   * Count the codes of an update, and move codes that are due to features of its images. If more codes are due than the
-   * images have positions, the others wait for the next update.
+   * Count the codes of an update, and restart unused codes at features of its images. If there are more codes to
+   * restart than the images have positions, the others wait for the next update.
    *
    * @param codes - int64 `[B, T]`.
    * @param latentsOf - features float `[K, D, h, w]` of K of the images, given by `indices`, int64 `[K]`.
@@ -72,7 +72,7 @@ export class CodeRestarts implements Disposable {
         const nearest = F.embedding(quantize.codesOf(latents).flatten(), quantize.table());
         const distance = rows.sub(nearest).square().sum(1);
         const count = Math.min(due.numel, rows.size(0));
-        // The largest log-weights with Gumbel noise are a draw without replacement.
+        // Taking the largest log-weights after adding Gumbel noise draws without replacement.
         const noise = rand([rows.size(0)], { generator })
           .log()
           .neg()

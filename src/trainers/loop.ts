@@ -1,6 +1,6 @@
 /**
- * The training loop of the supervised trainers (policy, tokenizer, classifier): folder, log, checkpoints, resuming, evaluation.
- * The update is in the task, a parameter; the other files of this folder have the tasks.
+ * The training loop of the supervised trainers (policy, tokenizer, classifier): folder, log, checkpoints, resuming,
+ * evaluation. It calls the update of a task, which is a parameter; the other files of this folder define the tasks.
  */
 
 import { basename, join } from "node:path";
@@ -37,11 +37,11 @@ export type { FitConfig } from "../config/fit.js";
 
 /** The part of a supervised run that differs between the trainers: network, update, evaluation and state. */
 export interface FitTask extends Disposable {
-  /** Updates in all; `updatesOf` counts them. */
+  /** Total number of updates; `updatesOf` computes it. */
   readonly total: number;
   /** Fingerprint of the training images; null for a program's loader. */
   readonly fingerprint: string | null;
-  /** Fingerprints of models that are used and not trained, by what they are. */
+  /** Fingerprints of models that are used but not trained, by role. */
   readonly frozen?: Readonly<Record<string, string>>;
   /** Metadata of model.safetensors, such as `images` and `classes`. */
   readonly about: { readonly [name: string]: PlainData | undefined };
@@ -50,11 +50,13 @@ export interface FitTask extends Disposable {
   /** Images that could not be read so far. */
   readonly unreadable?: UnreadableImages;
   /**
-   * One update; of several processes each takes its own images, and the result is that of all. Everything random comes from `stream(seed, name, step)`.
+   * One update. With several processes, each process computes its own images, and the result is that of all images. All
+   * random numbers come from `stream(seed, name, step)`.
    *
    * @param step - counted from 0.
    * @param clock - takes marks such as `time/data`; the time after the last mark is `time/other`.
-   * @param changing - call it before the first weight changes: a failure before this call leaves the state whole.
+   * @param changing - call it before the first weight changes: after a failure before this call, the state can still be
+   *   saved.
    */
   step(step: number, clock: Clock, changing?: () => void): Promise<FitStep>;
   /**
@@ -62,9 +64,11 @@ export interface FitTask extends Disposable {
    * held-out images.
    */
   evaluate(): Promise<Readonly<Record<string, number>>>;
-  /** A page of images: float `[1, 3, H, W]` in [-1, 1], which the loop frees. */
+  /** A picture for `samples/`: float `[1, 3, H, W]` in [-1, 1]. The loop frees it. */
   page(): Promise<{ page: Tensor; about: FitTask["about"] } | null>;
-  /** For a checkpoint: weights, optimizer, EMA, and the cursor into the images. The task still owns the tensors. */
+  /**
+   * For a checkpoint: weights, optimizer, EMA, and the position in the images. The task keeps ownership of the tensors.
+   */
   state(): FitState;
   /** Restore a state of {@link FitTask.state}; its tensors are copied. */
   load(state: FitState): void;
@@ -90,13 +94,13 @@ export interface FitModel {
   readonly tensors: Readonly<StateDict>;
   /** Whether the tensors are a moving average of the weights. */
   readonly isAverage: boolean;
-  /** What builds the network again. */
+  /** The configuration from which the network can be built again. */
   readonly config: PlainData;
 }
 
 /** What a checkpoint holds of a task. */
 export interface FitState {
-  /** By part, such as `model`, `ema`, `optimizer`: names in snake_case. */
+  /** State dicts by part, such as `model`, `ema`, `optimizer`; names in snake_case. */
   readonly tensors: Readonly<Record<string, Readonly<StateDict>>>;
   readonly values: { readonly [name: string]: PlainData | undefined };
 }
@@ -109,7 +113,7 @@ export interface FitResult {
   readonly end: "done" | "interrupted" | "patience";
   /** The file with the result: the weights of the best evaluation, or of the last update where there was none. */
   readonly model: string;
-  /** Metrics of the first evaluation, of the last, and of the one that the model is from. */
+  /** Metrics of the first evaluation, of the last, and of the one at which the model was saved. */
   readonly first: Readonly<Record<string, number>> | null;
   readonly last: Readonly<Record<string, number>> | null;
   readonly best: Readonly<Record<string, number>> | null;
@@ -119,7 +123,7 @@ export interface FitResult {
 export interface FitOpening {
   /** Show a line to the user. */
   say(text: string): void;
-  /** Aborted when the user interrupts the run; `signal.throwIfAborted()` then ends it before it has begun. */
+  /** Aborted when the user interrupts the run; `signal.throwIfAborted()` then ends the run before its first update. */
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -130,7 +134,7 @@ interface FitProgress {
   skippedInARow: number;
   evaluationsSinceBest: number;
   imagesSeen: number;
-  /** Images that could not be read, by their identities, with what is wrong with each. */
+  /** The error of each image that could not be read, by the image's id. */
   passedOver: Readonly<Record<string, string>>;
   /** Seconds of all updates and evaluations, without interruptions. */
   seconds: number;
@@ -144,11 +148,11 @@ interface FitProgress {
 type Metrics = Readonly<Record<string, number>>;
 
 /**
- * Train until the updates are done.
+ * Train a task until all its updates are done.
  *
- * All random numbers follow from the seed and the update, so a run that is killed and resumed gives the same result, bit for
- * bit on a CPU. `<run>/model.safetensors` holds the weights of the best evaluation so far, and is always
- * whole; without evaluations it holds those of the last update.
+ * All random numbers follow from the seed and the update, so a run that is killed and resumed gives the same result,
+ * bit for bit on a CPU. `<run>/model.safetensors` holds the weights of the best evaluation so far, and is never
+ * half-written; without evaluations it holds those of the last update.
  *
  * @param resolved - as `resolveConfig(sources, kind)` gives it.
  * @param open - makes the task; called once, after the folder is known to be free.
@@ -282,7 +286,7 @@ async function run<T extends FitConfig>(
     }
 
     // 7. The result so far, the checkpoint, and whether the run ends.
-    await setImmediate(); // lets Ctrl-C through: a task that reads nothing never waits
+    await setImmediate(); // lets Node handle signals such as Ctrl-C: a task that reads no files never waits
     if (!isPatient()) end = "patience";
     else if (!isLast && isAnyAborted(options.signal)) end = "interrupted";
     const isDue = progress.step % config.save.every === 0 || isLast || end !== "done" || isBest;
@@ -326,7 +330,7 @@ function untouched(dir: string, saved: LoadedCheckpoint | null): FitResult {
   return { dir, step: saved?.step ?? 0, end: "interrupted", model, first, last, best: best?.metrics ?? null };
 }
 
-/** Effects of keys that `--force` changes, where they do more than take effect from now on. */
+/** Notes for keys changed with `--force` whose effect is not only that the new value is used from now on. */
 const EFFECTS: Effects = [
   [/^ema\.decay$/, "counts from now on; an average that is new starts from the present weights"],
   [JUDGES, "counts from now on; earlier evaluations are not compared with any more"],
@@ -398,11 +402,11 @@ interface SaveContext<T extends FitConfig> {
 }
 
 /**
- * Writes the result and the checkpoints of a run. When the run fails, it also saves the last whole update. Hold it with
- * `using`.
+ * Writes the result and the checkpoints of a run. If the run fails, it also saves the state after the last complete
+ * update. Declare it with `using`.
  */
 class Saver<T extends FitConfig> implements Disposable {
-  /** False while an update has changed some of the weights only: that state is not saved. */
+  /** False while an update has changed only some of the weights: that state is not saved. */
   isWhole = true;
   #savedStep: number;
   readonly #resolved: ResolvedConfig<T>;
@@ -430,7 +434,7 @@ class Saver<T extends FitConfig> implements Disposable {
     const { step, checkpoint, ...rest } = progress;
     const isBest = progress.best?.step === step;
     this.#savedStep = tidy(() => {
-      const { tensors, values } = task.state(); // of several processes the first gets a sharded state whole
+      const { tensors, values } = task.state(); // with a sharded optimizer, the first process gets the whole state
       if (!isFirst()) return step;
       if (isBest || progress.best === null) model.write(progress);
       log.flush();
@@ -459,14 +463,16 @@ class Saver<T extends FitConfig> implements Disposable {
   [Symbol.dispose](): void {
     const { step } = this.#progress;
     if (!this.isWhole || step <= this.#savedStep) return;
-    // After a failure the other processes do not come to put a sharded state together.
+    // After a failure the other processes do not take part in gathering a sharded state.
     if (this.#resolved.config.train.shardOptimizer && size() > 1) return;
     this.save();
     this.#context.log.say(`saved after step ${step}, to go on with run.ifExists=resume`);
   }
 }
 
-/** The result of a run: weights, the config that builds the network again, and where they come from. */
+/**
+ * The result of a run: weights, the configuration from which the network can be built again, and how they were trained.
+ */
 class ResultFile<T extends FitConfig> {
   readonly path: string;
   readonly #resolved: ResolvedConfig<T>;
@@ -510,7 +516,7 @@ class ResultFile<T extends FitConfig> {
     );
   }
 
-  /** Its file and its metric. */
+  /** One line with the file and its metrics. */
   summary({ step, best }: FitProgress): string {
     if (best === null) return `model: ${this.path} (update ${step}; nothing was evaluated)`;
     const numbers = Object.entries(best.metrics).map(([name, value]) => `${name} ${short(value)}`);

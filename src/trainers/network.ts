@@ -36,13 +36,13 @@ export interface FitNetworkOptions {
   readonly optimizer: OptimizerSection;
   /** Null, or with decay null: no EMA. */
   readonly ema: EmaSection | null;
-  /** Updates in all, which the learning rate runs over. */
+  /** Total number of updates, over which the learning rate schedule runs. */
   readonly total: number;
-  /** Its parts in a checkpoint are `<name>`, `<name>_ema` and `<name>_optimizer`; default `model`. */
+  /** The parts of a checkpoint are named `<name>`, `<name>_ema` and `<name>_optimizer`; default `model`. */
   readonly name?: string;
   /** Do not dispose of the module with this object; the caller owns it. */
   readonly keepsModule?: boolean;
-  /** Whether the processes of a run divide the optimizer's state; default false. */
+  /** Whether the optimizer's state is sharded over the processes of a run; default false. */
   readonly isSharded?: boolean;
 }
 
@@ -63,7 +63,7 @@ export function openDevice(config: FitConfig): Device {
   return device;
 }
 
-/** A network in training; it owns the network, unless told otherwise. */
+/** A network in training, with optimizer and EMA; disposes of the network with itself, unless `keepsModule` is true. */
 export class FitNetwork<M extends Module = Module> implements Disposable {
   readonly module: M;
   readonly optimizer: AdamW;
@@ -86,7 +86,7 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
   }
 
   /**
-   * Add up the gradients of all processes, clip them, step the optimizer, update the EMA, and clear the gradients.
+   * All-reduce the gradients, clip them, step the optimizer, update the EMA, and clear the gradients.
    *
    * @param step - counted from 0.
    * @param loss - of the images of all processes, as a number: the update is skipped when it is not finite.
@@ -107,7 +107,10 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
     return { skipped, metrics: { "optim/lr": lr * lrFactor, "optim/grad_norm": norm } };
   }
 
-  /** Run `fn` in evaluation mode and without a graph, with the EMA of the weights if there is one; frees as `tidy` does. */
+  /**
+   * Run `fn` in eval mode and without autograd, with the EMA of the weights if there is one; frees tensors as `tidy`
+   * does.
+   */
   asResult<T>(fn: () => T): T {
     const wasTraining = this.module.training;
     const run = (): T => noGrad(() => tidy(fn));
@@ -119,7 +122,9 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
     }
   }
 
-  /** The weights as they will be used: the averages themselves where there are any, not copies. */
+  /**
+   * The weights that the result file gets, not copied: the EMA where there is one, otherwise the weights themselves.
+   */
   weights(): Pick<FitModel, "tensors" | "isAverage"> {
     const own = this.module.stateDict();
     if (this.ema === null) return { tensors: own, isAverage: false };
@@ -186,7 +191,10 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
   }
 }
 
-/** AdamW over the trained parameters; those of at least two dimensions decay, biases, norms and scales do not. */
+/**
+ * AdamW over the trained parameters. Weight decay applies to those with at least two dimensions, not to biases, norms
+ * and scales.
+ */
 function adamWOf(
   module: Module,
   { lr, betas, eps, weightDecay }: OptimizerSection,
@@ -201,7 +209,7 @@ function adamWOf(
   return new AdamW(groups, { lr, betas, eps, weightDecay, isSharded });
 }
 
-/** This process's part of a batch: its own images, those of all processes, and the first over the second. */
+/** Number of images of a batch on this process and on all processes, and the first divided by the second. */
 export function partOf(batch: Batch): { own: number; all: number; share: number } {
   const own = batch.ids.length;
   const all = batch.place?.of ?? own;
@@ -213,7 +221,10 @@ export function dropoutSeed(seed: number | bigint, step: number): bigint {
   return deriveSeed(seed, rank() === 0 ? "dropout" : `dropout/${rank()}`, step);
 }
 
-/** Means over this process's images as means over those of all processes, with its share of the images. */
+/**
+ * Turn means over this process's images into means over the images of all processes; `share` is this process's fraction
+ * of the images.
+ */
 export function meansOfAll(means: Record<string, number>, share: number): Record<string, number> {
   const parts = gatherValues({ means, share });
   if (parts.length === 1) return means;
@@ -226,13 +237,13 @@ export function meansOfAll(means: Record<string, number>, share: number): Record
   );
 }
 
-/** Arrays of one length, added up in their order. */
+/** Sum of arrays of equal length, added in their order. */
 export function addedUp(arrays: readonly Float64Array[]): Float64Array {
   const [first = new Float64Array(), ...others] = arrays;
   return others.reduce((sums, array) => sums.map((sum, i) => sum + (array[i] as number)), first);
 }
 
-/** Sums by name over all processes; a process without images has none. */
+/** Sums over all processes, by name; a process without images contributes none. */
 export function sumsOfAll(own: Readonly<Record<string, number>>): Record<string, number> {
   const sums: Record<string, number> = {};
   for (const [name, value] of gatherValues(own).flatMap((part) => Object.entries(part)))

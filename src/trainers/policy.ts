@@ -1,10 +1,10 @@
 /**
- * Pre-training of a policy: cross-entropy of the codes that a frozen tokenizer gives of images, classes dropped for
- * guidance. The loop around it is `loop.ts`; the keys are in `config/pretrain.ts`.
+ * Pre-trains a policy: cross-entropy on the codes of images from a frozen tokenizer, with dropped classes for
+ * classifier-free guidance. The training loop is in `loop.ts`, the keys are in `config/pretrain.ts`.
  *
  * After Sun et al. 2024, "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation" (LlamaGen): AdamW
- * with weight decay of matrices only, classes dropped with probability 0.1. Deviations: the learning rate has a schedule
- * by default; contexts may be noisy, with a fraction that differs per sequence.
+ * with weight decay of matrices only, classes dropped with probability 0.1. Deviations: the learning rate has a
+ * schedule by default; contexts may have noise, with another fraction for each sequence.
  */
 
 import { updatesOf } from "../config/fit.js";
@@ -76,14 +76,14 @@ export async function pretrainPolicy(
   return await fitLoop(resolved, (opening) => openPretrainTask(resolved.config, opening), options);
 }
 
-/** Sequences with what they start from. */
+/** Sequences with their conditions. */
 interface Sequences {
   /** int64 `[B, T]`. */
   readonly codes: Tensor;
   readonly condition: Condition;
 }
 
-/** Rows and columns of samples on a page. */
+/** Rows and columns in a picture of samples. */
 const PAGE = 8;
 
 /**
@@ -100,7 +100,7 @@ export async function openPretrainTask(
   const tokenizer = tokenizerOf(config, device, ofModels);
   const { train, heldOut } = await openSources(config);
   const codes = codesPerImage(config, tokenizer, train);
-  // Weights that no file gives are drawn from the default generator.
+  // Weights that do not come from a file are drawn with the default generator.
   manualSeed(deriveSeed(config.seed, "init"));
   const policy = policyFor(config, device, tokenizer, codes, train.classNames.length, ofModels);
   const numClasses = config.pretrain.start === "condition" ? classesOfPolicy(policy) : undefined;
@@ -187,7 +187,7 @@ export class PretrainTask implements FitTask {
   readonly #cast: AutocastState | null;
   #batches: Batches;
   #cursor: FitStep["cursor"] | undefined;
-  /** Whether images come with features of a text. */
+  /** Whether the data has text features. */
   #hasFeatures = false;
 
   constructor(config: PretrainConfig, parts: PretrainParts) {
@@ -295,7 +295,10 @@ export class PretrainTask implements FitTask {
     };
   }
 
-  /** Of each code `[B, T]`: its negative log-probability, float32, and whether it is the likeliest, bool. */
+  /**
+   * For each code: its negative log-probability, float32 `[B, T]`, and whether it is the most likely code, bool `[B,
+   * T]`.
+   */
   #predict(codes: Tensor, condition: Condition): { nats: Tensor; isRight: Tensor } {
     const { policy } = this.#parts;
     const context = codes.narrow(1, 0, codes.size(1) - 1);
@@ -322,7 +325,10 @@ export class PretrainTask implements FitTask {
     });
   }
 
-  /** Where the sequences of a page start: a row per class or text, all in one row for an unconditional policy; null if unknown. */
+  /**
+   * Conditions of the samples of a picture: one row per class or text, one row in all for an unconditional policy; null
+   * if unknown.
+   */
   #pageStart(): {
     start: Start;
     rows: number;
@@ -384,7 +390,7 @@ function codesPerImage(config: PretrainConfig, tokenizer: FrozenTokenizer, sourc
   throw expected("data.size", what, config.data.size);
 }
 
-/** The policy to train; a new one has as many classes as the set, unless `ar.extra` says otherwise. */
+/** The policy to train; a new one has as many classes as the data set, unless `ar.extra` sets another number. */
 function policyFor(
   config: PretrainConfig,
   device: Device,
@@ -435,15 +441,15 @@ function sequencesOf(config: PretrainConfig, tokenizer: FrozenTokenizer, batch: 
   return { codes: cat(pieces.map((piece) => tokenizer.encode(piece))), condition };
 }
 
-/** The first row's place in the batch that several processes share, and the rows of that. */
+/** Index of this process's first row in the batch of all processes, and the number of rows of that batch. */
 type Place = NonNullable<Batch["place"]>;
 
 const hasParts = (condition: Condition): boolean => Object.keys(condition).length > 0;
 
 /**
- * The condition, dropped with probability `p` per sequence.
+ * The condition, replaced by the null condition with probability `p` for each sequence.
  *
- * @param place - of the sequences in the batch that several processes share, whose random numbers they get.
+ * @param place - of the sequences in the batch of all processes; it determines their random numbers.
  */
 export function withDropped(
   condition: Condition,
@@ -460,8 +466,8 @@ export function withDropped(
 }
 
 /**
- * The context of codes 1 ... T - 1, with noise: each sequence draws a probability from [0, noise], and each of its codes is
- * replaced by a uniform one with that probability.
+ * The context of codes 1 ... T - 1, with noise: a probability from [0, noise] is drawn for each sequence, and each of
+ * its codes is replaced by a uniformly random code with this probability.
  *
  * @param codes - int64 `[B, T]`.
  * @param place - as for {@link withDropped}.
@@ -494,7 +500,8 @@ export function mixedNoise(
  *
  * @param hidden - float `[B, T, D]`: states at the positions that predict the codes.
  * @param targets - int64 `[B, T]`.
- * @param chunk - positions whose logits may exist at a time; by default about 16 million logits.
+ * @param chunk - number of positions whose logits are in memory at a time; by default such that there are about 16
+ *   million logits.
  */
 export function crossEntropySum(
   policy: ArPolicy,
@@ -506,7 +513,7 @@ export function crossEntropySum(
     tidy(() => F.crossEntropy(policy.logits(states), codes, { reduction: "sum" }));
   const [states, codes] = [hidden.flatten(0, 1), targets.flatten()];
   if (states.size(0) <= chunk) return sum(states, codes);
-  // The backward computes the logits again: those of a large vocabulary would take more memory than the rest.
+  // The backward pass recomputes the logits: with a large vocabulary they would take more memory than everything else.
   const targetsOf = codes.split(chunk);
   const parts = states.split(chunk).map((piece, i) => checkpoint(sum, [piece, targetsOf[i] as Tensor]));
   return parts.reduce((a, b) => a.add(b));

@@ -1,11 +1,11 @@
 /**
- * Training a tokenizer: encoder, codebook and decoder together, against pixels, a perceptual network and a discriminator.
- * The losses are in `tokenizer_losses.ts` and the model's codebook, the loop in `loop.ts`, the keys in
- * `config/tokenizer.ts`.
+ * Trains a tokenizer: encoder, codebook and decoder together, with losses on pixels, perceptual features and a
+ * discriminator. The losses are in `tokenizer_losses.ts` and in the model's codebook, the training loop is in
+ * `loop.ts`, the keys are in `config/tokenizer.ts`.
  *
  * After LlamaGen (Sun et al. 2024) and IBQ (Shi et al. 2024). Deviations, beside those of the losses: the learning rate
- * has a schedule by default; images are centre crops, optionally mirrored, not random crops; the
- * discriminator learns from the same logits as the decoder, as in LlamaGen, while IBQ's learns first.
+ * has a schedule by default; images are center crops, optionally mirrored, not random crops; discriminator and decoder
+ * are updated from the same logits, as in LlamaGen, while IBQ updates the discriminator first.
  */
 
 import { updatesOf } from "../config/fit.js";
@@ -62,13 +62,13 @@ import {
   updateLecam,
 } from "./tokenizer_losses.js";
 
-/** Images on a page. */
+/** Images in a picture of reconstructions. */
 const SHOWN = 48;
 
-/** Smallest side that SSIM compares. */
+/** Smallest image side for which SSIM is defined. */
 const SSIM_MIN_SIZE = 11;
 
-/** As published for IBQ. */
+/** Weight of the entropy loss, as published for IBQ. */
 const IBQ_ENTROPY_WEIGHT = 0.05;
 
 /** Number of training images below which a discriminator is expected to overfit. */
@@ -95,7 +95,7 @@ export async function trainTokenizer(
 }
 
 /**
- * Open the images, and build the networks or go on with those in files.
+ * Open the images, and build the networks or load them from files.
  *
  * @throws RangeError that names the part that cannot be opened, and what to do.
  */
@@ -114,7 +114,7 @@ export async function openTokenizerTask(config: TokenizerTrainConfig): Promise<F
     const remedy = "Lower it, or set loss.gan.weight=0";
     throw expected("loss.gan.start", `fewer than the ${total} updates of the run`, start, remedy);
   }
-  // Weights that no file gives are drawn from the default generator.
+  // Weights that do not come from a file are drawn with the default generator.
   manualSeed(deriveSeed(seed, "init"));
   const model = modelOf(config, device);
   if (data.size % model.downsample !== 0) {
@@ -127,7 +127,7 @@ export async function openTokenizerTask(config: TokenizerTrainConfig): Promise<F
   return new TokenizerTask(config, { device, images, total, start, model, discriminator, distance });
 }
 
-/** The tokenizer to train. Weights of its losses are those of the configuration, as a file does not have them. */
+/** The tokenizer to train. The weights of its losses come from the configuration; a file does not have them. */
 function modelOf({ model, loss }: TokenizerTrainConfig, device: Device): TokenizerModel {
   const { preset, path, wrapper, weights, ...sizes } = model;
   const { weight, temperature } = loss.entropy;
@@ -135,7 +135,7 @@ function modelOf({ model, loss }: TokenizerTrainConfig, device: Device): Tokeniz
   const losses = {
     beta: loss.commitment,
     entropyTemperature: temperature,
-    // Where they are not given, the family of the model decides.
+    // Without these keys, the family of the model decides.
     ...(weight !== null && { sampleEntropyWeight: entropy, batchEntropyWeight: entropy }),
   };
   if (path === null) {
@@ -157,7 +157,7 @@ function discriminatorOf({ loss: { gan } }: TokenizerTrainConfig, device: Device
   return openDiscriminator(path, { device }).train().requiresGrad_();
 }
 
-/** Images and networks of a task, which owns them. */
+/** Images and networks of a task. The task disposes of them. */
 interface TokenizerParts {
   readonly device: Device;
   readonly images: RunImages;
@@ -242,8 +242,8 @@ class TokenizerTask implements FitTask {
   }
 
   /**
-   * Gradients of the tokenizer. Codes and metrics are of the images of all processes; `logits` are the discriminator's for
-   * the own reconstructions, in the graph of its weights.
+   * Compute the gradients of the tokenizer. Codes and metrics are those of the images of all processes. `logits` are
+   * the discriminator's logits of this process's reconstructions; gradients can flow from them to its weights.
    */
   #descend(
     step: number,
@@ -253,7 +253,7 @@ class TokenizerTask implements FitTask {
     const { module: model } = this.#network;
     const { loss, seed } = this.#config;
     const { pixel, perceptual, gan } = loss;
-    // Dropout draws from the default generator.
+    // Dropout uses the default generator.
     if (model.config.dropout > 0) manualSeed(dropoutSeed(seed, step));
     const out = this.#inCast(() => model.forward(images));
     const own = Object.entries(out.losses).map(([name, term]) =>
@@ -464,8 +464,8 @@ class TokenizerTask implements FitTask {
   }
 
   /**
-   * Codes int64 `[B, T]` of images, and float32 `[B, 3, H, W]` of the codes, clamped to [-1, 1]. In float32 throughout, as
-   * a frozen tokenizer runs.
+   * Codes int64 `[B, T]` of images, and reconstructions float32 `[B, 3, H, W]`, clamped to [-1, 1]. Computed in
+   * float32, as by a frozen tokenizer.
    */
   #reconstruct(images: Tensor): { codes: Tensor; reconstruction: Tensor } {
     const { module: model } = this.#network;
@@ -495,7 +495,7 @@ function trainingNotes({ loss: { gan } }: TokenizerTrainConfig, images: number):
   ];
 }
 
-/** Values of 0-d tensors, read from a GPU all at once. */
+/** Values of 0-d tensors, copied from a GPU in one transfer. */
 function numbersOf(terms: Readonly<Record<string, Tensor>>): Record<string, number> {
   const names = Object.keys(terms);
   const values = noGrad(() =>

@@ -1,15 +1,16 @@
 /**
- * Losses of tokenizer training: reconstruction loss, adversarial loss, the balance of the two, and the discriminator's loss.
- * The model's forward has the codebook losses.
+ * Losses of tokenizer training: reconstruction loss, adversarial loss, the adaptive weight between the two, and the
+ * discriminator's loss. The codebook losses are in the forward pass of the model.
  *
  * After Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis" (VQGAN), LlamaGen (Sun et al. 2024)
  * and IBQ (Shi et al. 2024, SEED-Voken). Deviations from their code:
- * - Each loss is differentiated with respect to the image once, and the sum of the gradients goes through the decoder
- *   once. The published code goes through the discriminator and the perceptual network twice.
- * - `non_saturating` averages over the patches of an image first, as SEED-Voken does; LlamaGen exchanges prediction and
- *   target there. `vanilla` takes each patch separately.
- * - The discriminator's loss has no weight, since AdamW is invariant to it, and the discriminator does not run before its
- *   start, where the published code multiplies by 0.
+ * - Each loss is differentiated with respect to the image once, and the sum of these gradients is backpropagated
+ *   through the decoder once. The published code runs the backward pass of the discriminator and of the perceptual
+ *   network twice.
+ * - `non_saturating` averages the logits of an image's patches before the loss, as SEED-Voken does; LlamaGen's code
+ *   swaps prediction and target there. `vanilla` has one loss term per patch.
+ * - The discriminator's loss has no weight, since AdamW's update does not change when the loss is scaled. Before its
+ *   start the discriminator does not run; the published code runs it and multiplies its loss by 0.
  *
  * @see Lim and Ye 2017, "Geometric GAN" (hinge); Goodfellow et al. 2014, "Generative Adversarial Nets" (the others);
  *   Tseng et al. 2021, "Regularizing Generative Adversarial Networks under Limited Data" (LeCam).
@@ -23,7 +24,7 @@ type Pixelwise = "l1" | "l2";
 /** Kinds of adversarial losses. */
 export type Adversarial = "hinge" | "vanilla" | "non_saturating";
 
-/** Added to the norm that the balance divides by, and the largest balance. */
+/** Term added to the denominator of the adaptive weight, and maximum of that weight. */
 const BALANCE_EPS = 1e-4;
 const MOST_BALANCE = 1e4;
 
@@ -36,7 +37,7 @@ export function pixelLoss(images: Tensor, reconstruction: Tensor, kind: Pixelwis
  * The decoder's adversarial loss, 0-d: hinge `-mean(d)`, vanilla `mean softplus(-d)`, non_saturating
  * `mean_n softplus(-mean_hw d)`.
  *
- * @param logits - float `[N, 1, h, w]`: the discriminator's, of reconstructions.
+ * @param logits - float `[N, 1, h, w]`: discriminator logits of reconstructions.
  */
 export function generatorLoss(logits: Tensor, kind: Adversarial): Tensor {
   return tidy(() => {
@@ -62,7 +63,7 @@ export function discriminatorLoss(real: Tensor, fake: Tensor, kind: Adversarial)
   });
 }
 
-/** Logits of what is judged: each patch, or each image. */
+/** Logits that enter the loss: of each patch, or the mean of each image. */
 const judged = (logits: Tensor, kind: Adversarial): Tensor =>
   kind === "non_saturating" ? logits.flatten(1).mean(1) : logits;
 
@@ -73,9 +74,9 @@ export interface LecamAverages {
 }
 
 /**
- * The running means after a step: `decay * average + (1 - decay) * mean`. Waits for a GPU.
+ * The running means after a step: `decay * average + (1 - decay) * mean`. Synchronizes with the GPU.
  *
- * @param share - of the images of all processes that this process has; the mean is over all.
+ * @param share - this process's fraction of the images of all processes; the mean is over all of them.
  */
 export function updateLecam(
   averages: LecamAverages,
@@ -127,9 +128,10 @@ interface AdversarialWeight {
  *
  * @param reconstruction - the decoder's images, in the graph.
  * @param last - the weight of the decoder's last layer.
- * @param termsOf - computes the terms of the images it is given, which are `reconstruction` outside the graph.
+ * @param termsOf - computes the loss terms of the given images, which are a detached copy of `reconstruction`.
  * @param others - further terms, 0-d, such as the codebook's.
- * @param share - of the images of all processes that this process has: the gradients of all add up to that of the whole.
+ * @param share - this process's fraction of the images of all processes: the gradients of the processes sum to the
+ *   gradient of the whole batch.
  * @returns the result of `termsOf`, and the factor of the adversarial term (0 where there is none).
  */
 export function backwardThroughImage<T extends ImageTerms>(
@@ -147,7 +149,7 @@ export function backwardThroughImage<T extends ImageTerms>(
     let [total] = grad([near], [images]) as [Tensor];
     let factor = 0;
     if (adversarial !== null && weight !== 0) {
-      // The graph is kept because the discriminator learns from the same logits.
+      // The autograd graph is kept because the discriminator's loss uses the same logits.
       const [ofAdversarial] = grad([adversarial], [images], [null], { retainGraph: true }) as [Tensor];
       factor = weight * (isAdaptive ? balance(reconstruction, last, total, ofAdversarial, share) : 1);
       total = total.add(ofAdversarial, factor);
