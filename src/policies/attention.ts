@@ -1,5 +1,6 @@
 /**
- * The attention that all policies use, with and without a cache, and its masks. The models have projections and positions.
+ * The attention that all policies use, with and without a KV cache, and its masks. Projections and position embeddings
+ * are in the models.
  */
 import {
   autocast,
@@ -16,23 +17,23 @@ import {
 import type { KvCache } from "./kv_cache.js";
 import { placeOf } from "./layers.js";
 
-/** What attention sees besides its queries, keys and values. */
+/** What attention uses besides queries, keys and values. */
 export interface Seen {
   /** Added to the logits, `[B, 1, n, L]` or `[B, 1, 1, L]`; null for plain causal attention. */
   mask: Tensor | null;
   /** Probability of dropping an attention weight; 0 outside training. */
   dropout?: number;
-  /** Where keys and values of this layer go and where the earlier ones are. */
+  /** The KV cache of this layer: earlier keys and values are read from it, new ones appended. */
   cache?: KvCache | null;
   layer?: number;
 }
 
 /**
- * Causal attention. With a cache, the keys and values are appended to it first, and several queries at once are the
- * first ones.
+ * Causal attention. With a cache, the keys and values are appended to it first; more than one query is possible only
+ * while the cache is empty.
  *
  * @param q - `[B, H, n, headDim]`.
- * @param k - `[B, K, n, headDim]`; H a multiple of K, each key head serving a group of query heads.
+ * @param k - `[B, K, n, headDim]`; H is a multiple of K; each key head serves H / K query heads.
  * @param v - as `k`.
  * @returns `[B, n, H * headDim]`.
  */
@@ -49,14 +50,14 @@ export function attend(q: Tensor, k: Tensor, v: Tensor, seen: Seen): Tensor {
 }
 
 /**
- * Attention of one query a sequence as two batched products over a cache on the CPU, where the fused operator takes
- * 1.5 times as long for a single query in float32 and four times in bfloat16. Shapes as {@link attend}, n being 1.
+ * Attention of one query per sequence on a CPU, as two batched matrix products over the cache. For a single query the
+ * fused operator takes 1.5 times as long in float32 and four times in bfloat16. Shapes as {@link attend}, with n = 1.
  */
 function attendOne(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | null, dropout: number): Tensor {
   const [batch, heads, , headDim] = q.shape as [number, number, number, number];
   const keyHeads = keys.size(1);
   const dtype = q.dtype;
-  // Autocast would convert the whole cache at every step.
+  // Autocast would cast the whole cache in every step.
   const y = autocast({ device: "cpu", dtype: null }, () => {
     const scaled = q.to({ dtype: keys.dtype }).mul(headDim ** -0.5);
     const queries = scaled.reshape(batch * keyHeads, heads / keyHeads, headDim);
@@ -69,7 +70,10 @@ function attendOne(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | null,
   return y.view(batch, 1, heads * headDim).to({ dtype });
 }
 
-/** Attention of every query to every key that `mask` leaves, for cross-attention to features. Shapes as {@link attend}. */
+/**
+ * Attention of every query to every key that `mask` does not exclude, for cross-attention to features. Shapes as {@link
+ * attend}.
+ */
 export function attendTo(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | null, dropout: number): Tensor {
   return join(attention(q, k, v, mask, dropout, false, false));
 }
@@ -106,12 +110,12 @@ export function splitHeads(x: Tensor, heads: number): Tensor {
 }
 
 /**
- * What is added to causal attention's logits when the sequence begins with features of which some are padding: no
- * token looks at padding, except a padding token at itself, which keeps its softmax defined.
+ * Mask to add to the logits of causal attention when the sequence begins with features of which some are padding: no
+ * token attends to padding, except that a padding token attends to itself, so that its softmax is defined.
  *
  * @param isReal - bool `[B, S]`.
  * @param length - L, condition included.
- * @param like - gives the dtype and the device.
+ * @param like - a tensor with the dtype and device of the mask.
  * @returns `[B, 1, L, L]` of 0 and -inf.
  */
 export function paddingMask(isReal: Tensor, length: number, like: Tensor): Tensor {
@@ -124,13 +128,13 @@ export function paddingMask(isReal: Tensor, length: number, like: Tensor): Tenso
   });
 }
 
-/** The last row of {@link paddingMask}, `[B, 1, 1, L]`: what a code may look at. */
+/** The last row of {@link paddingMask}, `[B, 1, 1, L]`: the mask of a code. */
 export function paddingRow(isReal: Tensor, length: number, like: Tensor): Tensor {
   const place = placeOf(like);
   return tidy(() => additive(padReal(isReal, length, place.device).unsqueeze(1).unsqueeze(1), place.dtype));
 }
 
-/** bool `[B, S]` to `[B, length]`; what comes after the features is real. */
+/** Extends bool `[B, S]` to `[B, length]` with true for the positions after the features. */
 function padReal(isReal: Tensor, length: number, device: ReturnType<typeof placeOf>["device"]): Tensor {
   const [batch, s] = isReal.dims(2);
   return cat([isReal.to({ device }), ones([batch, length - s], { dtype: "bool", device })], 1);

@@ -1,4 +1,4 @@
-/** Conditions as data: checking, joining and repeating them. Each policy decides what a condition means. */
+/** Checks, joins and repeats conditions. How a condition is used is in each policy. */
 import { cat, expected, expectedType, onesLike, Tensor } from "../torch/index.js";
 import type { Condition } from "./policy.js";
 
@@ -51,8 +51,8 @@ export function checkCondition(
 }
 
 /**
- * One batch out of two: the rows of `a`, then those of `b`. A mask that only one of them has counts as all true in
- * `isReal`, and as all false in `isDropped`, for the other.
+ * Concatenate two batches: the rows of `a`, then those of `b`. If only one of them has a mask, `isReal` is all true,
+ * and `isDropped` all false, for the other.
  *
  * @throws RangeError when one has classes or features and the other has none.
  */
@@ -80,7 +80,7 @@ function filled(part: (typeof PARTS)[number], a: Condition, b: Condition): [Tens
   return x === undefined ? [fill, known] : [known, fill];
 }
 
-/** Each row `times` in a row: the condition of every generation of a group. */
+/** Repeat each row `times` times in succession: the conditions of all generations of a group. */
 export function repeatCondition(condition: Condition, times: number): Condition {
   const repeated: Condition = {};
   for (const part of PARTS) {

@@ -1,14 +1,15 @@
 /**
- * minGPT over an image's codes: learned positions, LayerNorm before each branch, biased projections, a class token in
- * front. Features of a text or of anything else can join it, as tokens in front or through cross-attention. Weights and
- * keys are those of the class-conditional minGPT published with IBQ.
+ * minGPT over the codes of an image: learned position embeddings, LayerNorm before each residual branch, projections
+ * with biases, and a class token in front. Features of a text or of anything else can be added, as tokens in front or
+ * through cross-attention. Weights and keys are those of the class-conditional minGPT published with IBQ.
  *
  * Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training"; Shi et al. 2024, "Taming
  * Scalable Visual Tokenizer for Autoregressive Image Generation" (IBQ).
  *
- * Deviations: there is no buffer `blocks.N.attn.mask`, since attention is causal without it; labels are dropped where the
- * condition says so; the class table is drawn from N(0, 0.02) also when the codes' table is a codebook, while the original
- * leaves it at N(0, 1); features, cross-attention and `classNum: 0` are additions, whose keys exist only if they are used.
+ * Deviations: there is no buffer `blocks.N.attn.mask`, since attention is causal without it; labels are dropped by
+ * `isDropped` of the condition, not at random inside `forward`; the class embedding is drawn from N(0, 0.02) also when
+ * codes are embedded by a codebook, while the original leaves it at N(0, 1); features, cross-attention and `classNum:
+ * 0` are additions, whose keys exist only if they are used.
  */
 import { type Embedding, init, LayerNorm, type Linear, Module, Parameter } from "../nn/index.js";
 import {
@@ -39,13 +40,16 @@ import {
 } from "./layers.js";
 import type { ArPolicy, Condition, DecodeCache } from "./policy.js";
 
-/** How features join: `tokens` of them in front of the class token, or any number through cross-attention. */
+/** How features are added: `tokens` of them in front of the class token, or any number through cross-attention. */
 export type GptFeatures = { kind: "prepend"; dim: number; tokens: number } | { kind: "cross"; dim: number };
 
 /** Constructor options, named as the published ones. */
 export interface GptOptions {
   vocabSize: number;
-  /** T: most codes in a sequence. The class token takes the place of the last code, which predicts nothing. */
+  /**
+   * T: maximum number of codes in a sequence. With the class token the input also has T positions, because the last
+   * code is never an input.
+   */
   blockSize: number;
   nLayer?: number;
   nHead?: number;
@@ -53,13 +57,16 @@ export interface GptOptions {
   embdPdrop?: number;
   residPdrop?: number;
   attnPdrop?: number;
-  /** Classes; 0 for a model that begins every image with the one learned start. */
+  /** Number of classes; 0 for an unconditional model, whose start token is one learned vector. */
   classNum?: number;
   tokenDrop?: number;
   clsTokenNumber?: 1;
-  /** Whether codes are embedded by rows of the tokenizer's codebook and a projection. They are still trained. */
+  /** Whether codes are embedded by the rows of the tokenizer's codebook and a projection. The rows are trained too. */
   usePretrainedCodebook?: boolean;
-  /** float `[V, nCodebookEmbd]`: those rows, copied. Drawn from N(0, 0.02) by default, for weights to be loaded. */
+  /**
+   * float `[V, nCodebookEmbd]`: initial values of these rows, copied. By default they are drawn from N(0, 0.02), for a
+   * model whose weights are loaded afterwards.
+   */
   codebook?: Tensor;
   nCodebookEmbd?: number;
   features?: GptFeatures;
@@ -111,7 +118,7 @@ interface Cross {
   mask: Tensor | null;
 }
 
-/** Four biased projections around {@link attend}. */
+/** Four projections with biases around {@link attend}. */
 class Attention extends Module {
   readonly key: Linear;
   readonly query: Linear;
@@ -119,7 +126,9 @@ class Attention extends Module {
   readonly proj: Linear;
   readonly #sizes: BlockSizes;
 
-  /** @param isSilent - whether it adds nothing before training. */
+  /**
+   * @param isSilent - whether the output projection starts at zero, so that the branch adds nothing before training.
+   */
   constructor(sizes: BlockSizes, isSilent = false) {
     super();
     const d = sizes.nEmbd;
@@ -175,10 +184,10 @@ class Block extends Module {
     this.cross_attn = isCross ? new Attention(sizes, true) : null;
   }
 
-  /** What cross-attention needs of the features `[B, S, D]`. */
+  /** Keys and values of the features `[B, S, D]` for cross-attention. */
   look(features: Tensor | null, mask: Tensor | null): Cross | null {
     if (features === null || this.cross_attn === null) return null;
-    // Gradients add up within the block first, which is the order, and so the rounding, of checkpointing.
+    // Gradients are summed within the block first. This is the order, and so the rounding, of gradient checkpointing.
     const own = callTensor<Tensor>("aten::alias", [features]);
     const [keys, values] = this.cross_attn.keysAndValues(own);
     return { keys, values, mask };
@@ -209,7 +218,7 @@ export class GPT extends Module implements ArPolicy {
   readonly vocabSize: number;
   readonly blockSize: number;
   readonly hiddenSize: number;
-  /** All of them, defaults included; without the codebook, which the weights hold. */
+  /** All options, defaults included, without the codebook, which is part of the weights. */
   readonly options: GptOptions;
   gradientCheckpointing = false;
   readonly #sizes: BlockSizes;
@@ -357,12 +366,12 @@ export class GPT extends Module implements ArPolicy {
     return repeatCache("GPT.repeatCache", cache, times, into);
   }
 
-  /** Tokens before the class token. */
+  /** Number of feature tokens before the class token. */
   get #leading(): number {
     return this.#features?.kind === "prepend" ? this.#features.tokens : 0;
   }
 
-  /** All blocks over `[B, n, D]`, which come after what the cache holds; logits of the last position. */
+  /** Run all blocks on `[B, n, D]`, the positions after those in the cache; returns the logits of the last position. */
   #step(x: Tensor, mask: Tensor | null, cache: KvCache): Tensor {
     // Keys and values of the features for each block, then their mask where there is one.
     const { extra } = cache;
@@ -378,7 +387,7 @@ export class GPT extends Module implements ArPolicy {
     return this.logits(this.ln_f.forward(h.select(1, n - 1)));
   }
 
-  /** Everything in front of the first block, and the features that cross-attention looks at. */
+  /** The input of the first block, and the features for cross-attention. */
   #embed(where: string, tokens: Tensor, condition: Condition, batch: number): Embedded {
     const { isDropped, classes, isReal } = condition;
     checkCondition(
@@ -423,11 +432,11 @@ export class GPT extends Module implements ArPolicy {
   }
 }
 
-/** What goes into the blocks. */
+/** The input of the blocks. */
 interface Embedded {
   /** `[B, n, D]`. */
   x: Tensor;
-  /** What cross-attention looks at, `[B, S, D]`; null where there is none. */
+  /** Features for cross-attention, `[B, S, D]`; null without cross-attention. */
   features: Tensor | null;
   isReal: Tensor | null;
 }

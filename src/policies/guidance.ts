@@ -1,12 +1,12 @@
 /**
  * The scale of classifier-free guidance along a sequence. `rl_ar_finetune/sampling.ts` combines the logits.
  *
- * Ho and Salimans 2022, "Classifier-Free Diffusion Guidance"; the growing strength after Gao et al. 2023, "MDTv2"; the
+ * Ho and Salimans 2022, "Classifier-Free Diffusion Guidance"; the rising schedule after Gao et al. 2023, "MDTv2"; the
  * interval after Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval".
  */
 import { expected } from "../torch/index.js";
 
-/** How strongly each code of a sequence is guided. */
+/** The guidance scale of each code of a sequence. */
 export interface Guidance {
   /** s; 1 is the conditional model itself, 0 the unconditional one. */
   scale: number;
@@ -15,11 +15,11 @@ export interface Guidance {
    * for code i of N.
    */
   schedule?: "constant" | "power_cosine";
-  /** p; above 1 the strength comes later. */
+  /** p; above 1 the scale rises later in the sequence. */
   power?: number;
   /**
-   * Codes `[from, to)` that are guided; the others have scale 1. LlamaGen's `cfg_interval` k is `[0, k + 2]` (it counts
-   * steps after the first).
+   * Codes `[from, to)` that have the scale; the others have scale 1. LlamaGen's `cfg_interval` k is `[0, k + 2]` (it
+   * counts steps after the first).
    */
   interval?: readonly [from: number, to: number];
 }

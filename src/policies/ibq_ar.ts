@@ -5,9 +5,9 @@
  * Shi et al. 2024, "Taming Scalable Visual Tokenizer for Autoregressive Image Generation"; AdaLN after Peebles and
  * Xie 2022, "Scalable Diffusion Models with Transformers".
  *
- * Deviations: labels are dropped where the condition says so; the variants that no released model uses (one AdaLN for
- * all blocks, codes embedded by a codebook) are not implemented; the class's scales and shifts are computed once an image in
- * incremental decoding, not at every step.
+ * Deviations: labels are dropped by `isDropped` of the condition, not at random inside `forward`; the variants that no
+ * released model uses (one AdaLN for all blocks, codes embedded by a codebook) are not implemented; in incremental
+ * decoding the scales and shifts of the class are computed once per image, not in every step.
  */
 import { Buffer, type Embedding, type Linear, Module, RMSNorm } from "../nn/index.js";
 import { cat, noGrad, type OptionNames, readOptions, type Tensor, tidy } from "../torch/index.js";
@@ -40,7 +40,7 @@ export interface IbqArOptions {
   nLayer?: number;
   nHead?: number;
   nEmbd?: number;
-  /** Key heads, as many as `nHead` by default. */
+  /** Number of key heads; by default equal to `nHead`. */
   nKvHead?: number;
   classNum?: number;
   tokenDrop?: number;
@@ -53,7 +53,7 @@ export interface IbqArOptions {
   ropeBase?: number;
   normEps?: number;
   initializerRange?: number;
-  /** Factor of the initial weights that make a branch's gate: small, so that branches add little at first. */
+  /** Factor on the initial weights of the gate of each branch: small, so that branches add little at first. */
   alng?: number;
 }
 
@@ -78,7 +78,7 @@ const OPTION_NAMES: OptionNames<IbqArOptions> = {
   alng: "number",
 };
 
-/** Sizes of the published models, all with 16384 codes and 256 of them an image. */
+/** Sizes of the published models, all with a codebook of 16384 and 256 codes per image. */
 export const ibqArPresets: Readonly<
   Record<"B" | "L" | "XL" | "XXL", { nLayer: number; nHead: number; nEmbd: number }>
 > = {
@@ -88,7 +88,7 @@ export const ibqArPresets: Readonly<
   XXL: { nLayer: 30, nHead: 30, nEmbd: 1920 },
 };
 
-/** Factor of the initial weights that make scales and shifts. */
+/** Factor on the initial weights of scales and shifts. */
 const SCALE_INIT = 0.5;
 
 /** A projection of the class to `count` vectors of width D, under the key `ada_lin.1`. */
@@ -96,7 +96,7 @@ function adaLin(dim: number, count: number, std: number): [null, Linear] {
   return [null, linear(dim, count * dim, { bias: true, std })];
 }
 
-/** What a class does to a block; each `[B, 1, D]`, scales with 1 added. */
+/** Scales, shifts and gates of a block for a class; each `[B, 1, D]`, 1 is already added to the scales. */
 type Modulation = readonly [
   gate1: Tensor,
   gate2: Tensor,
@@ -156,12 +156,12 @@ class HeadNorm extends Module {
 
   constructor(dim: number, std: number) {
     super();
-    // The published code gives this norm its default epsilon, whatever the others have.
+    // In the published code this norm has the default epsilon, whatever the other norms have.
     this.rmsnorm = new RMSNorm(dim, { eps: 1e-5 });
     this.ada_lin = adaLin(dim, 2, std * SCALE_INIT);
   }
 
-  /** Scale, with 1 added, and shift, each `[B, 1, D]`. */
+  /** Scale (with 1 added) and shift, each `[B, 1, D]`. */
   modulation(silu: Tensor): [scale: Tensor, shift: Tensor] {
     const [scale, shift] = this.ada_lin[1].forward(silu).chunk(2, -1) as [Tensor, Tensor];
     return [scale.add(1), shift];
@@ -179,12 +179,12 @@ export class IbqAr extends Module implements ArPolicy {
   readonly blocks: Block[];
   readonly head_nm: HeadNorm;
   readonly head: Linear;
-  /** Turns of all positions; computed, not saved. */
+  /** Rotary factors of all positions; computed, not saved. */
   readonly rotary: Buffer;
   readonly vocabSize: number;
   readonly blockSize: number;
   readonly hiddenSize: number;
-  /** All of them, defaults included. */
+  /** All options, defaults included. */
   readonly options: IbqArOptions;
   gradientCheckpointing = false;
   readonly #sizes: LlamaSizes;
@@ -300,7 +300,7 @@ export class IbqAr extends Module implements ArPolicy {
     return repeatCache("IbqAr.repeatCache", cache, times, into);
   }
 
-  /** All blocks over `[B, n, D]`, which come after what the cache holds; logits of the last position. */
+  /** Run all blocks on `[B, n, D]`, the positions after those in the cache; returns the logits of the last position. */
   #step(x: Tensor, cache: KvCache): Tensor {
     const { extra } = cache;
     const n = x.size(1);

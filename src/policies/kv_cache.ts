@@ -26,13 +26,16 @@ interface CacheSize {
   headDim: number;
 }
 
-/** Keys and values of every layer, `[B, K, capacity, headDim]`, and what else a policy keeps for its condition. */
+/**
+ * Keys and values of every layer, `[B, K, capacity, headDim]`, and the mask and tensors that a policy keeps for its
+ * condition.
+ */
 export class KvCache implements DecodeCache {
   readonly size: CacheSize;
   readonly #keys: Tensor[] = [];
   readonly #values: Tensor[] = [];
   #length = 0;
-  /** Added to the logits of later codes, `[B, 1, 1, capacity]`; null where nothing is padding. */
+  /** Mask added to the logits of later codes, `[B, 1, 1, capacity]`; null without padding. */
   #mask: Tensor | null = null;
   #extra: readonly Tensor[] = [];
 
@@ -55,7 +58,7 @@ export class KvCache implements DecodeCache {
     return this.#length;
   }
 
-  /** What the policy gave at the last prefill: tensors whose first dimension is the batch. */
+  /** Tensors that the policy stored at the last prefill; their first dimension is the batch. */
   get extra(): readonly Tensor[] {
     return this.#extra;
   }
@@ -75,8 +78,8 @@ export class KvCache implements DecodeCache {
   /**
    * Write keys and values `[B, K, n, headDim]` of a layer at the next positions.
    *
-   * @returns all of that layer so far, as views.
-   * @throws RangeError when the writing would be recorded for gradients: the cache would hold the graph of every step.
+   * @returns all keys and values of the layer so far, as views.
+   * @throws RangeError if autograd would record the write: the cache would keep the graph of every step.
    */
   append(layer: number, k: Tensor, v: Tensor): { keys: Tensor; values: Tensor } {
     if (isGradEnabled() && (k.requiresGrad || v.requiresGrad)) {
@@ -98,8 +101,8 @@ export class KvCache implements DecodeCache {
   }
 
   /**
-   * On a CPU, a cache is never narrower than float32: for the products of a single query that is faster than half the
-   * memory, and exact. Elsewhere it has the dtype of the keys.
+   * On a CPU a cache is at least float32: for the matrix products of a single query this is exact, and faster than
+   * bfloat16, which needs half the memory. On other devices the cache has the dtype of the keys.
    */
   #allocate(layer: number, like: Tensor): void {
     const { batch, heads, capacity, headDim } = this.size;
@@ -119,7 +122,7 @@ export class KvCache implements DecodeCache {
     this.#length += n;
   }
 
-  /** Fill `into` so that each sequence stands `times` in a row. */
+  /** Fill `into` with `times` consecutive copies of each sequence. */
   repeatInto(where: string, times: number, into: KvCache): void {
     const { batch } = this.size;
     if (into.batch !== batch * times)
@@ -173,7 +176,7 @@ export class KvCache implements DecodeCache {
   }
 }
 
-/** A mask row cut or lengthened to `capacity`; what comes after is seen. */
+/** A mask row cut or extended to `capacity`; added positions are not masked. */
 function fittedMask(mask: Tensor, capacity: number): Tensor {
   const [batch, , , length] = mask.dims(4);
   if (length >= capacity) return mask.narrow(3, 0, capacity).clone();
@@ -194,7 +197,7 @@ export function checkTokens(where: string, tokens: Tensor, blockSize: number): [
   return [batch, n];
 }
 
-/** Check what `prefill` is given; the cache as what it is. */
+/** Check the arguments of `prefill`. Returns the cache as a {@link KvCache}. */
 export function checkPrefill(
   where: string,
   cache: DecodeCache,
@@ -210,7 +213,7 @@ export function checkPrefill(
   return own;
 }
 
-/** The most codes that a cache is opened for: as the options of `openCache` say, else all. */
+/** Maximum number of codes of a cache: `maxLen` of the options of `openCache`, by default blockSize. */
 export function maxLenOf(where: string, options: { maxLen?: number } | undefined, blockSize: number): number {
   const { maxLen = blockSize } = readOptions<{ maxLen?: number }>(where, [options], {
     names: { maxLen: "number" },
@@ -221,7 +224,7 @@ export function maxLenOf(where: string, options: { maxLen?: number } | undefined
   return maxLen;
 }
 
-/** Check what `decode` is given; the cache as what it is. */
+/** Check the arguments of `decode`. Returns the cache as a {@link KvCache}. */
 export function checkDecode(where: string, cache: DecodeCache, token: Tensor): KvCache {
   const own = ownCache(where, cache);
   if (own.length === 0)
@@ -239,13 +242,13 @@ function checkRoom(where: string, cache: KvCache, length: number): void {
   throw expected(where, `at most ${cache.capacity} positions, condition included`, length, remedy);
 }
 
-/** A cache as what it is. */
+/** Check that a cache is a {@link KvCache}, and return it as one. */
 export function ownCache(where: string, cache: DecodeCache): KvCache {
   if (!(cache instanceof KvCache)) throw expectedType(where, "a cache of openCache", cache);
   return cache;
 }
 
-/** What `repeatCache` gives: `into`, or a new cache of the same length, filled with repeated sequences. */
+/** The result of `repeatCache`: `into`, or a new cache of the same length, filled with repeated sequences. */
 export function repeatCache(
   where: string,
   cache: DecodeCache,

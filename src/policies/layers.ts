@@ -1,6 +1,6 @@
 /**
- * Pieces that the policies share: layers with GPT-2's initial values, the class table, and dropout of activations and
- * of whole branches. Attention is in `attention.ts`.
+ * Parts that the policies share: layers with GPT-2's initialization, the class embedding, dropout and stochastic depth.
+ * Attention is in `attention.ts`.
  */
 import { Embedding, init, Linear, Module, type Parameter } from "../nn/index.js";
 import {
@@ -32,7 +32,7 @@ export function linear(
   return layer;
 }
 
-/** A {@link Linear} that gives zero before training. */
+/** A {@link Linear} whose weight and bias start at zero. */
 export function zeroLinear(
   inFeatures: number,
   outFeatures: number,
@@ -52,19 +52,20 @@ export function embedding(rows: number, dim: number, std = 0.02): Embedding {
   return layer;
 }
 
-/** Give a parameter other memory: no second drawing of random numbers, no copy. */
+/** Replace a parameter's tensor without a copy and without drawing random numbers again. */
 function setData(parameter: Parameter, data: Tensor): void {
   call("aten::set_data", [parameter, data]);
   data.dispose();
 }
 
-/** Zero elements with probability `p` and scale the rest up, in training. */
+/** Dropout: in training, zero elements with probability `p` and scale the others by 1 / (1 - p). */
 export function dropout(x: Tensor, p: number, training: boolean): Tensor {
   return training && p > 0 ? F.dropout(x, p, true) : x;
 }
 
 /**
- * Zero the branch `x` `[B, ...]` of whole sequences with probability `p` and scale the others up, in training.
+ * Stochastic depth: in training, zero the branch `x` `[B, ...]` of whole sequences with probability `p` and scale the
+ * others by 1 / (1 - p).
  *
  * @see Huang et al. 2016, "Deep Networks with Stochastic Depth".
  */
@@ -100,7 +101,7 @@ export function checkSizes(
   }
 }
 
-/** Check a number of classes, of which there may be none. */
+/** Check a number of classes, which may be 0. */
 export function checkClasses(where: string, name: string, classes: unknown): void {
   if (Number.isInteger(classes) && Number(classes) >= 0) return;
   throw expected(`${where}: ${name}`, "an integer of at least 0", shownValue(classes));
@@ -114,13 +115,13 @@ export function checkNumbers(where: string, numbers: Readonly<Record<string, unk
   }
 }
 
-/** Check that D splits into heads and heads into groups. */
+/** Check that D is a multiple of the heads, and the heads a multiple of the key heads. */
 export function checkHeads(where: string, dim: number, nHead: number, nKvHead: number): void {
   if (dim % nHead !== 0) throw expected(where, `a number of heads that divides ${dim}`, nHead);
   if (nHead % nKvHead !== 0) throw expected(where, `a number of key heads that divides ${nHead}`, nKvHead);
 }
 
-/** Options for a tensor of the same dtype in the same place. */
+/** Options for a tensor with the same dtype and device. */
 export function placeOf(x: Tensor): {
   dtype: Tensor["dtype"];
   device: NonNullable<Parameters<Tensor["to"]>[0]["device"]>;
@@ -129,9 +130,9 @@ export function placeOf(x: Tensor): {
 }
 
 /**
- * Run a block now, or now and once more in the backward.
+ * Run a block, with gradient checkpointing if asked for: the block then runs again in the backward pass.
  *
- * @param fn - may use its arguments and parameters only: other tensors are gone when the backward comes.
+ * @param fn - may use only its arguments and parameters: other tensors are freed before the backward pass.
  */
 export function runBlock<T extends readonly (Tensor | null)[]>(
   again: boolean,
@@ -149,7 +150,7 @@ export function runBlock<T extends readonly (Tensor | null)[]>(
   );
 }
 
-/** One row per class and, last, one for the null class: `embedding_table` `[numClasses + 1, D]`. */
+/** Class embedding: one row per class, and a last row for the null class: `embedding_table` `[numClasses + 1, D]`. */
 export class LabelEmbedder extends Module {
   readonly embedding_table: Embedding;
   readonly numClasses: number;
@@ -161,10 +162,11 @@ export class LabelEmbedder extends Module {
   }
 
   /**
-   * @param classes - int64 `[B]` in `[0, numClasses]`; the null class where undefined.
-   * @param isDropped - bool `[B]`, true where the null class takes the class's place.
+   * @param classes - int64 `[B]` in `[0, numClasses]`; the null class if undefined.
+   * @param isDropped - bool `[B]`, true where the null class replaces the class.
    * @returns `[B, 1, D]`.
-   * @throws RangeError when a class is out of range. Classes on a GPU are not read, so not checked.
+   * @throws RangeError when a class is out of range. Classes on a GPU are not checked, because reading them would
+   *   synchronize.
    */
   forward(classes: Tensor | undefined, isDropped: Tensor | undefined, batch: number): Tensor {
     const { numClasses } = this;

@@ -16,7 +16,7 @@ export interface LlamaSizes {
   dim: number;
   /** H. */
   nHead: number;
-  /** K: key heads, each serving H / K query heads. */
+  /** K: number of key heads; each serves H / K query heads. */
   nKvHead: number;
   /** Width inside the feed-forward. */
   ffnDim: number;
@@ -26,7 +26,10 @@ export interface LlamaSizes {
   ffnDropoutP: number;
 }
 
-/** Two thirds of 4 D, rounded up to a multiple: as many weights as a feed-forward of 4 D without a gate. */
+/**
+ * Two thirds of 4 D, rounded up to a multiple of `multipleOf`. The gated feed-forward then has as many weights as one
+ * of width 4 D without a gate.
+ */
 export function gatedWidth(dim: number, multipleOf: number): number {
   return Math.ceil(Math.trunc((2 * 4 * dim) / 3) / multipleOf) * multipleOf;
 }
@@ -81,7 +84,7 @@ export class LlamaFeedForward extends Module {
 
   forward(x: Tensor): Tensor {
     const [gate, value] = [this.w1.forward(x), this.w3.forward(x)];
-    // Without a graph nobody needs the gate again.
+    // Without autograd the gate is not needed again.
     const gated = isGradEnabled()
       ? gate.silu().mul(value)
       : callTensor<Tensor>("aten::silu_", [gate]).mul_(value);

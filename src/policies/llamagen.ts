@@ -4,8 +4,9 @@
  *
  * Sun et al. 2024, "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation".
  *
- * Deviations: labels are dropped where the condition says so, not by chance inside `forward`; logits are those that
- * predict codes, in training and outside; position tables and masks are not in the state dict, as in the original.
+ * Deviations: labels are dropped by `isDropped` of the condition, not at random inside `forward`; in training as in
+ * evaluation `forward` returns only logits that predict codes. As in the original, position tables and masks are not in
+ * the state dict.
  */
 import { Buffer, type Embedding, init, type Linear, Module, RMSNorm } from "../nn/index.js";
 import {
@@ -45,7 +46,7 @@ export interface LlamaGenOptions {
   dim: number;
   nLayer: number;
   nHead: number;
-  /** Key heads, as many as `nHead` by default. */
+  /** Number of key heads; by default equal to `nHead`. */
   nKvHead?: number;
   vocabSize?: number;
   /** T: codes in a full image, a square number. */
@@ -125,7 +126,7 @@ class CaptionProjection extends Module {
   }
 }
 
-/** Features of a text as tokens; the null features were drawn once and never trained. */
+/** Text features as tokens. The null features are a buffer of random numbers that is never trained. */
 class CaptionEmbedder extends Module {
   readonly uncond_embedding: Buffer;
   readonly cap_proj: CaptionProjection;
@@ -138,7 +139,7 @@ class CaptionEmbedder extends Module {
     this.cap_proj = new CaptionProjection(captionDim, dim, std);
   }
 
-  /** Features `[B, S, C]`, the null ones where undefined or dropped, to `[B, S, D]`. */
+  /** Project features `[B, S, C]` to `[B, S, D]`; undefined or dropped features are replaced by the null features. */
   forward(features: Tensor | undefined, isDropped: Tensor | undefined, batch: number): Tensor {
     const { uncond_embedding: none, cap_proj: project } = this;
     const place = placeOf(none);
@@ -185,12 +186,12 @@ export class LlamaGen extends Module implements ArPolicy {
   readonly layers: Block[];
   readonly norm: RMSNorm;
   readonly output: Linear;
-  /** Turns of all positions; computed, not saved. */
+  /** Rotary factors of all positions; computed, not saved. */
   readonly rotary: Buffer;
   readonly vocabSize: number;
   readonly blockSize: number;
   readonly hiddenSize: number;
-  /** All of them, defaults included. */
+  /** All options, defaults included. */
   readonly options: LlamaGenOptions;
   gradientCheckpointing = false;
   readonly #conditionTokens: number;
@@ -287,7 +288,8 @@ export class LlamaGen extends Module implements ArPolicy {
     const { features, isReal } = condition;
     if (features === undefined) return {};
     const none = embedder.uncond_embedding.to(placeOf(features)).expand(...features.shape);
-    // Padding of the text stays padding: the null features were trained and are sampled under the text's own mask.
+    // Dropped texts keep their padding mask: the null features are used with the mask of the text in training and
+    // sampling.
     return isReal === undefined ? { features: none } : { features: none, isReal };
   }
 

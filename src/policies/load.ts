@@ -1,6 +1,6 @@
 /**
- * Recognise the policy in a state dict from names and shapes, then load it strictly. The caller opens files and finds the state
- * dict in them.
+ * Recognises the policy in a state dict by names and shapes, and loads it strictly. The caller opens the file and finds
+ * the state dict in it.
  */
 import { countParts, init, type Readable, requireShapes, type Shapes, shapesOf } from "../nn/index.js";
 import { type Device, DTYPES, type DType, expected, plainNames, type Tensor, tidy } from "../torch/index.js";
@@ -18,25 +18,25 @@ export interface PolicySizes {
   nHead?: number;
   /** T, codes per image. LlamaGen and IBQ's transformer do not save positions. */
   blockSize?: number;
-  /** Classes, the null class not counted. */
+  /** Number of classes without the null class. */
   numClasses?: number;
 }
 
-/** Options of recognising a policy: sizes that the caller knows, and the family that it expects. */
+/** Options for recognising a policy: sizes that the caller knows, and the family that the caller expects. */
 export interface RecogniseOptions extends PolicySizes {
   /** Path of the file, for messages. */
   where?: string;
   /** The family that is wanted. */
   family?: PolicyFamily;
-  /** The constructor's options as the file's metadata states them. The sizes above win over these. */
+  /** Options of the constructor in the file's metadata. The sizes above take precedence over them. */
   stated?: Readonly<Record<string, unknown>>;
-  /** Sizes to assume where neither the caller nor the file tells; a note says so. */
+  /** Sizes to assume if neither the caller nor the file has them; a note says so. */
   assume?: PolicySizes;
   /** Whether the tensors are an EMA of the weights. */
   isAverage?: boolean;
 }
 
-/** A model that a file's weights fit. */
+/** A model to which the weights of a file belong. */
 export type PolicyDescription = (
   | { readonly family: "gpt"; readonly config: Partial<GptOptions> }
   | { readonly family: "llamagen"; readonly config: Partial<LlamaGenOptions> }
@@ -49,35 +49,35 @@ export type PolicyDescription = (
   readonly missing: readonly (keyof PolicySizes)[];
   /** Sizes in `config` that are assumed: neither the file nor the caller states them. */
   readonly assumed: readonly (keyof PolicySizes)[];
-  /** Assumptions and overruled values, a sentence each. */
+  /** Notes about assumed values and about values of the file that were overridden, one sentence each. */
   readonly notes: readonly string[];
-  /** Name in the file by the policy's own key. */
+  /** For each key of the policy, the name in the file. */
   readonly used: Readonly<Record<string, string>>;
   /** The file's other tensors. */
   readonly ignored: readonly { readonly name: string; readonly reason: string }[];
   readonly shapes: Shapes;
 };
 
-/** A key that only this family has; what stands before it in the file is the prefix of all its keys. */
+/** A key that only this family has. The part before it in the file is the prefix of all keys of the policy. */
 const MARKS: Readonly<Record<PolicyFamily, string>> = {
   gpt: "blocks.0.attn.query.weight",
   llamagen: "layers.0.attention.wqkv.weight",
   ibq_ar: "blocks.0.ada_lin.1.weight",
 };
 
-/** Tensors of the policy's part of a file that are computed here. */
+/** Tensors of the policy in a file that this project computes instead of loading. */
 const COMPUTED: readonly (readonly [pattern: RegExp, reason: string])[] = [
   [/^blocks\.\d+\.attn\.mask$/, "a causal mask, which attention applies by itself"],
   [/(^|\.)freqs_cis$/, "rotary positions, which are computed"],
 ];
 
-/** Tensors beside the policy in a training run's file. */
+/** Tensors of other models in the checkpoint of a training run. */
 const BESIDE: readonly (readonly [prefix: string, reason: string])[] = [
   ["first_stage_model.", "the tokenizer that the policy was trained on"],
-  ["cond_stage_model.", "the condition's encoder, which has nothing learned"],
+  ["cond_stage_model.", "the condition's encoder, which has no trained weights"],
 ];
 
-/** Options that no shape tells, by family: they are taken from what the file states. */
+/** Options that do not follow from shapes, by family: they are taken from the file's metadata. */
 const UNTOLD: Readonly<Record<PolicyFamily, readonly string[]>> = {
   gpt: ["embdPdrop", "residPdrop", "attnPdrop", "tokenDrop"],
   llamagen: [
@@ -103,7 +103,7 @@ const UNTOLD: Readonly<Record<PolicyFamily, readonly string[]>> = {
   ],
 };
 
-/** Sizes of the published models, none of which is a minGPT. */
+/** Sizes of the published models; for minGPT there are none. */
 const PUBLISHED: Readonly<
   Record<PolicyFamily, typeof llamaGenPresets | typeof ibqArPresets | Record<string, never>>
 > = {
@@ -112,7 +112,7 @@ const PUBLISHED: Readonly<
   ibq_ar: ibqArPresets,
 };
 
-/** Most heads, codes per image and classes: 1024 by 1024 codes. */
+/** Maximum number of heads, codes per image and classes: 1024 x 1024. */
 const MOST = 2 ** 20;
 
 /** Names of the families for messages. */
@@ -136,13 +136,13 @@ function policiesIn(plain: ReadonlyMap<string, string>): { family: PolicyFamily;
 }
 
 /**
- * Say which policy the tensors of a file are, or null when they are none of those known here.
+ * Describe the policy in a file, or return null if its tensors are not those of a known policy.
  *
- * Any prefix of the names, such as Lightning's `transformer.`, is taken off, and so is what compiling and distributing
- * put into them (`_orig_mod.`, `module.`).
+ * Any prefix of the names, such as Lightning's `transformer.`, is removed, and so are the parts that torch.compile and
+ * distributed wrappers add (`_orig_mod.`, `module.`).
  *
- * @throws RangeError when it is another family than `options.family`, when it is a variant without an implementation,
- *   when a tensor is missing, unknown or misshapen, or when shapes and options contradict each other.
+ * @throws RangeError if the policy is of another family than `options.family` or of a variant that is not implemented,
+ *   if a tensor is missing, unknown or of the wrong shape, or if shapes and options contradict each other.
  */
 export function recognisePolicy(shapes: Shapes, options: RecogniseOptions = {}): PolicyDescription | null {
   const { where = "recognisePolicy", isAverage = false } = options;
@@ -196,7 +196,7 @@ export function recognisePolicy(shapes: Shapes, options: RecogniseOptions = {}):
 
 type Told = Partial<GptOptions & LlamaGenOptions & IbqArOptions>;
 
-/** Shapes by the policy's own keys, what the file states, what the caller says, and what follows from them. */
+/** Shapes by key of the policy, metadata of the file, options of the caller, and the sizes that follow from them. */
 class Facts {
   readonly where: string;
   readonly missing: (keyof PolicySizes)[] = [];
@@ -227,7 +227,7 @@ class Facts {
     return Object.hasOwn(this.#used, key);
   }
 
-  /** One dimension of a tensor that has `rank` of them. */
+  /** One dimension of a tensor with `rank` dimensions. */
   size(key: string, dim: number, rank = 2): number {
     const name = this.has(key) ? (this.#used[key] as string) : undefined;
     const shape = name === undefined ? undefined : this.#shapes[name];
@@ -238,12 +238,12 @@ class Facts {
     return size;
   }
 
-  /** How many numbered parts there are: `blocks.0.`, `blocks.1.`, ... */
+  /** Number of numbered parts: `blocks.0.`, `blocks.1.`, ... */
   count(part: string): number {
     return countParts(Object.keys(this.#used), part);
   }
 
-  /** A size that the caller or the file says, undefined where neither does. */
+  /** A size given by the caller or the file; undefined if neither has it. */
   said(name: keyof PolicySizes, alias: string = name): number | undefined {
     const asked = this.#options[name];
     const stated = this.#stated[name] ?? this.#stated[alias];
@@ -274,7 +274,7 @@ class Facts {
     return value;
   }
 
-  /** Heads: as said, else those of the published model of this size. */
+  /** Number of heads: as given, otherwise that of the published model of this size. */
   heads(dim: number, nLayer: number): number | undefined {
     const said = this.said("nHead");
     if (said !== undefined) return said;
@@ -297,7 +297,7 @@ class Facts {
     return said;
   }
 
-  /** Classes of the table at `key`, the null class not counted. */
+  /** Number of classes of the embedding at `key`, without the null class. */
   classes(key: string): number {
     const rows = this.size(key, 0);
     const numClasses = this.said("numClasses", "classNum");
@@ -313,7 +313,7 @@ class Facts {
     return rows - 1;
   }
 
-  /** What the file states and no shape tells, after a check that it states nothing that the shapes contradict. */
+  /** Options of the file's metadata that do not follow from shapes. Throws if the metadata contradicts the shapes. */
   untold(told: Told): Told {
     for (const [name, value] of Object.entries(told)) {
       const stated = this.#stated[name];
@@ -329,12 +329,15 @@ class Facts {
     return Object.fromEntries(known);
   }
 
-  /** Values in place of what is missing or decides no shape; the shapes are those of the true ones. */
+  /**
+   * Placeholders for values that are missing or do not affect shapes. The shapes of a model with them are the right
+   * ones.
+   */
   placeholders(config: Told): Told {
     const features = config.features;
     const isPrepended = features?.kind === "prepend" && config.blockSize === undefined;
     return {
-      // The positions of the other families are no weights.
+      // The other families have no weights for positions.
       ...((this.#family !== "gpt" || this.missing.includes("blockSize")) && { blockSize: 1 }),
       ...(isPrepended && { features: { ...features, tokens: this.size("pos_emb", 1, 3) - 1 } }),
       ...(this.missing.includes("nHead") && this.#placeholderHeads(config)),
@@ -350,7 +353,7 @@ class Facts {
   }
 }
 
-/** What the shapes of each family tell, with the sizes that only the caller or the file says. */
+/** The configuration of each family, from shapes and from the sizes that only the caller or the file has. */
 const TOLD: Readonly<Record<PolicyFamily, (facts: Facts) => Told>> = {
   gpt: gptConfig,
   llamagen: llamaGenConfig,
@@ -386,7 +389,7 @@ function gptConfig(facts: Facts): Told {
   };
 }
 
-/** Sizes that LlamaGen's and IBQ's blocks have in common; `blocks` is where they are. */
+/** Sizes that LlamaGen's and IBQ's blocks have in common; `blocks` is the prefix of the blocks. */
 function llamaSizes(facts: Facts, blocks: string, dim: number): Told {
   const nLayer = facts.count(blocks);
   const blockSize = facts.blockSize();
@@ -435,15 +438,15 @@ function ibqArConfig(facts: Facts): Told {
   return { vocabSize, nEmbd, ...llamaSizes(facts, "blocks", nEmbd), classNum };
 }
 
-/** Where a policy goes, and what it must fit. */
+/** Device and dtype of a policy, and the codebook that its vocabulary must fit. */
 export interface BuildOptions {
-  /** Codes of the tokenizer. */
+  /** Size of the tokenizer's codebook. */
   codebookSize?: number;
   dtype?: DType;
   device?: Device;
 }
 
-/** How to give what a file does not tell. */
+/** How to pass a size that the file does not have, for messages. */
 const REMEDIES: Readonly<Record<keyof PolicySizes, string>> = {
   nHead: "Pass nHead, the attention heads (--heads, or ar.nHead in a configuration)",
   blockSize: "Pass blockSize, the codes of an image (--codes, or blockSize in a configuration)",
@@ -451,11 +454,11 @@ const REMEDIES: Readonly<Record<keyof PolicySizes, string>> = {
 };
 
 /**
- * Build the policy of a description and fill it. Tensors are read one at a time.
+ * Build the described policy and load its weights. Tensors are read one at a time.
  *
  * @param readTensor - the tensor of a name in the file.
- * @throws RangeError when a size is missing, when the vocabulary is not the tokenizer's, or when a weight is no float or
- *   not finite in the policy's dtype.
+ * @throws RangeError if a size is missing, if the vocabulary differs from the tokenizer's codebook, or if a weight is
+ *   not floating-point or not finite in the policy's dtype.
  */
 export function buildPolicy(
   description: PolicyDescription,
@@ -502,13 +505,13 @@ function emptyPolicy(family: PolicyFamily, config: Told): ArPolicy {
   }
 }
 
-/** The tensor in the policy's dtype, in which a number may overflow that was finite in the file. */
+/** The tensor in the policy's dtype, in which a number that is finite in the file may overflow. */
 function finiteIn(where: string, tensor: Tensor, dtype: DType): Tensor {
   if (!DTYPES[tensor.dtype].isFloat) {
     throw expected(where, "a floating-point tensor", tensor, "The file holds no trained weights");
   }
   const own = tensor.to({ dtype });
-  // Each is NaN where any element is.
+  // Each of them is NaN if any element is NaN.
   const ends = tidy(() => [own.amin().item(), own.amax().item()]);
   if (ends.every(Number.isFinite)) return own;
   throw expected(

@@ -39,7 +39,10 @@ export interface LoraOptions {
   rank: number;
   /** The adapter's output is multiplied by alpha / r; alpha is r by default. */
   alpha?: number;
-  /** Ends of layers' paths, such as `wqkv` or `layers.0.attention.wo`, or a choice by path. {@link LORA_TARGETS} by default. */
+  /**
+   * Ends of the paths of layers, such as `wqkv` or `layers.0.attention.wo`, or a function that chooses by path. Default
+   * {@link LORA_TARGETS}.
+   */
   targets?: readonly string[] | ((path: string, layer: Linear) => boolean);
   /** Dropout of the adapter's input, while the layer is in training. */
   dropout?: number;
@@ -61,9 +64,9 @@ class Adapter extends Module {
   }
 }
 
-/** A layer under adaptation. */
+/** A layer with an adapter. */
 interface Adapted {
-  /** Of the layer in its module. */
+  /** Path of the layer in its module. */
   readonly path: string;
   readonly layer: Linear;
   readonly adapter: Adapter;
@@ -72,10 +75,10 @@ interface Adapted {
 }
 
 /**
- * Adapters of a module's layers. Its parameters are the trained ones, its state dict is theirs alone: for each layer,
+ * Adapters of a module's layers. Its parameters are those of the adapters, and so is its state dict: for each layer,
  * `<path>.lora_A.weight` `[r, in]` and `<path>.lora_B.weight` `[out, r]`. The adapted module's own keys do not change.
  *
- * Adapters are float32 and where their layers were; move both when moving one.
+ * Adapters are float32 and on the device that their layers had. If you move one of the two modules, move the other too.
  */
 export class Lora extends Module {
   readonly #adapted: readonly Adapted[];
@@ -106,7 +109,7 @@ export class Lora extends Module {
     });
   }
 
-  /** Whether the layers' weights hold the adapters' now. */
+  /** Whether the adapters are merged into the layers' weights. */
   get isMerged(): boolean {
     return this.#isMerged;
   }
@@ -121,8 +124,8 @@ export class Lora extends Module {
   }
 
   /**
-   * Run `fn` as if there were no adapters: the model that fine-tuning began with, for a reference. Without a graph: a
-   * backward pass that computes activations again would do so after `fn`, with the adapters on.
+   * Run `fn` without the adapters, which gives the model before fine-tuning, for use as a reference. Autograd is off:
+   * with gradient checkpointing, a backward pass would recompute activations after `fn`, with the adapters on.
    *
    * @throws RangeError while the adapters are merged.
    */
@@ -138,7 +141,10 @@ export class Lora extends Module {
     }
   }
 
-  /** Add the adapters to the layers' weights, so that they cost nothing to run. Keeps a copy of those weights. */
+  /**
+   * Merge the adapters into the layers' weights, so that they take no time in forward passes. Keeps a copy of the
+   * weights.
+   */
   merge(): void {
     if (this.#isMerged)
       throw expected("Lora.merge", "adapters that are apart", "merged ones", "Call unmerge()");
@@ -164,7 +170,7 @@ export class Lora extends Module {
    * The adapted layers' weights with the adapters in them, as new tensors under the keys of the adapted module:
    * `{ ...policy.stateDict(), ...lora.mergedWeights() }` is a policy without adapters. The layers stay as they are.
    *
-   * They are float32, as the adapters are, whatever the layers are: in bfloat16 a small adapter would be rounded away.
+   * They are float32 even if the layers are bfloat16, in which a small adapter would be lost by rounding.
    */
   mergedWeights(): StateDict {
     if (this.#isMerged) return {};
@@ -174,7 +180,7 @@ export class Lora extends Module {
     return Object.fromEntries(entries);
   }
 
-  /** Put the layers' weights back, bit for bit. */
+  /** Restore the layers' weights bit for bit. */
   unmerge(): void {
     if (!this.#isMerged)
       throw expected("Lora.unmerge", "merged adapters", "adapters that are apart", "Call merge()");
@@ -194,12 +200,12 @@ export class Lora extends Module {
   }
 
   /**
-   * Free the adapters and give the module back its layers, with the weights they have now, merged or not, and its
-   * trained parameters.
+   * Remove and free the adapters. The layers keep their current weights, merged or not, and the module's parameters are
+   * trainable again.
    */
   override dispose(): void {
     this.#forgetOriginals();
-    // Without a forward of its own, a layer has its class's again.
+    // Deleting the instance's forward brings back that of its class.
     for (const { layer } of this.#adapted) delete (layer as { forward?: unknown }).forward;
     for (const parameter of this.#wasTrained) if (!parameter.isDisposed) parameter.requiresGrad_(true);
     super.dispose();
@@ -207,11 +213,11 @@ export class Lora extends Module {
 }
 
 /**
- * Paths of linear layers that targets name by their ends.
+ * Paths of the linear layers that match the targets.
  *
  * @param where - who asks, for the message.
- * @param targets - null for {@link LORA_TARGETS}, not all of which a model has.
- * @throws RangeError when a target names no path, or none does.
+ * @param targets - null for {@link LORA_TARGETS}; a model need not have all of these.
+ * @throws RangeError if a target, or all of them together, match no layer.
  */
 export function targetedPaths(
   where: string,
@@ -231,11 +237,11 @@ function noTarget(where: string, paths: readonly string[], idle: readonly string
 }
 
 /**
- * Freeze a module and put adapters beside its linear layers: train `lora.parameters()`, save `lora.stateDict()`.
+ * Freeze a module and add adapters to its linear layers: train `lora.parameters()`, save `lora.stateDict()`.
  *
  * @param where - who asks, for messages; `addLora` by default.
- * @throws RangeError when no layer is a target, a target names none, a number is out of range, or a layer has an
- *   adapter already.
+ * @throws RangeError if the targets match no layer, if one of them matches none, if a number is out of range, or if a
+ *   layer already has an adapter.
  */
 export function addLora(module: Module, given: LoraOptions, where = "addLora"): Lora {
   const options = readOptions<LoraOptions>(where, [given], {
@@ -270,8 +276,8 @@ export function addLora(module: Module, given: LoraOptions, where = "addLora"): 
 }
 
 /**
- * The policy without its adapters, in the same memory: every call runs with the adapters off. It serves as the reference of a
- * KL divergence without a second copy of the weights. It has no gradients and no parameters of its own, and cannot be used
+ * The policy without its adapters, sharing its weights: every call runs with the adapters off. It is the reference of a
+ * KL divergence without a second copy of the weights. It returns no gradients, has no parameters, and cannot be used
  * after the adapters are removed.
  */
 export class WithoutAdapters extends Module implements ArPolicy {
@@ -304,7 +310,7 @@ export class WithoutAdapters extends Module implements ArPolicy {
     return this.#policy.gradientCheckpointing;
   }
 
-  /** The policy's too, so that `train` and `eval` reach its dropout. */
+  /** Also switches the policy, so that `train` and `eval` reach its dropout. */
   override modules(): Module[] {
     return [this, ...this.#policy.modules()];
   }

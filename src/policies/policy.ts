@@ -6,8 +6,8 @@ import type { Module } from "../nn/index.js";
 import type { Tensor } from "../torch/index.js";
 
 /**
- * The condition of a sequence. A policy takes the parts that it was built for and refuses the others. An omitted part is
- * the null condition, so `{}` is unconditional.
+ * The condition of a sequence. A policy accepts only the parts that it was built for and throws for others. An omitted
+ * part means the null condition, so `{}` is unconditional.
  */
 export interface Condition {
   /** int64 `[B]` in `[0, numClasses]`; `numClasses` itself is the null class of classifier-free guidance. */
@@ -22,13 +22,13 @@ export interface Condition {
 
 /** Keys and values of the positions seen so far; allocated once, freed by `dispose()`. */
 export interface DecodeCache extends Disposable {
-  /** Sequences. */
+  /** Number of sequences. */
   readonly batch: number;
-  /** Positions that fit, condition tokens included. */
+  /** Capacity in positions, condition tokens included. */
   readonly capacity: number;
   /** Positions filled, condition tokens included. */
   readonly length: number;
-  /** Forget all positions and keep the memory. */
+  /** Empty the cache, keeping its memory. */
   reset(): void;
   dispose(): void;
 }
@@ -37,41 +37,41 @@ export interface DecodeCache extends Disposable {
 export interface ArPolicy extends Module {
   /** V: codes lie in `[0, V)`. */
   readonly vocabSize: number;
-  /** Most codes in a sequence. */
+  /** Maximum number of codes in a sequence. */
   readonly blockSize: number;
   /** D: width of {@link hidden}. */
   readonly hiddenSize: number;
-  /** The options of the constructor; with the weights they define the policy. */
+  /** The options of the constructor. Together with the weights they define the policy. */
   readonly options: object;
-  /** Whether a backward computes the blocks again instead of keeping their activations (gradient checkpointing). */
+  /** Gradient checkpointing: whether the backward pass recomputes the blocks instead of keeping their activations. */
   gradientCheckpointing: boolean;
 
   /**
-   * Hidden states, which the head reads, at the positions that predict codes 0 ... n.
+   * Hidden states, the input of the output head, at the positions that predict codes 0 ... n.
    *
    * @param tokens - int64 `[B, n]`, n in `[0, blockSize - 1]`: true or sampled codes before the predicted ones.
-   * @returns `[B, n + 1, D]`; position i has seen the condition and codes 0 ... i - 1.
+   * @returns `[B, n + 1, D]`; position i depends on the condition and codes 0 ... i - 1.
    */
   hidden(tokens: Tensor, condition: Condition): Tensor;
 
-  /** The head: hidden states `[..., D]` to float32 `[..., V]`. */
+  /** Output head: from hidden states `[..., D]` to logits, float32 `[..., V]`. */
   logits(hidden: Tensor): Tensor;
 
   /** `logits(hidden(tokens, condition))`: float32 `[B, n + 1, V]`. */
   forward(tokens: Tensor, condition: Condition): Tensor;
 
-  /** The condition that guidance subtracts: the null class, or the null features, for the same batch. */
+  /** The null condition of classifier-free guidance (the null class, or the null features) for the same batch. */
   nullCondition(condition: Condition): Condition;
 
   /**
-   * Memory for `batch` sequences of up to `maxLen` codes (blockSize by default) and their condition. It is taken
-   * at the first {@link prefill}: on a GPU in the dtype in which the keys then come, the weights' or autocast's, on a
-   * CPU in float32.
+   * A KV cache for `batch` sequences of up to `maxLen` codes (default blockSize) and their condition. Memory is
+   * allocated at the first {@link prefill}: on a GPU in the dtype of the keys (that of the weights or of autocast), on
+   * a CPU in float32.
    */
   openCache(batch: number, options?: { maxLen?: number }): DecodeCache;
 
   /**
-   * Fill an empty cache with the condition and the first codes. Builds no graph.
+   * Fill an empty cache with the condition and the first codes, without autograd.
    *
    * @param tokens - int64 `[B, n]`, n >= 0.
    * @returns float32 `[B, V]`: logits of code n.
@@ -79,8 +79,8 @@ export interface ArPolicy extends Module {
   prefill(cache: DecodeCache, tokens: Tensor, condition: Condition): Tensor;
 
   /**
-   * One step: append a code of each sequence. Builds no graph. Under autocast, put the loop of steps into one `noGrad`:
-   * weights that were cast are kept for as long as grad mode stays off.
+   * One step: append a code of each sequence, without autograd. Under autocast, run all steps inside one `noGrad`:
+   * autocast keeps cast weights only until grad mode changes.
    *
    * @param token - int64 `[B]`.
    * @returns float32 `[B, V]`: logits of the next code.
@@ -88,7 +88,7 @@ export interface ArPolicy extends Module {
   decode(cache: DecodeCache, token: Tensor): Tensor;
 
   /**
-   * A cache in which each sequence stands `times` in a row, so that a group shares its prefill.
+   * A cache with `times` consecutive copies of each sequence, so that a group shares one prefill.
    *
    * @param into - an open cache of `batch * times` sequences to fill, instead of new memory.
    */

@@ -1,6 +1,6 @@
 /**
- * Rotary position embedding over an image's grid: a pair of neighbouring channels is a complex number, and turns by
- * its row or its column times a frequency. `attention.ts` has the attention.
+ * Rotary position embedding on the grid of an image: two neighbouring channels are a complex number, which is rotated
+ * by an angle of its row or its column times a frequency. The attention is in `attention.ts`.
  *
  * Su et al. 2021, "RoFormer"; the two axes as LlamaGen has them (Sun et al. 2024).
  */
@@ -12,7 +12,7 @@ export interface RotaryOptions {
   blockSize: number;
   /** Channels of a head, a multiple of 4. */
   headDim: number;
-  /** Tokens of the condition, which stand before the codes. */
+  /** Number of condition tokens, which come before the codes. */
   conditionTokens: number;
   base: number;
 }
@@ -20,9 +20,9 @@ export interface RotaryOptions {
 /**
  * Factors of all positions: complex64 `[conditionTokens + blockSize, 1, headDim / 2]`, which broadcasts over heads.
  *
- * The first half of the channels turns by the row, the second by the column. Condition tokens have the factor 0, not
- * 1: their queries and keys vanish, so every attention logit from or to them is 0. The released weights were
- * trained so.
+ * The first half of the channels is rotated by the row, the second by the column. Condition tokens have the factor 0,
+ * not 1: their queries and keys become 0, and so do all attention logits from or to them. The released weights were
+ * trained this way.
  */
 export function rotaryTable(where: string, options: RotaryOptions): Tensor {
   const { blockSize, headDim, conditionTokens, base } = options;
@@ -44,10 +44,9 @@ export function rotaryTable(where: string, options: RotaryOptions): Tensor {
 }
 
 /**
- * Turn the pairs of channels of `x`, in float32 whatever its dtype.
+ * Rotate the pairs of channels of `x`, computed in float32 for every dtype.
  *
- * IBQ's published code returns the float32 itself; there it is rounded by the attention that follows, which is the
- * same rounding one step later.
+ * IBQ's published code returns float32 and rounds in the attention that follows; the result is the same.
  *
  * @param x - `[B, n, H, headDim]`, its last dimension contiguous.
  * @param factors - complex64 `[n, 1, headDim / 2]`: rows of {@link rotaryTable}.

@@ -5,10 +5,10 @@ import { repeatCondition } from "./condition.js";
 import type { ArPolicy, Condition, DecodeCache } from "./policy.js";
 
 /**
- * A policy from `hidden` and `logits` alone. To draw a code, `hidden` runs on the whole sequence so far: about T / 2 times
- * the work of a policy with a cache, and the same codes.
+ * A policy defined by `hidden` and `logits` alone. To draw a code, `hidden` runs on the whole sequence so far: about T
+ * / 2 times the work of a policy with a KV cache, for the same codes.
  *
- * For a reference of its own (`kl.coef`) a copy is made by `new Policy(policy.options)`.
+ * If a run needs a reference (`kl.coef`), the policy is copied by `new Policy(policy.options)`.
  */
 export abstract class UncachedPolicy extends Module implements ArPolicy {
   abstract readonly vocabSize: number;
@@ -25,7 +25,9 @@ export abstract class UncachedPolicy extends Module implements ArPolicy {
     return tidy(() => this.logits(this.hidden(tokens, condition)));
   }
 
-  /** No condition. Guidance by classes needs another: override it with `{ classes }` of the null class. */
+  /**
+   * By default the empty condition. For guidance with classes, override it to return `{ classes }` with the null class.
+   */
   nullCondition(_condition: Condition): Condition {
     return {};
   }
@@ -55,13 +57,13 @@ export abstract class UncachedPolicy extends Module implements ArPolicy {
     return target;
   }
 
-  /** float32 `[B, V]`: logits of the code after those so far. */
+  /** float32 `[B, V]`: logits of the next code. */
   #next({ held: { codes, condition } }: CodesSoFar): Tensor {
     return noGrad(() => tidy(() => this.logits(this.hidden(codes, condition).select(1, -1))));
   }
 }
 
-/** The codes and the condition, in the place of keys and values. */
+/** Holds the codes and the condition instead of keys and values. */
 class CodesSoFar implements DecodeCache {
   readonly batch: number;
   readonly capacity: number;

@@ -197,7 +197,7 @@ test("prefixes come off, masks and other models are left out with a reason", () 
       name: "first_stage_model.encoder.conv_in.weight",
       reason: "the tokenizer that the policy was trained on",
     },
-    { name: "cond_stage_model.dummy", reason: "the condition's encoder, which has nothing learned" },
+    { name: "cond_stage_model.dummy", reason: "the condition's encoder, which has no trained weights" },
     { name: "loss.logvar", reason: "not under transformer." },
   ]);
 });
