@@ -1,7 +1,7 @@
 /**
- * The convolutional encoder and decoder that taming's VQGAN, IBQ and LlamaGen's VQ share: residual blocks, attention
- * over all positions, resampling by two between levels. One set of modules under either family's weight names. The
- * codebook between the two is in `quantizers.ts`.
+ * The convolutional encoder and decoder of taming's VQGAN, IBQ and LlamaGen's VQ: residual blocks, attention over all
+ * positions, resampling by two between levels. The same modules serve the weight names of both families. The codebook
+ * between encoder and decoder is in `quantizers.ts`.
  *
  * @see Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis".
  */
@@ -9,12 +9,15 @@ import { Conv2d, GroupNorm, Module } from "../nn/index.js";
 import { callTensor, functional as F, type Tensor, tidy } from "../torch/index.js";
 
 /**
- * Whose state-dict keys the modules have: `encoder.down.0.block.0` and `decoder.up.4` (ibq, taming's names too), or
- * `encoder.conv_blocks.0.res.0` and `decoder.conv_blocks.0`, the decoder's in execution order (llamagen).
+ * The family of state-dict keys: `encoder.down.0.block.0` and `decoder.up.4` (ibq, also used by taming), or
+ * `encoder.conv_blocks.0.res.0` and `decoder.conv_blocks.0`, with the decoder's blocks in execution order (llamagen).
  */
 export type Naming = "ibq" | "llamagen";
 
-/** Shape of the encoder and the decoder. A level is a resolution: 0 is the image's, each next one half of it. */
+/**
+ * Sizes of the encoder and the decoder. A level is a resolution: level 0 is that of the image, each further level half
+ * of the one before.
+ */
 export interface AutoencoderConfig {
   naming: Naming;
   inChannels: number;
@@ -25,21 +28,24 @@ export interface AutoencoderConfig {
   chMult: readonly number[];
   /** Residual blocks per level in the encoder; the decoder has one more. */
   numResBlocks: number;
-  /** Levels that have attention after each residual block. The lowest resolution has one more in the middle, always. */
+  /**
+   * Levels that have attention after each residual block. The middle block, at the lowest resolution, always has
+   * attention.
+   */
   attnLevels: readonly number[];
-  /** Channels that the encoder gives and the decoder takes. */
+  /** Channels of the encoder's output and the decoder's input. */
   zChannels: number;
   dropout: number;
   /**
-   * Most groups of a norm. A norm whose channels it does not divide has their greatest common divisor, so that widths
-   * other than multiples of 32 work.
+   * Maximum number of groups of a GroupNorm. If it does not divide the channels, their greatest common divisor is used,
+   * so that the channels need not be multiples of 32.
    */
   normGroups: number;
 }
 
 type Step = (x: Tensor) => Tensor;
 
-/** Apply the steps one after another and free each result when the next one is there. */
+/** Apply the steps one after another, and free each result once the next is computed. */
 function chain(x: Tensor, steps: readonly Step[]): Tensor {
   let h = x;
   for (const step of steps) {
@@ -55,7 +61,7 @@ const stepOf =
   (x) =>
     layer.forward(x);
 
-/** `x * sigmoid(x)`, in place: of a norm's result, which nobody else reads. */
+/** `x * sigmoid(x)`, in place; the input is the result of a norm, which nothing else uses. */
 const swish: Step = (x) => callTensor("aten::silu_", [x]);
 
 /** @see Wu and He 2018, "Group Normalization". */
@@ -70,7 +76,10 @@ function greatestCommonDivisor(a: number, b: number): number {
 const conv3 = (inChannels: number, outChannels: number): Conv2d =>
   new Conv2d(inChannels, outChannels, 3, { padding: 1 });
 
-/** Two norm-swish-convolutions beside a shortcut, which is a 1x1 convolution where the channels change. */
+/**
+ * Residual block: twice norm, swish and convolution, and a shortcut, which is a 1x1 convolution if the number of
+ * channels changes.
+ */
 class ResnetBlock extends Module {
   readonly norm1: GroupNorm;
   readonly conv1: Conv2d;
@@ -136,7 +145,7 @@ class AttnBlock extends Module {
   }
 }
 
-/** Half the resolution. The row and column of zeros are at the bottom and the right alone, as in the published weights. */
+/** Halves the resolution. Zeros are padded only at the bottom and the right, as the published weights require. */
 class Downsample extends Module {
   readonly conv: Conv2d;
 
@@ -150,7 +159,7 @@ class Downsample extends Module {
   }
 }
 
-/** Twice the resolution: each pixel four times, then a convolution. */
+/** Doubles the resolution: nearest-neighbour upsampling, then a convolution. */
 class Upsample extends Module {
   readonly conv: Conv2d;
 
@@ -164,7 +173,10 @@ class Upsample extends Module {
   }
 }
 
-/** The blocks of one resolution, each followed by attention where the level has it, and the way to the next one. */
+/**
+ * The residual blocks of one level, each followed by attention if the level has it, and the resampling to the next
+ * level.
+ */
 class Level extends Module {
   readonly #steps: readonly Step[];
 
@@ -204,7 +216,7 @@ class Middle extends Module {
   }
 }
 
-/** Fields of the middle under the family's name, and its three steps. */
+/** The fields of the middle block under the family's names, and its three steps. */
 function middle(channels: number, config: AutoencoderConfig): { mid: Module | Module[]; steps: Step[] } {
   const mid = new Middle(channels, config);
   const layers = [mid.block_1, mid.attn_1, mid.block_2];
@@ -215,7 +227,7 @@ const widths = (config: AutoencoderConfig): number[] => config.chMult.map((facto
 
 /** Images float32 `[B, inChannels, H, W]` to features `[B, zChannels, H / d, W / d]`, d = 2 ** (levels - 1). */
 export class Encoder extends Module {
-  // Declared, not defined: fields come in the order of assignment, which is that of the published state dicts.
+  // Only declared: the fields then get the order of their assignments, which is that of the published state dicts.
   declare readonly conv_in: Conv2d;
   declare readonly norm_out: GroupNorm;
   declare readonly conv_out: Conv2d;
@@ -248,7 +260,7 @@ export class Encoder extends Module {
 export class Decoder extends Module {
   declare readonly conv_in: Conv2d;
   declare readonly norm_out: GroupNorm;
-  /** Its weight is the last one on the way to the image, by which adversarial losses are balanced. */
+  /** The last layer of the decoder; its weight serves to compute the adaptive weight of adversarial losses. */
   declare readonly conv_out: Conv2d;
   readonly #steps: readonly Step[];
 
@@ -272,7 +284,7 @@ export class Decoder extends Module {
     this.#steps = [stepOf(this.conv_in), ...steps, ...inOrder.map(stepOf), ...end];
   }
 
-  /** What packed convolutions give in a narrower dtype goes on in that of the last layer, which is not packed. */
+  /** Casts the results of packed convolutions to the dtype of the last layer, which is not packed. */
   readonly #widen: Step = (x) => {
     return this.conv_in.packed === null ? x : x.to({ dtype: this.conv_out.weight.dtype });
   };
@@ -283,12 +295,13 @@ export class Decoder extends Module {
 }
 
 /**
- * Bytes of activations that an image of so many pixels needs at a time, without a graph: five tensors where channels
- * times pixels are most (a block's input, its padding or shortcut, and the two sides of a convolution).
+ * Bytes of activations at a time for an image of this many pixels, without autograd: five tensors at the level with the
+ * largest product of channels and pixels (a block's input, its padding or shortcut, and input and output of a
+ * convolution).
  */
 export function activationBytes(config: AutoencoderConfig, pixels: number): number {
   const channels = widths(config);
-  // An Upsample works with the lower level's channels at its own resolution.
+  // An Upsample has the channels of the lower level at the resolution of the higher one.
   const elements = channels.map(
     (to, level) => (Math.max(to, channels[level + 1] ?? 0) * pixels) / 4 ** level,
   );

@@ -6,10 +6,10 @@ import type { Grid, ImageTokenizer } from "./tokenizer.js";
 const RANGE_SLACK = 1e-3;
 
 /**
- * Check type and shape of images, reading no value.
+ * Check dtype and shape of images, without reading values.
  *
- * @throws TypeError when they are not float32. RangeError when they are not `[B, channels, H, W]` with sides that the
- *   tokenizer divides.
+ * @throws TypeError when they are not float32. RangeError when they are not `[B, channels, H, W]` with H and W
+ *   multiples of `downsample`.
  */
 export function checkImages(
   where: string,
@@ -33,7 +33,7 @@ export function checkImages(
 }
 
 /**
- * Check that images are within [-1, 1]. Waits for a GPU.
+ * Check that images are within [-1, 1]. Synchronizes with the GPU.
  *
  * @throws RangeError otherwise, also for NaN.
  */
@@ -44,10 +44,11 @@ export function checkRange(where: string, images: Tensor): void {
 }
 
 /**
- * Check type and shape of codes, reading no value, and find their grid.
+ * Check dtype and shape of codes, without reading values, and find their grid.
  *
  * @param grid - rows and columns; a square one by default.
- * @throws TypeError when they are not int64. RangeError when they are not `[B, T]` or the grid has not T places.
+ * @throws TypeError when they are not int64. RangeError when they are not `[B, T]` or rows times columns of the grid is
+ *   not T.
  */
 export function gridOf(where: string, codes: Tensor, grid: Grid | undefined): Grid {
   if (codes.dtype !== "int64") throw expectedType(where, "int64 codes", codes);
@@ -67,7 +68,7 @@ export function gridOf(where: string, codes: Tensor, grid: Grid | undefined): Gr
 }
 
 /**
- * Check that codes are in `[0, codebookSize)`. Waits for a GPU.
+ * Check that codes are in `[0, codebookSize)`. Synchronizes with the GPU.
  *
  * @throws RangeError otherwise.
  */

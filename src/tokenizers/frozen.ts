@@ -1,5 +1,5 @@
 /**
- * A frozen tokenizer: no gradient, evaluation mode, and inputs checked including their values.
+ * A frozen tokenizer: it runs without gradients, in eval mode, and checks the values of its inputs.
  */
 import { Module, type PackedLayers } from "../nn/index.js";
 import { expected, expectedType, noGrad, type Tensor, tidy } from "../torch/index.js";
@@ -10,10 +10,12 @@ import type { Grid, ImageTokenizer } from "./tokenizer.js";
 export class FrozenTokenizer implements ImageTokenizer {
   /** The model itself. */
   readonly vq: ImageTokenizer;
-  /** Whether it has decoded to finite images: weights that a program sets are checked nowhere else. */
+  /** Whether decoded images were found to be finite; weights that a program sets are not checked elsewhere. */
   #isSound = false;
 
-  /** @param vq - a tokenizer; a {@link Module} is put into eval and its parameters no longer require gradients. */
+  /**
+   * @param vq - a tokenizer; a {@link Module} is put into eval mode, and its parameters no longer require gradients.
+   */
   constructor(vq: ImageTokenizer) {
     this.vq = vq;
     if (vq instanceof Module) vq.eval().requiresGrad_(false);
@@ -28,7 +30,7 @@ export class FrozenTokenizer implements ImageTokenizer {
   }
 
   /**
-   * Codes of images. Waits for a GPU, to check the images' range.
+   * Codes of images. Synchronizes with the GPU to check the range of the images.
    *
    * @param images - float32 `[B, 3, H, W]` in [-1, 1]; H and W multiples of `downsample`.
    * @returns int64 `[B, T]`, T = (H / downsample) * (W / downsample), in raster order.
@@ -42,13 +44,13 @@ export class FrozenTokenizer implements ImageTokenizer {
   }
 
   /**
-   * Images of codes, not clamped. Waits for a GPU, to check the codes' range.
+   * Images of codes, not clamped. Synchronizes with the GPU to check the range of the codes.
    *
    * @param codes - int64 `[B, T]` in `[0, codebookSize)`.
    * @param grid - rows and columns; a square grid by default.
    * @returns float32 `[B, 3, H, W]`, about [-1, 1].
-   * @throws TypeError, RangeError when the codes are not that, the grid has not T places, or the first images decoded
-   *   are not finite.
+   * @throws TypeError, RangeError when the codes are not of this dtype, shape or range, rows times columns of the grid
+   *   is not T, or the first decoded images are not finite.
    */
   decodeCode(codes: Tensor, grid?: Grid): Tensor {
     const where = "FrozenTokenizer.decodeCode";
@@ -64,8 +66,8 @@ export class FrozenTokenizer implements ImageTokenizer {
   }
 
   /**
-   * Let `decodeCode` compute the decoder's convolutions in bfloat16 until the result is disposed of; see
-   * {@link TokenizerModel.narrowDecoder}. Codes of images are still those of float32.
+   * Let `decodeCode` compute the decoder's convolutions in bfloat16 until the returned object is disposed of; see
+   * {@link TokenizerModel.narrowDecoder}. `encode` still computes in float32.
    *
    * @throws RangeError for a tokenizer that is not one of this library's.
    */

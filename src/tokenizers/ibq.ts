@@ -1,5 +1,5 @@
 /**
- * The IBQ tokenizer of SEED-Voken: a codebook of any size whose rows all learn at every step.
+ * The IBQ tokenizer of SEED-Voken, whose codebook rows all get a gradient in every training step.
  *
  * @see Shi et al. 2024, "Taming Scalable Visual Tokenizer for Autoregressive Image Generation".
  */
@@ -8,11 +8,11 @@ import { type TokenizerConfig, TokenizerModel } from "./model.js";
 
 /** Encoder and decoder under their published names, each with the default that all released IBQ models have. */
 export interface DdConfig {
-  /** false; true has no meaning for a codebook. */
+  /** Default false; true is refused, because it belongs to a VAE without a codebook. */
   doubleZ?: boolean;
   /** 256. */
   zChannels?: number;
-  /** Size of the training images, 256: only says which levels `attnResolutions` means. */
+  /** Size of the training images, 256; used only to find the levels of `attnResolutions`. */
   resolution?: number;
   /** 3. */
   inChannels?: number;
@@ -30,7 +30,7 @@ export interface DdConfig {
   dropout?: number;
 }
 
-/** Arguments that the published class passes to its trainer. They are accepted and do not affect the model. */
+/** Arguments that the published class uses for training. They are accepted and do not affect the model. */
 const TRAINER_ARG_NAMES = {
   lossconfig: "nullable",
   ignoreKeys: "nullable",
@@ -58,10 +58,10 @@ const TRAINER_ARG_NAMES = {
 
 type TrainerArgs = { [Name in keyof typeof TRAINER_ARG_NAMES]?: unknown };
 
-/** Arguments of {@link IBQ} under their published names, and those of its trainer. */
+/** Arguments of {@link IBQ} under their published names, and the published arguments for training. */
 export interface IBQArgs extends TrainerArgs {
   ddconfig?: DdConfig;
-  /** V; 1024, 8192, 16384 and 262144 were released. */
+  /** V; models with 1024, 8192, 16384 and 262144 codes were released. */
   nEmbed: number;
   /** 256. */
   embedDim?: number;
@@ -81,9 +81,9 @@ export interface IBQArgs extends TrainerArgs {
   useEma?: boolean;
   /** Checkpoint of the weights. `buildToklipTokenizer` reads it. */
   ckptPath?: string;
-  /** Ignored. In the published code: whether a checkpoint is for the tokenizer's or the transformer's training. */
+  /** Ignored. In the published code: whether a checkpoint is used to train the tokenizer or the transformer. */
   stage?: "transformer" | null;
-  /** Most groups of a norm, 32; see {@link TokenizerConfig.normGroups}. */
+  /** Maximum number of groups of a GroupNorm, 32; see {@link TokenizerConfig.normGroups}. */
   normGroups?: number;
 }
 
@@ -120,7 +120,7 @@ const DDCONFIG_NAMES: OptionNames<DdConfig> = {
 
 /** `new IBQ({ nEmbed: 16384 })` is the published 16384, 110.98 M parameters. */
 export class IBQ extends TokenizerModel {
-  /** @throws RangeError for an unknown argument, and for a configuration that no such model has. */
+  /** @throws RangeError for an unknown argument, and for a configuration that is not an IBQ model. */
   constructor(args: IBQArgs | TokenizerConfig) {
     requireObject("IBQ", args);
     super("naming" in args ? args : { ...IBQ_DEFAULTS, ...(ibqConfig(args) as { codebookSize: number }) });
@@ -149,7 +149,7 @@ export const IBQ_DEFAULTS: Omit<TokenizerConfig, "codebookSize"> = {
 };
 
 /**
- * The part of the configuration that the given arguments state.
+ * The part of the configuration that the given arguments determine.
  *
  * @throws RangeError for an argument that IBQ does not support.
  */
@@ -185,7 +185,7 @@ export function ibqConfig(given: Partial<IBQArgs>): Partial<TokenizerConfig> {
   return Object.fromEntries(Object.entries(said).filter(([, value]) => value !== undefined));
 }
 
-/** Levels whose resolution is among those with attention. */
+/** Levels that have attention, from the resolutions with attention. */
 function attnLevels(ddconfig: DdConfig): number[] {
   const { resolution = 256, attnResolutions = [16], chMult = IBQ_DEFAULTS.chMult } = ddconfig;
   return [...chMult.keys()].filter((level) => attnResolutions.includes(Math.floor(resolution / 2 ** level)));

@@ -1,6 +1,6 @@
 /**
- * Recognise the tokenizer in a state dict: its family, its architecture and its tensors. It needs only names and
- * shapes, so a file can be described without reading its weights. The caller opens files and finds the state dict in them.
+ * Recognises the tokenizer in a state dict: its family, its architecture and its tensors. Names and shapes are enough,
+ * so a file can be described without reading its weights. The caller opens the file and finds the state dict in it.
  */
 import { init, requireShapes, type Shapes, shapesOf } from "../nn/index.js";
 import { expected, noGrad, plainName, plainNames, type Tensor, tidy } from "../torch/index.js";
@@ -18,7 +18,7 @@ export interface IgnoredKeys {
 
 /** A tokenizer that a state dict holds. */
 export interface TokenizerDescription {
-  /** Whose class it is: `ibq` {@link IBQ}, `vq` {@link VQModel}. */
+  /** The class that it belongs to: `ibq` {@link IBQ}, `vq` {@link VQModel}. */
   family: "ibq" | "vq";
   /** Its name, such as `VQ-16 (LlamaGen) inside TokLIP, EMA`. */
   name: string;
@@ -38,7 +38,7 @@ export interface RecogniseOptions {
   /** Path of the file, for messages. */
   where?: string;
   /**
-   * Values that shapes do not show, such as `lookup`, `normGroups` and the weights of the losses. Values that shapes do show
+   * Values that do not follow from shapes, such as `lookup`, `normGroups` and the weights of the losses. Other values
    * must agree with the shapes.
    */
   config?: Partial<TokenizerConfig>;
@@ -57,12 +57,12 @@ type Untold =
   | "sampleEntropyWeight"
   | "batchEntropyWeight";
 
-/** A key that every tokenizer has; what stands before it in the file is the prefix of all its keys. */
+/** A key that every tokenizer has. The part before it in the file is the prefix of all keys of the tokenizer. */
 const MARK = "encoder.conv_in.weight";
 
 /**
- * Where TokLIP keeps its tokenizer, LlamaGen's VQ-16: inside the vision tower of the released models, and of those with
- * open_clip's own vision transformer.
+ * Prefixes of TokLIP's tokenizer, LlamaGen's VQ-16: in the vision tower of the released models, and in that of models
+ * with open_clip's own vision transformer.
  *
  * @see Lin et al. 2025, "TokLIP: Marry Visual Tokens to CLIP for Multimodal Comprehension and Generation".
  */
@@ -82,12 +82,12 @@ const averaged = (key: string): string => EMA + key.replaceAll(".", "");
 /** A file's shapes under the keys of a model. */
 interface View {
   where: string;
-  /** Stands before the keys in the file, what wrappers put in taken out. */
+  /** The prefix of the keys in the file, without the parts that wrappers add. */
   prefix: string;
   naming: Naming;
   hasRaw: boolean;
   hasEma: boolean;
-  /** Names in the file by their plain names. */
+  /** For each plain name (without the parts that wrappers add), the name in the file. */
   plain: ReadonlyMap<string, string>;
   shapeOf: (key: string) => readonly number[] | undefined;
 }
@@ -95,11 +95,11 @@ interface View {
 /**
  * Describe the tokenizer that a state dict holds.
  *
- * A codebook under IBQ's names is taken for IBQ, one under LlamaGen's for normalised; taming's VQGAN has IBQ's names and
- * `config: { lookup: "l2" }`.
+ * A codebook with IBQ's names is taken to be IBQ's, one with LlamaGen's names to be normalized. Taming's VQGAN has
+ * IBQ's names; pass `config: { lookup: "l2" }` for it.
  *
- * Any prefix of the names, such as TokLIP's `visual.trunk.vq.` or SEED-Voken's `first_stage_model.`, is taken off, and
- * so is what compiling and distributing put into them (`_orig_mod.`, `module.`).
+ * Any prefix of the names, such as TokLIP's `visual.trunk.vq.` or SEED-Voken's `first_stage_model.`, is removed, and so
+ * are the parts that torch.compile and distributed wrappers add (`_orig_mod.`, `module.`).
  *
  * @param shapes - shapes by their names in the file.
  * @returns null when the names are not those of a tokenizer.
@@ -143,7 +143,7 @@ export function recogniseTokenizer(
   };
 }
 
-/** Whether the names of a file are those of a tokenizer, whole or not. */
+/** Whether the names of a file are those of a tokenizer, complete or not. */
 export function isTokenizer(shapes: Shapes): boolean {
   return find("isTokenizer", shapes) !== undefined;
 }
@@ -151,11 +151,11 @@ export function isTokenizer(shapes: Shapes): boolean {
 const WEIGHTS = { raw: "raw", ema: "EMA" } as const;
 
 /**
- * Build a described tokenizer and read its weights one at a time, as float32.
+ * Build the described tokenizer and load its weights as float32, one tensor at a time.
  *
- * @param readTensor - the tensor at a key of the file. Freed after use if it was made for the call.
+ * @param readTensor - returns the tensor of a key of the file. It is freed after use if the call created it.
  * @param where - path of the file, for messages.
- * @throws RangeError when a weight is no float, or not finite in float32.
+ * @throws RangeError when a weight is not floating-point, or not finite in float32.
  */
 export function buildTokenizer(
   description: Pick<TokenizerDescription, "config" | "used">,
@@ -176,7 +176,7 @@ export function buildTokenizer(
   return model;
 }
 
-/** A tokenizer of the family that the configuration's lookup says, with random weights. */
+/** A tokenizer with random weights; the configuration's `lookup` determines the family. */
 export function createTokenizer(config: TokenizerConfig): IBQ | VQModel {
   return familyOf(config) === "ibq" ? new IBQ(config) : new VQModel(config);
 }
@@ -214,7 +214,7 @@ function find(where: string, shapes: Shapes): View | undefined {
   throw expected(where, "one tokenizer", found, "Pass the tensors of one of them");
 }
 
-/** The part of a configuration that shapes tell. */
+/** The part of a configuration that follows from shapes. */
 function configOf({ where, naming, shapeOf }: View): Omit<TokenizerConfig, Untold> {
   const size = (key: string, dim: number): number => {
     const value = shapeOf(key)?.[dim];
@@ -247,7 +247,7 @@ function configOf({ where, naming, shapeOf }: View): Omit<TokenizerConfig, Untol
   };
 }
 
-/** The part of a configuration that shapes do not tell, as it was published. */
+/** The part of a configuration that does not follow from shapes, as published. */
 function untold(lookup: TokenizerConfig["lookup"]): Pick<TokenizerConfig, Untold> {
   const entropyWeight = lookup === "dot" ? 1 : 0;
   return {
@@ -261,7 +261,7 @@ function untold(lookup: TokenizerConfig["lookup"]): Pick<TokenizerConfig, Untold
   };
 }
 
-/** Keys of the file for the keys of the model, all of them there, in the right shape, and none of its own left over. */
+/** For each key of the model, the key in the file. Throws if one is missing, has the wrong shape, or is left over. */
 function match(
   { where, prefix, plain }: View,
   config: TokenizerConfig,
@@ -306,10 +306,10 @@ function reasonFor(key: string, prefix: string, used: Record<string, string>): s
 }
 
 /**
- * Codes that the model was trained with: [16, 16] for 256 px, [24, 24] for 384 px; undefined where no position
- * embedding tells.
+ * Rows and columns of codes that the model was trained with: [16, 16] for 256 px, [24, 24] for 384 px; undefined if the
+ * file has no position embedding.
  *
- * @param shapes - shapes by plain name.
+ * @param shapes - shapes by name, without the parts that wrappers add.
  */
 function toklipGrid(shapes: Shapes): Grid | undefined {
   for (const key of POSITIONS) {

@@ -1,6 +1,6 @@
 /**
- * Encoder, codebook and decoder as one tokenizer. `ibq.ts` and `vq_model.ts` build the published models; the
- * trainer has reconstruction, perceptual and adversarial losses.
+ * Encoder, codebook and decoder as one tokenizer. `ibq.ts` and `vq_model.ts` build the published models.
+ * Reconstruction, perceptual and adversarial losses are in `src/trainers`.
  */
 import { Conv2d, Module, type PackedLayers, packConvs } from "../nn/index.js";
 import { cat, expected, noGrad, type OptionNames, readOptions, type Tensor, tidy } from "../torch/index.js";
@@ -47,10 +47,10 @@ export abstract class TokenizerModel extends Module implements ImageTokenizer {
   readonly config: TokenizerConfig;
   readonly downsample: number;
   /**
-   * Maximum bytes of activations of `encode`, `encodeLatent`, `decode` and `decodeCode`, but at least one image at a time: they
-   * split a batch into parts. Default 2 GiB on a GPU and 256 MiB on a CPU, where larger parts are hardly faster. Weights and
-   * graphs are not counted. The result is the same, up to rounding if a part is a single small image, which LibTorch
-   * convolves with another algorithm.
+   * Maximum bytes of activations of `encode`, `encodeLatent`, `decode` and `decodeCode`, which split a batch into parts
+   * of at least one image to stay below it. Default 2 GiB on a GPU and 256 MiB on a CPU, where larger parts are hardly
+   * faster. Weights and autograd graphs are not counted. The results do not depend on it, except for rounding if a part
+   * is a single small image, for which LibTorch uses another convolution algorithm.
    */
   memoryBudget: number | undefined;
 
@@ -86,7 +86,7 @@ export abstract class TokenizerModel extends Module implements ImageTokenizer {
   }
 
   /**
-   * Features before quantisation, with a gradient.
+   * Features before quantization, differentiable.
    *
    * @param images - float32 `[B, C, H, W]` in [-1, 1]; H and W multiples of `downsample`.
    * @returns float32 `[B, D, H / downsample, W / downsample]`.
@@ -97,7 +97,7 @@ export abstract class TokenizerModel extends Module implements ImageTokenizer {
   }
 
   /**
-   * Images of quantised features, not clamped, with a gradient.
+   * Images of quantized features, not clamped, differentiable.
    *
    * @param quantized - float32 `[B, D, h, w]`.
    * @returns float32 `[B, C, h * downsample, w * downsample]`, about [-1, 1].
@@ -108,7 +108,7 @@ export abstract class TokenizerModel extends Module implements ImageTokenizer {
   }
 
   /**
-   * Reconstruct with a gradient, the whole batch at once, and give the codebook's loss terms.
+   * Reconstruct the whole batch at once, differentiably, and return the loss terms of the codebook.
    *
    * @param images - float32 `[B, C, H, W]` in [-1, 1]; H and W multiples of `downsample`.
    */
@@ -121,8 +121,9 @@ export abstract class TokenizerModel extends Module implements ImageTokenizer {
   }
 
   /**
-   * Let the decoder compute its convolutions in bfloat16 until the result is disposed of, where no gradient is asked for.
-   * Norms, the softmax of attention and the last layer stay in float32. Takes a copy of the decoder's weights.
+   * Let the decoder compute its convolutions in bfloat16 until the returned object is disposed of, in calls without
+   * gradients. Norms, the softmax of attention and the last layer stay in float32. Needs memory for a copy of the
+   * decoder's weights.
    */
   narrowDecoder(): PackedLayers {
     return packConvs(this.decoder, { dtype: "bfloat16", except: [this.decoder.conv_out] });
@@ -155,7 +156,7 @@ export abstract class TokenizerModel extends Module implements ImageTokenizer {
   }
 }
 
-/** The codebook's part of a configuration. */
+/** The part of a configuration that concerns the codebook. */
 function quantizerConfig(config: TokenizerConfig): QuantizerConfig {
   const entries = Object.entries(config).filter(([name]) => Object.hasOwn(QUANTIZER_CONFIG_NAMES, name));
   return Object.fromEntries(entries) as unknown as QuantizerConfig;

@@ -5,12 +5,12 @@ import { IBQ_DEFAULTS } from "./ibq.js";
 import type { TokenizerConfig } from "./model.js";
 import { VQ_MODELS, vqConfig } from "./vq_model.js";
 
-/** The number is the pixels a code stands for, along each side. */
+/** The number in a name is the width in pixels of the square that one code stands for. */
 export type TokenizerPreset = "VQ-4-small" | "VQ-8" | "VQ-16" | "IBQ-4-small" | "IBQ-16";
 
 const small = vqConfig(VQ_MODELS["VQ-4-small"]);
 
-/** `IBQ-16` has the 16,384 codes that most of the released ones have. */
+/** `IBQ-16` has 16,384 codes, one of the released sizes. */
 export const TOKENIZER_PRESETS: Readonly<Record<TokenizerPreset, TokenizerConfig>> = {
   "VQ-4-small": small,
   "VQ-8": vqConfig(VQ_MODELS["VQ-8"]),

@@ -1,10 +1,11 @@
 /**
- * The codebook: features to the nearest codes, codes to features, and the forward that trains it. Lookup never holds
- * the scores of all codes for all positions; the trainable forward of index propagation and of the entropy terms does.
+ * The codebook: from features to the nearest codes, from codes to features, and the forward pass for training. The
+ * lookup never holds the similarities of all codes and all positions in memory; the training forward of IBQ and of the
+ * entropy loss does.
  *
- * Deviations from the published code: the straight-through value of index propagation is the codebook's row itself,
- * without the rounding of `hard - soft + soft`; the entropy term is not computed where its weight is 0; a batch longer than
- * the record of used codes records its last ones. Scores are float32 even under autocast.
+ * Deviations from the published code: the straight-through value of IBQ is exactly the codebook's row, without the
+ * rounding of `hard - soft + soft`; the entropy loss is not computed if its weight is 0; if a batch has more codes than
+ * the record of used codes, its last ones are recorded. Similarities are float32 even under autocast.
  *
  * @see van den Oord et al. 2017, "Neural Discrete Representation Learning"; Yu et al. 2022, "Vector-quantized Image
  *   Modeling with Improved VQGAN" (normalised codes); Shi et al. 2024, "Taming Scalable Visual Tokenizer" (IBQ).
@@ -26,8 +27,8 @@ import {
 import type { Grid } from "./tokenizer.js";
 
 /**
- * What "nearest" means: largest dot product (IBQ), largest cosine with rows that are normalised also when decoded
- * (LlamaGen), or least Euclidean distance (taming).
+ * Which code is nearest: the one with the largest dot product (IBQ), with the largest cosine (LlamaGen; rows are
+ * normalized for decoding too), or with the smallest Euclidean distance (taming).
  */
 export type Lookup = "dot" | "cosine" | "l2";
 
@@ -37,13 +38,13 @@ export interface QuantizerConfig {
   codebookSize: number;
   embedDim: number;
   lookup: Lookup;
-  /** Weight of the commitment term (cosine, l2), of the codebook's own term (dot). */
+  /** Weight of the commitment loss (cosine, l2), or of the codebook's part of the loss (dot). */
   beta: number;
-  /** Divisor of the scores in the entropy terms. */
+  /** Softmax temperature of the entropy loss. */
   entropyTemperature: number;
-  /** Weight of the entropy of each position's codes, which is lowered; 0 for both weights disables the term. */
+  /** Weight of the mean entropy per position, which is minimized; if both weights are 0, the entropy loss is off. */
   sampleEntropyWeight: number;
-  /** Weight of the entropy of the batch's mean, which is raised. */
+  /** Weight of the entropy of the mean distribution of the batch, which is maximized. */
   batchEntropyWeight: number;
   /** Whether the last 65,536 codes of training are recorded, in `codebook_used`. */
   hasUsageRecord: boolean;
@@ -63,19 +64,19 @@ export const QUANTIZER_CONFIG_NAMES: OptionNames<QuantizerConfig> = {
 
 /** Result of the trainable forward. */
 export interface Quantized {
-  /** float32 `[B, D, h, w]`: the codes' rows, with a gradient to the features. */
+  /** float32 `[B, D, h, w]`: the rows of the codes, with a gradient to the features. */
   quantized: Tensor;
   /** int64 `[B, T]`, T = h * w. */
   codes: Tensor;
   /** Terms to minimise, 0-d, by name: `codebook` and `commitment`, or `quant`; and `entropy` where it has a weight. */
   losses: Record<string, Tensor>;
-  /** Measures without a gradient, 0-d: `sampleEntropy` and `batchEntropy`, nats, where `entropy` has a weight. */
+  /** Metrics without gradient, 0-d: `sampleEntropy` and `batchEntropy` in nats, if the entropy loss is on. */
   stats: Record<string, Tensor>;
 }
 
 const USAGE_LENGTH = 65_536;
 
-/** Scores of all codes that a lookup may hold at a time, bytes. */
+/** Maximum bytes of similarities that a lookup holds at a time. */
 const SCORE_BYTES = 64 * 2 ** 20;
 
 export class VectorQuantizer extends Module {
@@ -102,7 +103,7 @@ export class VectorQuantizer extends Module {
     );
   }
 
-  /** Rows as they are compared and decoded, `[V, D]`: the weight, normalised where the lookup is the cosine. */
+  /** The rows that are compared and decoded, `[V, D]`: the weight, normalized for the cosine lookup. */
   table(): Tensor {
     const { weight } = this.embedding;
     return this.config.lookup === "cosine" ? F.normalize(weight) : weight;
@@ -131,10 +132,10 @@ export class VectorQuantizer extends Module {
   }
 
   /**
-   * Quantise with a gradient.
+   * Quantize differentiably.
    *
-   * Cosine and l2 pass the gradient straight through. Dot passes it through the softmax over all codes, so that every
-   * row of the codebook learns (index propagation).
+   * Cosine and l2 copy the gradient to the features (straight-through). Dot backpropagates through the softmax over all
+   * codes, so that every row of the codebook gets a gradient (index backpropagation, IBQ).
    *
    * @param z - float32 `[B, D, h, w]`.
    */
@@ -153,7 +154,7 @@ export class VectorQuantizer extends Module {
     return result;
   }
 
-  /** Part of the codebook that the last 65,536 codes of training used; NaN without the record. */
+  /** Fraction of the codebook among the last 65,536 codes of training; NaN if codes are not recorded. */
   usage(): number {
     const { codebook_used: used } = this;
     if (used === null) return Number.NaN;
@@ -171,7 +172,7 @@ export class VectorQuantizer extends Module {
       commitment: F.mseLoss(rows, nearest.detach()).mul(beta),
     };
     const quantized = rows.add(nearest.sub(rows).detach());
-    // Distances up to what all codes of a position share, which the softmax does not see.
+    // Distances without the term that is the same for all codes of a position, which the softmax cancels.
     const entropy = this.#entropy(() => scores(rows, table, lookup).mul(2));
     return { quantized, codes, losses: { ...losses, ...entropy.losses }, stats: entropy.stats };
   }
@@ -183,7 +184,7 @@ export class VectorQuantizer extends Module {
     const nearest = F.embedding(codes, weight);
     let quantized = nearest;
     if (isGradEnabled()) {
-      // Zero in value: the gradient of the soft assignment, the rows themselves taken as given.
+      // Zero in value; its gradient is that of the soft assignment, with the rows as constants.
       const soft = logits.softmax(1).matmul(weight.detach());
       quantized = nearest.add(soft.sub(soft.detach()));
     }
@@ -219,20 +220,21 @@ function fromRows(rows: Tensor, [b, h, w]: readonly [number, number, number]): T
   return rows.reshape(b, h, w, rows.size(-1)).permute(0, 3, 1, 2).contiguous();
 }
 
-/** How near each row `[N, D]` is to each code of the table `[V, D]`: `[N, V]`, larger is nearer. */
+/** Similarity of each row `[N, D]` to each code of the table `[V, D]`: `[N, V]`, larger is nearer. */
 function scores(rows: Tensor, table: Tensor, lookup: Lookup): Tensor {
   const codes = table.transpose(0, 1);
   if (lookup !== "l2") return rows.matmul(codes);
-  // -|z - e|^2 / 2 without |z|^2, which all codes share.
+  // -|z - e|^2 / 2 without |z|^2 / 2, which is the same for all codes.
   return table.square().sum(1).mul(-0.5).addmm(rows, codes);
 }
 
 /**
- * Index of the nearest code of each row, the first one of several.
+ * Index of the nearest code of each row; of equally near codes the first.
  *
  * @param rows - float32 `[N, D]`.
  * @param table - float32 `[V, D]`, normalised by the caller for `"cosine"`; the rows need not be.
- * @param scoreBytes - memory for scores. Rows and codes go through in blocks that fit, with the same result.
+ * @param scoreBytes - bytes of memory for similarities. Rows and codes are compared in blocks of this size; the result
+ *   does not depend on it.
  * @returns int64 `[N]`.
  */
 export function nearestCodes(
@@ -244,7 +246,7 @@ export function nearestCodes(
   const [n] = rows.dims(2);
   const v = table.size(0);
   const room = scoreBytes / 4;
-  // Tall blocks keep the matrix product efficient; few rows leave room for more codes at a time.
+  // Blocks with many rows keep the matrix product efficient; with few rows a block can have more codes.
   const codesAtOnce = Math.min(v, Math.max(1, Math.floor(room / Math.min(n, 256))));
   const rowsAtOnce = Math.max(1, Math.floor(room / codesAtOnce));
   const device = rows.device.startsWith("cuda") ? "cuda" : "cpu";
@@ -267,7 +269,7 @@ function nearestInBlocks(rows: Tensor, table: Tensor, lookup: Lookup, codesAtOnc
       const block = table.narrow(0, start, Math.min(codesAtOnce, v - start));
       const { values, indices } = scores(rows, block, lookup).max(1);
       if (best === undefined) return { values, indices };
-      // Strictly greater: of equal codes the first one stays.
+      // Strictly greater: of equally near codes the first is kept.
       const isNearer = values.gt(best.values);
       return {
         values: where(isNearer, values, best.values),
@@ -278,7 +280,7 @@ function nearestInBlocks(rows: Tensor, table: Tensor, lookup: Lookup, codesAtOnc
   return (best as { indices: Tensor }).indices;
 }
 
-/** Append codes to the record and remove as many at its front. */
+/** Append codes to the record, and remove the same number of oldest ones. */
 function record(used: Buffer, codes: Tensor): void {
   noGrad(() =>
     tidy(() => {

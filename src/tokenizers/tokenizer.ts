@@ -11,7 +11,7 @@ export type Grid = readonly [rows: number, columns: number];
 export interface ImageTokenizer {
   /** V: codes lie in `[0, V)`. */
   readonly codebookSize: number;
-  /** Pixels a code stands for, along each side. */
+  /** Width and height in pixels of the square that one code stands for. */
   readonly downsample: number;
 
   /**

@@ -1,5 +1,5 @@
 /**
- * LlamaGen's VQ tokenizer, which is also the one inside TokLIP, and small ones of its kind.
+ * LlamaGen's VQ tokenizer, which TokLIP also uses, and small tokenizers of the same architecture.
  *
  * @see Sun et al. 2024, "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation".
  */
@@ -12,13 +12,16 @@ export interface VQModelOptions {
   codebookSize?: number;
   /** 8. */
   codebookEmbedDim?: number;
-  /** true: normalised rows and features, compared by their cosine; false: as they are, compared by distance. */
+  /**
+   * Default true: rows and features are normalized and compared by cosine; false: they are compared by Euclidean
+   * distance.
+   */
   codebookL2Norm?: boolean;
   /** true: record the last 65,536 codes of training. */
   codebookShowUsage?: boolean;
   /** Weight of the commitment term, 0.25. */
   commitLossBeta?: number;
-  /** Weight of the entropy term, 0: without it. */
+  /** Weight of the entropy loss, 0 (off). */
   entropyLossRatio?: number;
   /** Factors of `ch`, one per level: [1, 1, 2, 2, 4]. A code covers 2 ** (levels - 1) pixels per side. */
   chMult?: readonly number[];
@@ -30,7 +33,7 @@ export interface VQModelOptions {
   zChannels?: number;
   /** Dropout in the residual blocks, 0. */
   dropoutP?: number;
-  /** Most groups of a norm, 32; see {@link TokenizerConfig.normGroups}. */
+  /** Maximum number of groups of a GroupNorm, 32; see {@link TokenizerConfig.normGroups}. */
   normGroups?: number;
 }
 
@@ -58,14 +61,14 @@ export const VQ_MODELS: Readonly<Record<"VQ-16" | "VQ-8" | "VQ-4-small", VQModel
 
 /** `new VQModel()` is VQ-16, 71,883,403 parameters; `new VQModel(VQ_MODELS["VQ-8"])` is VQ-8. */
 export class VQModel extends TokenizerModel {
-  /** @throws RangeError for an unknown option, and for a configuration that no such model has. */
+  /** @throws RangeError for an unknown option, and for a configuration that is not a VQ model. */
   constructor(options: VQModelOptions | TokenizerConfig = {}) {
     requireObject("VQModel", options);
     super("naming" in options ? options : vqConfig(options));
   }
 }
 
-/** The whole configuration that the options stand for. */
+/** The whole configuration of the given options. */
 export function vqConfig(given: VQModelOptions = {}): TokenizerConfig {
   const options = readOptions<VQModelOptions>("VQModel", [given], { names: VQ_OPTION_NAMES });
   const { chMult = [1, 1, 2, 2, 4], entropyLossRatio = 0 } = options;
