@@ -165,6 +165,9 @@ inline napi_value toBoolean(napi_env env, bool value) {
 }
 napi_value toString(napi_env env, const std::string& value);
 
+// Whether a backward runs inside of another, as that of a recomputed part does.
+bool isNestedBackward();
+
 // Tells V8 how much memory lies behind its small handles, in coarse steps.
 void reportExternalMemory(napi_env env);
 

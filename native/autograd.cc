@@ -8,6 +8,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/engine.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -235,7 +236,7 @@ bool threadedBackward = false;
 // A backward may be called inside another, by a backward written in JavaScript. Past LibTorch's own limit of 60 the
 // engine goes on in a thread of its pool, which would wait for JavaScript's thread while that waits for it.
 constexpr int kMostNested = 60;
-int runningBackwards = 0;  // JavaScript's thread only
+std::atomic<int> runningBackwards = 0;  // changed on JavaScript's thread only, which waits while an engine thread reads it
 
 struct CountedBackward {
   CountedBackward() {
@@ -380,6 +381,8 @@ napi_value adoptThread(const Args& args) {
 }
 
 }  // namespace
+
+bool isNestedBackward() { return runningBackwards > 1; }
 
 const std::vector<Export> autogradExports = {
     {"adoptThread", guarded<adoptThread>},

@@ -4,6 +4,10 @@
 // come, is in src/distributed/.
 #include "addon.h"
 
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -11,6 +15,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <sstream>
 #include <thread>
 
 #if __has_include(<torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>)
@@ -279,7 +284,186 @@ napi_value openGroup(const Args& args) {
   return nullptr;
 }
 
+// ---- Gradients while the backward pass runs ------------------------------------------------------------
+// Sums gradients over the processes in buckets. After `arm` a bucket is sent as soon as the gradients of its parameters
+// are complete, while the backward pass goes on with earlier layers. Buckets are sent in their order, since a collective
+// meets the one that the others begin at the same place in their order. A hook comes after each accumulation: one for a
+// parameter, or several where a backward runs inside the backward (a recomputed part), which does not say when it is over.
+// Such buckets, and whatever else `arm` is not told to send early, are left to the caller.
+class Reducer : public std::enable_shared_from_this<Reducer> {
+ public:
+  Reducer(Group group, std::vector<std::vector<at::Tensor>> buckets)
+      : group_(std::move(group)), buckets_(std::move(buckets)) {
+    for (size_t b = 0; b < buckets_.size(); b++) bucketOf_.insert(bucketOf_.end(), buckets_[b].size(), b);
+    seen_.resize(bucketOf_.size());
+  }
+
+  void watch() {
+    size_t i = 0;
+    for (const auto& bucket : buckets_) {
+      for (const at::Tensor& parameter : bucket) {
+        torch::autograd::impl::set_post_acc_grad_hooks(parameter, std::make_unique<Hook>(weak_from_this(), i++));
+      }
+    }
+  }
+
+  void unwatch() {
+    for (const auto& bucket : buckets_) {
+      for (const at::Tensor& parameter : bucket) torch::autograd::impl::set_post_acc_grad_hooks(parameter, nullptr);
+    }
+  }
+
+  // The next backward pass is the last one of the step; `early` has a 1 for each bucket that may be sent during it.
+  void arm(const std::string& early) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    isArmed_ = true;
+    begin(early);
+  }
+
+  // Send what is left of the early buckets, with zeros where a gradient is missing. Gives for each parameter whether it has
+  // a gradient (1), and whether its gradient came once (2) or in parts (4); then, after a blank, the buckets sent in time.
+  std::string submit(const std::string& early) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!isArmed_) begin(early);
+    isArmed_ = false;
+    const size_t inTime = works_.size();
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+    std::string found;
+    size_t i = 0;
+    for (const auto& bucket : buckets_) {
+      for (const at::Tensor& parameter : bucket) {
+        const Seen& seen = seen_[i++];
+        const int once = seen.count == 1 && !seen.inParts ? 2 : 0;
+        found += static_cast<char>('0' + (parameter.grad().defined() ? 1 : 0) + once + (seen.inParts ? 4 : 0));
+      }
+    }
+    for (; next_ < order_.size(); next_++) send(order_[next_]);
+    return found + " " + std::to_string(inTime);
+  }
+
+  void wait() {
+    auto works = std::exchange(works_, {});
+    for (const auto& work : works) work->wait();
+  }
+
+ private:
+  struct Seen {
+    int count = 0;
+    bool inParts = false;
+  };
+
+  struct Hook : torch::autograd::PostAccumulateGradHook {
+    Hook(std::weak_ptr<Reducer> owner, size_t i) : owner(std::move(owner)), i(i) {}
+    void operator()(const at::Tensor&) override {
+      if (const auto reducer = owner.lock()) reducer->accumulated(i);
+    }
+    std::weak_ptr<Reducer> owner;
+    size_t i;
+  };
+
+  void begin(const std::string& early) {
+    order_.clear();
+    next_ = 0;
+    missing_.clear();
+    for (size_t b = 0; b < buckets_.size(); b++) {
+      missing_.push_back(buckets_[b].size());
+      if (early[b] == '1') order_.push_back(b);
+    }
+    std::fill(seen_.begin(), seen_.end(), Seen{});
+  }
+
+  // On the thread of the engine that accumulated.
+  void accumulated(size_t i) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!isArmed_ || error_) return;
+    Seen& seen = seen_[i];
+    if (isNestedBackward() || seen.count++ > 0) seen.inParts = true;
+    const size_t bucket = bucketOf_[i];
+    try {
+      const auto sentEnd = order_.begin() + static_cast<std::ptrdiff_t>(next_);
+      if (seen.inParts && std::find(order_.begin(), sentEnd, bucket) != sentEnd) {
+        throw std::runtime_error("expected every gradient once in a backward pass, got another part of one that was sent");
+      }
+      if (seen.inParts || seen.count > 1) return;
+      missing_[bucket]--;
+      while (next_ < order_.size() && missing_[order_[next_]] == 0) send(order_[next_++]);
+    } catch (...) {
+      error_ = std::current_exception();  // thrown where the caller waits, and not out of the backward
+    }
+  }
+
+  void send(size_t b) {
+    at::NoGradGuard guard;
+    std::vector<at::Tensor> gradients;
+    for (const at::Tensor& parameter : buckets_[b]) {
+      at::Tensor& gradient = parameter.mutable_grad();
+      if (!gradient.defined()) gradient = at::zeros_like(parameter);
+      else if (!gradient.is_contiguous()) gradient = gradient.contiguous();
+      gradients.push_back(gradient);
+    }
+    collectives++;
+    if (gradients.size() == 1) works_.push_back(group_->allreduce(gradients));
+    else works_.push_back(group_->allreduce_coalesced(gradients));
+  }
+
+  const Group group_;
+  const std::vector<std::vector<at::Tensor>> buckets_;
+  std::vector<size_t> bucketOf_;
+  std::mutex mutex_;
+  bool isArmed_ = false;
+  std::vector<size_t> order_;  // of buckets that are sent early
+  size_t next_ = 0;
+  std::vector<size_t> missing_;  // gradients to come, of each bucket
+  std::vector<Seen> seen_;
+  std::vector<c10::intrusive_ptr<c10d::Work>> works_;
+  std::exception_ptr error_;
+};
+
+std::unordered_map<uint32_t, std::shared_ptr<Reducer>>& reducers = *new std::unordered_map<uint32_t, std::shared_ptr<Reducer>>;
+uint32_t lastReducer = 0;
+
+// openReducer(group, sizes): the parameters are in the frame; sizes are of the buckets, such as "3,1".
+napi_value openReducer(const Args& args) {
+  std::vector<std::vector<at::Tensor>> buckets;
+  std::stringstream sizes(args.string(1));
+  uint32_t slot = 0;
+  for (std::string size; std::getline(sizes, size, ',');) {
+    auto& bucket = buckets.emplace_back();
+    for (unsigned long i = std::stoul(size); i > 0; i--) {
+      bucket.push_back(tensors.at(static_cast<uint32_t>(frame.values[slot++])));
+    }
+  }
+  const auto reducer = std::make_shared<Reducer>(groups.at(args.string(0)), std::move(buckets));
+  reducer->watch();
+  reducers[++lastReducer] = reducer;
+  return toHandle(args.env, lastReducer);
+}
+
+napi_value closeReducer(const Args& args) {
+  const auto found = reducers.find(args.u32(0));
+  if (found == reducers.end()) return nullptr;
+  found->second->unwatch();
+  reducers.erase(found);
+  return nullptr;
+}
+
+napi_value armReducer(const Args& args) {
+  reducers.at(args.u32(0))->arm(args.string(1));
+  return nullptr;
+}
+
+napi_value submitReducer(const Args& args) {
+  return toString(args.env, reducers.at(args.u32(0))->submit(args.string(1)));
+}
+
+napi_value waitReducer(const Args& args) {
+  reducers.at(args.u32(0))->wait();
+  return nullptr;
+}
+
 napi_value closeGroup(const Args& args) {
+  for (const auto& [_, reducer] : reducers) reducer->unwatch();
+  reducers.clear();
   const std::string name = args.string(0);
   c10d::unregister_process_group(name);
   groups.erase(name);
@@ -318,6 +502,11 @@ const std::vector<Export> distributedExports = {
     {"storeAdd", guarded<storeAdd>},
     {"openGroup", guarded<openGroup>},
     {"closeGroup", guarded<closeGroup>},
+    {"openReducer", guarded<openReducer>},
+    {"closeReducer", guarded<closeReducer>},
+    {"armReducer", guarded<armReducer>},
+    {"submitReducer", guarded<submitReducer>},
+    {"waitReducer", guarded<waitReducer>},
     {"countCollective", guarded<countCollective>},
 #endif
 };

@@ -11,6 +11,7 @@ import {
   cat,
   DTYPES,
   expected,
+  full,
   noGrad,
   type Tensor,
   tensor,
@@ -36,6 +37,14 @@ export function takeTraffic(): { seconds: number; bytes: number } {
   traffic.seconds = 0;
   traffic.bytes = 0;
   return taken;
+}
+
+/** Do something that sends tensors' sums by a ring, and count its time and its bytes. @throws LostRankError when it fails. */
+export function sending(buckets: readonly (readonly Tensor[])[], fn: () => void): void {
+  together(2 * ring() * bytesOf(buckets.flat()), () => {
+    fn();
+    return [];
+  });
 }
 
 /**
@@ -114,6 +123,11 @@ export function allGather(rows: Tensor, total: number): Tensor {
   if (size() === 1) return rows;
   const counts = shares(total, size()).map(([, count]) => count);
   if (rows.size(0) !== counts[rank()]) throw expected("allGather", `${counts[rank()]} rows`, rows);
+  return gatherCounted(rows, counts);
+}
+
+/** All processes' rows, of which each has as many as `counts` says. */
+function gatherCounted(rows: Tensor, counts: readonly number[]): Tensor {
   const most = Math.max(...counts);
   return tidy(() => {
     const [mine = 0] = rows.shape;
@@ -121,11 +135,34 @@ export function allGather(rows: Tensor, total: number): Tensor {
     const options = { dtype: rows.dtype, device: rows.device as "cpu" };
     const own = noGrad(() => rows.detach().contiguous());
     const padded = mine === most ? own : cat([own, zeros([most - mine, ...rest], options)]);
+    // Rows without numbers, such as the class probabilities of a network without classes, need no sending.
+    if (padded.numel === 0) return zeros([counts.reduce((a, b) => a + b), ...rest], options);
     const gathered = together((size() - 1) * bytesOf([padded]), () =>
       callTensor<Tensor>("_c10d_functional::all_gather_into_tensor", [padded, size(), GROUP]),
     );
     if (counts.every((count) => count === most)) return gathered;
     return cat(counts.map((count, from) => gathered.narrow(0, from * most, count)));
+  });
+}
+
+/**
+ * The rows of all processes' parts, in the order of the ranks.
+ *
+ * @param parts - `[n, ...]` each, on the CPU: those that this process made, or none where another one has some.
+ * @returns `[rows of all, ...]`.
+ */
+export function gatherParts(parts: readonly Tensor[]): Tensor {
+  if (size() === 1) return cat([...parts]);
+  return tidy(() => {
+    const own = parts.length === 0 ? null : cat([...parts]);
+    const all = gatherValues(own && { shape: [...own.shape], dtype: own.dtype });
+    const like = all.find((each) => each !== null);
+    if (like === undefined || like === null) throw expected("gatherParts", "rows of any process", "none");
+    const rows = own ?? zeros([0, ...like.shape.slice(1)], { dtype: like.dtype });
+    return gatherCounted(
+      rows,
+      all.map((each) => each?.shape[0] ?? 0),
+    );
   });
 }
 
@@ -153,21 +190,36 @@ export function barrier(): void {
   tidy(() => allReduce([zeros([1])]));
 }
 
+/** Bytes of a value that go with its length in one collective. */
+const SHORT = 1016;
+
 /** Every process's value, by rank: plain data, such as numbers, texts, lists and maps. NaN and Infinity stay what they are. */
 export function gatherValues<T>(value: T): T[] {
   if (size() === 1) return [value];
-  const bytes = serialize(value);
+  const own = serialize(value);
   return tidy(() => {
-    const lengths = allGather(tensor([bytes.length], { dtype: "int64" }), size()).toList() as number[];
-    const most = Math.max(...lengths);
-    const padded = new Uint8Array(most);
-    padded.set(bytes);
-    const all = allGather(tensor(padded, { dtype: "uint8" }).unsqueeze(0), size());
-    return lengths.map((length, from) => {
-      const row = all.select(0, from).narrow(0, 0, Number(length)).contiguous().toArray() as Uint8Array;
-      return deserialize(row) as T;
+    const begin = Buffer.alloc(8 + SHORT);
+    begin.writeDoubleLE(own.length);
+    own.copy(begin, 8, 0, SHORT);
+    const begins = gatherBytes(begin);
+    const lengths = begins.map((bytes) => bytes.readDoubleLE());
+    const longest = Math.max(...lengths);
+    // Most values are short; for longer ones a second collective brings what is left of them.
+    const rest = longest <= SHORT ? [] : gatherBytes(Buffer.concat([own.subarray(SHORT)], longest - SHORT));
+    return begins.map((bytes, from) => {
+      const whole = Buffer.concat([bytes.subarray(8), rest[from] ?? Buffer.alloc(0)]);
+      return deserialize(whole.subarray(0, lengths[from])) as T;
     });
   });
+}
+
+/** Every process's bytes, by rank; all have as many. */
+function gatherBytes(own: Uint8Array): Buffer[] {
+  const all = allGather(tensor(new Uint8Array(own), { dtype: "uint8" }).unsqueeze(0), size());
+  const bytes = Buffer.from(all.contiguous().toArray() as Uint8Array);
+  return Array.from({ length: size() }, (_, from) =>
+    bytes.subarray(from * own.length, (from + 1) * own.length),
+  );
 }
 
 /** The value of rank `from`. */
@@ -202,5 +254,11 @@ export function requireSame(what: Readonly<Record<string, unknown>>): void {
 
 /** Whether the signal of any process is aborted, so that all end after the same step. */
 export function isAnyAborted(signal: AbortSignal | undefined): boolean {
-  return gatherValues(signal?.aborted ?? false).includes(true);
+  const isAborted = signal?.aborted ?? false;
+  if (size() === 1) return isAborted;
+  return tidy(() => {
+    const flag = full([1], isAborted ? 1 : 0);
+    allReduce([flag], "max");
+    return flag.item() === 1;
+  });
 }

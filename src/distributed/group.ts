@@ -295,8 +295,12 @@ export async function destroy(error?: Error): Promise<void> {
   store.close();
 }
 
-/** Run `fn` with the group of this run's processes open; an error in one process ends the others. */
+/**
+ * Run `fn` with the group of this run's processes open, the one that is open already or a new one; an error in one process
+ * ends the others.
+ */
 export async function withGroup<T>(options: InitOptions, fn: () => Promise<T>): Promise<T> {
+  if (group !== null) return await fn();
   await init(options);
   try {
     const result = await fn();

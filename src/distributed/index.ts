@@ -5,6 +5,7 @@ export {
   barrier,
   broadcast,
   broadcastValue,
+  gatherParts,
   gatherValues,
   isAnyAborted,
   type Reduction,
@@ -14,7 +15,7 @@ export {
 } from "./collectives.js";
 export { firstHost, type ProcessPlace, readEnvironment } from "./environment.js";
 export { LostRankError } from "./failure.js";
-export { reduceGradients } from "./gradients.js";
+export { accumulateGradients, bucketsInTime, reduceGradients } from "./gradients.js";
 export {
   destroy,
   type InitOptions,
@@ -27,4 +28,4 @@ export {
   withGroup,
 } from "./group.js";
 export { gatherOwned, ownersOf, shareOwned } from "./shards.js";
-export { ownShare, shares } from "./share.js";
+export { ownParts, ownShare, shares } from "./share.js";

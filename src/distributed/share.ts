@@ -15,3 +15,9 @@ export function shares(total: number, parts: number): (readonly [from: number, c
 export function ownShare(total: number): readonly [from: number, count: number] {
   return shares(total, size())[rank()] as readonly [number, number];
 }
+
+/** Those of a list of parts that this process does, consecutive ones; all of them for a process that is alone. */
+export function ownParts<T>(parts: readonly T[]): readonly T[] {
+  const [from, count] = ownShare(parts.length);
+  return parts.slice(from, from + count);
+}

@@ -4,7 +4,7 @@
  * beforehand, so the size of micro-batches changes memory and nothing else. The losses themselves are in `losses.ts`;
  * `optimize.ts` chooses among them; `update.ts` clips and steps.
  */
-import { gatherValues, reduceGradients } from "../distributed/index.js";
+import { accumulateGradients, gatherValues, reduceGradients } from "../distributed/index.js";
 import type { Module } from "../nn/index.js";
 import type { ArPolicy } from "../policies/policy.js";
 import { noGrad, stack, type Tensor, tidy } from "../torch/index.js";
@@ -104,17 +104,16 @@ export function windowGradient(
     const rows = windowRows(window, objective);
     // With states from the rollout there is one graph, which can be gone through once.
     const size = states === null ? microBatch : passes.rows;
-    const sums = ownRangesOf(passes, size).map(([from, count]) => {
+    const parts = ownRangesOf(passes, size).map(([from, count]) => () => {
       const some = narrowRows(rows, from, count);
-      return tidy(() =>
-        microBatchGradient(policy, sliceRows(passes, from, count), states, some, objective, passes.rows),
-      );
+      return microBatchGradient(policy, sliceRows(passes, from, count), states, some, objective, passes.rows);
     });
-    if (window.prior !== null && objective.auxCe !== 0) {
-      for (const [from, count] of ownRangesOf(window.prior, microBatch)) {
-        sums.push(tidy(() => priorGradient(policy, window.prior as Passes, from, count, objective.auxCe)));
-      }
+    const { prior } = window;
+    if (prior !== null && objective.auxCe !== 0) {
+      for (const [from, count] of ownRangesOf(prior, microBatch))
+        parts.push(() => priorGradient(policy, prior, from, count, objective.auxCe));
     }
+    const sums = accumulateGradients(trained, parts, tidy);
     reduceGradients(trained);
     return reducedSums(readSums(sums));
   });

@@ -12,7 +12,7 @@
  * - an image may have several draws per forward pass of the policy; the script has one;
  * - one step per rollout of `rollout.images` with a learning rate schedule; the script takes a step per batch of the set at a constant rate.
  */
-import { reduceGradients } from "../distributed/index.js";
+import { accumulateGradients, reduceGradients } from "../distributed/index.js";
 import { clipGradNorm } from "../nn/index.js";
 import type { ArPolicy } from "../policies/policy.js";
 import type { FrozenTokenizer, TokenizerModel } from "../tokenizers/index.js";
@@ -162,9 +162,10 @@ export function steUpdate(
         const [sums, norm] = tidy(() => {
           const window = indices === null ? full : pickRows(full, indices);
           optimizer.zeroGrad();
-          const parts = ownRangesOf(window.passes, microBatch ?? b).map(([from, count]) => {
-            return tidy(() => rowsGradient(policy, decoder, window, from, count, options));
-          });
+          const ranges = ownRangesOf(window.passes, microBatch ?? b);
+          const parts = accumulateGradients(trained, ranges, ([from, count]) =>
+            tidy(() => rowsGradient(policy, decoder, window, from, count, options)),
+          );
           reduceGradients(trained);
           return [reducedSums(readSums(parts)), clipGradNorm(trained, maxGradNorm)] as const;
         });

@@ -118,6 +118,11 @@ interface Native {
     usesNccl: boolean,
   ): void;
   closeGroup(name: string): void;
+  openReducer(group: string, sizes: string): number;
+  closeReducer(reducer: number): void;
+  armReducer(reducer: number, early: string): void;
+  submitReducer(reducer: number, early: string): string;
+  waitReducer(reducer: number): void;
   countCollective(): void;
 }
 

@@ -2,8 +2,9 @@
  * c10d's stores and process groups, as LibTorch has them. `src/distributed/` says who opens which and what is done when a
  * process does not answer; the collectives are operators of `_c10d_functional`.
  */
-import { native } from "./binding.js";
+import { native, SLOTS, TAG, tags, values } from "./binding.js";
 import { expected } from "./errors.js";
+import type { Tensor } from "./tensor.js";
 
 /** Where the store of a run is: a TCP server, or a file that all processes can reach. */
 export interface StorePlace {
@@ -104,3 +105,58 @@ export const stopHeartbeat = (): void => native.stopHeartbeat();
 export const closeGroup = (name: string): void => native.closeGroup(name);
 /** Count a collective that this process begins; the heartbeat tells it. */
 export const countCollective = (): void => native.countCollective();
+
+/** What is known of each parameter's gradient after a backward pass: bits of a number. */
+export const GRADIENT = {
+  /** There is one. */
+  is: 1,
+  /** It came at once, in the pass that was told to be the last. */
+  once: 2,
+  /** It came in parts, of which no one knows which is the last. */
+  inParts: 4,
+} as const;
+
+/**
+ * Sums gradients of parameters over the processes of a group, in buckets, of which some are sent while the backward pass still
+ * runs. Closed with the group, or by `close`.
+ */
+export class Reducer {
+  readonly #id: number;
+
+  /** @param buckets - parameters of one dtype and device each; at most 65,536 of them. */
+  constructor(group: string, buckets: readonly (readonly Tensor[])[]) {
+    const all = buckets.flat();
+    if (all.length > SLOTS) throw expected("Reducer", `at most ${SLOTS} parameters`, all.length);
+    for (const [slot, parameter] of all.entries()) {
+      tags[slot] = TAG.tensor;
+      values[slot] = parameter.live;
+    }
+    this.#id = native.openReducer(group, buckets.map(({ length }) => length).join());
+  }
+
+  /** The next backward pass is the last one of a step. @param early - whether each bucket may be sent during it. */
+  arm(early: readonly boolean[]): void {
+    native.armReducer(this.#id, bits(early));
+  }
+
+  /**
+   * Send what is left of the early buckets.
+   *
+   * @returns bits of {@link GRADIENT} of each parameter, and how many buckets were sent while the backward pass ran.
+   */
+  submit(early: readonly boolean[]): { found: Uint8Array; inTime: number } {
+    const [found = "", inTime] = native.submitReducer(this.#id, bits(early)).split(" ");
+    return { found: Uint8Array.from(found, Number), inTime: Number(inTime) };
+  }
+
+  /** Wait until all that was sent is there. */
+  wait(): void {
+    native.waitReducer(this.#id);
+  }
+
+  close(): void {
+    native.closeReducer(this.#id);
+  }
+}
+
+const bits = (flags: readonly boolean[]): string => flags.map((flag) => (flag ? "1" : "0")).join("");

@@ -114,7 +114,7 @@ class ClassifierTask implements FitTask {
       const images = augment(batch.images as Tensor, classifier, generator, batch.place);
       const logits = this.#logits(images);
       const mean = F.crossEntropy(logits, batch.classes, { labelSmoothing: classifier.labelSmoothing });
-      mean.mul(share).backward();
+      this.#network.accumulate([mean.mul(share)], (loss) => loss.backward());
       const hits = logits.argmax(1).eq(batch.classes).float().mean();
       return { loss: mean.item(), accuracy: hits.item() };
     });

@@ -5,7 +5,7 @@
 import type { FitConfig } from "../config/fit.js";
 import type { EmaSection, OptimizerSection } from "../config/resolve.js";
 import type { Batch } from "../data/index.js";
-import { gatherValues, rank, reduceGradients } from "../distributed/index.js";
+import { accumulateGradients, gatherValues, rank, reduceGradients } from "../distributed/index.js";
 import {
   AdamW,
   clipGradNorm,
@@ -83,6 +83,11 @@ export class FitNetwork<M extends Module = Module> implements Disposable {
     this.#options = options;
     this.#trained = module.parameters().filter((parameter) => parameter.requiresGrad);
     this.#factor = lrSchedule(optimizer, total);
+  }
+
+  /** Forward, loss and backward of the parts of an update, see {@link accumulateGradients}; {@link update} comes after it. */
+  accumulate<T, R>(parts: readonly T[], backwardOf: (part: T) => R): R[] {
+    return accumulateGradients(this.#trained, parts, backwardOf);
   }
 
   /**

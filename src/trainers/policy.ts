@@ -227,7 +227,7 @@ export class PretrainTask implements FitTask {
       const place = batch.place ?? { from: 0, of: b };
       const shown = withDropped(condition, codes, pretrain.classDropout, generator, place);
       const context = mixedNoise(codes, pretrain.noise, policy.vocabSize, generator, place);
-      const losses = rangesOf(b, pretrain.microBatch ?? b).map(([from, count]) => {
+      const losses = this.network.accumulate(rangesOf(b, pretrain.microBatch ?? b), ([from, count]) => {
         const rows = (tensor: Tensor): Tensor => tensor.narrow(0, from, count);
         return tidy(() => {
           const loss = this.#loss(rows(context), mapCondition(shown, rows), rows(codes)).div(all * t);

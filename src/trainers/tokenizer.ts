@@ -260,27 +260,30 @@ class TokenizerTask implements FitTask {
       term.mul(name === "entropy" ? this.#entropyWeight : loss.codebook),
     );
     const critic = this.#critic !== null && step >= this.#start ? this.#critic : null;
-    const { near, adversarial, logits, terms, factor } = backwardThroughImage(
-      out.reconstruction,
-      model.decoder.conv_out.weight,
-      (made) => {
-        const pixels = pixelLoss(images, made, pixel.kind);
-        const terms: Record<string, Tensor> = { [pixel.kind]: pixels };
-        let near = pixels.mul(pixel.weight);
-        if (this.#distance !== null && perceptual.weight !== 0) {
-          const { name, network } = this.#distance;
-          const distance = this.#inCast(() => network.forward(images, made)).mean();
-          terms[name] = distance;
-          near = near.add(distance, perceptual.weight);
-        }
-        const logits = critic === null ? null : this.#inCast(() => critic.module.forward(made));
-        const adversarial = logits === null ? null : generatorLoss(logits, gan.generator);
-        return { near, adversarial, logits, terms };
-      },
-      { weight: gan.weight, isAdaptive: gan.adaptive },
-      own,
-      share,
-    );
+    const backwardOf = (reconstruction: Tensor) =>
+      backwardThroughImage(
+        reconstruction,
+        model.decoder.conv_out.weight,
+        (made) => {
+          const pixels = pixelLoss(images, made, pixel.kind);
+          const terms: Record<string, Tensor> = { [pixel.kind]: pixels };
+          let near = pixels.mul(pixel.weight);
+          if (this.#distance !== null && perceptual.weight !== 0) {
+            const { name, network } = this.#distance;
+            const distance = this.#inCast(() => network.forward(images, made)).mean();
+            terms[name] = distance;
+            near = near.add(distance, perceptual.weight);
+          }
+          const logits = critic === null ? null : this.#inCast(() => critic.module.forward(made));
+          const adversarial = logits === null ? null : generatorLoss(logits, gan.generator);
+          return { near, adversarial, logits, terms };
+        },
+        { weight: gan.weight, isAdaptive: gan.adaptive },
+        own,
+        share,
+      );
+    const [result] = this.#network.accumulate([out.reconstruction], backwardOf);
+    const { near, adversarial, logits, terms, factor } = result as ReturnType<typeof backwardOf>;
     const sum = own.reduce((total, term) => total.add(term), near);
     const total = adversarial === null ? sum : sum.add(adversarial, factor);
     const shown = Object.entries({ loss: total, ...terms, ...out.losses });

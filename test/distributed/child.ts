@@ -1,20 +1,24 @@
 /** A process of `group.test.ts`: opens the group, does what its argument says, and prints what it got as JSON. */
 import {
+  accumulateGradients,
   allGather,
   allReduce,
   barrier,
   broadcast,
   broadcastValue,
+  bucketsInTime,
   destroy,
+  gatherParts,
   gatherValues,
   init,
   ownShare,
   rank,
+  reduceGradients,
   reduceScatter,
   size,
   takeTraffic,
 } from "../../src/distributed/index.js";
-import { arange, full, type Tensor, tensor } from "../../src/torch/index.js";
+import { arange, checkpoint, full, type Tensor, tensor, tidy } from "../../src/torch/index.js";
 
 const [what, timeout = "20"] = process.argv.slice(2);
 const numbers = (tensor: Tensor): number[] =>
@@ -22,7 +26,7 @@ const numbers = (tensor: Tensor): number[] =>
 
 try {
   await init({ timeout: Number(timeout) });
-  const got = what === "collectives" ? collectives() : await failing();
+  const got = what === "collectives" ? collectives() : what === "gradients" ? gradients() : await failing();
   await destroy();
   process.stdout.write(`${JSON.stringify(got)}\n`);
 } catch (error) {
@@ -69,6 +73,66 @@ function collectives(): unknown {
     ),
     told: broadcastValue(`of ${rank()}`),
     isCounted: bytes > 2 ** 25 && seconds > 0,
+  };
+}
+
+/**
+ * Gradients of a network of five layers of 12 MiB, of which the last is computed again in two chunks and one is not used, with two
+ * backward passes a step, by overlapping sums and by sums afterwards. The process of rank 2 has no rows.
+ */
+function gradients(): unknown {
+  const width = 1774;
+  const layers = Array.from({ length: 5 }, (_, i) =>
+    tidy(() =>
+      arange(0, width * width, 1, { dtype: "float32" })
+        .mul(0.37 + i)
+        .sin()
+        .mul(0.03)
+        .view(width, width),
+    ).requiresGrad_(),
+  );
+  const [unused, ...used] = layers as [Tensor, ...Tensor[]];
+  const head = used.pop() as Tensor;
+  const backwardOf = (part: number): void =>
+    tidy(() => {
+      const rows = arange(0, 2 * width, 1, { dtype: "float32" })
+        .mul(0.1 + part + rank())
+        .cos()
+        .view(2, width);
+      const hidden = used.reduce((x, layer) => x.matmul(layer).tanh(), rows);
+      const chunks = hidden.split(1).map((chunk) => checkpoint((x) => x.matmul(head), [chunk]));
+      chunks.reduce((sum, chunk) => sum.add(chunk.square().sum()), full([], 0)).backward();
+    });
+  const parts = rank() === 2 ? [] : [0, 1];
+  const gradientsOf = (sum: (all: readonly Tensor[]) => void): (Tensor | null)[] => {
+    for (const layer of layers) layer.grad = null;
+    sum(layers);
+    return layers.map(({ grad }) => grad);
+  };
+  const after = gradientsOf((all) => {
+    for (const part of parts) backwardOf(part);
+    reduceGradients(all);
+  });
+  const steps = Array.from({ length: 3 }, () => {
+    const during = gradientsOf((all) => {
+      accumulateGradients(all, parts, backwardOf);
+      reduceGradients(all);
+    });
+    const isSame = during.map((gradient, i) => {
+      const other = after[i] as Tensor | null;
+      return gradient === null || other === null ? gradient === other : gradient.equal(other);
+    });
+    return { isSame, ...bucketsInTime(layers) };
+  });
+  const known = gatherValues(
+    Buffer.from((head.grad as Tensor).toArray().buffer as ArrayBuffer).toString("latin1"),
+  );
+  return {
+    steps,
+    unused: unused.grad === null,
+    agree: known.every((bytes) => bytes === known[0]),
+    parts: numbers(gatherParts(rank() === 1 ? [] : [full([2], rank()), full([rank()], 7)])),
+    long: gatherValues("x".repeat(1010 + rank())).map(({ length }) => length),
   };
 }
 

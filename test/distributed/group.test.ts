@@ -33,6 +33,24 @@ for (const size of [2, 3]) {
   });
 }
 
+test("gradients that are added up during the backward pass are those added up after it, bit for bit", async () => {
+  const ended = await (await start(CHILD, 3, ["gradients"])).ended;
+  for (const [rank, { code, out, err }] of ended.entries()) {
+    assert.equal(code, 0, err);
+    const { steps, ...rest } = JSON.parse(out);
+    for (const { isSame } of steps) assert.deepEqual(isSame, Array(5).fill(true));
+    // Two layers a bucket: the head and the last layer, then two layers, then the one that is not used.
+    const inTime = steps.map((step: { inTime: number }) => step.inTime);
+    assert.deepEqual([steps[0].buckets, ...inTime], [3, 0, rank === 2 ? 0 : 1, rank === 2 ? 0 : 1]);
+    assert.deepEqual(rest, {
+      unused: true,
+      agree: true,
+      parts: [0, 0, 2, 2, 7, 7],
+      long: [1010, 1011, 1012],
+    });
+  }
+});
+
 /** Each of the processes ended with the code of a lost rank and a message that matches. */
 function assertNames(ended: readonly Ended[], ranks: readonly number[], message: RegExp): void {
   for (const rank of ranks) {
