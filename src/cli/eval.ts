@@ -1,9 +1,10 @@
 /** `rlar eval`: evaluate a tokenizer or a policy, or compare two policies. The work is done in `src/evaluation`. */
 import { ConfigError, type DataConfig } from "../config/resolve.js";
-import { isSpeaker } from "../distributed/index.js";
+import { isSpeaker, withGroup } from "../distributed/index.js";
 import { evaluateModels } from "../evaluation/judge_models.js";
 import { optionsOfConfig, optionsOfRun } from "../evaluation/options.js";
 import { evaluationText, measuresText } from "../evaluation/verdict.js";
+import { deviceOf } from "../rl_ar_finetune/parts.js";
 import { known as given } from "../torch/arguments.js";
 import { type Device, setNumThreads } from "../torch/index.js";
 import { withProgress } from "./progress.js";
@@ -52,10 +53,10 @@ export interface EvalCommandOptions {
   explain?: boolean;
 }
 
+/** The processes of a launcher share the work; the first one prints and writes. */
 export async function evaluate(options: EvalCommandOptions): Promise<void> {
-  if (!isSpeaker()) return; // of a launcher's processes the first evaluates
   if (options.explain) {
-    process.stdout.write(`${measuresText()}\n`);
+    if (isSpeaker()) process.stdout.write(`${measuresText()}\n`);
     return;
   }
   if (options.run !== undefined && options.config !== undefined) {
@@ -81,7 +82,6 @@ export async function evaluate(options: EvalCommandOptions): Promise<void> {
       missing.map((what) => `eval: expected ${what}, got none. --run or --config may give it.`),
     );
   }
-  if (options.threads !== undefined) setNumThreads(options.threads);
   const sizes = given({ nHead: options.heads, blockSize: options.codes });
   const policy = options.policy === undefined ? known.policy : { path: options.policy, ...sizes };
   const against = options.against === undefined ? known.against : { path: options.against, ...sizes };
@@ -92,7 +92,7 @@ export async function evaluate(options: EvalCommandOptions): Promise<void> {
   ];
   const isOwn = [policy, against, tokenizer].some((part) => part !== undefined && own.includes(part));
   const judged = isOwn ? known.judged : undefined;
-  if (judged !== undefined) process.stderr.write(`judges ${judged.text}\n`);
+  if (judged !== undefined && isSpeaker()) process.stderr.write(`judges ${judged.text}\n`);
   const started = performance.now();
   const { lpips, samples, classes, draws, images, trainImages, temperatures, cfg, cfgSchedule } = options;
   const {
@@ -103,24 +103,29 @@ export async function evaluate(options: EvalCommandOptions): Promise<void> {
     resamples,
     batch,
     dtype,
-    device,
+    threads,
     reference,
     out,
     npz,
     json,
   } = options;
   const { rewardNetworks, chosenOn } = known;
+  const device = deviceOf({ train: { device: options.device } });
   const evaluation = await withProgress("evaluating", (say) =>
-    evaluateModels({
-      ...{ tokenizer, data, samples, classes, draws, images, trainImages, temperatures, cfg, cfgSchedule },
-      ...{ topK, topP, seeds, resamples, batch, dtype, device },
-      ...given({ policy, against, lpips, reference, judged, rewardNetworks, prefixes, out, npz, json }),
-      ...(isOwn && given({ chosenOn })),
-      features: options.features.length > 0 ? options.features : (known.features ?? []),
-      start: options.unconditional ? "empty" : (known.start ?? "condition"),
-      say,
+    withGroup({ device }, async () => {
+      if (threads !== undefined) setNumThreads(threads);
+      return await evaluateModels({
+        ...{ tokenizer, data, samples, classes, draws, images, trainImages, temperatures, cfg, cfgSchedule },
+        ...{ topK, topP, seeds, resamples, batch, dtype, device },
+        ...given({ policy, against, lpips, reference, judged, rewardNetworks, prefixes, out, npz, json }),
+        ...(isOwn && given({ chosenOn })),
+        features: options.features.length > 0 ? options.features : (known.features ?? []),
+        start: options.unconditional ? "empty" : (known.start ?? "condition"),
+        say,
+      });
     }),
   );
+  if (!isSpeaker()) return;
   process.stderr.write(`${((performance.now() - started) / 1000).toFixed(1)} s in all\n`);
   process.stdout.write(`${evaluationText(evaluation)}\n`);
   if (out !== undefined) process.stdout.write(`\n${out}: ${evaluation.pages.join(", ")}\n`);

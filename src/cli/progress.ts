@@ -2,10 +2,12 @@
  * Messages on stderr while a command runs for long, separate from its output; and the explanation of a run's progress line
  * in the help of the commands that train.
  */
+import { isSpeaker } from "../distributed/index.js";
 import { RunConsole } from "../run/console.js";
 
 /**
- * Run `fn`. Meanwhile a terminal shows `what` and the seconds so far; a file or pipe gets a line every ten seconds.
+ * Run `fn`. Meanwhile a terminal shows `what` and the seconds so far; a file or pipe gets a line every ten seconds. Of
+ * several processes that a launcher started only the first prints.
  *
  * @param fn - gets a function that prints a line that is not overwritten.
  */
@@ -13,6 +15,7 @@ export async function withProgress<T>(
   what: string,
   fn: (say: (line: string) => void) => Promise<T>,
 ): Promise<T> {
+  if (!isSpeaker()) return await fn(() => {});
   const screen = new RunConsole({ total: 0, screen: process.stderr });
   screen.busy(what);
   try {

@@ -48,6 +48,10 @@ export interface ReadOptions {
   readonly isShared?: boolean;
 }
 
+/** Unreadable images of a set to skip before giving up, where nothing else is said: see {@link ReadOptions}. */
+export const mostUnreadable = (length: number): number =>
+  Math.max(length / 100, Math.min(10, Math.ceil(length / 10)));
+
 /** {@link ReadOptions} and the order. */
 export interface BatchReaderOptions extends ReadOptions {
   readonly seed?: number | bigint;
@@ -235,8 +239,7 @@ class RowQueue {
     this.#random = random;
     this.#ahead = ahead * batchSize;
     this.#isShared = (options.isShared ?? false) && processes() > 1;
-    this.#maxUnreadable =
-      maxUnreadable ?? Math.max(source.length / 100, Math.min(10, Math.ceil(source.length / 10)));
+    this.#maxUnreadable = maxUnreadable ?? mostUnreadable(source.length);
     this.#pool = source.kind === "images" ? (options.pool ?? new DecodePool(options.workers)) : undefined;
   }
 

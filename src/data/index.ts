@@ -8,7 +8,13 @@ export {
   type Unreadable,
   UnreadableImages,
 } from "./batch.js";
-export { BatchReader, type BatchReaderOptions, onePass, type ReadOptions } from "./batch_reader.js";
+export {
+  BatchReader,
+  type BatchReaderOptions,
+  mostUnreadable,
+  onePass,
+  type ReadOptions,
+} from "./batch_reader.js";
 export { openCodes } from "./codes.js";
 export type { Crop, FilePart, ImageBytes } from "./decode.js";
 export { DecodePool, DecodePoolError } from "./decode_pool.js";

@@ -3,14 +3,17 @@
  * on the CPU; images are decoded where they are used.
  *
  * All draws of a seed use the same random numbers for every policy, temperature and scale, so differences come from the
- * policy. The number of sequences at a time changes only the rounding of logits.
+ * policy. The number of sequences at a time changes only the rounding of logits. Several processes share the batches: each
+ * does some of those that one process would do, with the same random numbers, and all get the results of all.
  */
+import { gatherParts, ownParts } from "../distributed/index.js";
 import type { ArPolicy, Condition } from "../policies/index.js";
 import { sampleRollout } from "../rl_ar_finetune/rollout.js";
 import {
   mapCondition,
   type Sampling,
   sampleCodesWithLogprobs,
+  skipUniforms,
   withoutDropout,
 } from "../rl_ar_finetune/sampling.js";
 import { distributionAt, logitChunk, passesOf, rangesOf, statesOf } from "../rl_ar_finetune/scoring.js";
@@ -53,16 +56,21 @@ export function drawFree(
   const { count, codes, sampling, seed } = options;
   using generator = stream(seed, "eval/free");
   return tidy(() => {
-    const parts = rangesOf(count, batch).map(([from, some]) =>
+    const ranges = ownParts(rangesOf(count, batch));
+    skipUniforms(rowsBefore(ranges) * codes, generator);
+    const parts = ranges.map(([from, some]) =>
       tidy(() => {
         const none = empty([some, 0], { dtype: "int64", device });
         const start = [none, conditionRows(condition, from, some, device)] as const;
         return sampleCodesWithLogprobs(policy, start, codes, { ...sampling, generator }).tokens.cpu();
       }),
     );
-    return cat(parts);
+    return gatherParts(parts);
   });
 }
+
+/** Rows of the batches before those of this process. */
+const rowsBefore = (own: readonly (readonly [from: number, count: number])[]): number => own[0]?.[0] ?? 0;
 
 /**
  * Complete images of which the first codes are given.
@@ -80,7 +88,10 @@ export function drawCompletions(
   const { prefix, draws, sampling, seed } = options;
   using generator = stream(seed, `eval/complete/${prefix}`);
   return tidy(() => {
-    const parts = rangesOf(trueCodes.size(0), Math.max(1, Math.floor(batch / draws))).map(([from, some]) =>
+    const [images, t] = trueCodes.dims(2);
+    const ranges = ownParts(rangesOf(images, Math.max(1, Math.floor(batch / draws))));
+    skipUniforms(rowsBefore(ranges) * draws * (t - prefix), generator);
+    const parts = ranges.map(([from, some]) =>
       tidy(() => {
         const rollout = sampleRollout(policy, conditionRows(condition, from, some, device), {
           context: { type: "prefix", length: prefix },
@@ -92,7 +103,7 @@ export function drawCompletions(
         return rollout.codes.flatten(0, 1).cpu();
       }),
     );
-    return cat(parts);
+    return gatherParts(parts);
   });
 }
 
@@ -126,16 +137,17 @@ export function likelihoodOf(
   return withoutDropout([policy], () =>
     noGrad(() =>
       tidy(() => {
-        const ranges = rangesOf(trueCodes.size(0), batch);
-        const all = cat(ranges.map(([from, some]) => tidy(() => rowsFrom(from, some))));
+        const ranges = ownParts(rangesOf(trueCodes.size(0), batch));
+        const all = gatherParts(ranges.map(([from, some]) => tidy(() => rowsFrom(from, some))));
         return { nats: all.select(1, 0).neg(), top1: all.select(1, 1) };
       }),
     ),
   );
 }
 
-/** Pixels that a decoder is given at a time. */
+/** Most pixels, and most images, that a decoder is given at a time: few enough that several processes can share them. */
 const PIXELS_AT_A_TIME = 2 ** 19;
+const IMAGES_AT_A_TIME = 64;
 
 /**
  * Decode codes and use the images as they come.
@@ -143,18 +155,21 @@ const PIXELS_AT_A_TIME = 2 ** 19;
  * @param codes - int64 `[n, T]`, on the CPU.
  * @param use - given float32 `[c, 3, size, size]` in [-1, 1], as 8 bits per channel keep it, and the first one's number;
  *   tensors that it makes are freed, except those that it returns.
- * @param multiple - the numbers of images at a time are multiples of it.
+ * @param options.multiple - the numbers of images at a time are multiples of it.
+ * @param options.isShared - whether each process of a run decodes a part of them; default false.
  */
 export function forEachDecoded(
   tokenizer: FrozenTokenizer,
   codes: Tensor,
-  options: { size: number; device: Device; multiple?: number },
+  options: { size: number; device: Device; multiple?: number; isShared?: boolean },
   use: (images: Tensor, from: number) => unknown,
 ): void {
-  const { size, device, multiple = 1 } = options;
+  const { size, device, multiple = 1, isShared = false } = options;
   const side = size / tokenizer.downsample;
-  const step = Math.max(1, Math.floor(PIXELS_AT_A_TIME / size ** 2 / multiple)) * multiple;
-  for (const [from, count] of rangesOf(codes.size(0), step)) {
+  const most = Math.min(IMAGES_AT_A_TIME, PIXELS_AT_A_TIME / size ** 2);
+  const step = Math.max(1, Math.floor(most / multiple)) * multiple;
+  const ranges = rangesOf(codes.size(0), step);
+  for (const [from, count] of isShared ? ownParts(ranges) : ranges) {
     tidy(() => {
       const decoded = tokenizer.decodeCode(codes.narrow(0, from, count).to({ device }), [side, side]);
       return use(asSaved(decoded), from);

@@ -7,7 +7,16 @@ import { createHash } from "node:crypto";
 import { existsSync, statSync } from "node:fs";
 import { basename } from "node:path";
 import { type DataConfig, resolveConfig } from "../config/resolve.js";
-import { type Batch, type ImageSource, onePass, type ReadOptions, spread, subset } from "../data/index.js";
+import {
+  type Batch,
+  type ImageSource,
+  mostUnreadable,
+  onePass,
+  type ReadOptions,
+  spread,
+  subset,
+} from "../data/index.js";
+import { gatherParts, gatherValues, ownParts } from "../distributed/index.js";
 import type { LPIPS } from "../metrics/lpips.js";
 import { Module } from "../nn/index.js";
 import type { ArPolicy, Condition } from "../policies/index.js";
@@ -333,6 +342,36 @@ function shapeOf({ data }: EvalInputs, batch: number): ReadOptions {
   return shape;
 }
 
+/** A batch, and the places of its images in the set. */
+interface PlacedBatch {
+  readonly batch: Batch;
+  readonly places: readonly number[];
+}
+
+/**
+ * A set in batches, once through. Of several processes each gets some of the whole batches, one after another.
+ *
+ * @param size - images of a batch.
+ */
+async function* ownBatches(
+  inputs: EvalInputs,
+  source: ImageSource,
+  size: number,
+): AsyncGenerator<PlacedBatch, void> {
+  const own = ownParts(rangesOf(source.length, size));
+  const indices = own.flatMap(([from, count]) => Array.from({ length: count }, (_, i) => from + i));
+  if (indices.length === 0) return;
+  const maxUnreadable = inputs.data.maxUnreadable ?? mostUnreadable(source.length);
+  let next = indices[0] as number;
+  for await (const batch of onePass(subset(source, indices), { ...shapeOf(inputs, size), maxUnreadable })) {
+    const places = batch.ids.map((id) => {
+      while (source.idOf(next) !== id) next++; // past those that cannot be read
+      return next++;
+    });
+    yield { batch, places };
+  }
+}
+
 /**
  * Read held-out images and encode them.
  *
@@ -347,7 +386,7 @@ export async function readHeldOut(
   const parts: { images: Tensor; codes: Tensor; classes: Tensor; features?: Tensor; isReal?: Tensor }[] = [];
   const chosen = someOf(source, options.limit);
   const ids: string[] = [];
-  for await (const batch of onePass(chosen, shapeOf(inputs, Math.min(options.batch, chosen.length)))) {
+  for await (const { batch } of ownBatches(inputs, chosen, Math.min(options.batch, chosen.length))) {
     using _ = batch;
     ids.push(...batch.ids);
     parts.push(
@@ -362,7 +401,7 @@ export async function readHeldOut(
     );
   }
   const read = tidy(() => {
-    const all = (of: "images" | "codes" | "classes"): Tensor => cat(parts.map((part) => part[of]));
+    const all = (of: "images" | "codes" | "classes"): Tensor => gatherParts(parts.map((part) => part[of]));
     const classes = all("classes");
     const condition = options.start === "empty" ? {} : { ...(textOf(parts) ?? { classes }) };
     return { images: all("images"), codes: all("codes"), classes, condition };
@@ -370,7 +409,11 @@ export async function readHeldOut(
   disposeAll(parts.flatMap((part) => Object.values(part)));
   const tensors = [read.images, read.codes, read.classes, ...(Object.values(read.condition) as Tensor[])];
   for (const tensor of tensors) keep(tensor);
-  return { ...read, unreadable: unreadOf(chosen, ids), [Symbol.dispose]: () => disposeAll(tensors) };
+  return {
+    ...read,
+    unreadable: unreadOf(chosen, gatherValues(ids).flat()),
+    [Symbol.dispose]: () => disposeAll(tensors),
+  };
 }
 
 function disposeAll(tensors: readonly Tensor[]): void {
@@ -383,10 +426,11 @@ function encodePieces(tokenizer: FrozenTokenizer, images: Tensor, device: Device
   return cat(images.split(step).map((piece) => tidy(() => tokenizer.encode(piece.to({ device })).cpu())));
 }
 
-/** Text features of all batches, padded on the left to the longest. */
+/** Text features of all batches of all processes, padded on the left to the longest. */
 function textOf(parts: readonly { features?: Tensor; isReal?: Tensor }[]): Condition | null {
-  if (parts.some(({ features }) => features === undefined)) return null;
-  const length = Math.max(...parts.map(({ features }) => (features as Tensor).size(1)));
+  const lengths = gatherValues(parts.map(({ features }) => features?.size(1) ?? null)).flat();
+  if (lengths.includes(null)) return null;
+  const length = Math.max(...(lengths as number[]));
   const padded = (part: Tensor): Tensor => {
     const [b, s] = [part.size(0), part.size(1)];
     return s === length
@@ -394,8 +438,8 @@ function textOf(parts: readonly { features?: Tensor; isReal?: Tensor }[]): Condi
       : cat([zeros([b, length - s, ...part.shape.slice(2)], { dtype: part.dtype }), part], 1);
   };
   return {
-    features: cat(parts.map(({ features }) => padded(features as Tensor))),
-    isReal: cat(
+    features: gatherParts(parts.map(({ features }) => padded(features as Tensor))),
+    isReal: gatherParts(
       parts.map(({ features, isReal }) => {
         const shape = (features as Tensor).shape.slice(0, 2);
         return padded(isReal ?? zeros(shape, { dtype: "bool" }).logicalNot());
@@ -439,13 +483,13 @@ export async function readTrained(
   const share = Math.min(1, options.some / source.length);
   const names: string[] = [];
   let count = 0;
-  for await (const batch of onePass(source, shapeOf(inputs, Math.min(options.batch, source.length)))) {
+  for await (const { batch, places } of ownBatches(inputs, source, Math.min(options.batch, source.length))) {
     using _ = batch;
     names.push(...batch.ids);
     tidy(() => {
       const images = batch.images as Tensor;
       described.add(images.to({ device }));
-      const rows = rowsChosen(batch, count, share);
+      const rows = [...places.keys()].filter((row) => isChosen(places[row] as number, share));
       if (rows.length > 0) {
         const codes = encodePieces(
           tokenizer,
@@ -462,29 +506,34 @@ export async function readTrained(
       count += images.size(0);
     });
   }
-  const all = { described: described.all(), reconstructed: chosen.length === 0 ? [] : reconstructed.all() };
+  const found = gatherValues({ chosen, classes, names, count });
+  const before = found.map((_, i) => found.slice(0, i).reduce((sum, each) => sum + each.count, 0));
+  const rows = found.flatMap((each, i) => each.chosen.map((row) => (before[i] as number) + row));
+  const all = { described: described.all(), reconstructed: rows.length === 0 ? [] : reconstructed.all() };
   const tensors = [...all.described, ...all.reconstructed].flatMap((part) => [
     part.features,
     part.probabilities,
   ]);
-  const ids = tensor(classes, { dtype: "int64" });
+  const ids = tensor(
+    found.flatMap((each) => each.classes),
+    { dtype: "int64" },
+  );
   return {
-    count,
-    chosen,
+    count: found.reduce((sum, each) => sum + each.count, 0),
+    chosen: rows,
     classes: ids,
-    unreadable: unreadOf(source, names),
+    unreadable: unreadOf(
+      source,
+      found.flatMap((each) => each.names),
+    ),
     ...all,
     [Symbol.dispose]: () => disposeAll([...tensors, ids]),
   };
 }
 
-/** Rows of a batch that begins at image `first`, a share of all, evenly. */
-function rowsChosen(batch: Batch, first: number, share: number): number[] {
-  const rows = Array.from({ length: batch.ids.length }, (_, i) => i);
-  return rows.filter(
-    (i) => Math.floor((first + i + 1) * share + 1e-9) > Math.floor((first + i) * share + 1e-9),
-  );
-}
+/** Whether the image at a place of a set is one of a share of all, evenly. */
+const isChosen = (place: number, share: number): boolean =>
+  Math.floor((place + 1) * share + 1e-9) > Math.floor(place * share + 1e-9);
 
 /** Float images of kept ones: `[n, 3, s, s]` in [-1, 1]. */
 export function imagesFromBytes(bytes: Tensor, from: number, count: number, device: Device): Tensor {
@@ -498,7 +547,7 @@ export function describeKept(
   batch: number,
 ): Described[] {
   using describer = new Describer(judges);
-  for (const [from, count] of rangesOf(images.size(0), batch)) {
+  for (const [from, count] of ownParts(rangesOf(images.size(0), batch))) {
     tidy(() => describer.add(imagesFromBytes(images, from, count, device)));
   }
   return describer.all();

@@ -3,6 +3,7 @@
  * samples and likelihood, at several temperatures and guidance scales. The same options give the same result, which holds
  * neither times nor machine names. `draws.ts` samples, `measure.ts` computes the numbers, `verdict.ts` compares policies.
  */
+import { isFirst, requireSame, withGroup } from "../distributed/index.js";
 import { bootstrap } from "../metrics/distribution.js";
 import { packLinears } from "../nn/index.js";
 import type { ArPolicy, Condition } from "../policies/index.js";
@@ -138,15 +139,28 @@ const PUBLISHED_SAMPLES = 50_000;
  * Models and networks that are passed open stay open. With `json`, `out` or `npz` the files are written too, each whole
  * or not at all.
  *
+ * The processes of a launcher share the work and all return the same numbers, those of one process; the first one writes
+ * the files and has the names of the pages.
+ *
  * @throws ConfigError or RangeError for options, files and images that cannot be used, before anything is computed
- *   where that can be seen before.
+ *   where that can be seen before. LostRankError when another process ends.
  */
 export async function evaluateModels(given: ModelEvalOptions): Promise<ModelEvaluation> {
+  return await withGroup({ device: given.device ?? "cpu" }, () => evaluateTogether(given));
+}
+
+async function evaluateTogether(given: ModelEvalOptions): Promise<ModelEvaluation> {
   const options = readEvalOptions(given);
   const say = options.say ?? (() => {});
-  prepareOutputs(options);
+  if (isFirst()) prepareOutputs(options);
   using inputs = await openInputs(options);
   const settings = settingsOf(options, inputs.codes);
+  requireSame({
+    "the options of the evaluation": settings,
+    "the models": inputs.files.map(({ role, sha256 }) => [role, sha256]),
+    "the images": [inputs.train.fingerprint, inputs.heldOut?.fingerprint],
+    "the files to write": [options.out, options.npz, options.json].map((path) => path !== undefined),
+  });
   const { judges, policies, train: trainSource, data } = inputs;
   const intervals: Intervals = { resamples: settings.resamples, seed: 0 };
   if (policies.length === 0 && inputs.heldOut === null) {
@@ -193,7 +207,8 @@ export async function evaluateModels(given: ModelEvalOptions): Promise<ModelEval
   const real = realMeasures(context, trained);
   const reconstruction = heldOut === null ? null : reconstructionMeasures(context, heldOut);
   const results = policies.map(({ label, policy }) => evaluatePolicy(context, label, policy));
-  const pages = options.out === undefined ? [] : await writePages(options.out, context, results);
+  const pages =
+    options.out === undefined || !isFirst() ? [] : await writePages(options.out, context, results);
   for (const draw of results.flatMap((result) => [...result.freeDraws, ...result.completionDraws])) {
     draw.codes.dispose();
   }
@@ -249,7 +264,8 @@ export async function evaluateModels(given: ModelEvalOptions): Promise<ModelEval
       ...comparability(context, trained),
     ],
   };
-  if (options.json !== undefined) replaceFile(options.json, `${JSON.stringify(evaluation, null, 2)}\n`);
+  if (options.json !== undefined && isFirst())
+    replaceFile(options.json, `${JSON.stringify(evaluation, null, 2)}\n`);
   return evaluation;
 }
 
@@ -586,10 +602,9 @@ function isOnlyPoint({ inputs, settings }: EvalContext): boolean {
   return inputs.policies.length * settings.temperatures.length * settings.cfg.length === 1;
 }
 
-const sizeAndDevice = ({ data, device }: EvalInputs): { size: number; device: EvalInputs["device"] } => ({
-  size: data.size,
-  device,
-});
+/** Options of decoding samples, which processes share. */
+const sizeAndDevice = ({ data, device }: EvalInputs) =>
+  ({ size: data.size, device, isShared: true }) as const;
 
 function completionMeasures(
   context: EvalContext,

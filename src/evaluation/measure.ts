@@ -5,6 +5,7 @@
  * Images are measured as in a file: clamped, with 8 bits per channel.
  */
 import { spread } from "../data/index.js";
+import { gatherParts, gatherValues } from "../distributed/index.js";
 import {
   bootstrap,
   classAccuracy,
@@ -99,7 +100,10 @@ export interface Described {
   readonly probabilities: Tensor;
 }
 
-/** Describes images batch by batch, by each network; the results outlive every `tidy` until this is disposed of. */
+/**
+ * Describes images batch by batch, by each network; the results outlive every `tidy` until this is disposed of. Of several
+ * processes each describes its own images, in the order of the ranks.
+ */
 export class Describer {
   readonly #judges: readonly Judge[];
   readonly #parts: Described[][];
@@ -123,11 +127,11 @@ export class Describer {
     }
   }
 
-  /** All that was added, in the networks' order. The tensors are the caller's. */
+  /** All that was added, by all processes, in the networks' order. The tensors are the caller's. */
   all(): Described[] {
     return this.#parts.map((parts) => ({
-      features: cat(parts.map((part) => part.features)),
-      probabilities: cat(parts.map((part) => part.probabilities)),
+      features: gatherParts(parts.map((part) => part.features)),
+      probabilities: gatherParts(parts.map((part) => part.probabilities)),
     }));
   }
 
@@ -388,7 +392,7 @@ function pixelTerms(size: number, lpips: LPIPS | null): Term[] {
 /** By measure, a number per image. */
 export type PerImage = Readonly<Record<string, readonly number[]>>;
 
-/** Compares samples with the images that they follow, batch by batch. */
+/** Compares samples with the images that they follow, batch by batch; of several processes each compares its own. */
 export class Comparer {
   readonly #judges: readonly Judge[];
   readonly #terms: readonly Term[];
@@ -427,13 +431,20 @@ export class Comparer {
 
   /** Measures without a network. */
   get plain(): PerImage {
-    return this.#plain;
+    return ofAll(this.#plain);
   }
 
   /** The perceptual distance by the network's name. */
   get perceptual(): PerImage {
-    return this.#networks;
+    return ofAll(this.#networks);
   }
+}
+
+/** Numbers of the images of all processes, in the order of the ranks. */
+function ofAll(own: PerImage): PerImage {
+  const all = gatherValues(own);
+  const names = new Set(all.flatMap((each) => Object.keys(each)));
+  return Object.fromEntries([...names].map((name) => [name, all.flatMap((each) => each[name] ?? [])]));
 }
 
 /** Means of numbers per image, by name. */

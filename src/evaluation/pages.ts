@@ -3,6 +3,7 @@ import { closeSync, mkdirSync, openSync, rmSync } from "node:fs";
 import { basename, dirname, extname, join } from "node:path";
 import { givenPart, labelledPage, type PageRow, spread, writePng } from "../data/index.js";
 import { type NpzArray, writeNpz } from "../data/npz.js";
+import { gatherParts, isFirst } from "../distributed/index.js";
 import { rangesOf } from "../rl_ar_finetune/scoring.js";
 import { cat, expected, type Tensor, tensor, tidy } from "../torch/index.js";
 import { forEachDecoded } from "./draws.js";
@@ -187,19 +188,30 @@ function decodeSome({ tokenizer, data, device }: EvalInputs, codes: Tensor, plac
 /** Sequences that are decoded between two writes. */
 const PIECE = 512;
 
-/** Write free samples as `arr_0` uint8 `[N, H, W, 3]` and their classes as `arr_1` int64 `[N]`. */
+/**
+ * Write free samples as `arr_0` uint8 `[N, H, W, 3]` and their classes as `arr_1` int64 `[N]`. Several processes share the
+ * decoding, and the first one writes.
+ */
 export function writeSamples(path: string, inputs: EvalInputs, { codes, classes }: FreeDraw): void {
   const { tokenizer, device, data } = inputs;
   const n = codes.size(0);
   function* pixels(): Generator<Uint8Array> {
     for (const [from, count] of rangesOf(n, PIECE)) {
-      const pieces: Uint8Array[] = [];
-      forEachDecoded(tokenizer, codes.narrow(0, from, count), { size: data.size, device }, (images) => {
-        const bytes = images.add(1).mul(127.5).round().to({ dtype: "uint8" }).permute(0, 2, 3, 1);
-        pieces.push(bytes.toArray() as Uint8Array);
+      yield tidy(() => {
+        const pieces: Tensor[] = [];
+        const options = { size: data.size, device, isShared: true };
+        forEachDecoded(tokenizer, codes.narrow(0, from, count), options, (images) => {
+          const bytes = images.add(1).mul(127.5).round().to({ dtype: "uint8" });
+          pieces.push(bytes.permute(0, 2, 3, 1).contiguous().cpu());
+          return pieces; // they outlive the piece
+        });
+        return gatherParts(pieces).toArray() as Uint8Array;
       });
-      yield* pieces;
     }
+  }
+  if (!isFirst()) {
+    for (const _ of pixels());
+    return;
   }
   const arr0: NpzArray = { type: "u1", shape: [n, data.size, data.size, 3], data: pixels() };
   const labels = new Uint8Array(BigInt64Array.from(classes, BigInt).buffer);

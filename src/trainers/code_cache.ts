@@ -9,16 +9,20 @@ import {
   type Cursor,
   epochOrder,
   type ImageSource,
+  mostUnreadable,
   onePass,
   type ReadOptions,
   START,
+  subset,
   type Unreadable,
 } from "../data/index.js";
 import { balancedOrder } from "../data/order.js";
-import { ownShare } from "../distributed/index.js";
+import { gatherParts, gatherValues, ownParts, ownShare, size as processes } from "../distributed/index.js";
+import { rangesOf } from "../rl_ar_finetune/scoring.js";
 import type { FrozenTokenizer } from "../tokenizers/index.js";
 import {
   type Device,
+  type DType,
   expected,
   keep,
   randint,
@@ -56,12 +60,43 @@ interface CacheOptions extends ReadOptions {
 }
 
 /**
- * Encode every image of a set, in the set's order.
+ * Encode every image of a set, in the set's order. Several processes share the batches, and all get the codes of all.
  *
  * @throws RangeError when too many images cannot be read, or they have text features, which are not kept; the signal's
  *   reason when it is aborted.
  */
 export async function cacheCodes(
+  source: ImageSource,
+  tokenizer: FrozenTokenizer,
+  options: CacheOptions,
+): Promise<CodeCache> {
+  if (processes() === 1) return await encodedSet(source, tokenizer, options);
+  const own = ownParts(rangesOf(source.length, options.batchSize));
+  const indices = own.flatMap(([from, count]) => Array.from({ length: count }, (_, i) => from + i));
+  const { maxUnreadable = mostUnreadable(source.length) } = options;
+  using cache =
+    indices.length === 0
+      ? null
+      : await encodedSet(subset(source, indices), tokenizer, { ...options, maxUnreadable });
+  const { classes, ids, unreadable } = cache ?? { classes: new BigInt64Array(), ids: [], unreadable: 0 };
+  const all = gatherValues({ classes, ids, unreadable, about: cache && [cache.codes.dtype, cache.variants] });
+  const [dtype, variants] = all.find(({ about }) => about !== null)?.about as [DType, number];
+  // Gloo sends no int16.
+  const parts = cache === null ? [] : [tidy(() => keep(cache.codes.to({ dtype: "int32" })))];
+  const codes = tidy(() => keep(gatherParts(parts).to({ dtype })));
+  for (const part of parts) part.dispose();
+  return {
+    codes,
+    classes: BigInt64Array.from(all.flatMap((each) => [...each.classes])),
+    ids: all.flatMap((each) => each.ids),
+    variants,
+    unreadable: all.reduce((sum, each) => sum + each.unreadable, 0),
+    [Symbol.dispose]: () => codes.dispose(),
+  };
+}
+
+/** {@link cacheCodes} by this process alone. */
+async function encodedSet(
   source: ImageSource,
   tokenizer: FrozenTokenizer,
   options: CacheOptions,
