@@ -512,7 +512,7 @@ export function missingParts(config: TrainConfig, found: Findings): void {
 /** Keys of `data` that a dataloader replaces, and those that then count for evaluation images only. */
 const OF_SOURCE = ["source", "evalPart", "flip", "balance", "group"];
 const OF_IMAGES = ["image", "crop", "flip", "maxUnreadable", "workers"];
-const OF_READING = ["label", "image", "classNames", "featureTokens", "maxUnreadable", "workers"];
+const OF_READING = ["label", "image", "captions", "classNames", "featureTokens", "maxUnreadable", "workers"];
 
 /** Note values that are allowed but probably not intended, and facts worth knowing before a run starts. */
 export function notesOf(config: TrainConfig, found: Findings): void {

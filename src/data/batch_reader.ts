@@ -13,6 +13,7 @@ import {
   type Row,
   type Unreadable,
 } from "./batch.js";
+import { readCaption } from "./captions.js";
 import { type Crop, readFeatures } from "./decode.js";
 import { closedError, DecodePool, DecodePoolError } from "./decode_pool.js";
 import { balancedOrder, type Cursor, checkCursor, draw, epochOrder, fitsWindow, START } from "./order.js";
@@ -381,14 +382,15 @@ class RowQueue {
   async #readRow(id: string, index: number, round: number): Promise<Row> {
     const toss = (name: string, count: number): number =>
       this.#random === undefined || count === 1 ? 0 : draw(this.#random.seed, name, round, index, count);
-    const { image, codes, features } = await this.#source.locate(
+    const { image, codes, features, caption } = await this.#source.locate(
       index,
       toss("variant", this.#source.variants),
     );
     const classId = this.#source.classOf(index);
+    const text = caption === undefined ? {} : { caption: await readCaption(caption, id) };
     if (this.#source.kind === "texts") {
       const read = features !== undefined && "path" in features ? await readFeatures(features, id) : features;
-      return { id, classId, features: read, caption: this.#source.captionOf?.(index) };
+      return { id, classId, features: read, ...text };
     }
     if (image === undefined || this.#pool === undefined)
       return { id, classId, codes: this.#check(id, codes) };
@@ -401,7 +403,7 @@ class RowQueue {
       crop: this.#options.crop ?? "center",
       isFlipped: toss("flip", this.#random?.flip ? 2 : 1) === 1,
     });
-    return { id, classId, data: decoded.data, features: isFile ? decoded.features : features };
+    return { id, classId, data: decoded.data, features: isFile ? decoded.features : features, ...text };
   }
 
   #check(id: string, codes: BigInt64Array | undefined): BigInt64Array {

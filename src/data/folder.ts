@@ -2,7 +2,8 @@
 import { statSync } from "node:fs";
 import { join } from "node:path";
 
-import { expected, openSafetensors } from "../torch/index.js";
+import { expected, known, openSafetensors } from "../torch/index.js";
+import { captionPlace, haveCaptions } from "./captions.js";
 import { type FilePart, IMAGE_FILE, readPart } from "./decode.js";
 import { type Classes, LABEL_REMEDY, numberClasses, oneClass } from "./labels.js";
 import { checkFeatures, type Features } from "./npy.js";
@@ -20,10 +21,10 @@ const READ = 64;
  *
  * The class is the first subfolder, numbered in the order of the names, including those without images; images that lie
  * in no subfolder are all of one class. `name.npy`, or `name.safetensors` with a tensor `features`, beside `name.png`
- * holds the features of its text, float `[S, C]`.
+ * holds the features of its text, float `[S, C]`, and `name.txt` its caption.
  *
- * @throws RangeError when there is no image, some lie in subfolders and others do not, or some lack features that
- *   others have.
+ * @throws RangeError when there is no image, some lie in subfolders and others do not, or some lack features or a caption
+ *   that others have.
  */
 export async function openFolder(folder: string, options: SourceOptions = {}): Promise<ImageSource> {
   return await folderOf(folder, await listFiles(folder), options);
@@ -43,7 +44,8 @@ export async function folderOf(
   }
   const classes = folderClasses(folder, ids, options);
   const features = featuresOf(folder, ids, files);
-  const read = new Set([...ids, ...(features ?? [])]);
+  const captions = captionsOf(folder, ids, files, options);
+  const read = new Set([...ids, ...(features ?? []), ...(captions?.files ?? [])]);
   const unread = unreadFiles(
     files.filter((file) => !read.has(file)),
     folder,
@@ -54,7 +56,7 @@ export async function folderOf(
     statSync(join(folder, file), { throwIfNoEntry: false })?.size ?? -1;
   for (const i of spread(ids.length, SIZED)) hash.update(`${sizeOf(ids[i] as string)}\n`);
   for (const i of spread(ids.length, READ)) {
-    for (const file of [ids[i], features?.[i]]) {
+    for (const file of [ids[i], features?.[i], captions?.files[i]]) {
       // An unreadable file is counted and named when a batch needs it.
       if (file !== undefined) hash.update(await readPart({ path: join(folder, file) }).catch(() => ""));
     }
@@ -62,10 +64,14 @@ export async function folderOf(
   return imageSource(classes, {
     notes: unread.notes,
     fingerprint: hash.digest("hex"),
+    ...(captions !== undefined && { hasCaptions: true }),
     idOf: (i) => ids[i] as string,
     locate: async (i) => ({
       image: { path: join(folder, ids[i] as string) },
       ...(features !== undefined && { features: locateFeatures(folder, features[i] as string) }),
+      ...(captions !== undefined && {
+        caption: { path: join(folder, captions.files[i] as string), ...known({ field: captions.field }) },
+      }),
     }),
   });
 }
@@ -102,9 +108,31 @@ function folderClasses(
   };
 }
 
+const stem = (file: string): string => file.replace(/\.[^./]*$/, "");
+
+/** The file with the caption of each image, and the field of it; undefined where there are none. */
+function captionsOf(
+  folder: string,
+  ids: readonly string[],
+  files: readonly string[],
+  { captions: named }: SourceOptions,
+): { readonly files: readonly string[]; readonly field: string | undefined } | undefined {
+  if (named === null) return undefined;
+  const place = captionPlace(named);
+  const ending = `.${place.ending}`;
+  const byStem = new Map(
+    files
+      .filter((file) => file.toLowerCase().endsWith(ending))
+      .map((file) => [file.slice(0, -ending.length), file] as const),
+  );
+  const found = ids.map((id) => byStem.get(stem(id)));
+  const has = found.map((file) => file !== undefined);
+  if (!haveCaptions(folder, has, { named, idOf: (i) => ids[i] as string })) return undefined;
+  return { files: found as string[], field: place.field };
+}
+
 /** The file of features of each image, or undefined when there are none. */
 function featuresOf(folder: string, ids: readonly string[], files: readonly string[]): string[] | undefined {
-  const stem = (file: string): string => file.replace(/\.[^./]*$/, "");
   const byStem = new Map(files.filter((file) => FEATURE_FILE.test(file)).map((file) => [stem(file), file]));
   const found = ids.map((id) => byStem.get(stem(id)));
   const lacking = found.indexOf(undefined);

@@ -14,6 +14,7 @@ import {
   tidy,
 } from "../torch/index.js";
 import { Batch, type Batches, type BatchParts, type Unreadable } from "./batch.js";
+import { checkCaption } from "./captions.js";
 import { type Crop, decode } from "./decode.js";
 import { pixelsToTensor } from "./images.js";
 import { badClass, LABEL_REMEDY } from "./labels.js";
@@ -29,6 +30,7 @@ export interface LoaderImage {
   /** Default 0. */
   readonly class?: number;
   readonly id?: string;
+  readonly caption?: string;
 }
 
 /** A batch. Those of another size than the first, such as the last of an epoch, are joined and cut to its size. */
@@ -38,6 +40,7 @@ export interface LoaderBatch {
   /** whole numbers `[B]`, default 0. */
   readonly classes?: Tensor | readonly number[];
   readonly ids?: readonly string[];
+  readonly captions?: readonly string[];
   /** float `[B, S, C]`, with `isReal`, bool `[B, S]`, where texts are padded. */
   readonly features?: Tensor;
   readonly isReal?: Tensor;
@@ -227,8 +230,9 @@ class LoaderBatches implements Batches {
   async #imageOf({ image, class: id = 0, ...rest }: LoaderImage, name: string): Promise<BatchParts> {
     const { size, crop = "center", device = "cpu", numClasses } = this.#options;
     const ids = [rest.id ?? name];
+    const captions = rest.caption === undefined ? {} : { captions: [rest.caption] };
     const toParts = (images: Tensor): BatchParts =>
-      tidy(() => ownParts({ images, classes: [id], ids }, name, device, numClasses));
+      tidy(() => ownParts({ images, classes: [id], ids, ...captions }, name, device, numClasses));
     if (image instanceof Tensor) {
       return tidy(() => toParts(image.ndim === 3 ? image.unsqueeze(0).float() : image.float()));
     }
@@ -241,12 +245,13 @@ class LoaderBatches implements Batches {
   }
 }
 
-const IMAGE_PARTS: OptionNames<LoaderImage> = { image: true, class: "number", id: true };
+const IMAGE_PARTS: OptionNames<LoaderImage> = { image: true, class: "number", id: true, caption: true };
 
 const BATCH_PARTS: OptionNames<LoaderBatch> = {
   images: true,
   classes: true,
   ids: true,
+  captions: true,
   features: true,
   isReal: true,
 };
@@ -306,8 +311,17 @@ function ownParts(
     features: batch.features?.detach().to({ dtype: "float32", device }).clone(),
     isReal: batch.isReal?.to({ device }).clone(),
     ids,
+    captions: ownCaptions(batch.captions, ids),
     cursor: START,
   };
+}
+
+function ownCaptions(captions: unknown, ids: readonly string[]): readonly string[] | undefined {
+  if (captions === undefined) return undefined;
+  if (!Array.isArray(captions)) throw expectedType("loader", "a list of captions", captions);
+  if (captions.length !== ids.length)
+    throw expected("loader", `${ids.length} captions, one for each image`, captions.length);
+  return captions.map((caption, i) => checkCaption(caption, `loader: caption of ${ids[i]}`));
 }
 
 function ownClasses(
@@ -345,13 +359,14 @@ function ownClasses(
 function batchRows(parts: BatchParts, from: number, count: number): BatchParts {
   return tidy(() => {
     const rows = (tensor: Tensor): Tensor => tensor.narrow(0, from, count).clone();
-    const { images, classes, features, isReal, ids, cursor } = parts;
+    const { images, classes, features, isReal, ids, captions, cursor } = parts;
     return {
       images: rows(images as Tensor),
       classes: rows(classes),
       features: features && rows(features),
       isReal: isReal && rows(isReal),
       ids: ids.slice(from, from + count),
+      captions: captions?.slice(from, from + count),
       cursor,
     };
   });
@@ -372,8 +387,14 @@ function joined(pieces: readonly BatchParts[]): BatchParts {
     return first[of] && cat(pieces.map((piece) => piece[of] as Tensor));
   };
   const ids = pieces.flatMap((piece) => piece.ids);
+  const odd = pieces.find(({ captions }) => (captions === undefined) !== (first.captions === undefined));
+  if (odd !== undefined) {
+    const [some, none] = first.captions === undefined ? [odd, first] : [first, odd];
+    throw expected("loader", `a caption for every image, as for ${some.ids[0]}`, `none for ${none.ids[0]}`);
+  }
+  const captions = first.captions && pieces.flatMap((piece) => piece.captions as string[]);
   const [images, features, isReal] = [all("images"), all("features"), all("isReal")];
-  return { images, classes: all("classes") as Tensor, features, isReal, ids, cursor: first.cursor };
+  return { images, classes: all("classes") as Tensor, features, isReal, ids, captions, cursor: first.cursor };
 }
 
 function disposeParts({ images, classes, features, isReal }: BatchParts): void {

@@ -41,6 +41,7 @@ export async function openSource(path: string, options: SourceOptions = {}): Pro
   if (info.isDirectory()) return await openFolderOf(first, options);
   if (paths.every((file) => KINDS.tar.test(file))) return await openTar(paths, options);
   if (paths.every((file) => KINDS.parquet.test(file))) return await openParquet(paths, options);
+  refuseCaptions(first, options);
   if (paths.length === 1 && KINDS.idx.test(first)) return await openIdx(first, options);
   if (paths.length === 1 && /\.safetensors$/i.test(first)) return await openCodes(first, options);
   const got = paths.length === 1 ? first : `${first} and others`;
@@ -83,9 +84,11 @@ async function openFolderOf(folder: string, options: SourceOptions): Promise<Ima
       refuseSplits(folder, only.files);
       return await openParquet(paths, options);
     case "idx":
+      refuseCaptions(folder, options);
       // The test images are published beside those to train on.
       return await openIdx(paths.find((path) => path.includes("train-")) ?? (paths[0] as string), options);
     case "codes":
+      refuseCaptions(folder, options);
       if (/\.safetensors$/i.test(paths[0] as string)) {
         if (paths.length === 1) return await openCodes(paths[0] as string, options);
         throw expected(folder, "one .safetensors file of codes", `${paths.length}`, "Name the file");
@@ -94,6 +97,13 @@ async function openFolderOf(folder: string, options: SourceOptions): Promise<Ima
     default:
       return await folderOf(folder, files, options);
   }
+}
+
+/** IDX files and files of codes hold none. */
+function refuseCaptions(path: string, { captions }: SourceOptions): void {
+  if (typeof captions !== "string") return;
+  const what = "a folder of images, tar shards or parquet files, as data.captions is set";
+  throw expected(path, what, "files without captions", "Remove data.captions");
 }
 
 /** Shards for training and those for testing are often published in one folder. */

@@ -1,6 +1,6 @@
 /**
- * Parquet files with a column of images and one of labels, as Hugging Face data sets are published. Row groups are
- * read whole; the most recently used stay in memory.
+ * Parquet files with a column of images, one of labels and one of captions, as Hugging Face data sets are published. Row
+ * groups are read whole; the most recently used stay in memory.
  */
 import { createHash } from "node:crypto";
 import { statSync } from "node:fs";
@@ -15,6 +15,7 @@ import {
 } from "hyparquet";
 
 import { expected } from "../torch/index.js";
+import { CAPTION_REMEDY } from "./captions.js";
 import { readPart } from "./decode.js";
 import { type Classes, LABEL_REMEDY, numberClasses, oneClass } from "./labels.js";
 import { expandPattern, namesOf } from "./paths.js";
@@ -30,6 +31,7 @@ interface ParquetFile {
   readonly metadata: FileMetaData;
   readonly imageColumn: string;
   readonly labelColumn: string | null;
+  readonly captionColumn: string | null;
 }
 
 /** Rows `[start, start + length)` of a file, stored together. */
@@ -43,6 +45,7 @@ interface RowGroup extends Block {
 }
 
 const LABEL_COLUMNS = ["label", "labels", "class", "cls"];
+const CAPTION_COLUMNS = ["caption", "text", "prompt"];
 
 /** Memory for open row groups: as much as a window of the shuffle takes. */
 const CACHE_BYTES = 2 ** 29;
@@ -51,7 +54,8 @@ const CACHE_BYTES = 2 ** 29;
  * Open parquet files.
  *
  * The image column is the first that holds bytes, or records with a field `bytes`; the label column is called `label`,
- * `labels`, `class` or `cls`. Names of classes that Hugging Face keeps in the file are used.
+ * `labels`, `class` or `cls`. Names of classes that Hugging Face keeps in the file are used. A column of text that is called
+ * `caption`, `text` or `prompt` holds captions.
  *
  * @param paths - one pattern, see `expandPattern`, or the files.
  * @throws RangeError when a column is missing, naming those there are.
@@ -85,19 +89,29 @@ export async function openParquet(
   };
   const classes = await parquetClasses(where, opened, groups, options);
   const notes = await parquetNotes(opened, groups);
-  const read = keepRecent(CACHE_BYTES, readImages);
+  const read = keepRecent(CACHE_BYTES, async (group: RowGroup) => {
+    const { captionColumn } = group.file;
+    const captions = captionColumn === null ? null : await readColumn(group, captionColumn);
+    return { images: await readImages(group), captions };
+  });
   return imageSource(classes, {
     notes,
     fingerprint: await parquetFingerprint(opened, classes, idOf),
     blocks: groups,
+    ...(haveCaptionColumn(opened) && { hasCaptions: true }),
     idOf,
     locate: async (index) => {
       const group = groupOf(index);
-      const bytes = (await read(group))[index - group.first];
+      const { images, captions } = await read(group);
+      const bytes = images[index - group.first];
       if (bytes === undefined) {
         throw expected(idOf(index), `an image in column ${group.file.imageColumn}`, "none");
       }
-      return { image: { bytes } };
+      if (captions === null) return { image: { bytes } };
+      const caption = captions[index - group.first];
+      if (typeof caption !== "string")
+        throw expected(idOf(index), `a caption in column ${group.file.captionColumn}`, "none");
+      return { image: { bytes }, caption };
     },
   });
 }
@@ -124,7 +138,9 @@ async function openFile(path: string, name: string, options: SourceOptions): Pro
     return { metadata: found, columns: parquetSchema(found).children };
   });
   const imageColumn = findImage(path, columns, options.image);
-  return { path, name, bytes, metadata, imageColumn, labelColumn: findLabel(path, columns, options.label) };
+  const labelColumn = findLabel(path, columns, options.label);
+  const captionColumn = findCaptions(path, columns, labelColumn, options.captions);
+  return { path, name, bytes, metadata, imageColumn, labelColumn, captionColumn };
 }
 
 /**
@@ -252,6 +268,43 @@ function findLabel(path: string, columns: readonly Column[], name: string | null
     throw expected(path, `one class per row in column ${found}`, columnType(column), LABEL_REMEDY);
   }
   return found;
+}
+
+/** A column of text. */
+const isText = ({ element, children }: Column): boolean =>
+  children.length === 0 && (element.converted_type === "UTF8" || element.logical_type?.type === "STRING");
+
+function findCaptions(
+  path: string,
+  columns: readonly Column[],
+  labelColumn: string | null,
+  name: string | null | undefined,
+): string | null {
+  if (name === null) return null;
+  const usable = columns
+    .filter((column) => isText(column) && !isList(column))
+    .map(({ element }) => element.name);
+  if (name === undefined) {
+    return CAPTION_COLUMNS.find((one) => one !== labelColumn && usable.includes(one)) ?? null;
+  }
+  if (usable.includes(name)) return name;
+  const remedy = usable.length === 0 ? "" : `Name ${usable.join(" or ")} with data.captions. `;
+  throw expected(
+    path,
+    `captions, text, in column ${name}`,
+    listColumns(columns),
+    `${remedy}${CAPTION_REMEDY}`,
+  );
+}
+
+/** Whether files have captions. @throws RangeError where only some do. */
+function haveCaptionColumn(files: readonly ParquetFile[]): boolean {
+  const without = files.find(({ captionColumn }) => captionColumn === null);
+  if (without === undefined) return true;
+  const other = files.find(({ captionColumn }) => captionColumn !== null);
+  if (other === undefined) return false;
+  const what = `a column of captions, as ${other.path} has (${other.captionColumn})`;
+  throw expected(without.path, what, "none", CAPTION_REMEDY);
 }
 
 function columnType(column: Column): string {

@@ -5,6 +5,7 @@
 import { createHash, type Hash } from "node:crypto";
 
 import { expected } from "../torch/index.js";
+import { type Caption, readCaption } from "./captions.js";
 import { type FilePart, type ImageBytes, readFeatures, readImage } from "./decode.js";
 import type { Classes } from "./labels.js";
 import type { Features } from "./npy.js";
@@ -17,6 +18,7 @@ export interface Located {
   readonly codes?: BigInt64Array;
   /** Features of the text that goes with the image: read already, or the `.npy` file they are in. */
   readonly features?: Features | FilePart;
+  readonly caption?: Caption;
 }
 
 /** Consecutive images that are costly to read separately, such as a parquet row group. */
@@ -47,9 +49,10 @@ export interface ImageSource {
   /** A name that stays the same wherever the data set lies. */
   idOf(index: number): string;
   classOf(index: number): number;
-  /** Only of sets of texts: whether they have classes, and the captions where they have such. */
+  /** Only of sets of texts: whether they have classes. */
   readonly hasClasses?: boolean;
-  readonly captionOf?: (index: number) => string;
+  /** Whether all images or texts have a caption; absent means that none has. */
+  readonly hasCaptions?: boolean;
   /** @throws Error on this image; others may be readable. */
   locate(index: number, variant: number): Promise<Located>;
 }
@@ -66,6 +69,11 @@ export interface SourceOptions {
   readonly label?: string | null | undefined;
   /** What holds the image: a parquet column, the ending of tar members, or a tensor of a code file. */
   readonly image?: string | undefined;
+  /**
+   * What holds the caption: a parquet column, the extension of tar members or of files beside the images, `json.FIELD` of
+   * such, or a field of a JSONL file. `null` reads no captions. By default `txt`, or the column `caption`, `text` or `prompt`.
+   */
+  readonly captions?: string | null | undefined;
 }
 
 /** One image or its codes, with its class and text features. */
@@ -76,6 +84,7 @@ export interface Sample {
   readonly pixels?: Pixels;
   readonly codes?: BigInt64Array;
   readonly features?: Features;
+  readonly caption?: string;
 }
 
 /** Read one image, whole and uncropped, or one row of codes. @throws Error that names what is wrong with it. */
@@ -84,7 +93,7 @@ export async function readSample(source: ImageSource, index: number, variant = 0
     throw expected("readSample", `an index from 0 to ${source.length - 1}`, index);
   }
   const id = source.idOf(index);
-  const { image, codes, features } = await source.locate(index, variant);
+  const { image, codes, features, caption } = await source.locate(index, variant);
   return {
     id,
     classId: source.classOf(index),
@@ -93,6 +102,7 @@ export async function readSample(source: ImageSource, index: number, variant = 0
     ...(features !== undefined && {
       features: "path" in features ? await readFeatures(features, id) : features,
     }),
+    ...(caption !== undefined && { caption: await readCaption(caption, id) }),
   };
 }
 

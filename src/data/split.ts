@@ -75,9 +75,7 @@ export function subset(source: ImageSource, indices: readonly number[]): ImageSo
     ...(source.codeLength !== undefined && { codeLength: source.codeLength }),
     ...(source.blocks !== undefined && { blocks: blocksOf(source.blocks, places) }),
     ...(source.hasClasses !== undefined && { hasClasses: source.hasClasses }),
-    ...(source.captionOf !== undefined && {
-      captionOf: (index: number) => source.captionOf?.(placeOf(index)) as string,
-    }),
+    ...(source.hasCaptions !== undefined && { hasCaptions: source.hasCaptions }),
     idOf: (index) => source.idOf(placeOf(index)),
     classOf: (index) => source.classOf(placeOf(index)),
     locate: async (index, variant) => await source.locate(placeOf(index), variant),

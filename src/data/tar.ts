@@ -3,6 +3,7 @@
  * `0001.cls`, `0001.npy`). They are indexed once by their headers (`tar_members.ts`), then read in any order by position.
  */
 import { expected, known } from "../torch/index.js";
+import { type Caption, type CaptionPlace, captionPlace, haveCaptions } from "./captions.js";
 import { type FilePart, IMAGE_FILE, readPart } from "./decode.js";
 import { type Classes, LABEL_REMEDY, numberClasses, oneClass } from "./labels.js";
 import { expandPattern, namesOf, unreadFiles } from "./paths.js";
@@ -13,6 +14,7 @@ interface TarSample {
   readonly id: string;
   readonly image: FilePart;
   readonly features: FilePart | undefined;
+  readonly caption: Exclude<Caption, string> | undefined;
   readonly label: string | undefined;
   /** First folder of its name. */
   readonly folder: string | undefined;
@@ -31,11 +33,11 @@ const READ = 64;
  * Open tar shards.
  *
  * The class is the number or name in the member `.cls`; without such members it is the first folder of the name, and
- * without folders all are of one class. A member `.npy` holds features of the text, float `[S, C]`.
+ * without folders all are of one class. A member `.npy` holds features of the text, float `[S, C]`, and `.txt` the caption.
  *
  * @param paths - one pattern, see `expandPattern`, or the files.
  * @throws RangeError for a compressed or cut file, for a label or features that belong to no image by WebDataset's
- *   rule, and when some samples have a label or features and others do not.
+ *   rule, and when some samples have a label, features or a caption and others do not.
  */
 export async function openTar(
   paths: string | readonly string[],
@@ -54,19 +56,22 @@ export async function openTar(
   }
 
   const idOf = (i: number): string => (samples[i] as TarSample).id;
+  const has = samples.map(({ caption }) => caption !== undefined);
+  const hasCaptions = haveCaptions(where, has, { named: options.captions, idOf });
   const hash = hashListing(idOf, classes);
   for (const { image } of samples) hash.update(`${image.offset} ${image.length}\n`);
   for (const i of spread(samples.length, READ)) {
-    const { image, features } = samples[i] as TarSample;
-    for (const part of [image, features]) if (part !== undefined) hash.update(await readPart(part));
+    const { image, features, caption } = samples[i] as TarSample;
+    for (const part of [image, features, caption]) if (part !== undefined) hash.update(await readPart(part));
   }
   return imageSource(classes, {
     notes: shards.flatMap((shard) => shard.notes),
     fingerprint: hash.digest("hex"),
+    ...(hasCaptions && { hasCaptions }),
     idOf,
     locate: async (i) => {
-      const { image, features } = samples[i] as TarSample;
-      return { image, ...known({ features }) };
+      const { image, features, caption } = samples[i] as TarSample;
+      return { image, ...known({ features, caption }) };
     },
   });
 }
@@ -100,6 +105,13 @@ function tarClasses(
   return numberClasses(where, folders as string[], { names: classNames, rowOf: nameOf });
 }
 
+/** Where captions are; undefined where none are read, also where the usual members hold the labels. */
+function captionsIn({ captions, label: named }: SourceOptions, label: string): CaptionPlace | undefined {
+  if (captions === null) return undefined;
+  const place = captionPlace(captions);
+  return captions === undefined && named != null && place.ending === label ? undefined : place;
+}
+
 /** How WebDataset pairs members, for messages. */
 const RULE = "A sample's members share their name up to its first dot";
 
@@ -107,6 +119,7 @@ const RULE = "A sample's members share their name up to its first dot";
 function shardOf(path: string, shard: string, options: SourceOptions): Shard {
   const label = options.label?.toLowerCase() ?? "cls";
   const image = options.image?.toLowerCase();
+  const captions = captionsIn(options, label);
   const isImage = (ending: string): boolean =>
     image === undefined ? IMAGE_FILE.test(`.${ending}`) : ending === image;
   const groups = new Map<string, Map<string, Member>>();
@@ -130,8 +143,10 @@ function shardOf(path: string, shard: string, options: SourceOptions): Shard {
       throw expected(path, "one image for each name up to its first dot", got, remedy);
     }
     const [labelled, features] = [group.get(label), group.get("npy")];
+    const caption = captions && group.get(captions.ending);
     for (const [ending, member] of group) {
-      if (member === first || (first !== undefined && (member === labelled || member === features))) continue;
+      const isPart = member === labelled || member === features || member === caption;
+      if (member === first || (first !== undefined && isPart)) continue;
       refusePart(path, ending, member, first, options.label === null ? ["npy"] : [label, "npy"]);
       unread.push(member.name);
     }
@@ -142,6 +157,8 @@ function shardOf(path: string, shard: string, options: SourceOptions): Shard {
       folder: key.includes("/") ? first.name.slice(0, first.name.indexOf("/")) : undefined,
       image: partOf(first),
       features: features === undefined ? undefined : partOf(features),
+      caption:
+        caption === undefined ? undefined : { ...partOf(caption), ...known({ field: captions?.field }) },
       label: options.label === null || labelled === undefined ? undefined : labelOf(path, labelled),
     });
   }

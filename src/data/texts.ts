@@ -5,7 +5,8 @@
 import { readFileSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { describe } from "../torch/errors.js";
-import { expected } from "../torch/index.js";
+import { expected, known } from "../torch/index.js";
+import { checkCaption } from "./captions.js";
 import { type Classes, numberClasses, oneClass } from "./labels.js";
 import { hashListing, type ImageSource, type SourceOptions } from "./source.js";
 
@@ -27,14 +28,25 @@ interface Line {
  * Open captions or classes.
  *
  * A line of a text file is a class where `classNames` are given or all lines are whole numbers, class ids; else it is a
- * caption. An object of a JSONL file has `class` (a name or id; `label` names another field), `caption`, or both; `id` is
- * its name in the log, and `features` a `.npy` file with the features of its text, float `[S, C]`. Empty lines are skipped.
+ * caption. An object of a JSONL file has `class` (a name or id; `label` names another field), `caption` (`captions` names
+ * another field), or both; `id` is its name in the log, and `features` a `.npy` file with the features of its text, float
+ * `[S, C]`. Empty lines are skipped.
  *
  * @param path - `.txt` or `.jsonl`; null for each of `classNames` once.
  * @throws RangeError that names the line that cannot be used.
  */
 export function openTexts(path: string | null, options: SourceOptions = {}): ImageSource {
-  const { label, classNames } = options;
+  const { label, classNames, captions } = options;
+  const isJson = path !== null && /\.jsonl$/i.test(path);
+  if (captions !== undefined && !isJson) {
+    const remedy = "Remove data.captions: each line of a text file is a caption or a class";
+    throw expected(
+      path ?? "data.classNames",
+      "a .jsonl file, whose fields data.captions names",
+      captions,
+      remedy,
+    );
+  }
   if (path === null) {
     const names = classNames ?? [];
     return sourceOf(
@@ -43,19 +55,18 @@ export function openTexts(path: string | null, options: SourceOptions = {}): Ima
       options,
     );
   }
-  const isJson = /\.jsonl$/i.test(path);
   const texts = readLines(path);
   if (texts.length === 0) throw expected(path, "a caption or class per line", "an empty file");
   if (isJson)
     return sourceOf(
       path,
-      texts.map((line) => parsed(path, line, label)),
+      texts.map((line) => parsed(path, line, options)),
       options,
     );
   const isNumber = texts.every(({ text }) => /^\d+$/.test(text));
   const areClasses = label !== null && (classNames !== undefined || isNumber);
   const lines = texts.map(({ number, text }): Line => {
-    if (!areClasses) return { number, caption: text };
+    if (!areClasses) return { number, caption: checkCaption(text, `${path}, line ${number}`) };
     return { number, label: isNumber ? Number(text) : text };
   });
   return sourceOf(path, lines, options);
@@ -82,13 +93,13 @@ function readLines(path: string): { number: number; text: string }[] {
     .filter((line) => line.text !== "");
 }
 
-/** Fields of an object, beside the one that holds the class. */
-const FIELDS = ["caption", "id", "features"] as const;
+/** Fields of an object, beside those that hold the class and the caption. */
+const FIELDS = ["id", "features"] as const;
 
 function parsed(
   path: string,
   line: { number: number; text: string },
-  label: string | null | undefined,
+  { label, captions }: SourceOptions,
 ): Line {
   const where = `${path}, line ${line.number}`;
   let object: unknown;
@@ -99,24 +110,29 @@ function parsed(
   }
   if (typeof object !== "object" || object === null || Array.isArray(object))
     throw expected(where, "a JSON object", object);
-  const field = label ?? "class";
+  const [field, captionField] = [label ?? "class", captions ?? "caption"];
+  const fields = [field, captionField, ...FIELDS];
   const all = object as Record<string, unknown>;
-  const odd = Object.keys(all).find((name) => name !== field && !FIELDS.some((known) => known === name));
+  const odd = Object.keys(all).find((name) => !fields.includes(name));
   if (odd !== undefined) {
-    const remedy = "Remove it, or name the field with the class in data.label";
-    throw expected(where, `the fields ${field}, ${FIELDS.join(", ")}`, odd, remedy);
+    const remedy =
+      "Remove it, or name the field with the class in data.label, with the caption in data.captions";
+    throw expected(where, `the fields ${fields.join(", ")}`, odd, remedy);
   }
   for (const name of FIELDS) {
     if (all[name] === undefined || (typeof all[name] === "string" && all[name] !== "")) continue;
     throw expected(`${where}: ${name}`, "text", describe(all[name]));
   }
   const given = label === null ? undefined : all[field];
-  if (given === undefined && all.caption === undefined)
-    throw expected(where, `a ${field} or a caption`, "neither");
+  const caption = captions === null ? undefined : all[captionField];
+  if (given === undefined && caption === undefined)
+    throw expected(where, `a ${field} or a ${captionField}`, "neither");
+  const { id, features } = all as Pick<Line, (typeof FIELDS)[number]>;
   return {
-    ...(all as Omit<Line, "number">),
     number: line.number,
+    ...known({ id, features }),
     ...(given !== undefined && { label: given as string }),
+    ...(caption !== undefined && { caption: checkCaption(caption, `${where}: ${captionField}`) }),
   };
 }
 
@@ -153,8 +169,10 @@ function sourceOf(where: string, lines: readonly Line[], { classNames }: SourceO
     hasClasses,
     idOf,
     classOf: (i) => classes.ids[i] as number,
-    ...(hasCaptions && { captionOf: (i: number) => lines[i]?.caption as string }),
-    locate: async (i) =>
-      hasFeatures ? { features: { path: join(dirname(where), lines[i]?.features as string) } } : {},
+    ...(hasCaptions && { hasCaptions }),
+    locate: async (i) => ({
+      ...(hasCaptions && { caption: lines[i]?.caption as string }),
+      ...(hasFeatures && { features: { path: join(dirname(where), lines[i]?.features as string) } }),
+    }),
   };
 }

@@ -80,8 +80,14 @@ export async function openSources(config: ImagesConfig, mayBeTexts = false): Pro
       ? openTexts(data.source, options)
       : await openSource(data.source as string, options);
   const own = await evalSourceOf(config, whole);
+  if (own !== undefined && own.hasCaptions !== whole.hasCaptions) {
+    const [what, got] = whole.hasCaptions
+      ? ["captions, as data.source has", "none"]
+      : ["no captions, as data.source has none", "captions"];
+    throw expected("data.evalSource", what, got, "Give both captions, or set data.captions=none");
+  }
   // Nothing can be held out of a list of classes, and its samples are new every time.
-  if (own === undefined && whole.kind === "texts" && whole.captionOf === undefined)
+  if (own === undefined && whole.kind === "texts" && !whole.hasCaptions)
     return { train: whole, heldOut: whole };
   const group = groupOf(config);
   const isSplit = own === undefined && data.evalPart > 0;
@@ -122,12 +128,13 @@ export function notesOfSources({ train, heldOut }: Partial<RunSources>, numClass
   const held = heldOut === undefined ? "none is held out" : `${number(heldOut.length)} are held out`;
   const count = train.classNames.length;
   if (train.kind === "texts") {
-    const what = train.captionOf === undefined ? "classes" : "captions";
+    const what = train.hasCaptions ? "captions" : "classes";
     const same = heldOut === train ? "the same ones to evaluate on" : held;
     notes.push(`${number(train.length)} ${what} to sample for, without images; ${same}`);
     return notes;
   }
-  notes.push(`${number(train.length)} images to train on; ${held}`);
+  const captions = train.hasCaptions ? ", each with a caption" : "";
+  notes.push(`${number(train.length)} images to train on${captions}; ${held}`);
   if (count > 1) notes.push(describeClasses(train));
   if (numClasses !== undefined && numClasses !== count) {
     notes.push(
@@ -233,9 +240,13 @@ function evalOf(
 
 /** How the training images are opened. */
 export function sourceOptionsOf({ data }: Pick<TrainConfig, "data">): SourceOptions {
-  const { label, image, classNames } = data;
-  // null stands for images without labels there, and for an unset key here.
-  return { ...known({ image, classNames, label }), ...(label === "none" && { label: null }) };
+  const { label, image, classNames, captions } = data;
+  // null stands for images without labels or captions there, and for an unset key here.
+  return {
+    ...known({ image, classNames, label, captions }),
+    ...(label === "none" && { label: null }),
+    ...(captions === "none" && { captions: null }),
+  };
 }
 
 /** What an image shows, from its identity: the first group of `data.group`, or all that it matches. */

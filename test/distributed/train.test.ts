@@ -1,11 +1,14 @@
 /** One run by 1, 2 and 4 processes: the same codes, and weights that differ by the rounding of sums alone. */
 import assert from "node:assert/strict";
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { test } from "node:test";
+import { after, test } from "node:test";
 
+import { writeEncoders } from "../support/encoders.js";
 import { start } from "../support/processes.js";
 import { assertSameMetrics, difference } from "../support/same_run.js";
-import { checkpointsOf, metricsOf, tinyFolder } from "../support/train_run.js";
+import { checkpointsOf, metricsOf, tinyFolder, writeEmoji } from "../support/train_run.js";
 
 type Runs = readonly (readonly [name: string, changes: object])[];
 
@@ -15,6 +18,15 @@ async function run(folder: string, size: number, runs: Runs): Promise<void> {
   const errors = ended.map(({ err }) => err).join("\n");
   for (const { code } of ended) assert.equal(code, 0, errors);
 }
+
+/** A folder that {@link writeEncoders} fills, and images with captions in it. */
+const ENCODERS = mkdtempSync(join(tmpdir(), "encoders-"));
+after(() => rmSync(ENCODERS, { recursive: true, force: true }));
+const { toklipImage, toklipText, clip } = writeEncoders(ENCODERS).reward;
+await writeEmoji(join(ENCODERS, "images"), 26);
+for (const name of readdirSync(join(ENCODERS, "images"), { recursive: true, encoding: "utf8" }))
+  if (name.endsWith(".png"))
+    writeFileSync(join(ENCODERS, "images", name.replace(".png", ".txt")), `fox ${name}`);
 
 const teacher = { context: { type: "teacher_forced" } };
 const CASES: Runs = [
@@ -93,6 +105,15 @@ const CASES: Runs = [
       reward: {
         custom: { mine: { module: "test/fixtures/unlike.mjs", normalize: "batch", clamp: [0, 0.5] } },
       },
+      eval: { every: 1, images: 5 },
+    },
+  ],
+  [
+    "meaning",
+    {
+      data: { source: join(ENCODERS, "images") },
+      tokenizer: { path: join(ENCODERS, "toklip_vq.safetensors") },
+      reward: { toklipImage, toklipText, clip },
       eval: { every: 1, images: 5 },
     },
   ],
