@@ -1,12 +1,13 @@
 /**
- * From rewards to advantages: whitening, groups, leave-one-out, returns by place, and generalised advantage estimation.
+ * Advantages from rewards: standardized over the batch, relative to a group, leave-one-out, returns by place, and
+ * generalized advantage estimation.
  *
- * Statistics are taken in two passes in float64: the rewards of a group may differ by 1e-4 of their size, where
- * `E[x^2] - E[x]^2` in float32 is noise. Deviations from the papers:
- * - a group whose standard deviation is at most `minStd` of its largest |reward| is constant: its advantages are
- *   exactly 0 and it is counted, where the papers divide rounding errors by a small constant;
- * - what is added to the standard deviation is 1e-8 of the largest |reward|, so that it never shrinks the advantages of
- *   a small but clean spread; `epsilon` is the papers' constant in its place;
+ * Means and standard deviations are computed in two passes in float64: the rewards of a group may differ by 1e-4 of
+ * their size, and then `E[x^2] - E[x]^2` in float32 is only rounding error. Deviations from the papers:
+ * - a group whose standard deviation is at most `minStd` of its largest |reward| is treated as constant: its advantages
+ *   are exactly 0 and the group is counted. The papers' formulas divide its rounding errors by a small constant;
+ * - the term added to the standard deviation is 1e-8 of the largest |reward|, so that it does not shrink the advantages
+ *   of groups with small differences; `epsilon` sets a constant as in the papers;
  * - with a return per token, which the papers do not have, the group's mean is taken per place (the same places are hard for
  *   all sequences of a group) and its standard deviation over all places, so that places with larger differences keep
  *   more weight.
@@ -21,7 +22,7 @@ export interface Advantages {
   readonly isConstant: Tensor;
 }
 
-/** The threshold for equal rewards, and the term added to a standard deviation. */
+/** The threshold below which rewards count as equal, and the term added to a standard deviation. */
 export interface SpreadOptions {
   /**
    * Added to the standard deviation, in units of the reward: 1e-4 in TRL, 1e-6 in verl, 1e-8 in VA-pi. Default 1e-8 of
@@ -49,7 +50,7 @@ export function returnsToGo(rewards: Tensor, decay: number): Tensor {
 }
 
 /**
- * Rewards whitened over the whole batch: `(r - mean) / std`, the seed's REINFORCE advantage.
+ * Rewards standardized over the whole batch: `(r - mean) / std`, the default advantage of REINFORCE here.
  *
  * @param rewards - float `[B, G]` or `[N]`; `[B, G, T]` for a return per token.
  * @returns `isConstant` has one element: whether all rewards are the same.
@@ -120,7 +121,10 @@ interface Centered {
   readonly isConstant: Tensor;
 }
 
-/** Two passes: the mean, then the deviations. NaN stays NaN, so that an update skips its step. */
+/**
+ * Computed in two passes: first the mean, then the deviations from it. NaN stays NaN, so that the update skips its
+ * step.
+ */
 function center(rewards: Tensor, minStd: number): Centered {
   const r = rewards.detach().double();
   const [, g, t = 1] = r.shape as [number, number, number?];
@@ -212,7 +216,7 @@ export function whiten(values: Tensor, mask?: Tensor): Tensor {
 }
 
 /**
- * The tokens that count with the highest entropy, a fraction of them; those that tie with the last one too.
+ * Marks the fraction of the counted tokens with the highest entropy, including those equal to the last one.
  *
  * @param entropy - float, in the shape of the mask, nats.
  * @returns float64, 1 for these tokens.

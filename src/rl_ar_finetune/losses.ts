@@ -1,7 +1,7 @@
 /**
  * Losses as functions of tensors: policy gradients with and without clipping, KL to a reference, the value head's
  * error, the weights that turn losses of tokens into one number, and the control of the KL coefficient between updates.
- * Where they are added up is in `objective.ts`. `docs/algorithms.md` has every formula with its source.
+ * `objective.ts` adds them up. `docs/algorithms.md` has every formula with its source.
  *
  * Deviations from the papers:
  * - `exp` of a log-ratio or log-difference above 20 is replaced by its tangent at 20: float32 would soon overflow, and a
@@ -24,19 +24,19 @@ import {
 } from "../torch/index.js";
 import { uniforms } from "./sampling.js";
 
-/** Where the exponential of a log-ratio or a log-difference gives way to its tangent. */
+/** Above this log-ratio or log-difference the exponential is replaced by its tangent. */
 const LOG_LIMIT = 20;
 
-/** `exp(x)`, beyond {@link LOG_LIMIT} its tangent there: finite, with a gradient that does not vanish. */
+/** `exp(x)`; above {@link LOG_LIMIT} the tangent at that point, which is finite and has a gradient. */
 const boundedExp = (x: Tensor): Tensor => x.clamp(null, LOG_LIMIT).exp().add(beyondLimit(x));
 
 /** `exp(x) - 1` in the same way. */
 const boundedExpm1 = (x: Tensor): Tensor => x.clamp(null, LOG_LIMIT).expm1().add(beyondLimit(x));
 
-/** What the tangent adds: 0 up to the limit. */
+/** The difference between the tangent and the clamped exponential; 0 up to the limit. */
 const beyondLimit = (x: Tensor): Tensor => x.sub(LOG_LIMIT).relu().mul(Math.exp(LOG_LIMIT));
 
-/** Losses of tokens, and the ratio that they come from. */
+/** Losses of tokens, and the importance ratio. */
 export interface PolicyLoss {
   /** float `[..., T]`: the loss of each token; with one ratio per sequence, its tokens share one loss. */
   readonly loss: Tensor;
@@ -108,7 +108,7 @@ export function cispoLoss(
 }
 
 /**
- * REINFORCE: `-A logp`. The old log-probabilities are used for the reported ratio alone.
+ * REINFORCE: `-A logp`. The old log-probabilities are used only for the reported ratio.
  *
  * @see Williams 1992, "Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning".
  */
@@ -148,15 +148,16 @@ function ratioOf(logprobs: Tensor, oldLogprobs: Tensor, level: "token" | "sequen
 export type Aggregation = "mean" | "sum" | "grpo" | "bnpo" | "dapo" | "dr_grpo";
 
 /**
- * Weights w of tokens such that `sum(w * loss)` is the loss of one optimizer step. They are made once for the step,
- * before its rows are cut into micro-batches, so that the cut changes nothing.
+ * Weights w of tokens such that `sum(w * loss)` is the loss of one optimizer step. They are computed once for all rows
+ * of the step, before these are divided into micro-batches, so the result does not depend on the micro-batches.
  *
  * - `mean`, which is `dapo` and `bnpo`: mean over the tokens that count.
  * - `grpo`: mean over sequences of the mean over their tokens.
  * - `dr_grpo`: sum over tokens / (sequences * maxLen).
  * - `sum`: mean over sequences of the sum over their tokens, as REINFORCE's expectation has it.
  *
- * Where all tokens count, all but `sum` are the same: the sequences of a rollout have one length. They differ under a mask.
+ * If all tokens count, all but `sum` are equal, because the sequences of a rollout have the same length. They differ
+ * with a mask.
  *
  * @param mask - bool or float `[..., T]`: 1 where a token counts.
  * @param maxLen - for `dr_grpo`; default T.
@@ -187,7 +188,7 @@ export function tokenWeights(mask: Tensor, aggregation: Aggregation, maxLen?: nu
 }
 
 /**
- * A mask with tokens dropped at random; at least one of each sequence that had one is kept.
+ * A mask with tokens dropped at random; at least one counted token of each sequence is kept.
  *
  * @param mask - float `[..., T]`: 1 where a token counts.
  * @param p - probability of dropping a token, in [0, 1).
@@ -317,8 +318,8 @@ export function explainedVariance(returns: Tensor, values: Tensor, mask?: Tensor
 }
 
 /**
- * A draw with a gradient: the one-hot vector of a code drawn from the softmax of the logits, with the gradient of
- * `softmax((logits + Gumbel noise) / tau)`. Times a codebook it gives the code's vector for a frozen decoder.
+ * Straight-through Gumbel-softmax: the one-hot vector of a code drawn from the softmax of the logits, with the gradient
+ * of `softmax((logits + Gumbel noise) / tau)`. Its product with the codebook is the input of a frozen decoder.
  *
  * @param logits - float `[..., V]`.
  * @param options.tau - temperature of the soft draw; default 1.
@@ -345,7 +346,7 @@ function exponential(like: Tensor, generator?: Generator): Tensor {
   return race.clamp_(1e-30); // 0 would be an infinite logit
 }
 
-/** Largest relative error that counts. */
+/** Relative errors of the KL are clamped to this. */
 const LARGEST_ERROR = 0.2;
 
 /** Smallest coefficient: from 0 it could not rise again. */

@@ -1,8 +1,8 @@
 /**
- * The objective of one optimizer step and its gradient: policy loss, KL to the reference, entropy, cross-entropy and value
- * loss are summed here, in micro-batches, each forward, loss and backward. Weights of tokens are made for all rows of the step
- * beforehand, so the size of micro-batches changes memory and nothing else. The losses themselves are in `losses.ts`;
- * `optimize.ts` chooses among them; `update.ts` clips and steps.
+ * The objective of one optimizer step and its gradient: policy loss, KL to the reference, entropy, cross-entropy and
+ * value loss are summed here, in micro-batches, each forward, loss and backward. The weights of tokens are computed
+ * beforehand for all rows of the step, so the size of a micro-batch changes memory but not results. The losses
+ * themselves are in `losses.ts`; `optimize.ts` chooses among them; `update.ts` clips and steps.
  */
 import { accumulateGradients, gatherValues, reduceGradients } from "../distributed/index.js";
 import type { Module } from "../nn/index.js";
@@ -29,12 +29,15 @@ import {
   statesOf,
 } from "./scoring.js";
 
-/** What is known of a window's rows before the step; every tensor has one row for each row of a forward pass. */
+/**
+ * The rows of one optimizer step (a window), with everything computed before the step; every tensor has one row for
+ * each row of a forward pass.
+ */
 export interface Window {
   readonly passes: Passes;
-  /** The trunk's states of all rows with their graph, or null to run it. */
+  /** Hidden states of all rows with their autograd graph; null to compute them here. */
   readonly states: States | null;
-  /** float `[R, K, T]`: log-probabilities under the policy that drew. */
+  /** float `[R, K, T]`: log-probabilities under the policy that drew the codes. */
   readonly oldLogprobs: Tensor;
   /** float64 `[R, K, T]`: 1 where a token counts. */
   readonly mask: Tensor;
@@ -49,11 +52,11 @@ export interface Window {
   readonly returns: Tensor | null;
   /** int64 `[R, T]`: true codes, where a group shares its context. */
   readonly trueCodes: Tensor | null;
-  /** True codes as rows of a forward pass of their own, where sequences read their own codes. */
+  /** True codes as rows of a separate forward pass, if sequences are conditioned on their own codes. */
   readonly prior: Passes | null;
 }
 
-/** What is minimised. */
+/** The terms of the loss. */
 export interface Objective {
   readonly policyLoss: (
     logprobs: Tensor,
@@ -86,8 +89,8 @@ export type WindowSums = Record<string, number>;
 /**
  * Add the gradient of a window's loss to the parameters.
  *
- * Several processes share the rows of the window, and then add up gradients and sums. Waits for the device once, at the
- * end, to read the sums.
+ * Several processes share the rows of the window; their gradients and sums are then all-reduced. Synchronizes with the
+ * GPU once, at the end, to read the sums.
  *
  * @param trained - the parameters whose gradients the processes add up; default the policy's.
  * @param microBatch - rows of a forward pass; the last one may have fewer.
@@ -102,7 +105,7 @@ export function windowGradient(
   return tidy(() => {
     const { passes, states } = window;
     const rows = windowRows(window, objective);
-    // With states from the rollout there is one graph, which can be gone through once.
+    // With states from the rollout there is one autograd graph, through which one backward pass is possible.
     const size = states === null ? microBatch : passes.rows;
     const parts = ownRangesOf(passes, size).map(([from, count]) => () => {
       const some = narrowRows(rows, from, count);
@@ -199,7 +202,7 @@ function weighted(loss: Tensor, weights: Tensor): Tensor {
   return loss.mul(weights.to({ dtype: loss.dtype })).sum();
 }
 
-/** KL to the reference per token, `[r, K, T]`, or `[r, 1, T]` for the exact one. */
+/** KL to the reference per token: `[r, K, T]`, or `[r, 1, T]` for the exact KL. */
 function klOf(kind: KlLossKind | "exact", scores: Scores, rows: Rows): Tensor {
   if (kind === "exact") return (scores.kl as Tensor).unsqueeze(1);
   return klLoss(scores.logprobs, rows.referenceLogprobs as Tensor, kind);

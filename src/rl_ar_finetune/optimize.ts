@@ -1,16 +1,16 @@
 /**
- * Policy updates: REINFORCE, RLOO, GRPO and its variants, PPO with its value head. Each turns rewards into advantages and
- * says which loss is minimised; `update.ts` does the rest. `docs/algorithms.md` has every formula with its source.
+ * Policy updates: REINFORCE, RLOO, GRPO and its variants, PPO with its value head. Each computes advantages from
+ * rewards and chooses the loss; `update.ts` does the rest. `docs/algorithms.md` has every formula with its source.
  *
  * Deviations from the papers, beside those of `advantages.ts` and `losses.ts`:
- * - old log-probabilities are the sampler's, so that a ratio also corrects for differences between sampling and scoring;
- *   the difference is measured before the first step, and a large one is an error;
+ * - old log-probabilities are those recorded in sampling, so that a ratio also corrects for differences between
+ *   sampling and update; the difference is measured before the first step, and a large one is an error;
  * - means are over the window of an optimizer step, never over a micro-batch;
  * - groups whose rewards are all the same have advantage 0 and still count in those means;
- * - rewards may come with each token, where the papers have one per sequence: a token is then credited with its own
+ * - there may be one reward per token, where the papers have one per sequence: a token is then credited with its own
  *   reward and, discounted, with later ones;
- * - KL in the loss is not reweighted for codes that an older policy drew;
- * - PPO's value loss does not train the trunk unless asked to, and advantages are whitened over the rollout;
+ * - KL in the loss is not multiplied by the importance ratio in later steps on a rollout;
+ * - PPO's value loss trains only the value head by default, and advantages are standardized over the rollout;
  * - dropout is off throughout.
  */
 import { Linear, Module } from "../nn/index.js";
@@ -60,11 +60,12 @@ export type RlooOptions = UpdateOptions & Pick<SpreadOptions, "minStd">;
 const SPREAD_NAMES = { epsilon: "number", minStd: "number" } as const;
 
 /**
- * REINFORCE: advantages are the rewards whitened over the batch, the loss is
- * `-mean over sequences of sum_t A logp_t - entropyCoef * entropy`.
+ * REINFORCE: advantages are the rewards standardized over the batch, the loss is `-mean over sequences of sum_t A
+ * logp_t - entropyCoef * entropy`.
  *
- * Log-probabilities are computed anew, with gradients; those of the batch are only compared with them. Nothing corrects
- * for earlier steps on the same rollout: for more than one step per rollout use `grpoUpdate`.
+ * Log-probabilities are computed again, with gradients, and only compared with those of the batch. There is no
+ * importance ratio that corrects for earlier steps on the same rollout: for more than one step per rollout use
+ * `grpoUpdate`.
  *
  * @param given - a batch and {@link ReinforceOptions}: tokens int64 `[N, T]`, logprobs float `[N, T]`, rewards float
  *   `[N]` or `[N, T]`, or a rollout `[B, G, ...]`. Or tokens, logprobs, rewards, mask, entropyCoef, maxGradNorm in this
@@ -119,7 +120,7 @@ const plainObjective = { policyLoss: reinforceLoss, clip: [Infinity, Infinity] }
 export interface GrpoOptions extends UpdateOptions, SpreadOptions, Omit<ClipOptions, "mask"> {
   /** What a group's centred rewards are divided by; default `"group"`, `"none"` is Dr. GRPO. */
   readonly scale?: "group" | "batch" | "none";
-  /** Default `"clip"`; `"cispo"` keeps every token's gradient and caps its weight at `ratioCap` in place of the clip. */
+  /** Default `"clip"`; with `"cispo"` every token keeps its gradient, with a weight of at most `ratioCap`. */
   readonly objective?: "clip" | "cispo";
   /** Largest weight of a token with `"cispo"`; default 5. */
   readonly ratioCap?: number;
@@ -130,9 +131,9 @@ const CLIP_NAMES = { clipLow: "number", clipHigh: "number", dualClip: "number" }
 /**
  * GRPO: advantages are rewards relative to their group's, the loss is the clipped surrogate.
  *
- * Defaults: clip 0.2 below and 0.28 above, |advantage| at most 5, one epoch. With one step per rollout nothing is clipped
- * and the loss is about 0; its gradient is not. Dr. GRPO (`scale: "none"`), GSPO (`level: "sequence"`) and CISPO
- * (`objective: "cispo"`) are options; the two sides of the clip are DAPO's.
+ * Defaults: clip 0.2 below and 0.28 above, |advantage| at most 5, one epoch. With one step per rollout no ratio is
+ * clipped, and the loss is about 0, but not its gradient. Dr. GRPO (`scale: "none"`), GSPO (`level: "sequence"`) and
+ * CISPO (`objective: "cispo"`) are options; the two sides of the clip are DAPO's.
  *
  * @param given - a rollout with rewards `[B, G]` or `[B, G, T]`, G >= 2, and {@link GrpoOptions}; or as for
  *   {@link reinforceUpdate}.
@@ -262,7 +263,7 @@ function advantagesOfBatch(
     return { advantages: asRows(advantages, passes), isConstant };
   }
   if (batch.mask !== undefined) {
-    // The group's mean at a place would be over different numbers of sequences.
+    // With a mask, the means of a group would be over different numbers of sequences at different places.
     throw expectedType(where, "no mask with rewards per token", "one", "Set the rewards of such tokens to 0");
   }
   const [b, g, t] = batch.tokens.ndim === 3 ? batch.tokens.dims(3) : batch.tokens.unsqueeze(1).dims(3);
@@ -272,7 +273,7 @@ function advantagesOfBatch(
   return { advantages: asRows(advantages, passes), isConstant };
 }
 
-/** Whether rewards came with each token. */
+/** Whether there is one reward per token. */
 const isByPlace = ({ rewards, tokens }: UpdateBatch): boolean =>
   rewards?.shape.join() === tokens.shape.join();
 
@@ -307,8 +308,8 @@ function klWithDefaults(kl: KlOptions | undefined, usual: "loss" | "reward"): Re
 }
 
 /**
- * PPO's value head: one number per position, `V = weight . hidden + bias`, from the states that the policy's own head
- * reads. Weight and bias are 0 at first, so that the first advantages are the rewards alone.
+ * PPO's value head: one number per position, `V = weight . hidden + bias`, from the hidden states that the policy's
+ * output head reads. Weight and bias start at 0, so that the first advantages depend only on the rewards.
  *
  * Give its parameters to the optimizer beside the policy's; a new head usually needs a larger learning rate.
  */
@@ -345,7 +346,10 @@ export interface PpoOptions
   readonly valueCoef?: number;
   /** How far a value may move from the old one; default 0.2, null for no clip. */
   readonly valueClip?: number | null;
-  /** Whether the value loss leaves the trunk alone, whose features the policy needs; default true. */
+  /**
+   * Whether the gradient of the value loss stops at the value head, so that it does not change the policy; default
+   * true.
+   */
   readonly detachTrunk?: boolean;
   /** Whether advantages get mean 0 and standard deviation 1 over the rollout; default true. */
   readonly whiten?: boolean;
@@ -354,10 +358,10 @@ export interface PpoOptions
 /**
  * PPO: generalised advantage estimates from a value head, the clipped surrogate, several epochs.
  *
- * A sequence's reward comes with its last token, unless rewards come with each token. KL to a reference is subtracted
- * from each token's reward unless placed in the loss. Where a group shares its context, one value per position serves all
- * its sequences. Defaults: 4 epochs, clip 0.2, gamma 1, lambda 0.95, target KL 0.02 (the update ends above 1.5 times
- * that, before the step).
+ * The reward of a sequence is given to its last token, unless there is one reward per token. KL to a reference is
+ * subtracted from each token's reward unless it is part of the loss. Where a group shares its context, one value per
+ * position serves all its sequences. Defaults: 4 epochs, clip 0.2, gamma 1, lambda 0.95, target KL 0.02 (above 1.5
+ * times that the remaining steps are skipped).
  *
  * @param given - a rollout with rewards `[B, G]` or `[B, G, T]`, G >= 1, and {@link PpoOptions}; or as for
  *   {@link reinforceUpdate}, with `valueHead` among the options.

@@ -1,6 +1,6 @@
 /**
- * Rollouts: G sequences for each of B images, in one of four contexts that decide what the policy reads before each
- * code. Single draws are in `sampling.ts`, rewards in `rewards.ts`, updates in `optimize.ts`.
+ * Rollouts: G sequences for each of B images, in one of four contexts, which determine the codes that the policy is
+ * conditioned on. Sampling code by code is in `sampling.ts`, rewards are in `rewards.ts`, updates in `optimize.ts`.
  *
  * The teacher-forced contexts are VA-pi's: at each position G codes are drawn independently from one distribution, so
  * that B rows of one forward pass serve B * G sequences. Deviations: a noisy code is uniform over all V, and the update
@@ -69,18 +69,24 @@ export interface RolloutOptions {
   readonly context?: RolloutContext;
   /** G: sequences per image; default 1. */
   readonly numGenerations?: number;
-  /** int64 `[B, T]`: the images' own codes, which every context but `free` reads. */
+  /** int64 `[B, T]`: the true codes of the images; needed by every context but `free`. */
   readonly trueCodes?: Tensor;
   /** Codes of a whole sequence, given ones included; default as in `trueCodes`, else the policy's block size. */
   readonly length?: number;
   readonly sampling?: Sampling;
   /** On the CPU; default LibTorch's default generator. */
   readonly generator?: Generator;
-  /** Where the images stand in the batch of several processes: the codes drawn are those of the whole batch. */
+  /**
+   * Position of the images in the batch of all processes: the drawn codes are those that one process would draw for the
+   * whole batch.
+   */
   readonly place?: BatchPlace;
   /** Images at a time; default all. The drawn codes are the same. */
   readonly microBatch?: number;
-  /** Keep the trunk's graph in `states` for an update of one step; default false. Teacher-forced contexts only. */
+  /**
+   * Keep the autograd graph of the hidden states in `states`, for an update with one optimizer step; default false.
+   * Only in teacher-forced contexts.
+   */
   readonly keepGraph?: boolean;
   /**
    * Dtype of packed weights for linear layers, used while codes are drawn one by one on a CPU where {@link paysToPack}
@@ -89,7 +95,7 @@ export interface RolloutOptions {
   readonly packAs?: DType;
 }
 
-/** Drawn sequences, and all that an update needs to score them again. */
+/** Drawn sequences, and everything that an update needs to compute their log-probabilities again. */
 export interface Rollout extends Drawn {
   /** int64 `[B, G, T]`: the codes that were drawn. */
   readonly tokens: Tensor;
@@ -103,7 +109,7 @@ export interface Rollout extends Drawn {
   readonly context: Tensor | null;
   readonly support: Tensor | null;
   readonly sampling: Sampling;
-  /** The trunk's states with their graph; null without `keepGraph`. */
+  /** Hidden states with their autograd graph; null without `keepGraph`. */
   readonly states: States | null;
 }
 
@@ -180,7 +186,7 @@ function readRolloutOptions(where: string, given: readonly unknown[]): RolloutOp
   };
 }
 
-/** What each context has besides its type. */
+/** The options of each context besides its type. */
 const CONTEXT_NAMES = {
   free: {},
   prefix: { length: "number" },
@@ -188,7 +194,7 @@ const CONTEXT_NAMES = {
   noisy_teacher_forced: { noise: "number" },
 } as const;
 
-/** A context, of which its type may stand alone: `"free"` for `{ type: "free" }`. */
+/** A context; its type alone is accepted too: `"free"` for `{ type: "free" }`. */
 function readContext(where: string, given: unknown): RolloutContext {
   const { type, ...rest } = readOptions<{ type: string; length: number; noise: number }>(where, [given], {
     names: { type: true, length: "number", noise: "number" },
@@ -205,8 +211,8 @@ function readContext(where: string, given: unknown): RolloutContext {
 }
 
 /**
- * What the policy reads before codes 1 ... T - 1: the true codes, each replaced by a uniform random code with
- * probability `noise`. The update must read the same context: make it once per rollout.
+ * The context of codes 1 ... T - 1: the true codes, each replaced by a uniformly random code with probability `noise`.
+ * The update must use the same context, so make it once per rollout.
  *
  * @param trueCodes - int64 `[B, T]`.
  * @param place - as in {@link RolloutOptions}.
@@ -230,7 +236,7 @@ export function noisyContext(
 }
 
 /**
- * Whether packing weights, which takes a copy of them, saves more time than it costs.
+ * Whether packing weights (which copies them) saves more time than it costs.
  *
  * Measured on a processor with AVX-512 (`npm run bench -- rollout`): packing costs what it saves in 7 to 20 steps from a
  * width of 192 on; narrower layers gain nothing, and neither do fewer than 4 rows of layers narrower than 512.
@@ -246,7 +252,7 @@ export function paysToPack(
   return hiddenSize >= 192 && (rows >= 4 || hiddenSize >= 512) && steps >= 32;
 }
 
-/** Each sequence reads its own codes, after given codes or none. */
+/** Free and prefix contexts: each sequence is conditioned on its own codes, after given codes, if any. */
 function ownContext(policy: ArPolicy, start: StartParts, options: RolloutOptions): Rollout {
   const { numGenerations: g = 1, sampling = {}, generator, trueCodes } = options;
   const length = options.length ?? trueCodes?.size(1) ?? policy.blockSize;
@@ -291,7 +297,7 @@ function sharedContext(
   const t = before + 1;
   const size = keepGraph ? b : (options.microBatch ?? b);
   const start: Start = [parts.given, parts.condition];
-  // Uniforms stand in for the codes until these are drawn: statesOf reads their shape alone.
+  // Uniform numbers are a placeholder for codes that are not drawn yet: statesOf reads only their shape.
   const u = uniforms("sampleRollout", [b, g, t], generator, context, options.place);
   const passes = passesOf("sampleRollout", { tokens: u, start, context, sampling });
   let kept: States | null = null;

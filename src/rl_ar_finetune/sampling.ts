@@ -1,12 +1,11 @@
 /**
- * Draws codes from a policy step by step, and has the one distribution that both the sampler here and the scorer
- * (`scoring.ts`) use, so that codes are scored under the distribution that they were drawn from. Top-k, top-p,
- * temperature and guidance are applied in {@link distribution} and nowhere else. Contexts other than free-running are
- * in `rollout.ts`.
+ * Draws codes from a policy step by step, and defines the distribution that both sampling and `scoring.ts` use, so that
+ * log-probabilities are those of the distribution that codes were drawn from. Top-k, top-p, temperature and guidance
+ * are applied in {@link distribution} and nowhere else. Contexts other than free-running are in `rollout.ts`.
  *
  * Guidance is that of Ho and Salimans 2022, "Classifier-Free Diffusion Guidance"; top-p that of Holtzman et al. 2020,
- * "The Curious Case of Neural Text Degeneration". Deviation: codes that tie with the last one kept are kept too, so
- * that a filter depends on logits alone and not on the order of a sort.
+ * "The Curious Case of Neural Text Degeneration". Deviation: codes whose logit equals that of the last code kept are
+ * kept too, so that top-k and top-p depend only on logits and not on the order of a sort.
  */
 import { requireModule } from "../nn/index.js";
 import { concatConditions } from "../policies/condition.js";
@@ -41,7 +40,10 @@ export interface Sampling {
   readonly temperature?: number;
   /** Keep the k most probable codes; default 0, which keeps all. */
   readonly topK?: number;
-  /** Keep the most probable codes up to the first one that takes their sum above p, in (0, 1]; default 1, all. */
+  /**
+   * Keep the most probable codes, up to and including the first with which their sum exceeds p, in (0, 1]; default 1,
+   * all.
+   */
   readonly topP?: number;
   /** Classifier-free guidance; none by default. */
   readonly guidance?: Guidance;
@@ -49,7 +51,7 @@ export interface Sampling {
   readonly greedy?: boolean;
 }
 
-/** Whether top-k or top-p removes codes, so that what could be drawn has to be recorded. */
+/** Whether top-k or top-p is on, so that the set of kept codes has to be recorded. */
 export function isFiltered(sampling: Sampling): boolean {
   return (sampling.topK ?? 0) > 0 || (sampling.topP ?? 1) < 1;
 }
@@ -65,7 +67,7 @@ const LEAST_TEMPERATURE = 1e-4;
 /**
  * Check the numbers of a {@link Sampling}.
  *
- * @throws RangeError on the first that cannot be served.
+ * @throws RangeError for the first that is out of range.
  */
 export function checkSampling(where: string, sampling: Sampling): void {
   const { temperature = 1, topK = 0, topP = 1, guidance } = sampling;
@@ -94,7 +96,7 @@ const SAMPLING_NAMES = {
 } as const;
 
 /**
- * A {@link Sampling} as a caller gave it: names in either spelling, none unknown, numbers in range.
+ * Read a {@link Sampling} from a caller: names in camelCase or snake_case, no unknown names, numbers in range.
  *
  * @throws RangeError on the first that is not.
  */
@@ -173,7 +175,7 @@ export function skipUniforms(count: number, generator: Generator | undefined): v
   if (count > 0) tidy(() => void rand([count], { dtype: "float64", ...(generator && { generator }) }));
 }
 
-/** @throws TypeError for what is no generator, RangeError for one that is not on the CPU. */
+/** @throws TypeError if it is not a generator, RangeError if it is not on the CPU. */
 export function checkGenerator(where: string, generator: Generator | undefined): void {
   if (generator === undefined) return;
   const remedy = "Make it with new Generator(seed): it serves policies on every device, with the same draws";
@@ -185,7 +187,8 @@ export function checkGenerator(where: string, generator: Generator | undefined):
 }
 
 /**
- * Check that codes are of a policy's vocabulary: on a GPU an index out of range would end the process. Reads from the device.
+ * Check that codes are in a policy's vocabulary: on a GPU an index out of range would end the process. Synchronizes
+ * with the GPU.
  *
  * @throws RangeError for another dtype, and for codes outside [0, V).
  */
@@ -211,7 +214,7 @@ export function requireOnDevice(
   }
 }
 
-/** What {@link distribution} needs besides logits with guidance or with a recorded support. */
+/** Further arguments of {@link distribution}: for guidance, and a recorded support. */
 export interface DistributionOptions {
   /** Logits under the null condition, in the shape of the logits. */
   nullLogits?: Tensor;
@@ -427,7 +430,7 @@ export interface SampleOptions extends Sampling {
   readonly generator?: Generator;
 }
 
-/** Codes that were drawn, N = B * G rows, the G of a start in a row. */
+/** Drawn codes: N = B * G rows; the G rows of a start are consecutive. */
 export interface Sampled {
   /** int64 `[N, T]` in `[0, V)`. */
   readonly tokens: Tensor;
@@ -571,7 +574,7 @@ function joinSteps(steps: readonly Step[]): Sampled {
 }
 
 /**
- * Check drawn log-probabilities. Waits for the device once, after all codes are drawn.
+ * Check drawn log-probabilities. Synchronizes with the GPU once, after all codes are drawn.
  *
  * @throws Error when one is NaN or infinite.
  */
@@ -584,7 +587,7 @@ export function requireFiniteLogits(name: string, logprobs: Tensor): void {
 }
 
 /**
- * The values of scalars, by name. Waits for the device once.
+ * The values of scalars, by name. Synchronizes with the GPU once.
  *
  * @param placeholder - stands for each value on the meta device, whose tensors have none, so that a whole step can be
  *   run there for its shapes and devices.

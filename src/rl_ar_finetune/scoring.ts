@@ -1,10 +1,10 @@
 /**
- * Log-probabilities of given codes, through the sampler's own `distribution`: teacher-forced, with gradients, and in
- * chunks of positions that the backward pass computes again, so that no `[N, T, V]` array exists. Losses are in
- * `losses.ts`.
+ * Log-probabilities of given codes, with the same `distribution` as in sampling: teacher-forced, with gradients, and in
+ * chunks of positions, whose logits the backward pass recomputes, so that logits `[N, T, V]` are never in memory at
+ * once. Losses are in `losses.ts`.
  *
- * Sequences of a group that read the same context share one forward and one backward: position t has one row of logits
- * for all G of them, and gathering G codes from it gives exactly the gradient of G passes.
+ * Sequences of a group with the same context share one forward and one backward pass: position t has one row of logits
+ * for all G sequences, and gathering G codes from it gives exactly the gradient of G passes.
  */
 import { allGather, ownShare, size } from "../distributed/index.js";
 import type { ArPolicy } from "../policies/policy.js";
@@ -40,20 +40,23 @@ import {
   withoutDropout,
 } from "./sampling.js";
 
-/** Codes that were drawn, and all that their distributions depend on. A `Rollout` is one. */
+/** Drawn codes, and everything that their distributions depend on. A `Rollout` has these fields. */
 export interface Drawn {
-  /** int64 `[B, G, T]`, or `[N, T]` for sequences without groups: what is scored. */
+  /** int64 `[B, G, T]`, or `[N, T]` for sequences without groups: the codes whose log-probabilities are computed. */
   readonly tokens: Tensor;
   /** Where the B (or N) sequences start; may be omitted for a policy that needs neither codes nor a condition. */
   readonly start?: Start;
-  /** int64 `[B, T - 1]`: what all of a group read before codes 1 ... T - 1; null where each sequence read itself. */
+  /**
+   * int64 `[B, T - 1]`: the shared context of a group's codes 1 ... T - 1; null if each sequence was conditioned on its
+   * own codes.
+   */
   readonly context?: Tensor | null;
   /** uint8, what top-k and top-p kept: `[B, G, T, ceil(V / 8)]`, `[B, T, ...]` with a context, `[N, T, ...]` without G. */
   readonly support?: Tensor | null;
   readonly sampling?: Sampling;
 }
 
-/** Names of all that a rollout or an update's batch has, whoever reads it. */
+/** Names of all fields of a rollout and of an update's batch. */
 export const BATCH_NAMES = {
   tokens: true,
   start: true,
@@ -70,7 +73,7 @@ export const BATCH_NAMES = {
   trueCodes: true,
 } as const;
 
-/** What the head reads at T positions of R rows: float `[R, T, D]`, and the same under the null condition. */
+/** Hidden states at T positions of R rows, float `[R, T, D]`, and those under the null condition. */
 export interface States {
   readonly hidden: Tensor;
   readonly nullHidden: Tensor | null;
@@ -82,7 +85,7 @@ export interface Passes {
   /** Rows per image: G where sequences read their own codes, else 1. */
   readonly repeats: number;
   readonly start: StartParts;
-  /** int64 `[R, T - 1]`: what is read before codes 1 ... T - 1. */
+  /** int64 `[R, T - 1]`: the context of codes 1 ... T - 1. */
   readonly inputs: Tensor;
   /** int64 `[R, K, T]`. */
   readonly tokens: Tensor;
@@ -92,7 +95,7 @@ export interface Passes {
 }
 
 /**
- * Lay codes out as rows of a forward pass: B rows where a group shares its context, else B * G.
+ * Arrange codes as rows of a forward pass: B rows if a group shares its context, otherwise B * G.
  *
  * @throws RangeError when shapes disagree.
  */
@@ -131,7 +134,7 @@ export function sliceRows(passes: Passes, from: number, count: number): Passes {
   };
 }
 
-/** Run a policy's trunk over rows as {@link sliceRows} gives them: one start each. */
+/** Hidden states of rows from {@link sliceRows}, which have one start each. */
 export function statesOf(policy: ArPolicy, passes: Passes): States {
   return tidy(() => {
     const { start, inputs, sampling } = passes;
@@ -149,13 +152,18 @@ export function statesOf(policy: ArPolicy, passes: Passes): States {
 export interface ScoreOptions {
   /** Whether to compute the entropy of each position's distribution; default false. */
   readonly wantsEntropy?: boolean;
-  /** int64 `[B, T]`: true codes to score as well, without temperature, filters and guidance. */
+  /**
+   * int64 `[B, T]`: true codes whose log-probabilities are computed too, without temperature, top-k, top-p and
+   * guidance.
+   */
   readonly trueCodes?: Tensor;
   /** A model to compute KL(policy || reference) from at each position, over all codes. */
   readonly reference?: ArPolicy;
-  /** Rows of a forward pass at a time; default all. Saves memory inside `noGrad` only. */
+  /** Rows per forward pass; default all. A smaller number saves memory only inside `noGrad`. */
   readonly microBatch?: number;
-  /** Positions whose `[V]` logits exist at a time; default about 4 million logits. */
+  /**
+   * Number of positions whose logits are in memory at a time; by default such that there are about 4 million logits.
+   */
   readonly chunk?: number;
 }
 
@@ -175,8 +183,9 @@ export interface Scores {
  * Log-probabilities of codes under a policy, as `sampleCodesWithLogprobs` gives them, with gradients to all its
  * parameters unless inside `noGrad`. Dropout is off.
  *
- * A recorded support is used in place of top-k and top-p: it stays the same while the policy changes, so that ratios to
- * the old policy stay defined. Without one the filters are computed anew, and a code that they remove has -Infinity.
+ * A recorded support is used in place of top-k and top-p: it does not change with the policy, so that ratios to the old
+ * policy stay defined. Without a recorded support top-k and top-p are applied again, and a code that they remove has
+ * -Infinity.
  *
  * @param drawn - {@link Drawn}: a rollout, or a batch of an update.
  * @param given - {@link ScoreOptions}.
@@ -229,7 +238,7 @@ function truthOf(options: ScoreOptions, from: number, count: number): ScoreOptio
 }
 
 /**
- * Score rows of {@link Passes}.
+ * Log-probabilities of rows of {@link Passes}.
  *
  * @param states - the trunk's output for these rows, or null to run it now.
  * @param options - `trueCodes` has a row a pass here, `[R, T]`.
@@ -360,10 +369,10 @@ export function straightThroughVectors(
       .map((piece, i) => {
         const drawn = (hidden: Tensor): Tensor => {
           const logits = policy.logits(hidden).to({ dtype: codebook.dtype });
-          // The backward runs this again, and must draw the same noise.
+          // The backward pass runs this again and must draw the same noise.
           using generator = stream(seed, "straight-through", i, logits.device as Device);
           const hot = straightThroughGumbel(logits, { ...gumbel, generator });
-          // In a narrow dtype the rows would be rounded, and the decoder would read others than for codes.
+          // In bfloat16 the rows would be rounded, and the decoder would get other inputs than for codes.
           const device = logits.device.startsWith("cuda") ? "cuda" : "cpu";
           return autocast({ device, dtype: null }, () => hot.matmul(codebook));
         };

@@ -47,7 +47,7 @@ import {
   scoreRows,
 } from "./scoring.js";
 
-/** What an update needs of an optimizer; `AdamW` is one. */
+/** The methods of an optimizer that an update needs; `AdamW` has them. */
 export interface Optimizer {
   step(options?: { lrFactor?: number }): void;
   zeroGrad(): void;
@@ -62,15 +62,17 @@ export interface UpdateBatch extends Drawn {
    * reward, for credit by place; the sum over tokens is the sequence's reward.
    */
   readonly rewards?: Tensor;
-  /** float `[B, G]`, or in the shape of the tokens: in place of rewards (not for PPO). */
+  /** float `[B, G]`, or in the shape of the tokens: advantages in place of rewards (not for PPO). */
   readonly advantages?: Tensor;
   /** bool or float, broadcast to the tokens: true where a token counts; default all. */
   readonly mask?: Tensor;
-  /** int64 `[B, S + T]`: the images' own codes from the first one on, for `auxCe`. */
+  /** int64 `[B, S + T]`: all true codes of the images, for `auxCe`. */
   readonly trueCodes?: Tensor;
   /** float, in the shape of the tokens, nats: of the distributions drawn from, for `topEntropy`. */
   readonly entropy?: Tensor;
-  /** The trunk's states with their graph, from a rollout with `keepGraph`: for an update of one step. */
+  /**
+   * Hidden states with their autograd graph, from a rollout with `keepGraph`, for an update with one optimizer step.
+   */
   readonly states?: States | null;
 }
 
@@ -90,18 +92,18 @@ export interface KlOptions {
 
 /** Options of all updates. */
 export interface UpdateOptions {
-  /** Passes over each rollout; default 1 (PPO: 4). */
+  /** Epochs: passes over each rollout; default 1 (PPO: 4). */
   readonly epochs?: number;
   /** Images per optimizer step; must divide the rollout's; default all of them. */
   readonly miniBatch?: number;
   /**
-   * Rows of a forward pass: images where a group shares its context, else sequences; default all. Changes memory only:
-   * it need not divide the rows, and the gradient is that of one batch.
+   * Rows per forward pass: images if a group shares its context, otherwise sequences; default all. Changes memory, not
+   * results: it need not divide the number of rows, and the gradient is that of the whole mini-batch.
    */
   readonly microBatch?: number;
   /**
-   * How losses of tokens become one number; default `"mean"` (REINFORCE and RLOO: `"sum"`). TRL's and verl's names are
-   * taken; without a mask all but `"sum"` are the same.
+   * How the losses of tokens are aggregated; default `"mean"` (REINFORCE and RLOO: `"sum"`). TRL's and verl's names are
+   * accepted; without a mask all but `"sum"` are equal.
    */
   readonly aggregation?: Aggregation;
   /** The length that `"dr_grpo"` divides by; default T. */
@@ -111,7 +113,10 @@ export interface UpdateOptions {
    * in between, in [0, 1]; default 1. PPO has `lambda` for that.
    */
   readonly creditDecay?: number;
-  /** Fraction of a rollout's tokens, of the highest entropy, that have a policy loss; default 1 (arXiv 2506.01939). */
+  /**
+   * Fraction of a rollout's tokens, those with the highest entropy, that have a policy loss; default 1 (arXiv
+   * 2506.01939).
+   */
   readonly topEntropy?: number;
   /** Whether groups whose rewards are all the same, with loss 0, count in the policy loss's mean; default `"keep"`. */
   readonly constantGroups?: "keep" | "exclude";
@@ -119,18 +124,20 @@ export interface UpdateOptions {
   readonly advantageClip?: number;
   /** Weight of the mean entropy per token, in nats; default 0. */
   readonly entropyCoef?: number;
-  /** Weight of the mean cross-entropy of `trueCodes`, which keeps pixel rewards from wrecking a generator; default 0. */
+  /**
+   * Weight of the mean cross-entropy of `trueCodes`, which prevents a pixel reward from ruining the policy; default 0.
+   */
   readonly auxCe?: number;
   readonly kl?: KlOptions;
   /** Probability of dropping a token from the policy's loss and the KL, in [0, 1); default 0. */
   readonly tokenDropout?: number;
-  /** Largest norm of the gradient, all parameters as one vector; default no limit. */
+  /** Maximum gradient norm over all parameters together; default no limit. */
   readonly maxGradNorm?: number;
-  /** What the optimizer moves; default the policy's parameters. A value head's are added to them. */
+  /** The trained parameters; default those of the policy. Those of a value head are added. */
   readonly trained?: readonly Tensor[];
   /** Stop before a step when KL(old || new) per token is above 1.5 times this; default no limit (PPO: 0.02). */
   readonly targetKl?: number;
-  /** Largest mean |ratio - 1| before the first step; default 0.1, Infinity for stale rollouts. */
+  /** Maximum mean of |ratio - 1| before the first step; default 0.1. Set Infinity for rollouts of an older policy. */
   readonly maxRatioGap?: number;
   /** On the CPU: for the order of mini-batches and token dropout. */
   readonly generator?: Generator;
@@ -138,19 +145,19 @@ export interface UpdateOptions {
   readonly lrFactor?: number;
 }
 
-/** What an update did. */
+/** The result of an update. */
 export interface UpdateResult {
   /** Optimizer steps taken. */
   readonly steps: number;
-  /** Steps not taken because the loss or the gradient norm was not finite; parameters stayed as they were. */
+  /** Steps that were skipped because the loss or the gradient norm was not finite; the parameters did not change. */
   readonly skippedSteps: number;
   /** Whether `targetKl` ended the update. */
   readonly stoppedEarly: boolean;
   /** Groups whose rewards were all the same. */
   readonly constantGroups: number;
   /**
-   * Means over the tokens that count in all steps that were finite; `docs/algorithms.md` says what each measures. A
-   * name is there when what it measures is.
+   * Means over the tokens that count, in all steps that were not skipped; `docs/algorithms.md` explains each. A metric
+   * that does not apply is missing.
    *
    * `loss/{total,policy,kl,entropy,aux_ce,value}` (means over steps, coefficients included),
    * `policy/{ratio_mean,ratio_min,ratio_max,entropy}`, `clip_ratio/{low,high,region}_mean` (clips that bind),
@@ -186,7 +193,7 @@ export const UPDATE_NAMES: OptionNames<UpdateOptions> = {
   lrFactor: "number",
 };
 
-/** Arguments of an update after policy and optimizer: a batch and options, or the seed's order. */
+/** Arguments of an update after policy and optimizer: a batch and options, or values in Python's order. */
 export type UpdateArguments<Options> =
   | [batch: UpdateBatch, options?: Options]
   | [
@@ -207,9 +214,9 @@ export type UpdateArguments<Options> =
 
 /**
  * Read the arguments of an update: `(batch, options)`, or `(tokens, logprobs, rewards, mask, entropyCoef, maxGradNorm)`
- * with further options, and parts of the batch such as `start`, by name behind.
+ * and then an object with further options and fields of the batch, such as `start`.
  *
- * @throws RangeError or TypeError for what is unknown, missing or out of range.
+ * @throws RangeError or TypeError for an argument that is unknown, missing or out of range.
  */
 export function readUpdate<Options extends UpdateOptions>(
   where: string,
@@ -300,8 +307,8 @@ export interface BatchPlan {
  *
  * @param sizes.images - B of the rollout.
  * @param sizes.rowsAnImage - forward rows per image: 1 where its group shares a context, else G.
- * @throws RangeError when a size is no integer of at least 1, or the mini-batch does not divide the rollout: a
- *   remainder would be a step whose images weigh more.
+ * @throws RangeError when a size is not an integer of at least 1, or the mini-batch does not divide the rollout: in a
+ *   smaller last step the images would have a larger weight.
  */
 export function planBatches(
   sizes: { images: number; rowsAnImage: number } & Pick<UpdateOptions, "epochs" | "miniBatch" | "microBatch">,
@@ -389,7 +396,7 @@ export function asRows(tensor: Tensor, passes: Passes): Tensor {
   return tensor.reshape(passes.rows, passes.tokens.size(1), -1);
 }
 
-/** The drawn codes under the reference. */
+/** Log-probabilities of the drawn codes under the reference, and the KL penalty. */
 export interface ReferenceScores {
   /** float `[R, K, T]`; null for an exact KL. */
   readonly referenceLogprobs: Tensor | null;
@@ -400,7 +407,7 @@ export interface ReferenceScores {
 }
 
 /**
- * Score a rollout under the reference once, without a graph.
+ * Compute the reference's log-probabilities of a rollout once, without autograd.
  *
  * @throws RangeError for k1 in the loss, and for k3_own in the reward.
  */
@@ -411,7 +418,7 @@ export function scoreReference(
 ): ReferenceScores {
   const { passes, microBatch, oldLogprobs, mask } = prepared;
   const { coef, reference, placement, estimator } = kl;
-  if (placement === "loss" && estimator !== "exact") klLoss(oldLogprobs, oldLogprobs, estimator); // refuses k1
+  if (placement === "loss" && estimator !== "exact") klLoss(oldLogprobs, oldLogprobs, estimator); // throws for k1
   if (placement === "reward" && estimator === "k3_own") {
     const remedy = "k3 and k3_own differ in their gradient, and a reward has none";
     throw expected("kl.estimator", "k1, k2, k3 or exact in the reward", estimator, remedy);
