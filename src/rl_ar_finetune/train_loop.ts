@@ -81,8 +81,8 @@ export interface TrainResult {
  * Everything random follows from the seed and the iteration, so that a run that is killed and resumed is the one that
  * was not, bit for bit on a CPU.
  *
- * @param cfg - any part of a {@link TrainConfig}, snake_case keys and the seed's own names included, or a whole one from
- *   `resolveConfig`.
+ * @param cfg - any part of a {@link TrainConfig}, snake_case keys and the names of the original description included,
+ *   or a whole one from `resolveConfig`.
  * @throws ConfigError for a configuration that cannot be used, RangeError for data or models that cannot, DivergedError.
  */
 export function trainRlLoop(

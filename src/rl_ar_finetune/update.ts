@@ -70,9 +70,7 @@ export interface UpdateBatch extends Drawn {
   readonly trueCodes?: Tensor;
   /** float, in the shape of the tokens, nats: of the distributions drawn from, for `topEntropy`. */
   readonly entropy?: Tensor;
-  /**
-   * Hidden states with their autograd graph, from a rollout with `keepGraph`, for an update with one optimizer step.
-   */
+  /** Hidden states with their autograd graph, from a rollout with `keepGraph`; for one optimizer step. */
   readonly states?: States | null;
 }
 
@@ -114,8 +112,7 @@ export interface UpdateOptions {
    */
   readonly creditDecay?: number;
   /**
-   * Fraction of a rollout's tokens, those with the highest entropy, that have a policy loss; default 1 (arXiv
-   * 2506.01939).
+   * Fraction of tokens, those with the highest entropy, that have a policy loss; default 1 (arXiv 2506.01939).
    */
   readonly topEntropy?: number;
   /** Whether groups whose rewards are all the same, with loss 0, count in the policy loss's mean; default `"keep"`. */
@@ -124,9 +121,7 @@ export interface UpdateOptions {
   readonly advantageClip?: number;
   /** Weight of the mean entropy per token, in nats; default 0. */
   readonly entropyCoef?: number;
-  /**
-   * Weight of the mean cross-entropy of `trueCodes`, which prevents a pixel reward from ruining the policy; default 0.
-   */
+  /** Weight of the cross-entropy of `trueCodes`, without which a pixel reward ruins a policy; default 0. */
   readonly auxCe?: number;
   readonly kl?: KlOptions;
   /** Probability of dropping a token from the policy's loss and the KL, in [0, 1); default 0. */
