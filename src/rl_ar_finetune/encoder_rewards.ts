@@ -7,7 +7,7 @@ import { type AestheticHead, cosines, type Encoder, inTemplate, perSample } from
 import type { DISTS } from "../metrics/index.js";
 import { signOf } from "../metrics/measures.js";
 import type { Module } from "../nn/index.js";
-import { weightsFingerprint } from "../run/resume.js";
+import { fingerprintOf } from "../run/resume.js";
 import type { FrozenTokenizer } from "../tokenizers/index.js";
 import { cat, type Device, expected, keep, noGrad, type Tensor, tidy } from "../torch/index.js";
 import { openAesthetic, openDists, openEncoder, requireTokenizerOf } from "./open_encoders.js";
@@ -31,7 +31,10 @@ function textsOf(key: string, { captions, classNames }: RewardContext, template:
   );
 }
 
-/** Embeddings of texts that were met, `[1, E]` each: a data set repeats its classes. */
+/**
+ * Embeddings of texts that were met, `[1, E]` each: a data set repeats its classes. Each text is embedded alone, since sums of
+ * several rows round in another way: a run that is resumed, and so has met none yet, has the same numbers.
+ */
 class TextMemory implements Disposable {
   readonly #encoder: Encoder;
   readonly #known = new Map<string, Tensor>();
@@ -42,16 +45,11 @@ class TextMemory implements Disposable {
 
   /** float32 `[N, E]`. */
   embed(texts: readonly string[]): Tensor {
-    const missing = [...new Set(texts)].filter((text) => !this.#known.has(text));
-    if (this.#known.size + missing.length > MOST_TEXTS) this[Symbol.dispose]();
-    const wanted = this.#known.size === 0 ? [...new Set(texts)] : missing;
-    if (wanted.length > 0) {
-      noGrad(() =>
-        tidy(() => {
-          const rows = this.#encoder.embedTexts(wanted).split(1);
-          for (const [i, text] of wanted.entries()) this.#known.set(text, keep((rows[i] as Tensor).clone()));
-        }),
-      );
+    const wanted = new Set(texts);
+    if (this.#known.size + wanted.size > MOST_TEXTS) this[Symbol.dispose]();
+    for (const text of wanted) {
+      if (this.#known.has(text)) continue;
+      this.#known.set(text, keep(noGrad(() => tidy(() => this.#encoder.embedTexts([text])))));
     }
     return tidy(() => cat(texts.map((text) => this.#known.get(text) as Tensor)));
   }
@@ -183,10 +181,8 @@ export function openEncoderTerms(
   const terms: Term[] = [];
   const add = (key: string, term: Term, ...parts: readonly Module[]): void => {
     terms.push(opened(term));
-    for (const [i, part] of parts.entries()) {
-      const name = `${i === 0 ? "network" : "head"} of reward.${key}`;
-      networks[name] = weightsFingerprint(part.stateDict());
-    }
+    for (const [i, part] of parts.entries())
+      Object.assign(networks, fingerprintOf(`${i === 0 ? "network" : "head"} of reward.${key}`, part));
   };
   const file = (path: string | null): string => path as string; // the rules require it
   if (toklipImage.weight !== 0) {

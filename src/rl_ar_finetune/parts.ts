@@ -5,10 +5,10 @@
 
 import type { ArSection, Precision, TrainConfig } from "../config/resolve.js";
 import { localRank } from "../distributed/index.js";
-import { AdamW, Ema, Module, type PackedLayers, type ParameterGroup } from "../nn/index.js";
+import { AdamW, Ema, type Module, type PackedLayers, type ParameterGroup } from "../nn/index.js";
 import type { ArPolicy, Lora } from "../policies/index.js";
 import { openImages, type RunImages } from "../run/images.js";
-import { weightsFingerprint } from "../run/resume.js";
+import { fingerprintOf, weightsFingerprint } from "../run/resume.js";
 import type { FrozenTokenizer } from "../tokenizers/index.js";
 import {
   type AutocastState,
@@ -356,12 +356,6 @@ function optimizerOf(config: TrainConfig, trained: Module, valueHead: ValueHead 
 function owned(term: Term, own: Own): Term {
   own({ [Symbol.dispose]: () => term.dispose?.() });
   return term;
-}
-
-/** A frozen model's fingerprint under its name; nothing for a program's own object, which has no weights to look at. */
-export function fingerprintOf(name: string, model: object): Record<string, string> {
-  const network = model instanceof Module ? model : "network" in model ? model.network : null;
-  return network instanceof Module ? { [name]: weightsFingerprint(network.stateDict()) } : {};
 }
 
 /** @param networks - is given the fingerprint of each network. */

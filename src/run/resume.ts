@@ -13,7 +13,7 @@ import {
 import type { Resumed } from "../config/kind.js";
 import { ConfigError, type ConfigKind, type TrainConfig } from "../config/resolve.js";
 import { trainKind } from "../config/train_kind.js";
-import type { AdamW, AdamWState, StateDict } from "../nn/index.js";
+import { type AdamW, type AdamWState, Module, type StateDict } from "../nn/index.js";
 
 /** SHA-256 of weights, in hexadecimal: of their names, types, shapes and every bit. Waits for a GPU. */
 export function weightsFingerprint(state: Readonly<StateDict>): string {
@@ -24,6 +24,12 @@ export function weightsFingerprint(state: Readonly<StateDict>): string {
     hash.update(new Uint8Array(buffer, byteOffset, byteLength));
   }
   return hash.digest("hex");
+}
+
+/** A frozen model's fingerprint under its name; nothing for a program's own object, which has no weights to look at. */
+export function fingerprintOf(name: string, model: object): Record<string, string> {
+  const network = model instanceof Module ? model : "network" in model ? model.network : null;
+  return network instanceof Module ? { [name]: weightsFingerprint(network.stateDict()) } : {};
 }
 
 /** What a run is made of; a checkpoint holds it among its values. */

@@ -20,7 +20,7 @@ import {
   UnreadableImages,
 } from "../data/index.js";
 import type { ArPolicy, Condition } from "../policies/index.js";
-import { castOf, classesOfPolicy, fingerprintOf, policyOf, tokenizerOf } from "../rl_ar_finetune/parts.js";
+import { castOf, classesOfPolicy, policyOf, tokenizerOf } from "../rl_ar_finetune/parts.js";
 import { mapCondition, type Start, sampleCodesWithLogprobs } from "../rl_ar_finetune/sampling.js";
 import { logitChunk, rangesOf } from "../rl_ar_finetune/scoring.js";
 import { conditionOf } from "../rl_ar_finetune/step.js";
@@ -28,6 +28,7 @@ import { notesOfSources, openSources, readOptionsOf, someOf } from "../run/image
 import type { TrainOptions } from "../run/log.js";
 import type { Clock } from "../run/metrics.js";
 import type { PlainData } from "../run/plain_data.js";
+import { fingerprintOf } from "../run/resume.js";
 import type { FrozenTokenizer } from "../tokenizers/index.js";
 import {
   type AutocastState,

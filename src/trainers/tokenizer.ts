@@ -25,12 +25,13 @@ import {
   openDistance,
   openTokenizer,
 } from "../rl_ar_finetune/builder.js";
-import { castOf, fingerprintOf } from "../rl_ar_finetune/parts.js";
+import { castOf } from "../rl_ar_finetune/parts.js";
 import { reconstructionTerm } from "../rl_ar_finetune/rewards.js";
 import { openImages, type RunImages } from "../run/images.js";
 import type { TrainOptions } from "../run/log.js";
 import type { Clock } from "../run/metrics.js";
 import type { PlainData } from "../run/plain_data.js";
+import { fingerprintOf } from "../run/resume.js";
 import type { TokenizerConfig, TokenizerModel } from "../tokenizers/index.js";
 import {
   type AutocastState,

@@ -1,6 +1,9 @@
 /** Rewards by meaning against cosines of the published code's embeddings. */
 import assert from "node:assert/strict";
+import { readdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { test } from "node:test";
+import type { RewardFunction } from "../../src/config/train.js";
 import { pixelsToTensor, readPixels } from "../../src/data/index.js";
 import { cosines } from "../../src/encoders/index.js";
 import { clipTerm, toklipImageTerm } from "../../src/rl_ar_finetune/encoder_rewards.js";
@@ -9,7 +12,15 @@ import type { Judged } from "../../src/rl_ar_finetune/rewards.js";
 import { cat, loadSafetensors, type Tensor, tensor, tidy, zeros } from "../../src/torch/index.js";
 import { expectClose } from "../support/close.js";
 import { writeEncoders } from "../support/encoders.js";
-import { metricsOf, quietRun, tinyFolder, tinyRun, tinyTokenizer } from "../support/train_run.js";
+import {
+  metricsOf,
+  quietRun,
+  Shown,
+  tinyFolder,
+  tinyRun,
+  tinyTokenizer,
+  writeEmoji,
+} from "../support/train_run.js";
 
 const ROOT = "test/golden/encoders";
 
@@ -70,12 +81,10 @@ test("clip is the cosine of samples and the class names in a template", async ()
 test("a configuration opens the terms, a run logs them, and what does not fit is refused", async (t) => {
   const folder = await tinyFolder(t);
   const { model, reward } = writeEncoders(folder);
-  // The small TokLIP has 40 words, fewer than any tokenizer.
-  const terms = { ...reward, toklipText: { weight: 0 } };
-  const changes = { tokenizer: { path: null, model }, reward: terms, eval: { every: 2, images: 4 } };
+  const changes = { tokenizer: { path: null, model }, reward, eval: { every: 2, images: 4 } };
   const { dir } = await quietRun(tinyRun(folder, changes));
   const last = metricsOf(dir).at(-1) as Record<string, number>;
-  for (const name of ["toklip_image", "clip", "aesthetic", "dists"]) {
+  for (const name of ["toklip_image", "toklip_text", "clip", "aesthetic", "dists"]) {
     for (const metric of [`reward/${name}/mean`, `eval/${name}/mean`])
       assert.ok(Number.isFinite(last[metric]), `${metric}: ${last[metric]}`);
   }
@@ -90,4 +99,68 @@ test("a configuration opens the terms, a run logs them, and what does not fit is
   await refused({ reward: { dists: { weight: 1 } } }, /reward\.dists\.path: .*reward\.dists\.weights: /s);
   const teacher = { rollout: { context: { type: "teacher_forced" } }, algorithm: "ste" };
   await refused(teacher, /reward\.toklipImage\.weight: expected 0 for ste/);
+});
+
+test("texts are captions where images have them, of the step and the evaluation; a resumed run is the same", async (t) => {
+  const folder = await tinyFolder(t, 12);
+  const { reward } = writeEncoders(folder);
+  const names = readdirSync(join(folder, "images"), { recursive: true, encoding: "utf8" });
+  for (const name of names.filter((one) => one.endsWith(".png")))
+    writeFileSync(
+      join(folder, "images", name.replace(".png", ".txt")),
+      `fox ${"abcdefghijkl"[Number(name.slice(2, 5))]}`,
+    );
+  const seen: string[] = [];
+  const fn: RewardFunction = (_, samples, { imageIds, captions, numGenerations }) => {
+    for (const [i, id] of imageIds.entries())
+      assert.equal(captions?.[i], `fox ${"abcdefghijkl"[Number(id.slice(2, 5))]}`);
+    seen.push(`${captions?.length} x ${numGenerations}`);
+    return samples.mean([1, 2, 3]);
+  };
+  const { toklipText, clip } = reward;
+  const run = async (dir: string, iters: number, more: object = {}) => {
+    const changes = {
+      run: { dir: join(folder, dir), ifExists: "resume" },
+      tokenizer: { path: join(folder, "toklip_vq.safetensors") },
+      reward: { l2: { weight: 0 }, toklipText, clip, custom: { mine: { fn } } },
+      optimizer: { schedule: "constant", warmup: 0 },
+      eval: { every: 2, images: 2, numGenerations: 3 },
+      train: { iters },
+      ...more,
+    };
+    const screen = new Shown();
+    await quietRun(tinyRun(folder, changes), { screen });
+    assert.match(screen.text, /images to train on, each with a caption/);
+  };
+  await run("whole", 4);
+  assert.deepEqual([...new Set(seen)].sort(), ["2 x 3", "4 x 1", "4 x 2"]);
+  await run("parts", 2);
+  await run("parts", 4);
+  // The ceiling is measured in the first and the last step of a run.
+  const measured = (name: string): Record<string, unknown>[] =>
+    metricsOf(join(folder, name)).map((line) => ({ ...line, "reward/vq_ceiling": 0, "reward/gap": 0 }));
+  const lines = measured("whole");
+  assert.deepEqual(measured("parts"), lines);
+  const last = lines.at(-1) as Record<string, number>;
+  for (const name of ["toklip_text", "clip"]) {
+    const score = last[`reward/${name}/mean`] as number;
+    assert.ok(Math.abs(score) <= 1 && score !== 0, `${name}: ${score}`);
+  }
+  // By the names of classes the texts, and so the scores, are others.
+  const dir = join(folder, "names");
+  const config = {
+    run: { dir },
+    data: { captions: "none" },
+    reward: { l2: { weight: 0 }, toklipText, clip },
+    train: { iters: 1 },
+  };
+  await quietRun(tinyRun(folder, { tokenizer: { path: join(folder, "toklip_vq.safetensors") }, ...config }));
+  assert.notEqual(metricsOf(dir)[0]?.["reward/toklip_text/mean"], lines[1]?.["reward/toklip_text/mean"]);
+  // Texts of training and evaluation are of one kind.
+  await writeEmoji(join(folder, "others"), 3);
+  const other = { data: { evalSource: join(folder, "others") } };
+  await assert.rejects(
+    run("other", 1, other),
+    /data\.evalSource: expected captions.*got none.*data\.captions=none/,
+  );
 });
