@@ -14,7 +14,7 @@ import { writePng } from "../data/index.js";
 import { rank, size } from "../distributed/index.js";
 import { describe } from "../torch/errors.js";
 import { makeFolder, replaceFile } from "../torch/files.js";
-import { expected, expectedType, known, noGrad, Tensor } from "../torch/index.js";
+import { call, expected, expectedType, known, noGrad, Tensor } from "../torch/index.js";
 import { tidyAwait } from "../torch/scope.js";
 import { generationsOf, type Judged, keyOf, type Term } from "./rewards.js";
 
@@ -31,8 +31,6 @@ export function customTerm(
   { timeout = 600, ...options }: Partial<OwnTermOptions> = {},
 ): Term {
   const key = name === "custom" ? "custom" : `custom.${name}`;
-  const run = ({ images, samples, context }: Judged): ReturnType<RewardFunction> =>
-    reward(images, samples, context as RewardContext);
   return {
     name,
     key,
@@ -41,19 +39,32 @@ export function customTerm(
     ...options,
     // Where nothing was waited for: ste, which needs a gradient and has no codes, and programs.
     measure: (judged) => {
-      if (judged.context !== undefined || reward.length < 3) return run(judged) as Tensor;
+      const { images, samples, context } = judged;
+      if (context !== undefined || reward.length < 3)
+        return reward(images, samples, context as RewardContext) as Tensor;
       const remedy = "Use another algorithm than ste, which draws no codes to tell of";
       throw expected(`reward.${key}`, "a function of images and samples alone", "one with a context", remedy);
     },
     call: async (judged) => {
       const begun = performance.now();
+      const written = writesOf(judged);
       const scores = await inTime(
         tidyAwait(
-          () => noGrad(() => run(judged)),
+          () => noGrad(() => callWithOwn(reward, judged)),
           (value) => numbersOf(`reward.${key}`, value, judged.samples.size(0)),
         ),
         timeout,
       );
+      if (writesOf(judged) !== written) {
+        const remedy =
+          "Other terms and the update use them too: compute with add, not with add_, or clone them first";
+        throw expected(
+          `reward.${key}`,
+          "images, samples and codes left as they are",
+          "a change in place",
+          remedy,
+        );
+      }
       const seconds = (performance.now() - begun) / 1000;
       if (scores === undefined || seconds > timeout) {
         const remedy = `Make it faster, or raise reward.custom.${name}.timeout`;
@@ -62,6 +73,23 @@ export function customTerm(
       return scores;
     },
   };
+}
+
+/** Call with tensors of its own on the same memory, so that a function may dispose of what it is given. */
+function callWithOwn(
+  reward: RewardFunction,
+  { images, samples, context }: Judged,
+): ReturnType<RewardFunction> {
+  const { codes, trueCodes, ...plain } = context as RewardContext;
+  const own = { ...plain, codes: codes.detach(), trueCodes: trueCodes?.detach() ?? null };
+  return reward(images.detach(), samples.detach(), own);
+}
+
+/** How often the tensors that a function is given were written to in place. */
+function writesOf({ images, samples, context }: Judged): number {
+  const all = [images, samples, context?.codes, context?.trueCodes];
+  const counts = all.map((tensor) => (tensor ? (call("aten::_version", [tensor]) as number) : 0));
+  return counts.reduce((sum, count) => sum + count, 0);
 }
 
 /** The result of a promise, undefined where it takes longer. */
@@ -96,12 +124,14 @@ function numbersOf(where: string, value: unknown, n: number): readonly number[] 
  * The reward of a module: its default export.
  *
  * @param path - a file, relative to the working directory.
+ * @param seconds - longest time that it may take to load.
  * @returns the function, and the SHA-256 of the file.
  * @throws RangeError when there is no such file, when it fails, or has no function as its default export.
  */
 async function openRewardModule(
   key: string,
   path: string,
+  seconds: number,
 ): Promise<{ reward: RewardFunction; hash: string }> {
   const file = resolve(path);
   const failed = (got: string, remedy: string, cause?: unknown): RangeError =>
@@ -115,17 +145,38 @@ async function openRewardModule(
       "Check the path",
     );
   }
-  let loaded: { readonly default?: unknown };
+  let loaded: { readonly default?: unknown } | undefined;
   try {
     // With the hash in its address, a file that was changed is loaded anew.
-    loaded = (await import(`${pathToFileURL(file).href}?${hash}`)) as typeof loaded;
+    loaded = await inTime(import(`${pathToFileURL(file).href}?${hash}`) as Promise<typeof loaded>, seconds);
   } catch (error) {
-    const remedy = "Name it .mjs, and try it with: node FILE";
-    throw failed(`${path}, which fails: ${messageOf(error)}`, remedy, error);
+    throw failed(`${path}, which fails${placeOf(error, file)}: ${messageOf(error)}`, remedyOf(error), error);
   }
-  if (typeof loaded.default === "function") return { reward: loaded.default as RewardFunction, hash };
+  if (loaded === undefined)
+    throw failed(
+      `${path}, which does not end within ${seconds} s`,
+      "Something at its top level waits for ever",
+    );
+  // What TypeScript makes of a default export in CommonJS.
+  const inner = (loaded.default as typeof loaded | undefined)?.default;
+  const reward = typeof inner === "function" ? inner : loaded.default;
+  if (typeof reward === "function") return { reward: reward as RewardFunction, hash };
   const got = `${path}, whose default export is ${describe(loaded.default)}`;
   throw failed(got, "Write export default function (images, samples, context) { ... }");
+}
+
+/** The line of a module that cannot be parsed, in words. */
+function placeOf(error: unknown, file: string): string {
+  const [, where = "", line] = /^(file:.*?|\/.*?):(\d+)\n/.exec((error as Error)?.stack ?? "") ?? [];
+  const isOwn = where.replace(/\?.*/, "") === pathToFileURL(file).href || where === file;
+  return isOwn ? ` in line ${line}` : "";
+}
+
+function remedyOf(error: unknown): string {
+  const { code } = (error ?? {}) as NodeJS.ErrnoException;
+  if (code === "ERR_UNKNOWN_FILE_EXTENSION")
+    return "Give JavaScript, .mjs; compile TypeScript first, with npx tsc, or use Node 22.18 or newer";
+  return "Name it .mjs, and try it with: node FILE";
 }
 
 /** The functions and modules of `reward.custom`; `hashes` is given the SHA-256 of each module. */
@@ -138,7 +189,7 @@ export async function openCustomTerms(
     if (weight === 0) continue;
     let own = fn;
     if (own === null && module !== null) {
-      const opened = await openRewardModule(`reward.custom.${name}.module`, module);
+      const opened = await openRewardModule(`reward.custom.${name}.module`, module, options.timeout);
       hashes[`module of reward.custom.${name}`] = opened.hash;
       own = opened.reward;
     }

@@ -10,6 +10,7 @@ import type { RewardContext, TrainConfig } from "../config/resolve.js";
 import { encodePng, tensorToPixels } from "../data/index.js";
 import { expected, isPlainObject, known, type Tensor, tidy } from "../torch/index.js";
 import type { OwnTermOptions } from "./own_rewards.js";
+import { openConnections, post, UnreadableAnswer } from "./post.js";
 import type { Term } from "./rewards.js";
 
 /** Options of {@link serverTerm}; `docs/configuration.md` describes them. */
@@ -28,14 +29,29 @@ export interface ServerOptions extends OwnTermOptions {
   readonly pause?: number;
 }
 
-/** Longest pause before a request is sent again, in seconds. */
+/** Longest pause before a request is sent again, in seconds, and the longest that a server may ask for. */
 const LONGEST_PAUSE = 30;
+const LONGEST_ASKED = 300;
 
 /** Answers of a server that is busy or restarting. */
 const IS_BUSY = (status: number): boolean => status >= 500 || [408, 425, 429].includes(status);
 
 /** A failure that another try may mend. */
-class Transient extends Error {}
+class Transient extends Error {
+  /** Seconds that the server asks to wait before it. */
+  readonly retryAfter: number | undefined;
+
+  constructor(message: string, retryAfter?: number) {
+    super(message);
+    this.retryAfter = retryAfter;
+  }
+}
+
+/**
+ * Codes of failures that no other try mends: a certificate that is expired, of another host, or of an authority that this
+ * machine does not know; and a server that does not speak TLS.
+ */
+const IS_TLS = /CERT|SIGNATURE|HOSTNAME|INVALID_CA|ERR_TLS|ERR_SSL|EPROTO/;
 
 /** The servers of `reward.http`. @throws RangeError when the variable of `tokenEnv` is not set. */
 export function openServerTerms({ reward }: Pick<TrainConfig, "reward">): Term[] {
@@ -142,10 +158,13 @@ function limited(most: number): <T>(task: () => Promise<T>) => Promise<T> {
 function askerOf(
   key: string,
   reward: string,
-  { url, metric, timeout, retries, token, pause = 0.5 }: ServerOptions,
+  { url, metric, concurrency, timeout, retries, token, pause = 0.5 }: ServerOptions,
   closed: AbortSignal,
 ): (asked: readonly Asked[]) => Promise<readonly number[]> {
   const address = scoreAddress(url);
+  const target = new URL(address);
+  const connections = openConnections(target, concurrency);
+  closed.addEventListener("abort", () => connections.destroy(), { once: true });
   const headers = {
     "content-type": "application/json",
     accept: "application/json",
@@ -163,21 +182,24 @@ function askerOf(
     const timer = setTimeout(stop, timeout * 1000);
     closed.addEventListener("abort", stop, { once: true });
     try {
-      const options = { method: "POST", headers, body, signal: limit.signal, redirect: "manual" } as const;
-      const answer = await fetch(address, options);
-      const text = await answer.text();
-      if (answer.status !== 200) {
-        const problem = `status ${answer.status}${text === "" ? "" : `: ${quoted(text)}`}`;
-        throw IS_BUSY(answer.status) ? new Transient(problem) : new Error(problem);
+      const { status, text, retryAfter } = await post(target, body, {
+        headers,
+        connections,
+        signal: limit.signal,
+      });
+      if (status !== 200) {
+        const problem = `status ${status}${text === "" ? "" : `: ${quoted(text)}`}`;
+        throw IS_BUSY(status) ? new Transient(problem, retryAfter) : new Error(problem);
       }
       return scoresIn(text, { count, reward, quoted, ...(metric !== undefined && { metric }) });
     } catch (error) {
       if (closed.aborted) throw new Error("the end of the run");
       if (limit.signal.aborted) throw new Transient(`no answer within ${timeout} s`);
-      // What fetch throws is a TypeError, with the reason as its cause.
-      if (!(error instanceof TypeError)) throw error;
-      const { cause } = error as { cause?: NodeJS.ErrnoException };
-      throw new Transient(quoted(`no connection (${cause?.code ?? cause?.message ?? error.message})`));
+      if (error instanceof UnreadableAnswer) throw new Transient(error.message);
+      const { code } = error as NodeJS.ErrnoException;
+      if (code === undefined) throw error;
+      if (IS_TLS.test(code)) throw new Error(`no secure connection (${code})`);
+      throw new Transient(`no connection (${code})`);
     } finally {
       clearTimeout(timer);
       closed.removeEventListener("abort", stop);
@@ -194,7 +216,8 @@ function askerOf(
       } catch (error) {
         const { message } = error as Error;
         if (error instanceof Transient && tries <= retries) {
-          const seconds = Math.min(pause * 2 ** (tries - 1), LONGEST_PAUSE);
+          const usual = Math.min(pause * 2 ** (tries - 1), LONGEST_PAUSE);
+          const seconds = Math.max(usual, Math.min(error.retryAfter ?? 0, LONGEST_ASKED));
           await sleep(seconds * 1000, undefined, { signal: closed }).catch(() => undefined);
           continue;
         }
