@@ -8,24 +8,15 @@ import {
   spread,
   subset,
 } from "../data/index.js";
-import {
-  classVectors,
-  cosines,
-  type Encoder,
-  EncoderFeatures,
-  isEncoder,
-  openEncoder,
-  prepareImages,
-} from "../encoders/index.js";
+import { classVectors, cosines, type Encoder, EncoderFeatures, prepareImages } from "../encoders/index.js";
 import { hashOf } from "../evaluation/inputs.js";
 import { EMBEDDINGS_KIND } from "../evaluation/reference_set.js";
-import type { FeatureNetwork } from "../metrics/features.js";
-import { openTokenizer } from "../rl_ar_finetune/builder.js";
-import { openFeatures, requireTokenizerOf } from "../rl_ar_finetune/open_encoders.js";
+import { openFeatures } from "../rl_ar_finetune/open_encoders.js";
 import {
   cat,
   type Device,
   expected,
+  known,
   noGrad,
   saveSafetensors,
   type Tensor,
@@ -54,7 +45,7 @@ const BATCH = 16;
 const SIZE = 256;
 
 export async function embed(path: string, options: EmbedOptions): Promise<void> {
-  const { device, zeroShot: templates, out, label } = options;
+  const { device, zeroShot: templates, out, label, textTokenizer } = options;
   if (out === undefined && templates.length === 0) {
     throw expected(
       "embed",
@@ -67,7 +58,10 @@ export async function embed(path: string, options: EmbedOptions): Promise<void> 
     const value = options[name];
     if (value !== undefined && value < 1) throw expected(`--${name}`, "at least 1", value);
   }
-  using network = open(path, options);
+  if (textTokenizer !== undefined && templates.length === 0)
+    throw expected("--text-tokenizer", "--zero-shot, which embeds texts", "none");
+  const withTexts = templates.length > 0;
+  using network = openFeatures(path, { device, withTexts, ...known({ textTokenizer }) });
   const encoder = network instanceof EncoderFeatures ? network.encoder : null;
   if (templates.length > 0 && encoder === null) {
     throw expected(
@@ -146,23 +140,6 @@ export async function embed(path: string, options: EmbedOptions): Promise<void> 
       ? null
       : classify(encoder, embeddings, classes, source.classNames, templates);
   print({ ...facts, ...scores }, options.json === true);
-}
-
-/** The network, with the towers that are needed. */
-function open(path: string, { device, zeroShot, textTokenizer }: EmbedOptions): FeatureNetwork & Disposable {
-  if (zeroShot.length === 0 || !isEncoder(path)) {
-    if (textTokenizer !== undefined)
-      throw expected("--text-tokenizer", "--zero-shot with an encoder", "none");
-    return openFeatures(path, { device });
-  }
-  const encoder = openEncoder(path, {
-    device,
-    ...(textTokenizer !== undefined && { tokenizer: textTokenizer }),
-  });
-  if (!encoder.readsCodes) return new EncoderFeatures(encoder, null);
-  const { tokenizer } = openTokenizer(path, { device });
-  requireTokenizerOf(path, encoder, tokenizer);
-  return new EncoderFeatures(encoder, (images) => tokenizer.encode(images));
 }
 
 /** Share of images whose class's vector is nearest, and among the five nearest. */

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import sharp from "sharp";
 
 import { replaceFile } from "../torch/files.js";
-import { cat, expected, expectedType, full, requirePath, Tensor, tensor, tidy } from "../torch/index.js";
+import { cat, expected, expectedType, requirePath, Tensor, tensor, tidy } from "../torch/index.js";
 import { type Crop, IMAGE_FILE, readPixels } from "./decode.js";
 import { listFiles, unreadFiles } from "./paths.js";
 import { centerCrop, type Pixels, smallestSideCrop } from "./resample.js";
@@ -78,29 +78,6 @@ export async function listImages(path: string): Promise<{ files: string[]; notes
     path,
   );
   return { files: files.map((name) => join(path, name)), notes };
-}
-
-/**
- * Lay images out in rows, with a margin of white around each.
- *
- * @param rows - each a batch float32 `[K, 3, H, W]` in [-1, 1], all of one size; shorter rows end in white.
- * @returns float32 `[1, 3, ...]`.
- */
-export function imageGrid(rows: readonly Tensor[], margin = 2): Tensor {
-  return tidy(() => {
-    const [, channels, height, width] = (rows[0] as Tensor).dims(4);
-    const columns = Math.max(...rows.map((row) => row.size(0)));
-    const cellHeight = height + margin;
-    const cellWidth = width + margin;
-    const page = full([1, channels, rows.length * cellHeight + margin, columns * cellWidth + margin], 1);
-    for (const [r, row] of rows.entries()) {
-      for (let k = 0; k < row.size(0); k++) {
-        const cell = page.narrow(2, r * cellHeight + margin, height).narrow(3, k * cellWidth + margin, width);
-        cell.copy_(row.narrow(0, k, 1));
-      }
-    }
-    return page;
-  });
 }
 
 /** The bytes of a PNG file. */

@@ -23,7 +23,6 @@ export { openFolder } from "./folder.js";
 export { openIdx } from "./idx.js";
 export {
   encodePng,
-  imageGrid,
   listImages,
   pixelsToTensor,
   readImages,

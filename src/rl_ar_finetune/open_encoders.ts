@@ -26,6 +26,10 @@ export interface OpenFeaturesOptions {
   device?: Device;
   /** Whose codes TokLIP reads; the one inside its file where omitted. */
   tokenizer?: FrozenTokenizer;
+  /** Whether an encoder is opened with its text tower; default false. */
+  withTexts?: boolean;
+  /** File or folder of the text tokenizer; default the folder of the weights. */
+  textTokenizer?: string;
 }
 
 /**
@@ -38,12 +42,14 @@ export function openFeatures(
   path: string,
   ...given: [options?: OpenFeaturesOptions]
 ): FeatureNetwork & Disposable {
-  const { device = "cpu", tokenizer } = readOptions<OpenFeaturesOptions>("openFeatures", given, {
-    names: { device: true, tokenizer: true },
+  const options = readOptions<OpenFeaturesOptions>("openFeatures", given, {
+    names: { device: true, tokenizer: true, withTexts: "boolean", textTokenizer: true },
   });
+  const { device = "cpu", tokenizer, withTexts = false, textTokenizer } = options;
   requireDevice(device);
   if (!isEncoder(path)) return openFeatureNetwork(path, { device });
-  const encoder = openEncoder(path, { device, towers: { text: false } });
+  const texts = textTokenizer === undefined ? {} : { tokenizer: textTokenizer };
+  const encoder = openEncoder(path, { device, towers: { text: withTexts }, ...texts });
   return freedOnError(encoder, () => {
     if (!encoder.readsCodes) return new EncoderFeatures(encoder, null);
     const codesOf = tokenizer ?? openTokenizer(path, { device }).tokenizer;

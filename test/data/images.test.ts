@@ -7,7 +7,6 @@ import { after, test } from "node:test";
 import sharp from "sharp";
 
 import {
-  imageGrid,
   listImages,
   pixelsToTensor,
   readImages,
@@ -15,7 +14,7 @@ import {
   tensorToPixels,
   writePng,
 } from "../../src/data/images.js";
-import { full, memory, tensor } from "../../src/torch/index.js";
+import { memory, tensor } from "../../src/torch/index.js";
 
 const folder = mkdtempSync(join(tmpdir(), "rlar-images-"));
 after(() => rmSync(folder, { recursive: true }));
@@ -97,25 +96,6 @@ test("readImages gives squares; listImages their files in order; both say what i
   await assert.rejects(listImages(missing), {
     message: `images: expected a file or folder, got ${missing}. Check the path.`,
   });
-});
-
-test("imageGrid places each image in its cell, with white around", async () => {
-  using a = full([2, 3, 2, 2], -1);
-  using b = full([1, 3, 2, 2], 0);
-  using grid = imageGrid([a, b], 1);
-  assert.deepEqual(grid.shape, [1, 3, 7, 7]);
-  using red = grid.select(1, 0);
-  assert.deepEqual(red.toList(), [
-    [
-      [1, 1, 1, 1, 1, 1, 1],
-      [1, -1, -1, 1, -1, -1, 1],
-      [1, -1, -1, 1, -1, -1, 1],
-      [1, 1, 1, 1, 1, 1, 1],
-      [1, 0, 0, 1, 1, 1, 1],
-      [1, 0, 0, 1, 1, 1, 1],
-      [1, 1, 1, 1, 1, 1, 1],
-    ],
-  ]);
 });
 
 test("writePng is read back to the same bytes and leaves nothing aside when it cannot write", async () => {
