@@ -253,7 +253,9 @@ function rewardedHashes(paths: readonly string[] | undefined): Set<string> | nul
 
 /** SHA-256 of a file; of an encoder in several files, of the hashes of all of them. */
 export function hashOf(path: string): string {
-  const files = statSync(path).isDirectory() || path.endsWith(".index.json") ? encoderFiles(path) : [path];
+  const isFolder = statSync(path, { throwIfNoEntry: false })?.isDirectory();
+  if (isFolder === undefined) throw expected(path, "a file of weights", "nothing there", "Check the path");
+  const files = isFolder || path.endsWith(".index.json") ? encoderFiles(path) : [path];
   if (files.length === 1) return sha256Of(files[0] as string);
   const lines = files.map((file) => `${sha256Of(file)}  ${basename(file)}\n`);
   return createHash("sha256").update(lines.join("")).digest("hex");

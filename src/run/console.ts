@@ -393,10 +393,11 @@ function compact(value: number): string {
   return value >= 1e3 ? `${short(value / 1e3)}k` : short(value);
 }
 
-/** A time such as `45s`, `21m` or `3h05m`. */
+/** A time such as `45s`, `1m10s`, `21m` or `3h05m`. */
 export function duration(seconds: number): string {
   const whole = Math.round(seconds);
   if (whole < 60) return `${whole}s`;
+  if (whole < 600) return `${Math.floor(whole / 60)}m${String(whole % 60).padStart(2, "0")}s`;
   const minutes = Math.round(whole / 60);
   if (minutes < 60) return `${minutes}m`;
   return `${Math.floor(minutes / 60)}h${String(minutes % 60).padStart(2, "0")}m`;

@@ -80,7 +80,7 @@ export async function cacheCodes(
       : await encodedSet(subset(source, indices), tokenizer, { ...options, maxUnreadable });
   const { classes, ids, unreadable } = cache ?? { classes: new BigInt64Array(), ids: [], unreadable: 0 };
   const all = gatherValues({ classes, ids, unreadable, about: cache && [cache.codes.dtype, cache.variants] });
-  const [dtype, variants] = all.find(({ about }) => about !== null)?.about as [DType, number];
+  const [dtype, variants] = all.flatMap(({ about }) => (about === null ? [] : [about]))[0] as [DType, number];
   // Gloo sends no int16.
   const parts = cache === null ? [] : [tidy(() => keep(cache.codes.to({ dtype: "int32" })))];
   const codes = tidy(() => keep(gatherParts(parts).to({ dtype })));

@@ -326,6 +326,21 @@ test("options may be spelt as in Python; one that there is not is refused with t
   );
 });
 
+test("files of weights that are not there are named with what to do", async () => {
+  const nowhere = "/nowhere/judge.safetensors";
+  for (const files of [
+    { features: [nowhere] },
+    { lpips: nowhere },
+    { policy: nowhere },
+    { tokenizer: nowhere },
+  ]) {
+    await assert.rejects(
+      evaluateModels(options(files as Partial<ModelEvalOptions>)),
+      /^RangeError: \/nowhere\/judge\.safetensors: expected a file of weights, got nothing there\. \w/,
+    );
+  }
+});
+
 test("a best checkpoint is not judged by the images that it was chosen on", async () => {
   const whole = await evaluateModels(options({ features: [] }));
   const rest = await evaluateModels(options({ features: [], chosenOn: 10 }));

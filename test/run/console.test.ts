@@ -232,3 +232,15 @@ test("JSON of numbers that JSON has no word for", () => {
     '{"a":null,"b":null,"c":[null,1],"d":"x"}',
   );
 });
+
+test("durations keep the seconds of the first ten minutes", () => {
+  assert.deepEqual([0.4, 59, 70, 599, 600, 3660, 11_100].map(duration), [
+    "0s",
+    "59s",
+    "1m10s",
+    "9m59s",
+    "10m",
+    "1h01m",
+    "3h05m",
+  ]);
+});
