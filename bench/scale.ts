@@ -4,8 +4,9 @@
  *
  *     npm run bench -- scale [--iters 6] [--large] [--python python3]
  *
- * Prints the median seconds of an iteration, without the first two, and how many times as fast two processes are; `--large`
- * takes a policy of GPT-B's width and depth with random weights in place of the demo's.
+ * Prints the median seconds of an iteration, without the first two, by phase, and how many times as fast two processes are;
+ * beside it what the machine allows: two runs at once that share nothing, each with half of the images, whose caches and
+ * memory meet all the same. `--large` takes a policy of GPT-B's width and depth with random weights in place of the demo's.
  */
 
 import { spawn, spawnSync } from "node:child_process";
@@ -33,39 +34,50 @@ const root = fileURLToPath(new URL("../../", import.meta.url));
 const MIB = 64;
 const ROUNDS = 10;
 
+/** Run a program. @returns what it printed. */
+function outputOf(program: string, args: readonly string[], env: Record<string, string>): Promise<string> {
+  const child = spawn(program, args, {
+    env: { ...process.env, OMP_NUM_THREADS: "1", ...env },
+    cwd: root,
+    stdio: ["ignore", "pipe", "inherit"],
+  });
+  let out = "";
+  child.stdout.on("data", (text) => {
+    out += text;
+  });
+  return new Promise((resolve, reject) => {
+    child.on("close", (code) => {
+      if (code === 0) resolve(out);
+      else reject(new Error(`${program} ${args.join(" ")}: expected exit code 0, got ${code}.`));
+    });
+  });
+}
+
 /** Run a program in processes with torchrun's variables. @returns what the first one printed. */
 async function inProcesses(count: number, program: string, args: readonly string[]): Promise<string> {
   const port = await freePort();
-  const outputs = Array.from({ length: count }, (_, rank) => {
-    const place = { RANK: `${rank}`, LOCAL_RANK: `${rank}`, WORLD_SIZE: `${count}` };
-    const env = {
-      ...process.env,
-      ...place,
+  const outputs = Array.from({ length: count }, (_, rank) =>
+    outputOf(program, args, {
+      RANK: `${rank}`,
+      LOCAL_RANK: `${rank}`,
+      WORLD_SIZE: `${count}`,
       MASTER_ADDR: "127.0.0.1",
       MASTER_PORT: `${port}`,
-      OMP_NUM_THREADS: "1",
-    };
-    const child = spawn(program, args, { env, cwd: root, stdio: ["ignore", "pipe", "inherit"] });
-    let out = "";
-    child.stdout.on("data", (text) => {
-      out += text;
-    });
-    return new Promise<string>((resolve, reject) => {
-      child.on("close", (code) => {
-        if (code === 0) resolve(out);
-        else reject(new Error(`${program} ${args.join(" ")}: expected exit code 0, got ${code}.`));
-      });
-    });
-  });
+    }),
+  );
   return (await Promise.all(outputs))[0] as string;
 }
 
-/** Median seconds of an iteration by so many processes. */
-async function secondsOf(count: number): Promise<number> {
-  const folder = mkdtempSync(join(tmpdir(), "bench-scale-"));
+const MAIN = join(root, "dist/src/cli/main.js");
+const IMAGES = values.large ? 8 : 32;
+
+/** The command of a run that writes to a folder. */
+function trainArgs(dir: string, images: number): string[] {
   const model = join(root, "models", "emoji_32px");
-  const keys = [
-    `run.dir=${join(folder, "run")}`,
+  return [
+    MAIN,
+    "train",
+    `run.dir=${dir}`,
     `data.source=${join(model, "emoji_32px.tar")}`,
     "data.size=32",
     "data.evalPart=0",
@@ -75,20 +87,40 @@ async function secondsOf(count: number): Promise<number> {
       ? ["ar={type: gpt, nLayer: 12, nHead: 12, nEmbd: 768}", "rollout.start=empty"]
       : [`ar.path=${join(model, "policy.safetensors")}`]),
     "algorithm=grpo",
-    `rollout={images: ${values.large ? 8 : 32}, numGenerations: 4, context: {type: prefix}}`,
+    `rollout={images: ${images}, numGenerations: 4, context: {type: prefix}}`,
     "reward.l2.weight=1",
     "eval.every=0",
     "save.every=0",
     "log={every: 1, imagesEvery: 0, tensorboard: false}",
     `train={iters: ${values.iters}, threads: 1, device: cpu}`,
   ];
+}
+
+const PHASES = ["data", "rollout", "decode", "reward", "update"] as const;
+
+/** Median seconds of an iteration, in all and by phase, and in collectives. */
+type Seconds = Readonly<Record<"all" | "collectives" | (typeof PHASES)[number], number>>;
+
+function secondsIn(dir: string): Seconds {
+  const lines = readFileSync(join(dir, "metrics.jsonl"), "utf8").trim().split("\n").slice(2);
+  const records = lines.map((line) => JSON.parse(line) as Record<string, number>);
+  const of = (name: string): number => median(records.map((record) => record[name] ?? 0));
+  const phases = PHASES.map((phase) => [phase, of(`time/${phase}`)]);
+  return { all: of("perf/step_s"), collectives: of("perf/collectives_s"), ...Object.fromEntries(phases) };
+}
+
+/** Iterations by so many processes that share the images, or that have a run and a part of the images each. */
+async function measure(count: number, isShared: boolean): Promise<Seconds> {
+  const folder = mkdtempSync(join(tmpdir(), "bench-scale-"));
+  const dirs = Array.from({ length: isShared ? 1 : count }, (_, i) => join(folder, `run-${i}`));
   try {
-    await inProcesses(count, process.execPath, [join(root, "dist/src/cli/main.js"), "train", ...keys]);
-    const lines = readFileSync(join(folder, "run", "metrics.jsonl"), "utf8")
-      .trim()
-      .split("\n");
-    const times = lines.slice(2).map((line) => (JSON.parse(line) as Record<string, number>)["perf/step_s"]);
-    return median(times as number[]);
+    if (isShared) await inProcesses(count, process.execPath, trainArgs(dirs[0] as string, IMAGES));
+    else {
+      const runs = dirs.map((dir) => outputOf(process.execPath, trainArgs(dir, IMAGES / count), {}));
+      await Promise.all(runs);
+    }
+    const all = dirs.map(secondsIn);
+    return all.reduce((slow, each) => (each.all > slow.all ? each : slow));
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
@@ -128,11 +160,36 @@ if (positionals[0] === "reduce") {
   await reduce();
 } else {
   const what = values.large ? "12 layers of width 768" : "the demo's policy";
-  const [one, two] = [await secondsOf(1), await secondsOf(2)];
+  const one = await measure(1, true);
+  const two = await measure(2, true);
+  const apart = await measure(2, false);
+  const columns: readonly (readonly [string, Seconds])[] = [
+    ["1 process", one],
+    ["2 processes", two],
+    ["2 runs of half", apart],
+  ];
+  const row = (name: string, cells: readonly string[]): string =>
+    `${name.padEnd(12)}${cells.map((cell) => cell.padStart(16)).join("")}\n`;
   process.stdout.write(
-    `an iteration, ${what}: 1 process ${one.toFixed(3)} s, 2 processes ${two.toFixed(3)} s: `,
+    `seconds of an iteration, ${what}, ${IMAGES} images, 4 samples each, 1 thread a process\n`,
   );
-  process.stdout.write(`${(one / two).toFixed(2)} times as fast\n`);
+  process.stdout.write(
+    row(
+      "",
+      columns.map(([name]) => name),
+    ),
+  );
+  for (const name of ["all", ...PHASES, "collectives"] as const) {
+    process.stdout.write(
+      row(
+        name,
+        columns.map(([, seconds]) => seconds[name].toFixed(3)),
+      ),
+    );
+  }
+  const times = (seconds: Seconds): string => (one.all / seconds.all).toFixed(2);
+  process.stdout.write(`2 processes: ${times(two)} times as fast as 1; `);
+  process.stdout.write(`this machine allows ${times(apart)}, by two runs at once that share nothing\n`);
   const bandwidth = (seconds: string): string => (MIB / 1024 / Number(seconds)).toFixed(2);
   const self = fileURLToPath(import.meta.url);
   const ours = await inProcesses(2, process.execPath, [self, "reduce"]);

@@ -1,10 +1,11 @@
 /** `rlar eval`: evaluate a tokenizer or a policy, or compare two policies. The work is done in `src/evaluation`. */
 import { ConfigError, type DataConfig } from "../config/resolve.js";
-import { isSpeaker, withGroup } from "../distributed/index.js";
+import { isSpeaker } from "../distributed/index.js";
 import { evaluateModels } from "../evaluation/judge_models.js";
 import { optionsOfConfig, optionsOfRun } from "../evaluation/options.js";
 import { evaluationText, measuresText } from "../evaluation/verdict.js";
 import { deviceOf } from "../rl_ar_finetune/parts.js";
+import { withProcesses } from "../run/processes.js";
 import { known as given } from "../torch/arguments.js";
 import { type Device, setNumThreads } from "../torch/index.js";
 import { withProgress } from "./progress.js";
@@ -112,7 +113,7 @@ export async function evaluate(options: EvalCommandOptions): Promise<void> {
   const { rewardNetworks, chosenOn } = known;
   const device = deviceOf({ train: { device: options.device } });
   const evaluation = await withProgress("evaluating", (say) =>
-    withGroup({ device }, async () => {
+    withProcesses({ device }, async () => {
       if (threads !== undefined) setNumThreads(threads);
       return await evaluateModels({
         ...{ tokenizer, data, samples, classes, draws, images, trainImages, temperatures, cfg, cfgSchedule },

@@ -19,7 +19,7 @@ export interface LaunchOptions {
 }
 
 /** Commands that several processes share. */
-const SHARED = ["train", "pretrain", "tokenizer", "classifier"];
+const SHARED = ["train", "pretrain", "tokenizer", "classifier", "eval"];
 
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"] as const;
 
@@ -31,7 +31,10 @@ const PATIENCE = 15_000;
  * as often as `maxRestarts` says.
  *
  * @param command - of rlar, such as `["train", "config.yaml"]`.
- * @returns the exit code of the first process that failed, as a shell shows it; 0 where none did.
+ * A signal goes to all processes, and none are started after it.
+ *
+ * @returns the exit code of the first process that failed, as a shell shows it, or that of a signal while none ran; 0 where
+ *   none did.
  */
 export async function launch(command: readonly string[], options: LaunchOptions): Promise<number> {
   const { processes, maxRestarts } = options;
@@ -43,22 +46,24 @@ export async function launch(command: readonly string[], options: LaunchOptions)
       `launch: expected a command that processes share (${SHARED.join(", ")}), got ${command[0]}. Run it without launch.`,
     ]);
   }
-  let interrupted = false;
+  let interrupted: (typeof SIGNALS)[number] | null = null;
   let running: readonly ChildProcess[] = [];
   for (const name of SIGNALS) {
     process.on(name, () => {
-      interrupted = true;
+      interrupted ??= name;
       for (const child of running) child.kill(name);
     });
   }
   for (let restart = 0; ; restart++) {
     const port = options.masterPort ?? (await freePort());
+    if (interrupted !== null) return 128 + constants.signals[interrupted];
     running = Array.from({ length: processes }, (_, rank) => {
       const place = { rank, processes, port, restart, maxRestarts };
       return startProcess(command, place);
     });
     const code = await ended(running);
-    if (code === 0 || interrupted || restart === maxRestarts) return code;
+    running = [];
+    if (code === 0 || interrupted !== null || restart === maxRestarts) return code;
     print(process.stderr, `launch: a process ended with ${code}; restart ${restart + 1} of ${maxRestarts}\n`);
   }
 }
@@ -102,8 +107,11 @@ async function ended(children: readonly ChildProcess[]): Promise<number> {
       if (child.exitCode === null && child.signalCode === null) child.kill(signal);
   };
   const codes = children.map(async (child) => {
-    const code = await new Promise<number>((resolve, reject) => {
-      child.on("error", reject);
+    const code = await new Promise<number>((resolve) => {
+      child.on("error", (error) => {
+        print(process.stderr, `launch: ${error.message}\n`);
+        resolve(1);
+      });
       child.on("close", (exit, signal) => resolve(exit ?? 128 + constants.signals[signal as NodeJS.Signals]));
     });
     if (code === 0 || first !== 0) return;

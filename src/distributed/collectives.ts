@@ -230,26 +230,34 @@ export function broadcastValue<T>(value: T, from = 0): T {
 /**
  * Check that all processes have the same.
  *
- * @param what - that is compared, by name: plain data.
+ * @param what - that is compared, by name: plain data. The message names the part of it, such as `optimizer.lr`.
  * @throws RangeError on every process for the first that differs, naming the process.
  */
 export function requireSame(what: Readonly<Record<string, unknown>>): void {
-  const texts = gatherValues(
-    Object.entries(what).map(([name, value]) => [name, JSON.stringify(value)] as const),
-  );
-  const first = new Map(texts[0]);
-  for (const [other, entries] of texts.entries()) {
-    const found = entries.find(([name, text]) => first.get(name) !== text);
-    if (found === undefined) continue;
-    const [name, text] = found;
+  const all = gatherValues(leavesOf(what));
+  const first = all[0] as Map<string, string>;
+  for (const [other, own] of all.entries()) {
+    const name = [...first.keys(), ...own.keys()].find((each) => first.get(each) !== own.get(each));
+    if (name === undefined) continue;
     const remedy = "Start every process with the same command, the same files and the same version";
+    const shown = (of: Map<string, string>): string => of.get(name) ?? "nothing";
     throw expected(
       name,
-      `the same on all processes, ${first.get(name)} on rank 0`,
-      `${text} on rank ${other}`,
+      `the same on all processes, ${shown(first)} on rank 0`,
+      `${shown(own)} on rank ${other}`,
       remedy,
     );
   }
+}
+
+/** Values by their paths, such as `optimizer.lr`, as JSON. */
+function leavesOf(what: Readonly<Record<string, unknown>>, place = ""): Map<string, string> {
+  const entries = Object.entries(what).flatMap(([name, value]): [string, string][] => {
+    const isSection = typeof value === "object" && value !== null && Object.keys(value).length > 0;
+    if (isSection) return [...leavesOf(value as Record<string, unknown>, `${place}${name}.`)];
+    return [[`${place}${name}`, JSON.stringify(value) ?? "nothing"]];
+  });
+  return new Map(entries);
 }
 
 /** Whether the signal of any process is aborted, so that all end after the same step. */

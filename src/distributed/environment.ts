@@ -55,7 +55,6 @@ export function readEnvironment(env: Environment = process.env): ProcessPlace | 
   if (rank >= size) throw expected(names[0], `a number below ${names[1]}=${size}`, rank);
   // A pod of a PyTorchJob has one process and no local rank.
   const localRank = isSet(env, names[2]) ? wholeNumber(env, names[2], 0) : 0;
-  const restart = env.TORCHELASTIC_RESTART_COUNT ?? env.RLAR_RESTART_COUNT ?? "0";
   const id = env.TORCHELASTIC_RUN_ID ?? env.SLURM_JOB_ID ?? "run";
   return {
     rank,
@@ -65,8 +64,18 @@ export function readEnvironment(env: Environment = process.env): ProcessPlace | 
     port: isSet(env, "MASTER_PORT") ? wholeNumber(env, "MASTER_PORT", 1) : PORT,
     file: isSet(env, "RLAR_STORE") ? (env.RLAR_STORE as string) : null,
     isServedByLauncher: env.TORCHELASTIC_USE_AGENT_STORE === "True",
-    runId: `${id}/${restart}`,
+    runId: `${id}/${restartsOf(env)}`,
   };
+}
+
+/**
+ * How often the launcher has started the processes of this run again after one failed.
+ *
+ * @throws RangeError for a variable that is no number.
+ */
+export function restartsOf(env: Environment = process.env): number {
+  const name = ["TORCHELASTIC_RESTART_COUNT", "RLAR_RESTART_COUNT"].find((each) => isSet(env, each));
+  return name === undefined ? 0 : wholeNumber(env, name, 0);
 }
 
 const isSet = (env: Environment, name: string): boolean => (env[name] ?? "") !== "";

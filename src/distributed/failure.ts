@@ -16,6 +16,10 @@ export interface Presence {
   /** Its address on the way to the store, and the store's as it reached it; empty without a network. */
   readonly address: string;
   readonly reached: string;
+  /** Number of the run's processes, as its launcher says. */
+  readonly size: number;
+  /** Of what computes: with others the processes would send each other what they do not expect. */
+  readonly versions: string;
 }
 
 /** Key under which the first process that knows says why the run ends. */
@@ -26,8 +30,8 @@ export const aliveKey = (rank: number): string => `alive/${rank}`;
 /** Seconds in which three heartbeats should have come. */
 const WATCHED = 3.5;
 
-export function presence(address: string, reached: string): Presence {
-  return { host: hostname(), pid: process.pid, address, reached };
+export function presence(about: Omit<Presence, "host" | "pid">): Presence {
+  return { host: hostname(), pid: process.pid, ...about };
 }
 
 /** `rank 2 (process 311 on gpu-7)`. */

@@ -7,7 +7,7 @@ import { connect } from "node:net";
 import { availableParallelism, networkInterfaces } from "node:os";
 import { setTimeout as pause } from "node:timers/promises";
 
-import { type Device, expected, expectedMessage, setNumThreads } from "../torch/index.js";
+import { type Device, expected, expectedMessage, setNumThreads, version } from "../torch/index.js";
 import {
   closeGroup,
   distributedBackends,
@@ -48,6 +48,8 @@ export interface InitOptions {
   readonly timeout?: number;
   /** Where the tensors of collectives lie; CUDA needs NCCL. Default `"cpu"`. */
   readonly device?: Device;
+  /** Of what computes; a process with others is refused. Default LibTorch's. */
+  readonly versions?: string;
   /** Default `process.env`. */
   readonly env?: Readonly<Record<string, string | undefined>>;
 }
@@ -63,6 +65,7 @@ export interface InitOptions {
 export async function init({
   timeout = 600,
   device = "cpu",
+  versions = `LibTorch ${version().torch}`,
   env = process.env,
 }: InitOptions = {}): Promise<void> {
   if (group !== null) throw expected("distributed.init", "no open group", "one", "Call destroy() first");
@@ -88,8 +91,8 @@ export async function init({
   try {
     const way =
       place.file === null ? await wayTo(place, until, timeout) : { address: "127.0.0.1", reached: "" };
-    store ??= new Store(at, { isServer: false, timeout: Math.min(timeout, ASKED) });
-    const all = await everyone(store, place, presence(way.address, way.reached), until, timeout);
+    store ??= openClient(at, Math.min(timeout, ASKED));
+    const all = await everyone(store, place, presence({ ...way, size, versions }), until, timeout);
     group = { store, rank, size, timeout, all, isServer };
     store.startHeartbeat(aliveKey(rank));
     connectAll(group, usesNccl, env);
@@ -133,6 +136,23 @@ function openServer(place: StorePlace): Store {
     const remedy = "Another run may use it: set MASTER_PORT to a free one on every process";
     const got = (error as Error).message.split("\n")[0];
     throw expected("distributed.init", `port ${place.port} free for the store of rank 0`, got, remedy);
+  }
+}
+
+function openClient(place: StorePlace, timeout: number): Store {
+  try {
+    return new Store(place, { isServer: false, timeout });
+  } catch (error) {
+    const where = place.host === "" ? place.file : `${place.host}:${place.port}`;
+    const got = (error as Error).message.split("\n")[0] ?? "";
+    const remedy =
+      place.host === ""
+        ? "Name a new file in RLAR_STORE that all processes can write"
+        : "Another program may serve there: see what rank 0 wrote, and set MASTER_PORT to a free port on every process";
+    throw new LostRankError(
+      expectedMessage("distributed.init", `the store of rank 0 at ${where}`, `none (${got})`, remedy),
+      { cause: error },
+    );
   }
 }
 
@@ -214,7 +234,35 @@ async function everyone(
     }
     await pause(50);
   }
-  return Array.from({ length: size }, (_, other) => JSON.parse(store.get(key(other)) as string) as Presence);
+  const all = Array.from(
+    { length: size },
+    (_, other) => JSON.parse(store.get(key(other)) as string) as Presence,
+  );
+  const misfit = misfitOf(all);
+  if (misfit !== null) throw new LostRankError(store.setFirst(CAUSE, misfit));
+  return all;
+}
+
+/** What is wrong with the first process that cannot work with rank 0; null where all can. */
+function misfitOf(all: readonly Presence[]): string | null {
+  const first = all[0] as Presence;
+  for (const [other, each] of all.entries()) {
+    for (const [name, of] of [
+      ["size", (of: Presence) => `${of.size} processes (WORLD_SIZE)`],
+      ["versions", (of: Presence) => of.versions],
+    ] as const) {
+      if (each[name] === first[name]) continue;
+      const remedy = "Start every process with the same command and the same version";
+      const got = `${of(each)} for ${nameOf(other, each)}`;
+      return expectedMessage(
+        "distributed.init",
+        `${of(first)} for every process, as for rank 0`,
+        got,
+        remedy,
+      );
+    }
+  }
+  return null;
 }
 
 function connectAll(
@@ -286,7 +334,7 @@ export async function destroy(error?: Error): Promise<void> {
     }
     const left = store.add("left", 1);
     // The store goes with this process: the others may have to read from it why they end.
-    if (isServer) await untilLeft(store, left, size, error === undefined ? ASKED : 10);
+    if (isServer) await untilLeft(store, left, size);
   } catch {
     // The store is gone already: there is nobody to tell.
   }
@@ -312,7 +360,7 @@ export async function withGroup<T>(options: InitOptions, fn: () => Promise<T>): 
   }
 }
 
-async function untilLeft(store: Store, left: number, size: number, seconds: number): Promise<void> {
-  const until = Date.now() + seconds * 1000;
+async function untilLeft(store: Store, left: number, size: number): Promise<void> {
+  const until = Date.now() + ASKED * 1000;
   for (let gone = left; gone < size && Date.now() < until; gone = store.add("left", 0)) await pause(50);
 }

@@ -13,7 +13,7 @@ export {
   requireSame,
   takeTraffic,
 } from "./collectives.js";
-export { firstHost, type ProcessPlace, readEnvironment } from "./environment.js";
+export { firstHost, type ProcessPlace, readEnvironment, restartsOf } from "./environment.js";
 export { LostRankError } from "./failure.js";
 export { accumulateGradients, bucketsInTime, reduceGradients } from "./gradients.js";
 export {

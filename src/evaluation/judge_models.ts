@@ -3,12 +3,13 @@
  * samples and likelihood, at several temperatures and guidance scales. The same options give the same result, which holds
  * neither times nor machine names. `draws.ts` samples, `measure.ts` computes the numbers, `verdict.ts` compares policies.
  */
-import { isFirst, requireSame, withGroup } from "../distributed/index.js";
+import { isFirst, requireSame } from "../distributed/index.js";
 import { bootstrap } from "../metrics/distribution.js";
 import { packLinears } from "../nn/index.js";
 import type { ArPolicy, Condition } from "../policies/index.js";
 import { mapCondition, type Sampling } from "../rl_ar_finetune/sampling.js";
 import { type Environment, environment } from "../run/environment.js";
+import { withProcesses } from "../run/processes.js";
 import { replaceFile } from "../torch/files.js";
 import { expected, keep, type Tensor, tensor, tidy } from "../torch/index.js";
 import {
@@ -146,7 +147,7 @@ const PUBLISHED_SAMPLES = 50_000;
  *   where that can be seen before. LostRankError when another process ends.
  */
 export async function evaluateModels(given: ModelEvalOptions): Promise<ModelEvaluation> {
-  return await withGroup({ device: given.device ?? "cpu" }, () => evaluateTogether(given));
+  return await withProcesses({ device: given.device ?? "cpu" }, () => evaluateTogether(given));
 }
 
 async function evaluateTogether(given: ModelEvalOptions): Promise<ModelEvaluation> {

@@ -47,7 +47,8 @@ export async function planTrain(
   const images = await imageCounts(config);
   const { iters, threads } = config.train;
   const { every } = config.eval;
-  const judged = every > 0 ? Math.min(config.eval.images, images?.heldOut ?? 0) : 0;
+  const held = every > 0 ? Math.min(config.eval.images, images?.heldOut ?? 0) : 0;
+  const judged = Math.ceil(held / processes);
   // Before the first step, every so often, and after the last, in batches as large as a step's.
   const evaluations = judged === 0 ? 0 : 1 + Math.ceil(iters / every);
   const evalBatch = Math.min(config.rollout.images, judged || Infinity);

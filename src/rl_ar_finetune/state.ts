@@ -20,7 +20,7 @@ import type { Log } from "../run/log.js";
 import type { PlainData } from "../run/plain_data.js";
 import { type Effects, forcedNotes, JUDGES, loadOptimizer, requireSameRun } from "../run/resume.js";
 import { makeFolder } from "../torch/files.js";
-import { noGrad, saveSafetensors, saveTorch, type Tensor, tidy, version } from "../torch/index.js";
+import { noGrad, saveSafetensors, saveTorch, type Tensor, tidy } from "../torch/index.js";
 import { policyMetadata } from "./builder.js";
 import type { Evaluation } from "./evaluate.js";
 import { adaptedCoef, adaptedEntropyCoef, runningMean } from "./losses.js";
@@ -215,11 +215,9 @@ function requireSameRate(before: TrainConfig, now: TrainConfig, step: number): v
 }
 
 /** What all processes of a run must have in common before its first step, by names for the message. */
-export function identityOf(config: TrainConfig, parts: RunParts, step: number): Record<string, unknown> {
+export function identityOf(parts: RunParts, step: number): Record<string, unknown> {
   const { trained, fingerprint, frozen } = parts;
   return {
-    configuration: plainConfig(config),
-    "version of LibTorch": version().torch,
     "images to train on": fingerprint,
     "frozen weights": frozen,
     "step to go on from": step,

@@ -94,7 +94,7 @@ export function trainRlLoop(
     const { rollout, train } = resolved.config;
     const where = { timeout: train.timeout, device: deviceOf(resolved.config) };
     const batch = { key: "rollout.images", images: rollout.images };
-    return await byProcesses(where, batch, () => run(resolved, options));
+    return await byProcesses(where, batch, plainConfig(resolved.config), () => run(resolved, options));
   });
 }
 
@@ -111,7 +111,7 @@ async function run({ config, notes }: ResolvedConfig, options: TrainOptions): Pr
   using parts = await busyWith("opening models and images", options, () => openRunParts(config));
   const { progress, notes: changes } = restore(config, parts, saved, options.force ?? false);
   saved?.dispose(); // as large as all of the run's state
-  requireSame(identityOf(config, parts, progress.step));
+  requireSame(identityOf(parts, progress.step));
   const total = config.train.iters;
   const skippedBefore = progress.skipped; // whoever resumes has mended the cause: the limit counts anew
   const limits = { ...config.limits, total, skippedBefore, folder: folder.path };

@@ -9,7 +9,7 @@ import { isLocked, tryLock } from "#lock";
 import { configYaml } from "../config/explain.js";
 import { ConfigError, type ConfigKind, type RunConfig, type TrainConfig } from "../config/resolve.js";
 import { trainKind } from "../config/train_kind.js";
-import { broadcastValue, isFirst } from "../distributed/index.js";
+import { broadcastValue, isFirst, restartsOf } from "../distributed/index.js";
 import { makeFolder, replaceFile, writing } from "../torch/files.js";
 import { listCheckpoints } from "./checkpoint.js";
 
@@ -88,8 +88,7 @@ async function openOwnFolder<T extends RunOwner>(
  * @throws ConfigError where the launcher starts them again and it is not known in which folder the run was.
  */
 function afterRestart({ dir, ifExists }: RunConfig): RunConfig["ifExists"] {
-  const { TORCHELASTIC_RESTART_COUNT: torchrun, RLAR_RESTART_COUNT: launch } = process.env;
-  if (Number(torchrun ?? launch ?? 0) === 0) return ifExists;
+  if (restartsOf() === 0) return ifExists;
   if (dir !== null && ifExists !== "new") return "resume";
   throw new ConfigError([
     `run.dir: expected a folder to go on in after a restart, got ${dir ?? "none"} with run.ifExists ${ifExists}. ` +

@@ -1,20 +1,34 @@
 /** The processes of a run: how a training loop opens their group. */
 import { ConfigError } from "../config/resolve.js";
-import { size, withGroup } from "../distributed/index.js";
+import { requireSame, size, withGroup } from "../distributed/index.js";
 import type { Device } from "../torch/index.js";
+import { versions } from "./environment.js";
+
+/** Run `fn` with the group of the processes open, which are all of one version. */
+export function withProcesses<T>(
+  where: { readonly timeout?: number; readonly device: Device },
+  fn: () => Promise<T>,
+): Promise<T> {
+  const { package: own, libtorch } = versions();
+  return withGroup({ ...where, versions: `rl-ar-finetune ${own} with LibTorch ${libtorch}` }, fn);
+}
 
 /**
  * Run a loop with the group of the run's processes open.
  *
  * @param batch.key - of the configuration that says how many images a step has.
- * @throws ConfigError for fewer images than processes. LostRankError when a process ends or does not come.
+ * @param config - that all processes must have.
+ * @throws ConfigError for fewer images than processes. RangeError for processes whose configurations differ. LostRankError
+ *   when a process ends or does not come.
  */
 export function byProcesses<T>(
   where: { readonly timeout: number; readonly device: Device },
   batch: { readonly key: string; readonly images: number },
+  config: Readonly<Record<string, unknown>>,
   loop: () => Promise<T>,
 ): Promise<T> {
-  return withGroup(where, async () => {
+  return withProcesses(where, async () => {
+    requireSame(config); // before anything that only some of them may do
     const { key, images } = batch;
     if (images >= size()) return await loop();
     throw new ConfigError([

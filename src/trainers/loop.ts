@@ -170,7 +170,7 @@ export async function fitLoop<T extends FitConfig>(
   return await explainedTraining(kind.memory, () => {
     const where = { timeout: config.train.timeout, device: deviceOf(config) };
     const batch = { key: "train.batch", images: config.train.batch };
-    return byProcesses(where, batch, () => run(resolved, open, options));
+    return byProcesses(where, batch, plainConfig(config, kind), () => run(resolved, open, options));
   });
 }
 
@@ -195,7 +195,6 @@ async function run<T extends FitConfig>(
   const { progress, notes: changes } = restore(resolved, task, saved, options.force ?? false);
   saved?.dispose(); // as large as all of the run's state
   requireSame({
-    configuration: plainConfig(config, kind),
     "images to train on": task.fingerprint,
     "frozen weights": task.frozen ?? {},
     "update to go on from": progress.step,

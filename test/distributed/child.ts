@@ -15,6 +15,7 @@ import {
   rank,
   reduceGradients,
   reduceScatter,
+  requireSame,
   size,
   takeTraffic,
 } from "../../src/distributed/index.js";
@@ -25,7 +26,9 @@ const numbers = (tensor: Tensor): number[] =>
   Array.from(tensor.flatten().toArray() as Iterable<number>, Number);
 
 try {
-  await init({ timeout: Number(timeout) });
+  const { TEST_VERSIONS: versions } = process.env;
+  await init({ timeout: Number(timeout), ...(versions !== undefined && { versions }) });
+  if (what === "same") requireSame({ optimizer: { lr: rank() === 0 ? 1e-3 : 1e-2 }, weights: [1, 2] });
   const got = what === "collectives" ? collectives() : what === "gradients" ? gradients() : await failing();
   await destroy();
   process.stdout.write(`${JSON.stringify(got)}\n`);

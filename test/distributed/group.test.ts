@@ -1,7 +1,10 @@
 /** Process groups with real processes on this machine: collectives, and what is said of a process that is lost. */
 import assert from "node:assert/strict";
+import { once } from "node:events";
+import { type AddressInfo, createServer } from "node:net";
 import { test } from "node:test";
 
+import { freePort } from "../../src/cli/launch.js";
 import { type Ended, start } from "../support/processes.js";
 
 const CHILD = "distributed/child.js";
@@ -90,6 +93,45 @@ test("an error of one process is told by all others", async () => {
 test("a process that lives and does not come is named after the timeout", async () => {
   const ended = await (await start(CHILD, 2, ["late", "3"])).ended;
   assertNames(ended, [0], /rank 1 \(process \d+ on .*\) alive and not there after 3 s/);
+});
+
+test("processes of several runs or versions are told apart before they send anything", async () => {
+  const pair = async (first: object, size: number, other: object): Promise<Ended[]> => {
+    const env = { MASTER_PORT: `${await freePort()}` };
+    const started = await Promise.all([
+      start(CHILD, 2, ["barrier", "10"], { ranks: [0], env: { ...env, ...first } }),
+      start(CHILD, size, ["barrier", "10"], { ranks: [1], env: { ...env, ...other } }),
+    ]);
+    return (await Promise.all(started.map(({ ended }) => ended))).flat();
+  };
+  const sizes = /expected 2 processes \(WORLD_SIZE\) .*rank 0, got 3 processes .* rank 1 \(process \d+ on /;
+  assertNames(await pair({}, 3, {}), [0, 1], sizes);
+  const versions = /expected package 1 for .*rank 0, got package 2 for rank 1 \(process /;
+  assertNames(
+    await pair({ TEST_VERSIONS: "package 1" }, 2, { TEST_VERSIONS: "package 2" }),
+    [0, 1],
+    versions,
+  );
+});
+
+test("what differs between processes is named by its key and its process", async () => {
+  for (const { err } of await (await start(CHILD, 2, ["same"])).ended)
+    assert.match(err, /optimizer\.lr: expected the same .* 0\.001 on rank 0, got 0\.01 on rank 1/);
+});
+
+test("another program at the store's port is no store", async (t) => {
+  const server = createServer(() => {}).listen(0, "127.0.0.1");
+  t.after(() => server.close());
+  await once(server, "listening");
+  const { port } = server.address() as AddressInfo;
+  const ended = await (await start(CHILD, 2, ["barrier", "3"], { env: { MASTER_PORT: `${port}` } })).ended;
+  const [first, other] = ended as [Ended, Ended];
+  assert.match(first.err, new RegExp(`expected port ${port} free .*MASTER_PORT`));
+  assertNames(
+    [other],
+    [0],
+    new RegExp(`LostRankError: .*the store of rank 0 at 127\\.0\\.0\\.1:${port}.*MASTER_PORT`),
+  );
 });
 
 test("a port that is none is refused", async () => {

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 
+import { launch as inProcess } from "../../src/cli/launch.js";
 import { folderOfFile } from "../support/folder_of_file.js";
 import { checkpointsOf, metricsOf, tinyKeys } from "../support/train_run.js";
 
@@ -102,6 +103,23 @@ test("a killed process ends the other, which names it; restarted, the run goes o
     metricsOf(dir).map(({ step }) => step),
     Array.from({ length: 60 }, (_, i) => i + 1),
   );
+});
+
+test("after a signal between two starts none follows", async () => {
+  const write = process.stderr.write;
+  let text = "";
+  process.stderr.write = ((line: string) => {
+    text += line;
+    if (/restart 1 of 5/.test(line)) process.emit("SIGTERM");
+    return true;
+  }) as typeof write;
+  try {
+    const code = await inProcess(["eval", "--no-such-option"], { processes: 1, maxRestarts: 5 });
+    assert.equal(code, 143, text);
+  } finally {
+    process.stderr.write = write;
+  }
+  assert.doesNotMatch(text, /restart 2/);
 });
 
 test("an error of the configuration ends all with its code", async () => {
