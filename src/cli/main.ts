@@ -581,7 +581,7 @@ fitCommand(
 program
   .command("launch")
   .description(
-    "Run a training command in several processes on this machine; docs/scale.md explains several machines.",
+    "Run a training command or eval in several processes on this machine; docs/scale.md explains several machines.",
   )
   .argument("<command...>", "the command with its options and keys, such as train config.yaml")
   .addOption(integerOption("--processes <n>", "processes; with CUDA one per GPU").makeOptionMandatory())

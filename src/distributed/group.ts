@@ -77,6 +77,8 @@ export async function init({
       "Install the package nvidia-nccl of the LibTorch in use, and run the set-up again, or use train.device=cpu";
     throw expected("distributed.init", "an addon built with NCCL for CUDA", "one without", remedy);
   }
+  // The timeout of NCCL's work holds in a wait that blocks; otherwise a watchdog ends the process and names nobody.
+  if (usesNccl) process.env.TORCH_NCCL_BLOCKING_WAIT ??= "1";
   const { rank, size } = place;
   const until = Date.now() + timeout * 1000;
   const isServer = rank === 0 && place.file === null && !place.isServedByLauncher;
