@@ -3,8 +3,9 @@
  * Everything is made aside and renamed when complete, under a lock, so that an interrupted or a second fetch
  * leaves nothing half made.
  */
-import { accessSync, constants, mkdirSync, readdirSync, renameSync, rmSync, statfsSync } from "node:fs";
+import { accessSync, constants, readdirSync, renameSync, rmSync, statfsSync } from "node:fs";
 import { dirname, join } from "node:path";
+import { makeFolders } from "./folders.mjs";
 import { inspectLibTorch, library } from "./libtorch.mjs";
 import { withLock } from "./lock.mjs";
 import { pythonCandidates } from "./python.mjs";
@@ -99,7 +100,7 @@ export async function fetchLibTorch({ folder, version, kind, pythons, env, looke
 /** The wheel alone holds all of a CPU LibTorch. */
 async function downloadWheel({ program }, version, aside, env, fail) {
   const wheels = join(aside, "wheel");
-  mkdirSync(wheels, { recursive: true });
+  makeFolders(wheels);
   const pip = [program, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--progress-bar=off"];
   const limits = ["--retries=2", "--timeout=30", "-d", wheels];
   // The wheel named plainly is CPU-only on macOS and some gigabytes of CUDA on Linux, so it comes last there.
@@ -140,7 +141,7 @@ async function downloadWheel({ program }, version, aside, env, fail) {
 
 /** With CUDA, torch needs NVIDIA's packages beside it: pip installs them all into a folder of their own. */
 async function installWithCuda({ program }, version, aside, env, fail) {
-  mkdirSync(aside, { recursive: true });
+  makeFolders(aside);
   const pip = [program, "-m", "pip", "install", "--only-binary=:all:", "--progress-bar=off", "--no-compile"];
   const limits = ["--retries=2", "--timeout=30", `--target=${aside}`];
   const command = [...pip, ...limits, `torch==${version}`, CUDA_HEADERS];
@@ -166,7 +167,7 @@ function failPip(version, failures, aside, fail) {
 
 function requireWritable(cache, fail) {
   try {
-    mkdirSync(cache, { recursive: true });
+    makeFolders(cache);
     accessSync(cache, constants.W_OK);
   } catch (error) {
     fail(

@@ -11,7 +11,6 @@ import { once } from "node:events";
 import {
   closeSync,
   linkSync,
-  mkdirSync,
   openSync,
   readFileSync,
   readlinkSync,
@@ -23,6 +22,7 @@ import { connect, createServer } from "node:net";
 import { hostname } from "node:os";
 import { basename, dirname } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { makeFolders } from "./folders.mjs";
 import { say } from "./report.mjs";
 
 const POLL_MS = 100;
@@ -48,7 +48,7 @@ const WRITING_MS = 500;
  * @returns {Promise<{ owner: Owner } | { release: () => void }>} who holds it, or how to give it back.
  */
 export async function tryLock(path) {
-  mkdirSync(dirname(path), { recursive: true });
+  makeFolders(dirname(path));
   for (;;) {
     const holder = await livingOwner(path);
     if (holder !== undefined) return { owner: holder };

@@ -4,19 +4,12 @@
  * sources costs nothing.
  */
 import { createHash } from "node:crypto";
-import {
-  existsSync,
-  mkdirSync,
-  readFileSync,
-  realpathSync,
-  renameSync,
-  rmSync,
-  writeFileSync,
-} from "node:fs";
+import { existsSync, readFileSync, realpathSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { availableParallelism } from "node:os";
 import { basename, dirname, isAbsolute, join } from "node:path";
 import { findLibTorch } from "./find_libtorch.mjs";
+import { makeFolders } from "./folders.mjs";
 import { findCudaHeaders, findNcclHeaders, library, wantedNvidiaPackages } from "./libtorch.mjs";
 import { pythonCandidates } from "./python.mjs";
 import { SetupError, step } from "./report.mjs";
@@ -170,7 +163,7 @@ function findCompiler(env) {
 async function compileAndLink(build) {
   const { root, folder = nativeFolder(root) } = build;
   const objects = join(folder, "obj");
-  mkdirSync(objects, { recursive: true });
+  makeFolders(objects);
   for (const path of listFiles(dirname(objects), [".tmp"])) rmSync(path); // a killed build's
   const flags = compileFlags(build);
   const common = [

@@ -7,7 +7,6 @@ import {
   closeSync,
   constants,
   fsyncSync,
-  mkdirSync,
   openSync,
   readdirSync,
   readFileSync,
@@ -17,6 +16,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { delimiter, dirname, join } from "node:path";
+import { makeFolders } from "./folders.mjs";
 
 /**
  * Run a program to its end with its output captured.
@@ -101,7 +101,7 @@ export function readJson(path) {
 
 /** Write a file so that readers see the old content or the new, never a part. */
 export function writeWhole(path, text) {
-  mkdirSync(dirname(path), { recursive: true });
+  makeFolders(dirname(path));
   const aside = `${path}.${process.pid}.tmp`;
   try {
     const file = openSync(aside, "w");

@@ -2,13 +2,14 @@
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { createReadStream, existsSync } from "node:fs";
-import { mkdir, mkdtemp, readdir, rename, rm } from "node:fs/promises";
+import { mkdtemp, readdir, rename, rm } from "node:fs/promises";
 import { homedir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { pipeline } from "node:stream/promises";
 
 import { rlarCommand } from "../config/command.js";
 import { EMOJI_PACKAGES, prepareEmoji } from "../data/index.js";
+import { makeFolder } from "../torch/files.js";
 import { expected } from "../torch/index.js";
 import { withProgress } from "./progress.js";
 
@@ -74,7 +75,7 @@ async function packageOf(
   // In a temporary folder first: another process may download the same, and an incomplete file never gets the final name.
   let aside: string | undefined;
   try {
-    await mkdir(cache, { recursive: true });
+    makeFolder(cache);
     aside = await mkdtemp(join(cache, ".fetch-"));
     const problem = await npmPack(`${name}@${version}`, aside);
     const [file] = (await readdir(aside)).filter((one) => one.endsWith(".tgz"));

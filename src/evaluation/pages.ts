@@ -1,6 +1,7 @@
 /** Files of an evaluation besides numbers: pages of images, and samples for evaluators of other projects. */
-import { closeSync, mkdirSync, openSync, rmSync } from "node:fs";
+import { closeSync, openSync, rmSync } from "node:fs";
 import { basename, dirname, extname, join } from "node:path";
+import { makeFolders } from "#folders";
 import { givenPart, labelledPage, type PageRow, spread, writePng } from "../data/index.js";
 import { type NpzArray, writeNpz } from "../data/npz.js";
 import { gatherParts, isFirst } from "../distributed/index.js";
@@ -24,7 +25,7 @@ export function prepareOutputs({ out, npz, json }: Pick<ModelEvalOptions, "out" 
   for (const [option, folder] of folders) {
     const probe = join(folder, `.${process.pid}.probe.tmp`);
     try {
-      if (option === "out") mkdirSync(folder, { recursive: true });
+      if (option === "out") makeFolders(folder);
       closeSync(openSync(probe, "wx"));
       rmSync(probe);
     } catch (error) {

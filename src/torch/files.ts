@@ -3,19 +3,9 @@
  * is copied between disk and memory in pieces.
  */
 import { randomBytes } from "node:crypto";
-import {
-  closeSync,
-  existsSync,
-  fstatSync,
-  fsyncSync,
-  mkdirSync,
-  openSync,
-  readSync,
-  renameSync,
-  rmSync,
-  writeSync,
-} from "node:fs";
+import { closeSync, fstatSync, fsyncSync, openSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
+import { makeFolders } from "#folders";
 import { native } from "./binding.js";
 import { callTensor, NO_VALUES } from "./call.js";
 import { expected } from "./errors.js";
@@ -210,11 +200,11 @@ export function writing<T>(path: string, action: () => T): T {
 export function makeFolder(path: string): void {
   writing(path, () => {
     try {
-      mkdirSync(path, { recursive: true });
+      makeFolders(path);
     } catch (error) {
-      // Node.js says so of a read-only disk too; without `recursive` it gives the true reason.
-      if ((error as NodeJS.ErrnoException).code === "ENOENT" && existsSync(dirname(path))) mkdirSync(path);
-      throw error;
+      // The folders above were made too, so it is not one of those that is absent.
+      if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+      throw expected(path, "a folder that can be made", "a place where none can be made", "Choose another");
     }
   });
 }

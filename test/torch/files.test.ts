@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import {
   closeSync,
+  existsSync,
   mkdirSync,
   mkdtempSync,
   openSync,
@@ -19,6 +20,7 @@ import {
   FileBytes,
   forTensorData,
   MemoryBytes,
+  makeFolder,
   readTensorData,
   replaceFile,
   writeAll,
@@ -126,4 +128,22 @@ test("when writing fails, what stood there stays and nothing is left behind", ()
     readdirSync(folder).filter((name) => name !== "a folder"),
     before,
   );
+});
+
+test("makeFolder makes the folders above, and says at once where none can be made", () => {
+  const [own, file] = [`${folder}/x/../y/z/`, join(folder, "a file")];
+  makeFolder(own);
+  makeFolder(own);
+  assert.ok(existsSync(join(folder, "y", "z")));
+  writeFileSync(file, "");
+  for (const below of [file, join(file, "b", "c")]) {
+    assert.throws(() => makeFolder(below), /: expected a path that can be written, got E(EXIST|NOTDIR): /);
+  }
+  if (process.platform !== "linux") return;
+  for (const path of ["/proc/x", "/proc/x/y/z"]) {
+    assert.throws(() => makeFolder(path), {
+      name: "RangeError",
+      message: `${path}: expected a folder that can be made, got a place where none can be made. Choose another.`,
+    });
+  }
 });
