@@ -29,6 +29,8 @@ export const tasks = {
 async function rlar(...args) {
   const { RLAR_STARTED_AS, npm_command, INIT_CWD } = process.env;
   if (RLAR_STARTED_AS === undefined && npm_command !== undefined && INIT_CWD) process.chdir(INIT_CWD);
+  // Of glibc: with a heap for each thread, freed memory that no other thread can use adds up.
+  process.env.MALLOC_ARENA_MAX ??= "2";
   const code = await node(compiled("src/cli/main.ts"), ...args);
   if (code === 128 + constants.signals.SIGKILL) {
     process.stderr.write(
@@ -104,6 +106,9 @@ const TOGETHER_MS = 1000;
 /** How long a program that was told twice to end may still live. */
 const GRACE_MS = 1000;
 
+/** How long a program may still live that has said that it is done. */
+const DONE_MS = 5000;
+
 /**
  * Run Node with the terminal's own streams; resolves to the exit code a shell would show.
  *
@@ -116,8 +121,13 @@ function node(...args) {
     const env = args[0] === "--test" ? { OMP_WAIT_POLICY: "PASSIVE", ...process.env } : process.env;
     const child = spawn(process.execPath, args, { stdio: ["inherit", "inherit", "inherit", "ipc"], env });
     let endsAfterStep = false;
+    let done; // exit code
     child.on("message", (message) => {
       endsAfterStep = message?.endsAfterStep === true;
+      if (message?.done === undefined) return;
+      done = message.done;
+      // A thread that hangs in a library, such as an image decoder, would keep it from ending.
+      setTimeout(() => child.kill("SIGKILL"), DONE_MS).unref();
     });
     process.stderr.on("error", () => {}); // a terminal that was closed: the child still ends its step
     let first; // signal: its name and when it came
@@ -141,7 +151,7 @@ function node(...args) {
     child.on("error", reject);
     child.on("close", (code, signal) => {
       const name = signal === "SIGKILL" && first !== undefined ? first.name : signal;
-      resolve(code ?? 128 + (constants.signals[name] ?? 0));
+      resolve(code ?? done ?? 128 + (constants.signals[name] ?? 0));
     });
   });
 }

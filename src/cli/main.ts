@@ -690,3 +690,4 @@ try {
     else process.exitCode = first instanceof DivergedError ? EXIT.diverged : EXIT.data;
   }
 }
+process.send?.({ done: process.exitCode ?? 0 }); // to scripts/tasks.mjs, which ends what does not end by itself

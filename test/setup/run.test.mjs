@@ -2,9 +2,11 @@
  * The entry behind npm's scripts: npm packages, TypeScript, the tasks and their exit codes.
  */
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
 import { cpSync, existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
+import { pathToFileURL } from "node:url";
 import { requireNode, step } from "../../scripts/setup/report.mjs";
 import { Machine, repository, until } from "./support.mjs";
 
@@ -255,4 +257,19 @@ setTimeout(() => { console.log("begun"); for (;;); }, 100);
     assert.equal(code, 143);
     assert.equal(stderr.replace(/^set-up: .*\n/gm, ""), says);
   }
+});
+
+test("a command ends although a thread of a library hangs", () => {
+  // As a decoder that hangs: a thread of Node.js's pool that computes for an hour, in the program alone.
+  const machine = new Machine();
+  machine.write(
+    "hang.mjs",
+    'import { pbkdf2 } from "node:crypto"; ' +
+      'if (process.argv[1]?.endsWith("main.js")) pbkdf2("a", "b", 2e9, 64, "sha512", () => {});',
+  );
+  const env = { ...process.env, NODE_OPTIONS: `--import=${pathToFileURL(machine.path("hang.mjs"))}` };
+  const program = [join(repository, "scripts", "rlar.mjs"), "--version"];
+  const { status, stdout } = spawnSync(process.execPath, program, { encoding: "utf8", env, timeout: 60_000 });
+  assert.equal(status, 0);
+  assert.match(stdout, /^\d+\.\d+\.\d+\n$/);
 });
