@@ -242,7 +242,8 @@ struct CountedBackward {
   CountedBackward() {
     if (runningBackwards > kMostNested) {
       throw std::runtime_error("expected at most " + std::to_string(kMostNested) +
-                               " backwards inside another, got more");
+                               " backwards inside another, got more. Nest fewer checkpoints or custom functions: "
+                               "each calls backward inside the backward of the one around it");
     }
     runningBackwards++;
   }

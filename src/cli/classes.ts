@@ -1,7 +1,7 @@
 /** The classes of a policy: how many there are, what they are called, and which ones the command line means. */
 import type { PolicyDescription } from "../policies/index.js";
 import { describeWeights } from "../rl_ar_finetune/builder.js";
-import { expected, isPlainObject, nearestName, openWeights } from "../torch/index.js";
+import { expected, isPlainObject, listed, nearestName, openWeights } from "../torch/index.js";
 
 /** What a policy is conditioned on. */
 export interface Conditioning {
@@ -87,9 +87,7 @@ function adviceOn(word: string, names: readonly string[]): string {
       : "The policy's file holds no names of classes: give the number, or --data IMAGES, whose classes have names";
   const near =
     nearestName(word, names) ?? names.find((name) => name.toLowerCase().includes(word.toLowerCase()));
-  const list = names.slice(0, LISTED).join(", ");
-  const more = names.length > LISTED ? ` and ${names.length - LISTED} more` : "";
-  return `${near === undefined || word === "" ? "" : `Did you mean ${near}? `}Classes are ${list}${more}`;
+  return `${near === undefined || word === "" ? "" : `Did you mean ${near}? `}Classes are ${listed(names, LISTED)}`;
 }
 
 /** A class for people: `3 (cat)`, or `3` where it has no other name. */

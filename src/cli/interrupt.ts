@@ -6,8 +6,7 @@
 import { constants } from "node:os";
 import { isSpeaker } from "../distributed/index.js";
 import { print } from "../run/console.js";
-
-const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"] as const;
+import { SIGNALS } from "./signals.js";
 
 /**
  * Signals within this many milliseconds of the first count as one, since npm, its shell and launchers pass on the signals

@@ -10,6 +10,7 @@ import { fileURLToPath } from "node:url";
 
 import { ConfigError } from "../config/resolve.js";
 import { print } from "../run/console.js";
+import { SIGNALS } from "./signals.js";
 
 /** Options of `rlar launch`. */
 export interface LaunchOptions {
@@ -20,8 +21,6 @@ export interface LaunchOptions {
 
 /** Commands that several processes share. */
 const SHARED = ["train", "pretrain", "tokenizer", "classifier", "eval"];
-
-const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"] as const;
 
 /** Milliseconds that processes get to end by themselves once one has failed, and once more after SIGTERM. */
 const PATIENCE = 15_000;

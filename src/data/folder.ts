@@ -2,7 +2,7 @@
 import { statSync } from "node:fs";
 import { join } from "node:path";
 
-import { expected, known, openSafetensors } from "../torch/index.js";
+import { expected, known, listed, openSafetensors } from "../torch/index.js";
 import { captionPlace, haveCaptions } from "./captions.js";
 import { type FilePart, IMAGE_FILE, readPart } from "./decode.js";
 import { type Classes, LABEL_REMEDY, numberClasses, oneClass } from "./labels.js";
@@ -99,12 +99,11 @@ function folderClasses(
   const folders = listFolders(folder);
   const empty = folders.filter((name) => !names.includes(name));
   const classes = numberClasses(folder, [...names, ...empty]);
-  const note = `${folder}: classes without an image keep their ids: ${empty.slice(0, 8).join(", ")}`;
-  const more = empty.length > 8 ? ` and ${empty.length - 8} more` : "";
+  const note = `${folder}: classes without an image keep their ids: ${listed(empty)}`;
   return {
     ...classes,
     ids: classes.ids.subarray(0, ids.length),
-    notes: [...classes.notes, ...(empty.length === 0 ? [] : [`${note}${more}`])],
+    notes: [...classes.notes, ...(empty.length === 0 ? [] : [note])],
   };
 }
 

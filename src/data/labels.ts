@@ -1,5 +1,5 @@
 /** Class ids and names from the labels of a data set, messages about classes, and the check against a policy. */
-import { expected } from "../torch/index.js";
+import { expected, listed } from "../torch/index.js";
 
 /** Class of each image, and the names of the classes. */
 export interface Classes {
@@ -128,8 +128,7 @@ export function describeClasses(source: Classed): string {
   const shown = counts.map(({ id, name, images }) => `${id} ${name} (${images}${id === 0 ? " images" : ""})`);
   const list = shown.length <= LISTED ? shown : [...shown.slice(0, LISTED - 2), "...", shown.at(-1)];
   const empty = counts.filter(({ images }) => images === 0).map(({ name }) => name);
-  const more = empty.length > LISTED ? ` and ${empty.length - LISTED} more` : "";
-  const none = empty.length === 0 ? "" : `; no image of ${empty.slice(0, LISTED).join(", ")}${more}`;
+  const none = empty.length === 0 ? "" : `; no image of ${listed(empty, LISTED)}`;
   return `${counts.length === 1 ? "1 class" : `${counts.length} classes`}: ${list.join(", ")}${none}`;
 }
 

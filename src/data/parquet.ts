@@ -14,7 +14,7 @@ import {
   parquetSchema,
 } from "hyparquet";
 
-import { expected } from "../torch/index.js";
+import { expected, listed } from "../torch/index.js";
 import { CAPTION_REMEDY } from "./captions.js";
 import { readPart } from "./decode.js";
 import { type Classes, LABEL_REMEDY, numberClasses, oneClass } from "./labels.js";
@@ -71,7 +71,7 @@ export async function openParquet(
   const groups = await groupsOf(opened);
   const last = groups.at(-1);
   const length = last === undefined ? 0 : last.first + last.length;
-  const where = files.length === 1 ? (files[0] as string) : `${files[0]} and ${files.length - 1} more`;
+  const where = listed(files, 1);
   if (length === 0) throw expected(where, "at least one row", "none");
 
   const groupOf = (index: number): RowGroup => {

@@ -2,7 +2,7 @@
  * WebDataset shards: tar files in which the members of a sample share a name up to its first dot (`0001.jpg`,
  * `0001.cls`, `0001.npy`). They are indexed once by their headers (`tar_members.ts`), then read in any order by position.
  */
-import { expected, known } from "../torch/index.js";
+import { expected, known, listed } from "../torch/index.js";
 import { type Caption, type CaptionPlace, captionPlace, haveCaptions } from "./captions.js";
 import { type FilePart, IMAGE_FILE, readPart } from "./decode.js";
 import { type Classes, LABEL_REMEDY, numberClasses, oneClass } from "./labels.js";
@@ -47,7 +47,7 @@ export async function openTar(
   const names = namesOf(files);
   const shards = files.map((file, i) => shardOf(file, names[i] as string, options));
   const samples = shards.flatMap((shard) => shard.samples);
-  const where = files.length === 1 ? (files[0] as string) : `${files[0]} and ${files.length - 1} more`;
+  const where = listed(files, 1);
   const classes = tarClasses(where, samples, options);
   const without = samples.find((sample) => sample.features === undefined);
   if (without !== undefined && samples.some((sample) => sample.features !== undefined)) {

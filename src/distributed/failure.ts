@@ -1,7 +1,7 @@
 /** Finds out, after a collective failed, which process is to blame, so that all others say the same. */
 import { hostname } from "node:os";
 
-import { expectedMessage } from "../torch/errors.js";
+import { expectedMessage, listed } from "../torch/errors.js";
 import type { Store } from "../torch/process_group.js";
 
 /** Another process of the run ended, cannot be reached or did not come. `rlar` ends with exit code 5. */
@@ -101,8 +101,7 @@ function findCause(error: Error, { store, rank, timeout, all }: Others): string 
 }
 
 function named(ranks: readonly number[], all: readonly Presence[]): string {
-  const shown = ranks.slice(0, 8).map((rank) => nameOf(rank, all[rank] as Presence));
-  return `${shown.join(", ")}${ranks.length > 8 ? ` and ${ranks.length - 8} more` : ""}`;
+  return listed(ranks.map((rank) => nameOf(rank, all[rank] as Presence)));
 }
 
 /** Wait without giving the thread away. */

@@ -7,7 +7,7 @@ import { connect } from "node:net";
 import { availableParallelism, networkInterfaces } from "node:os";
 import { setTimeout as pause } from "node:timers/promises";
 
-import { type Device, expected, expectedMessage, setNumThreads, version } from "../torch/index.js";
+import { type Device, expected, expectedMessage, listed, setNumThreads, version } from "../torch/index.js";
 import {
   closeGroup,
   distributedBackends,
@@ -223,8 +223,7 @@ async function everyone(
         (other) => store.get(key(other)) === null,
       );
       if (missing.length === 0) break;
-      const names = `${missing.slice(0, 8).join(", ")}${missing.length > 8 ? ` and ${missing.length - 8} more` : ""}`;
-      const got = `${size - missing.length}: rank ${names} did not come`;
+      const got = `${size - missing.length}: rank ${listed(missing)} did not come`;
       const remedy = "See what that process wrote, or raise train.timeout";
       const message = expectedMessage(
         "distributed.init",

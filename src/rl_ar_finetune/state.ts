@@ -394,7 +394,7 @@ export function requireFiniteSteps(
     : `${skippedInARow} steps in a row (${skipped} in all)`;
   const remedy =
     broken.length > 0
-      ? `reward.${broken.join(" and reward.")} gave NaN or Infinity: look at its values there, mend it, then resume`
+      ? `${broken.join(" and ")} gave NaN or Infinity: look at its values there, mend it, then resume`
       : "Lower optimizer.lr, then resume";
   throw new DivergedError(
     `step ${step}: expected finite losses and gradients, got ${which} that were not and were skipped. ` +

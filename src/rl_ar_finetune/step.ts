@@ -36,7 +36,16 @@ import {
   type UpdateResult,
 } from "./optimize.js";
 import type { RunParts } from "./parts.js";
-import { counted, factorOf, generationsOf, type Judged, judge, judgeByPlace, type Term } from "./rewards.js";
+import {
+  counted,
+  factorOf,
+  generationsOf,
+  type Judged,
+  judge,
+  judgeByPlace,
+  keyOf,
+  type Term,
+} from "./rewards.js";
 import { type Rollout, type RolloutOptions, sampleRollout } from "./rollout.js";
 import { mapStart, readNumbers, type Start, startParts } from "./sampling.js";
 import { algorithmOptions, contextAt } from "./settings.js";
@@ -328,14 +337,12 @@ export function rewardSpreads({ total, terms }: PlainRewards): Record<string, Sp
 }
 
 /**
- * The terms whose value was NaN or infinite for a sample.
+ * The configuration's keys of the terms whose value was NaN or infinite for a sample.
  *
  * @param spreads - of {@link rewardSpreads}.
  */
-export function termsNotFinite(spreads: Readonly<Record<string, Spread>>): string[] {
-  return Object.entries(spreads)
-    .filter(([name, { mean }]) => name.startsWith("reward/") && !Number.isFinite(mean))
-    .map(([name]) => name.slice("reward/".length));
+export function termsNotFinite(spreads: Readonly<Record<string, Spread>>, terms: readonly Term[]): string[] {
+  return terms.filter(({ name }) => !Number.isFinite(spreads[`reward/${name}`]?.mean ?? 0)).map(keyOf);
 }
 
 /** Speed and memory, `perf/...`; peaks are since the previous call. */

@@ -306,7 +306,7 @@ async function run({ config, notes }: ResolvedConfig, options: TrainOptions): Pr
       backAt !== null;
     if (isDue) saver.save();
     clock.mark("time/save");
-    requireFiniteSteps(progress, limits, termsNotFinite(spreads));
+    requireFiniteSteps(progress, limits, termsNotFinite(spreads, parts.terms));
   }
   return { dir: folder.path, step: progress.step, end, first: progress.first, last: progress.last };
 }

@@ -1,6 +1,6 @@
 /** Whether weights are finite after an update. */
 import type { AdamW } from "../nn/index.js";
-import { callTensor, noGrad, stack, type Tensor, tidy } from "../torch/index.js";
+import { callTensor, listed, noGrad, stack, type Tensor, tidy } from "../torch/index.js";
 import { DivergedError } from "./failure.js";
 
 /** Names of float tensors with an element that is NaN or infinite. Reads one number per device. */
@@ -28,9 +28,8 @@ export function requireFiniteWeights({ groups }: AdamW, step: number): void {
   );
   const names = notFinite(weights);
   if (names.length === 0) return;
-  const more = names.length > 1 ? ` and ${names.length - 1} more` : "";
   throw new DivergedError(
-    `step ${step}: expected finite weights after the update, got NaN or infinity in ${names[0]}${more}. ` +
+    `step ${step}: expected finite weights after the update, got NaN or infinity in ${listed(names, 1)}. ` +
       "Lower optimizer.lr, or raise optimizer.warmup; then resume with --force.",
   );
 }

@@ -29,7 +29,7 @@ import {
   UnreadableImages,
 } from "../data/index.js";
 import { known } from "../torch/arguments.js";
-import { type Device, expected } from "../torch/index.js";
+import { type Device, expected, listed } from "../torch/index.js";
 
 /** The keys that say which images there are. */
 interface ImagesConfig {
@@ -144,8 +144,7 @@ export function notesOfSources({ train, heldOut }: Partial<RunSources>, numClass
   const counts = heldOut === undefined ? [] : classCounts(heldOut);
   const missing = counts.filter(({ images }) => images === 0).map(({ name }) => name);
   if (count > 1 && missing.length > 0) {
-    const more = missing.length > 8 ? ` and ${missing.length - 8} more` : "";
-    notes.push(`no image to evaluate on has the class ${missing.slice(0, 8).join(", ")}${more}`);
+    notes.push(`no image to evaluate on has the class ${listed(missing)}`);
   }
   return notes;
 }

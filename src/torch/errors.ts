@@ -12,8 +12,19 @@ import { fileURLToPath } from "node:url";
  * @param remedy - what the reader can do about it, a sentence without its full stop.
  */
 export function expectedMessage(where: string, what: string, got: unknown, remedy?: string): string {
-  const head = `${where}: expected ${what}, got ${describe(got)}.`;
-  return remedy === undefined ? head : `${head} ${remedy}.`;
+  const head = `${where}: expected ${what}, got ${withoutStop(describe(got))}.`;
+  return remedy === undefined ? head : `${head} ${withoutStop(remedy)}.`;
+}
+
+/** Without the full stop of a sentence that a message quotes, such as an error of another process or of a library. */
+function withoutStop(text: string): string {
+  return text.replace(/(?<=[\w)\]"'`])\.\s*$/, "");
+}
+
+/** Names on one line, those past the first few as their number: `a, b and 3 more`. */
+export function listed(names: readonly (string | number)[], most = 8): string {
+  const more = names.length > most ? ` and ${names.length - most} more` : "";
+  return `${names.slice(0, most).join(", ")}${more}`;
 }
 
 /** A `RangeError` with {@link expectedMessage}: the argument has the right type, and a value that is not allowed. */

@@ -72,7 +72,7 @@ export {
   version,
 } from "./device.js";
 export { DTYPES, type DType, type TypedArray } from "./dtype.js";
-export { expected, expectedMessage, expectedType, shownValue, TorchError } from "./errors.js";
+export { expected, expectedMessage, expectedType, listed, shownValue, TorchError } from "./errors.js";
 export * as functional from "./functional.js";
 export { plainName, plainNames } from "./plain_names.js";
 export {

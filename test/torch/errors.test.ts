@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { describe } from "../../src/torch/errors.js";
-import { expected, expectedMessage, expectedType, ones, TorchError } from "../../src/torch/index.js";
+import { expected, expectedMessage, expectedType, listed, ones, TorchError } from "../../src/torch/index.js";
 
 test("messages say where, what was expected, what came, and what to do", () => {
   assert.equal(expectedMessage("f", "a number", "x"), "f: expected a number, got x.");
@@ -44,4 +44,17 @@ test("a TorchError has the operator and its schema, and its stack opens with the
   const [first, second, frame] = (error.stack as string).split("\n");
   assert.deepEqual([first, second], ["TorchError: it failed", "    at length"]);
   assert.match(frame as string, /errors\.test\.[jt]s/);
+});
+
+test("a message that quotes a sentence has one full stop", () => {
+  const quoted = expectedMessage("rank 1", "all to go on", "f: it failed.", "See g.");
+  assert.equal(quoted, "rank 1: expected all to go on, got f: it failed. See g.");
+  assert.equal(expectedMessage("a", "a file", "."), "a: expected a file, got ..");
+  assert.equal(expectedMessage("a", "a file", "b..."), "a: expected a file, got b....");
+});
+
+test("listed names the first few and counts the others", () => {
+  assert.equal(listed(["a", "b"], 2), "a, b");
+  assert.equal(listed([3, 1, 2], 2), "3, 1 and 1 more");
+  assert.equal(listed(["a", "b"], 1), "a and 1 more");
 });

@@ -94,7 +94,7 @@ for (const threaded of [false, true]) {
     const lines = text.trim().split("\n");
     assert.equal(lines[0], "1,1");
     for (const line of lines.slice(1, 5))
-      assert.match(line, /expected at most 60 backwards inside another, got more/);
+      assert.match(line, /expected at most 60 backwards inside another, got more\. Nest fewer /);
     assert.equal(lines[5], "1,1");
   });
 }
