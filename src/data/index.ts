@@ -50,7 +50,7 @@ export {
   permutation,
   START,
 } from "./order.js";
-export { givenPart, labelledPage, type PageRow } from "./page.js";
+export { givenPart, labelledPage, type PageRow, pageLayout } from "./page.js";
 export { openParquet } from "./parquet.js";
 export { centerCrop, cropTo, type Filter, type Pixels, resize, smallestSideCrop } from "./resample.js";
 export {

@@ -16,8 +16,20 @@ const WIDE = 1000;
 /** Least width of an image where rows stand side by side: column names need room. */
 const LEAST = 64;
 
+/** White pixels between images. */
+const GAP = 2;
+
 /** Most rows side by side. */
 const BESIDE = 6;
+
+/**
+ * How `rows` rows of at most `perRow` images are laid out: rows that stand side by side, and the factor of enlargement.
+ */
+export function pageLayout(rows: number, perRow: number, width: number): { beside: number; factor: number } {
+  const fitting = Math.floor(WIDE / (perRow * Math.max(width + GAP, LEAST)));
+  const beside = Math.max(1, Math.min(BESIDE, fitting, rows));
+  return { beside, factor: Math.max(1, Math.round(WIDE / (beside * perRow * (width + GAP)))) };
+}
 
 /**
  * Lay out rows of images with their labels, short rows side by side, enlarged by a whole factor to about 1,000 pixels.
@@ -29,21 +41,18 @@ export function labelledPage(rows: readonly PageRow[], columns: readonly string[
   const [first] = rows as readonly [PageRow];
   const [, , height, width] = first.images.dims(4);
   const perRow = Math.max(...rows.map(({ images }) => images.size(0)));
-  const gap = 2;
-  const fitting = Math.floor(WIDE / (perRow * Math.max(width + gap, LEAST)));
-  const beside = Math.max(1, Math.min(BESIDE, fitting, rows.length));
-  const factor = Math.max(1, Math.round(WIDE / (beside * perRow * (width + gap))));
-  const cell = { width: width * factor + gap, height: height * factor + gap };
+  const { beside, factor } = pageLayout(rows.length, perRow, width);
+  const cell = { width: width * factor + GAP, height: height * factor + GAP };
   const line = LETTER.height + 2;
   const labelHeight = rows.some(({ label }) => label !== "") ? line : 0;
   const top = columns.length > 0 ? line : 0;
   const blockWidth = perRow * cell.width + 8;
   const down = Math.ceil(rows.length / beside);
   return tidy(() => {
-    const page = full([1, 3, top + down * (cell.height + labelHeight) + gap, beside * blockWidth], 1);
+    const page = full([1, 3, top + down * (cell.height + labelHeight) + GAP, beside * blockWidth], 1);
     for (const [i, { label, images }] of rows.entries()) {
-      const x = Math.floor(i / down) * blockWidth + gap;
-      const y = top + (i % down) * (cell.height + labelHeight) + gap;
+      const x = Math.floor(i / down) * blockWidth + GAP;
+      const y = top + (i % down) * (cell.height + labelHeight) + GAP;
       if (i % down === 0)
         for (const [k, name] of columns.entries())
           drawText(page, fitted(name, cell.width), x + k * cell.width, 0);

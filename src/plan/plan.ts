@@ -7,8 +7,10 @@ import { statfsSync } from "node:fs";
 import { freemem, totalmem } from "node:os";
 import { dirname, resolve } from "node:path";
 import { batchNumbers, type TrainConfig } from "../config/resolve.js";
+import { pageLayout } from "../data/index.js";
 import { castOf, deviceOf } from "../rl_ar_finetune/parts.js";
 import { contextAt, decodeBatchOf } from "../rl_ar_finetune/settings.js";
+import { SHOWN } from "../rl_ar_finetune/step.js";
 import { openSources } from "../run/images.js";
 import { expected, requireDevice, setNumThreads } from "../torch/index.js";
 import { modelsOf, type PlanModels } from "./models.js";
@@ -26,6 +28,9 @@ const PROCESS_BYTES = 3 * 2 ** 27;
 
 /** Bytes that a logged step adds to metrics and events. */
 const LOGGED_BYTES = 6_000;
+
+/** Bytes of a PNG file per pixel of photographs, which compress worst, and per pixel before an enlargement. */
+const PNG_BYTES = { asTheyAre: 2.2, enlarged: 4.2 } as const;
 
 /**
  * Plan a run. No weight and no image is read, and nothing is written.
@@ -107,7 +112,7 @@ export async function planTrain(
       evaluationSeconds: seconds.evaluation,
       totalSeconds: seconds.total,
     },
-    disk: diskOf(config, models),
+    disk: diskOf(config, models, { count: evaluations, images: judged }),
   };
 }
 
@@ -225,8 +230,14 @@ function lowerFirst(config: TrainConfig, models: PlanModels, phase: string): str
   return hints.flatMap(([isUseful, hint]) => (isUseful ? [hint] : []));
 }
 
-function diskOf(config: TrainConfig, { policy, valueHead }: PlanModels) {
-  const { save, log, train, rollout, ema, run, data } = config;
+/** How often a run is evaluated, and on how many images. */
+interface Evaluations {
+  readonly count: number;
+  readonly images: number;
+}
+
+function diskOf(config: TrainConfig, { policy, valueHead }: PlanModels, evaluations: Evaluations) {
+  const { save, log, train, ema, run } = config;
   const adapters = config.ar.lora.rank === null ? 0 : policy.trained;
   // With LoRA a checkpoint holds the EMA of the adapters, and a whole policy with it, which other programs can open.
   const average = ema.decay === null ? 0 : policy.trained + (adapters === 0 ? 0 : policy.parameters);
@@ -235,9 +246,7 @@ function diskOf(config: TrainConfig, { policy, valueHead }: PlanModels) {
   // Of all that exist at a time: the best one is kept besides the newest, and a new one is complete before an old one is deleted.
   const kept = save.keep + (config.eval.every > 0 ? 2 : 1);
   const checkpointsBytes = Math.min(kept, Math.ceil(train.iters / save.every)) * checkpointBytes;
-  const pages = log.imagesEvery > 0 ? Math.ceil(train.iters / log.imagesEvery) : 0;
-  const pageBytes = log.imageRows * (2 + rollout.numGenerations) * 3 * data.size ** 2 * 0.6;
-  const logBytes = Math.ceil(train.iters / log.every) * LOGGED_BYTES + pages * pageBytes;
+  const logBytes = Math.ceil(train.iters / log.every) * LOGGED_BYTES + pagesBytes(config, evaluations);
   const freeBytes = freeDisk(run.dir ?? "runs");
   return {
     checkpointBytes,
@@ -246,6 +255,25 @@ function diskOf(config: TrainConfig, { policy, valueHead }: PlanModels) {
     freeBytes,
     fits: fitOf(checkpointsBytes + logBytes, freeBytes),
   };
+}
+
+/** Bytes of the pages of samples, of training steps and of evaluations; TensorBoard has each once more. */
+function pagesBytes(
+  { log, train, rollout, eval: evaluation, data }: TrainConfig,
+  evaluations: Evaluations,
+): number {
+  if (log.imagesEvery === 0) return 0;
+  const pageBytes = (images: number, samples: number): number => {
+    const rows = Math.min(log.imageRows, images);
+    const perRow = 3 + Math.min(samples, SHOWN); // the image, its reconstruction, what is given of it
+    const { factor } = pageLayout(rows, perRow, data.size);
+    return rows * perRow * data.size ** 2 * (factor > 1 ? PNG_BYTES.enlarged : PNG_BYTES.asTheyAre);
+  };
+  const ofSteps =
+    Math.ceil(train.iters / log.imagesEvery) * pageBytes(rollout.images, rollout.numGenerations);
+  const { count, images } = evaluations;
+  const bytes = ofSteps + (count === 0 ? 0 : count * pageBytes(images, evaluation.numGenerations));
+  return Math.ceil(log.tensorboard ? 2 * bytes : bytes);
 }
 
 /** Free bytes where a folder is, or will be. */

@@ -373,7 +373,7 @@ function trafficMetrics(): Record<string, number> {
 }
 
 /** Samples of an image that are shown. */
-const SHOWN = 6;
+export const SHOWN = 6;
 
 /** Images with what was made of them. */
 export interface Shown {

@@ -29,6 +29,7 @@ test("a plan counts images, batches, parameters, bytes and files without loading
     update: { miniBatch: 2, microBatch: 2 },
     train: { iters: 5 },
     save: { every: 1, keep: 2 },
+    log: { every: 1, imagesEvery: 2 },
   });
   const now = memory();
   assert.deepEqual([now.tensors, now.bytes], [before.tensors, before.bytes]);
@@ -83,6 +84,10 @@ test("a plan counts images, batches, parameters, bytes and files without loading
   // Weights, two moments, the average and the value head; two newest, the best and the one being written.
   assert.equal(plan.disk.checkpointBytes, 4 * (policy + 2 * moved + (d + 1) + policy));
   assert.equal(plan.disk.checkpointsBytes, 4 * plan.disk.checkpointBytes);
+  // Three pages of 4 rows of an image, its reconstruction, what is given and 2 samples, four of 4 rows with 4 samples, all
+  // enlarged: 4.2 bytes per pixel before that, twice for TensorBoard; and 6,000 bytes a step.
+  const pages = (3 * 4 * (3 + 2) + 4 * 4 * (3 + 4)) * 16 ** 2 * 4.2;
+  assert.equal(plan.disk.logBytes, 5 * 6000 + Math.ceil(2 * pages));
   assert.equal(plan.time, null);
   const step = Object.values(plan.flops.step).reduce((sum, flops) => sum + flops, 0);
   // Before the first step, after the second, fourth and last.
