@@ -60,17 +60,19 @@ ${table(["metric", ...runs.map(({ name }) => name)], rows)}</details>`;
 
 /** How many iterations are behind a point of a line, which is the same on all charts of a run. */
 function smoothingNote(runs: readonly Run[]): Html | null {
-  const texts = runs.flatMap((run) => {
+  const lines = runs.map((run) => {
     const count = Math.max(0, ...[...run.metrics.values()].map(({ steps }) => steps.length));
     const [window, size] = [smoothingOf(count), Math.ceil(count / POINTS)];
-    if (window === 1) return [];
-    const line = `lines are means over ${window} steps around each`;
     const dots = size > 1 ? `dots are means of ${size} steps` : "dots are the steps themselves";
-    return [runs.length === 1 ? `${line}, ${dots}` : `${run.name}: ${line}`];
+    return { name: run.name, window, text: `means over ${window} steps around each`, dots };
   });
-  const [first = ""] = texts;
-  if (first === "") return null;
-  const text = runs.length === 1 ? `${first.charAt(0).toUpperCase()}${first.slice(1)}` : texts.join("; ");
+  const smoothed = lines.filter(({ window }) => window > 1);
+  const [first] = smoothed;
+  if (first === undefined) return null;
+  const isSame = lines.every(({ window }) => window === first.window);
+  const text = isSame
+    ? `Lines are ${first.text}${runs.length === 1 ? `, ${first.dots}` : ""}`
+    : smoothed.map((line) => `${line.name}: lines are ${line.text}`).join("; ");
   return html`<p>${text}; held-out values, with a mark each, are as they were measured. Legends have the last values of the lines. To read values, point at a chart or touch it, or focus it and use the arrow keys.</p>`;
 }
 

@@ -131,7 +131,7 @@ function verdictTable(evaluation: SomeEvaluation, prefix: number, a: EvalRow, b:
     if (!MAIN.has(measure) || (start === undefined && end === undefined)) return [];
     const { title, about, unit } = measureOf(measure);
     const cells = estimateCells([...(reconstruction === null ? [] : [of(reconstruction)]), start, end], unit);
-    return [[html`${hint(title, about)} ${mark}`, ...cells, changeCell(measure, start, end)]];
+    return [[hint(`${title} ${mark}`.trim(), about), ...cells, changeCell(measure, start, end)]];
   });
   const column = (row: EvalRow): Html => html`${row.policy}<br><span class="quiet">${pointText(row)}</span>`;
   const images = reconstruction === null ? "" : ` of ${reconstruction.images} held-out images`;
@@ -144,7 +144,7 @@ function allTables(evaluation: SomeEvaluation): Html {
   const tables = tablesOf(evaluation).map(({ title, columns, rows }) => {
     const head = columns.map(({ measure, mark }) => {
       const { title, about } = measureOf(measure);
-      return html`${hint(title, about)} ${mark}`;
+      return hint(`${title} ${mark}`.trim(), about);
     });
     // Numbers of a column are compared with each other.
     const cells = columns.map(({ measure }, c) =>

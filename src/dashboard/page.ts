@@ -121,7 +121,7 @@ h1{font-size:28px;line-height:1.2;margin:0 0 4px;overflow-wrap:anywhere}
 h2{font-size:21px;line-height:1.3;margin:24px 0 8px;padding-top:10px;border-top:2px solid var(--ink)}
 h3{font-size:16px;margin:18px 0 8px}
 h4{font-size:14px;line-height:1.35;margin:0}
-p{margin:0 0 10px;max-width:78ch}
+p{margin:0 0 10px;max-width:120ch}
 a{color:var(--c0)}
 code,pre{font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 pre{margin:0;padding:8px 12px;background:var(--page);border:1px solid var(--rule);border-radius:6px;white-space:pre-wrap}
@@ -134,7 +134,7 @@ nav{position:sticky;top:0;z-index:3;background:var(--page);border-bottom:1px sol
 nav ul{max-width:1280px;margin:0 auto;padding:8px 24px;display:flex;gap:6px 20px;flex-wrap:wrap;list-style:none;font-size:14px}
 nav a{text-decoration:none;color:var(--ink)}nav a:hover{text-decoration:underline}
 h2,h3{scroll-margin-top:60px}
-.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,230px),1fr));gap:1px;margin:0;background:var(--card);border:1px solid var(--rule);border-radius:8px;overflow:hidden}
+.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,230px),1fr));gap:1px;margin:0;background:var(--card);border:1px solid var(--rule);border-radius:8px;overflow:hidden}
 .facts div{box-shadow:0 0 0 1px var(--grid);padding:8px 14px;min-width:0}
 dt{font-size:13px;color:var(--soft)}
 dd{margin:0;overflow-wrap:anywhere}
@@ -158,8 +158,8 @@ td code{overflow-wrap:anywhere}.help{font-size:13px;color:var(--soft)}
 details{margin:10px 0}summary{cursor:pointer;padding:4px 0;font-weight:600;font-size:14px}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,370px),1fr));gap:16px}
 .chart{display:flex;flex-direction:column;--tall:170px}
-.chart.wide{grid-column:1/-1;--tall:240px}
-.chart.square{--tall:260px}
+.chart.wide{grid-column:1/-1;--tall:220px}
+.chart.square{--tall:240px}
 .about{font-size:13px;line-height:1.45;color:var(--soft);margin:6px 0 0;max-width:130ch}
 .legend{list-style:none;margin:4px 0 8px;padding:0;display:flex;flex-wrap:wrap;gap:1px 14px;font-size:13px}
 .legend b{font-weight:600}.metrics{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:12px;overflow-wrap:anywhere}
@@ -207,7 +207,7 @@ main h4{margin:18px 0 6px}.chart h4,.tile h4{margin:0}
 .events{list-style:none;padding:0;margin:0}.events li{padding:2px 0;overflow-wrap:anywhere;display:grid;grid-template-columns:90px 1fr}
 .step{color:var(--soft)}
 .dot{display:inline-block;width:11px;height:11px;border-radius:50%;background:var(--c);margin-right:7px}
-footer{padding-top:28px;padding-bottom:40px;font-size:13px;color:var(--soft)}
+footer{padding-top:20px;padding-bottom:24px;font-size:13px;color:var(--soft)}
 @media (max-width:600px){main,header,footer{padding-left:14px;padding-right:14px}nav ul{padding:8px 14px}h1{font-size:23px}.tile,.chart,.page{padding:12px}th,td{padding:5px 8px}nav{position:static}.page img{max-width:none}}
 @media print{nav,.slide{display:none}.chart,.tile,.page{break-inside:avoid}}
 `;
