@@ -4,9 +4,11 @@ import { cpSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { ConfigError, resolveConfig } from "../../src/config/resolve.js";
+import { openInputs } from "../../src/evaluation/inputs.js";
 import { evaluateModels } from "../../src/evaluation/judge_models.js";
 import { optionsOfConfig, optionsOfRun } from "../../src/evaluation/options.js";
 import { openSources } from "../../src/run/images.js";
+import { readLines } from "../../src/run/log.js";
 import { quietRun, tinyFolder, tinyRun } from "../support/train_run.js";
 
 test("a run's folder gives its images, split as they were, and its policies before and after", async (t) => {
@@ -16,6 +18,7 @@ test("a run's folder gives its images, split as they were, and its policies befo
     eval: { every: 2, images: 4 },
     ema: { decay: 0.5 },
     data: { evalPart: 0.3 },
+    log: { imagesEvery: 1 },
   });
   await quietRun(values);
   const run = join(folder, "run");
@@ -61,6 +64,18 @@ test("a run's folder gives its images, split as they were, and its policies befo
   const chosen = optionsOfRun(run, "best");
   assert.equal(chosen.chosenOn, 4);
   assert.match(chosen.judged?.text as string, /the best by eval\/reward\/mean/);
+  // The run's page of an evaluation names those four; the best is judged by all the others.
+  const page = readLines(join(run, "samples.jsonl")).records.find(({ record }) => record.name === "eval");
+  const used = page?.record.ids as string[];
+  using inputs = await openInputs({
+    ...chosen,
+    tokenizer: chosen.tokenizer as string,
+    data: chosen.data ?? {},
+  });
+  const judgedBy = Array.from({ length: inputs.heldOut?.length ?? 0 }, (_, i) => inputs.heldOut?.idOf(i));
+  const all = Array.from({ length: heldOut?.length ?? 0 }, (_, i) => heldOut?.idOf(i));
+  assert.equal(used.length, 4);
+  assert.deepEqual([...used, ...judgedBy].sort(), all.sort());
   // A run that never evaluated has no best.
   assert.throws(
     () => optionsOfRun(second, "best"),
