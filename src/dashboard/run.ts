@@ -7,7 +7,7 @@ import { basename, join, resolve } from "node:path";
 import { parse } from "yaml";
 import { describeWeights, type ModelDescription, usedNames } from "../rl_ar_finetune/builder.js";
 import { type BestCheckpoint, listCheckpoints } from "../run/checkpoint.js";
-import { isHeld } from "../run/folder.js";
+import { isHeld, runNear } from "../run/folder.js";
 import { decodeData } from "../run/plain_data.js";
 import { expected, openWeights } from "../torch/index.js";
 import {
@@ -82,22 +82,13 @@ export interface Run {
  * @throws RangeError when it is no such folder.
  */
 export function readRun(folder: string): Run {
-  const where = "report";
-  if (!existsSync(folder)) throw expected(where, "the folder of a run", `${folder}, which is not there`);
-  if (!statSync(folder).isDirectory()) throw expected(where, "the folder of a run", `${folder}, a file`);
+  const refuse = (got: string): RangeError =>
+    expected("report", "the folder of a run", `${folder}, ${got}`, runNear(folder));
+  if (!existsSync(folder)) throw refuse("which is not there");
+  if (!statSync(folder).isDirectory()) throw refuse("a file");
   const has = (name: string): boolean => existsSync(join(folder, name));
-  if (!has("metrics.jsonl") && !has("config.yaml")) {
-    const inside = readdirSync(folder, { withFileTypes: true })
-      .filter((entry) => entry.isDirectory() && existsSync(join(folder, entry.name, "metrics.jsonl")))
-      .map(({ name }) => join(folder, name));
-    const remedy = inside.length > 0 ? `Name a run in it: ${inside.slice(0, 3).join(", ")}` : undefined;
-    throw expected(
-      where,
-      "the folder of a run",
-      `${folder}, which has neither metrics.jsonl nor config.yaml`,
-      remedy,
-    );
-  }
+  if (!has("metrics.jsonl") && !has("config.yaml"))
+    throw refuse("which has neither metrics.jsonl nor config.yaml");
   const unread: string[] = [];
   const attempt = <T>(name: string, otherwise: T, read: (path: string) => T): T => {
     const path = join(folder, name);

@@ -13,8 +13,10 @@ import type { ArPolicy } from "../policies/index.js";
 import { describeWeights } from "../rl_ar_finetune/builder.js";
 import { checkSampling } from "../rl_ar_finetune/sampling.js";
 import { bestCheckpoint, listCheckpoints } from "../run/checkpoint.js";
+import { runNear } from "../run/folder.js";
 import type { FrozenTokenizer } from "../tokenizers/index.js";
 import { known, type OptionNames, readOptions } from "../torch/arguments.js";
+import { expectedMessage } from "../torch/errors.js";
 import { type Device, type DType, expected, openWeights, type Tensor } from "../torch/index.js";
 
 /** A network whose features images are judged by, and its distance of images where it has one. */
@@ -374,7 +376,10 @@ function networksOf(reward: Section): string[] {
 export function optionsOfRun(folder: string, which: "last" | "best" = "last"): RunEvalOptions {
   const config = join(folder, "config.yaml");
   if (!existsSync(config)) {
-    throw new ConfigError([`--run: expected the folder of a run, got ${folder}, which has no config.yaml.`]);
+    const what = existsSync(folder) ? "which has no config.yaml" : "which is not there";
+    throw new ConfigError([
+      expectedMessage("--run", "the folder of a run", `${folder}, ${what}`, runNear(folder)),
+    ]);
   }
   const known = optionsOfConfig(config);
   const made = resultOf(folder, which);

@@ -237,3 +237,20 @@ async function tryTake(folder: string): ReturnType<typeof tryLock> {
 export function isHeld(folder: string): boolean {
   return isLocked(join(folder, LOCK));
 }
+
+/**
+ * What to do where a folder or file is no run: the run that it is part of, or the runs in it.
+ *
+ * @returns a sentence without its full stop; undefined where there is no run near it.
+ */
+export function runNear(path: string): string | undefined {
+  const isRun = (folder: string): boolean =>
+    existsSync(join(folder, "config.yaml")) && existsSync(join(folder, "env.json"));
+  const above = [dirname(path), dirname(dirname(path))].find(isRun);
+  if (above !== undefined) return `Name the run that it is part of: ${above}`;
+  const entries =
+    existsSync(path) && statSync(path).isDirectory() ? readdirSync(path, { withFileTypes: true }) : [];
+  const inside = entries.filter((entry) => entry.isDirectory()).map(({ name }) => join(path, name));
+  const runs = inside.filter(isRun);
+  return runs.length === 0 ? undefined : `Name a run in it: ${runs.slice(0, 3).join(", ")}`;
+}

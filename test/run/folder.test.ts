@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { after, test } from "node:test";
 import { plainConfig } from "../../src/config/explain.js";
 import { resolveConfig, type TrainConfig } from "../../src/config/resolve.js";
-import { type IfExists, openRunFolder, writeConfig } from "../../src/run/folder.js";
+import { type IfExists, openRunFolder, runNear, writeConfig } from "../../src/run/folder.js";
 
 const root = mkdtempSync(join(tmpdir(), "rlar-run-"));
 after(() => rmSync(root, { recursive: true }));
@@ -163,4 +163,17 @@ test("the resolved configuration in the folder reads back", () => {
   writeConfig(root, config);
   const again = resolveConfig({ file: join(root, "config.yaml"), isComplete: false }).config;
   assert.deepEqual(plainConfig(again), plainConfig(config));
+});
+
+test("the run near a folder or file that is none: the one that it is part of, or those in it", () => {
+  const root = mkdtempSync(join(tmpdir(), "run-near-"));
+  after(() => rmSync(root, { recursive: true, force: true }));
+  const run = join(root, "first");
+  const checkpoint = join(run, "checkpoints", "step_000002");
+  mkdirSync(checkpoint, { recursive: true });
+  for (const name of ["config.yaml", "env.json", "report.html"]) writeFileSync(join(run, name), "");
+  for (const part of [checkpoint, join(run, "checkpoints"), join(run, "report.html")])
+    assert.equal(runNear(part), `Name the run that it is part of: ${run}`);
+  assert.equal(runNear(root), `Name a run in it: ${run}`);
+  assert.equal(runNear(join(root, "secnod")), undefined);
 });
