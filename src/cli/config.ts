@@ -2,7 +2,6 @@
 import { existsSync } from "node:fs";
 
 import { classifierKind } from "../config/classifier.js";
-import { rlarCommand } from "../config/command.js";
 import { configJsonSchema, configYaml, explainConfig, explanationText } from "../config/explain.js";
 import { adviceOn } from "../config/input.js";
 import { configurationPage } from "../config/page.js";
@@ -29,16 +28,23 @@ export function readConfig<T extends object>(
   options: { preset?: string | undefined; isComplete?: boolean } = {},
 ): ResolvedConfig<T> {
   const { preset, isComplete = true } = options;
-  const [first, ...rest] = args;
-  const isFile = first !== undefined && !first.includes("=");
-  if (isFile && !existsSync(first)) {
+  const overrides = args.filter((arg) => arg.includes("="));
+  const [file, ...others] = args.filter((arg) => !arg.includes("="));
+  const isStdin = file === "-";
+  if (file !== undefined && !isStdin && !existsSync(file)) {
     throw new ConfigError([
-      `${first}: expected a configuration file or key=value, got neither. Check the path.`,
+      `${file}: expected a configuration file or key=value, got neither. Check the path, and write keys as key=value.`,
+    ]);
+  }
+  if (others.length > 0) {
+    throw new ConfigError([
+      `command line: expected one configuration file and key=value, got ${[file, ...others].join(" and ")}. Write keys without spaces: key=value.`,
     ]);
   }
   return resolveConfig(
     {
-      ...(isFile ? { file: first, overrides: rest } : { overrides: args }),
+      ...(file !== undefined && { file: isStdin ? "/dev/stdin" : file }),
+      overrides,
       ...(preset !== undefined && { preset }),
       isComplete,
     },
@@ -54,7 +60,11 @@ export interface ConfigCommandOptions {
 }
 
 /** `rlar config`: print a whole configuration, explain keys, list presets, give the JSON schema, or write the page of the documentation. */
-export function config(what: string, args: readonly string[], options: ConfigCommandOptions): void {
+export function config(
+  what: "show" | "explain" | "presets" | "schema" | "docs",
+  args: readonly string[],
+  options: ConfigCommandOptions,
+): void {
   const kind = Object.hasOwn(kinds, options.for) ? kinds[options.for] : undefined;
   if (kind === undefined) {
     throw new ConfigError([`--for: expected ${Object.keys(kinds).join(", ")}, got ${options.for}.`]);
@@ -90,9 +100,5 @@ export function config(what: string, args: readonly string[], options: ConfigCom
     case "docs":
       process.stdout.write(configurationPage(Object.values(kinds)));
       return;
-    default:
-      throw new ConfigError([
-        `config: expected show, explain, presets, schema or docs, got ${what}. ${rlarCommand(["config", "--help"])} tells more.`,
-      ]);
   }
 }

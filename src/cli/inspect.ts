@@ -148,7 +148,8 @@ function ignoredBy(found: ModelDescription | null): Facts["ignored"] {
 
 const UNKNOWN: Readonly<Record<string, string>> = {
   nHead: "the file does not say how many attention heads; give --heads",
-  blockSize: "the file does not say how many codes an image has; give --codes",
+  blockSize:
+    "the file does not say how many codes an image has; give --codes, such as --codes 256 for 256 px at 16 px per code",
 };
 
 function whichWeights(weights: "raw" | "ema", file: WeightsFile): string {

@@ -4,7 +4,7 @@
  */
 import { readFileSync } from "node:fs";
 
-import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
+import { Argument, Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { rlarCommand } from "../config/command.js";
 import { presets } from "../config/presets.js";
 import { ConfigError } from "../config/resolve.js";
@@ -12,6 +12,7 @@ import { LostRankError } from "../distributed/failure.js";
 import { print } from "../run/console.js";
 import { DivergedError, explained, firstError } from "../run/failure.js";
 import { expectedMessage } from "../torch/errors.js";
+import { adviceOnRefusal } from "./advice.js";
 import { kinds } from "./config.js";
 import { fitProgress, rlProgress, withProgressOnTerminal } from "./progress.js";
 
@@ -124,7 +125,7 @@ const { version } = JSON.parse(readFileSync(new URL("../../../package.json", imp
 const program = new Command("rlar")
   .description("Reinforcement-learning fine-tuning of autoregressive image-token models.")
   .version(version, "-V, --version", "print the version")
-  .showHelpAfterError(`(${rlarCommand(["COMMAND", "--help"])} lists the options)`)
+  .showHelpAfterError(`(${rlarCommand(["--help"])} lists the commands)`)
   .enablePositionalOptions()
   .exitOverride();
 
@@ -496,7 +497,7 @@ program
   .description(
     `Fine-tune a policy by reinforcement learning. A file overrides the preset, key=value overrides the file. ${rlarCommand(["config", "explain"])} lists the keys.`,
   )
-  .argument("[config...]", "a YAML file, then key=value, such as train.iters=100 reward.lpips.weight=1")
+  .argument("[config...]", "a YAML file (- reads standard input) and key=value, such as train.iters=100")
   .addOption(preset(Object.keys(presets)))
   .addOption(dryRun())
   .addOption(
@@ -616,9 +617,11 @@ program
   .description(
     "Show a configuration and explain its keys: show [FILE] [key=value...] | explain [KEY...] | presets | schema | docs.",
   )
-  .argument(
-    "<what>",
-    "show: the whole configuration as YAML; explain: what keys mean; presets: which presets there are; schema: JSON Schema for editors; docs: docs/configuration.md",
+  .addArgument(
+    new Argument(
+      "<what>",
+      "show: the whole configuration as YAML; explain: what keys mean; presets: which presets there are; schema: JSON Schema for editors; docs: docs/configuration.md",
+    ).choices(["show", "explain", "presets", "schema", "docs"]),
   )
   .argument("[args...]", "for show: a file and key=value; for explain: keys or sections")
   .addOption(preset())
@@ -660,27 +663,31 @@ program
 program
   .command("completion")
   .description("Print a script that completes commands, options and keys in a shell.")
-  .argument("<shell>", "bash, zsh or fish")
+  .addArgument(new Argument("<shell>", "the shell").choices(["bash", "zsh", "fish"]))
   .addHelpText("after", "\nExample: completion in this shell\n  source <(npx rlar completion bash)")
   .action(
     command(async () => {
       const { completionScript } = await import("./completion.js");
-      return (shell: string): void => {
-        if (shell !== "bash" && shell !== "zsh" && shell !== "fish") {
-          throw new ConfigError([`completion: expected bash, zsh or fish, got ${shell}.`]);
-        }
+      return (shell: "bash" | "zsh" | "fish"): void => {
         process.stdout.write(completionScript(program, shell));
       };
     }),
   );
 
-for (const command of program.commands) command.exitOverride();
+for (const command of program.commands) {
+  command.exitOverride();
+  command.showHelpAfterError(
+    `(${rlarCommand([command.name(), "--help"])} lists the options, with an example)`,
+  );
+}
 watchOutputs();
 
 try {
   await program.parseAsync();
 } catch (error) {
   if (error instanceof CommanderError) {
+    const advice = adviceOnRefusal(process.argv[2] ?? "", error.message);
+    if (advice !== null) print(process.stderr, `${advice}\n`);
     process.exitCode = error.exitCode === 0 ? 0 : EXIT.usage;
   } else {
     const first = firstError(error) as Error;

@@ -104,8 +104,8 @@ export function layerOfFile(kind: KeyTable, file: string): Layer {
   let folder = dirname(file);
   try {
     const info = statSync(file);
-    if (info.isFIFO())
-      folder = "."; // what a shell's <(...) gives
+    if (info.isFIFO() || file === "/dev/stdin")
+      folder = "."; // what a shell's <(...) and < give
     else if (!info.isFile())
       return refused("a configuration file", info.isDirectory() ? "a folder" : "no file");
     if (info.size > MAX_BYTES) return refused("a configuration of at most 1 MiB", `${info.size} bytes`);

@@ -20,14 +20,22 @@ test("bash completes commands, options and keys", () => {
   assert.ok(offered("rlar", "train", "reward.lpips.w").includes("reward.lpips.weight="));
   assert.ok(offered("rlar", "pretrain", "--dry").includes("--dry-run"));
   assert.deepEqual(offered("rlar", "doctor", "train.iters").filter(Boolean), []);
+  // Values of options and arguments; where any file may follow, the shell completes it.
+  assert.deepEqual(offered("rlar", "eval", "--checkpoint", "").filter(Boolean), ["last", "best"]);
+  assert.deepEqual(offered("rlar", "eval", "--policy", "").filter(Boolean), []);
+  assert.deepEqual(offered("rlar", "config", "ex").filter(Boolean), ["explain"]);
+  assert.ok(offered("rlar", "launch", "--processes", "2", "train", "data.sou").includes("data.source="));
 });
 
 test("zsh and fish have scripts of their own; another shell is refused", () => {
   assert.match(rlar("completion", "zsh"), /^autoload -U \+X bashcompinit/);
-  assert.match(rlar("completion", "fish"), /__fish_seen_subcommand_from eval' -a '--temperatures'/);
+  assert.match(
+    rlar("completion", "fish"),
+    /__fish_seen_subcommand_from eval' -l checkpoint -r -f -a 'last best'/,
+  );
   const { status, stderr } = spawnSync(process.execPath, [main, "completion", "tcsh"], { encoding: "utf8" });
   assert.equal(status, 2);
-  assert.match(stderr, /bash, zsh or fish/);
+  assert.match(stderr, /bash, zsh, fish/);
 });
 
 test("every command's help ends with an example; the version is the package's", () => {

@@ -79,10 +79,7 @@ test("two policies at temperature 1: values with intervals, and the change where
     /L2<\/summary>.*?<\/th><td>0\.2000 <span class="quiet range">\[0\.1900, 0\.2100\]<\/span><\/td><td>0\.1000 <span.*?<td>-50\.0 % <span class="better">better<\/span><\/td>/,
   );
   // 5 and 5.005, each ±0.01: not told apart.
-  assert.match(
-    markup,
-    /FD to training images \[1\]<\/summary>.*?<td>\+0\.1 % <span class=""><\/span><\/td>/,
-  );
+  assert.match(markup, /FD to training images \[1\]<\/summary>.*?<td>\+0\.1 % <span class=""><\/span><\/td>/);
   assert.match(markup, /At T 1 B has L2 0\.1000, 50\.0 %.* at T 1/);
   assert.match(markup, /<b>A<\/b>: a\.safetensors \(before\)/);
   assert.match(markup, /a &lt;note&gt;/);
