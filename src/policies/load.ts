@@ -449,7 +449,8 @@ export interface BuildOptions {
 /** How to pass a size that the file does not have, for messages. */
 const REMEDIES: Readonly<Record<keyof PolicySizes, string>> = {
   nHead: "Pass nHead, the attention heads (--heads, or ar.nHead in a configuration)",
-  blockSize: "Pass blockSize, the codes of an image (--codes, or blockSize in a configuration)",
+  blockSize:
+    "Pass blockSize, the codes of an image (--codes, or blockSize in a configuration), such as 256 for 256 px at 16 px per code",
   numClasses: "Pass numClasses",
 };
 

@@ -289,7 +289,7 @@ describe("what does not fit is refused in one sentence", () => {
     refuses(
       () => loadPolicy(fileOf(prepend).shapes, fileOf(prepend).read, { where, nHead: 1 }),
       "expected blockSize, which its weights do not tell, got none. " +
-        "Pass blockSize, the codes of an image (--codes, or blockSize in a configuration).",
+        "Pass blockSize, the codes of an image (--codes, or blockSize in a configuration), such as 256 for 256 px at 16 px per code.",
     );
     using gpt = new GPT(SIZE);
     refuses(
