@@ -77,27 +77,27 @@ const chart = (
 const REWARD: readonly ChartSpec[] = [
   chart(
     "Reward",
-    "What samples are worth in training, with the spread over the samples of an iteration; the ceiling is the " +
-      "reward of the tokenizer's own reconstructions, the floor that of the policy before training, on held-out " +
-      "images. Good: rises towards the ceiling, in training and held out alike.",
+    "Reward of the samples in training, with the standard deviation over an iteration. The ceiling is the reward " +
+      "of the tokenizer's own reconstructions, the floor that of the policy before training, on held-out " +
+      "images. Good: it rises towards the ceiling, both in training and on held-out images.",
     { "reward/mean": "in training", "reward/vq_ceiling": "ceiling", "eval/reward/mean": "held out" },
     { isWide: true, hasFloor: true },
   ),
   chart(
     "Gap to the ceiling",
-    "Ceiling minus reward on the same images: what is left to win. It varies less from batch to batch than the " +
-      "reward. Good: falls.",
+    "Ceiling minus reward on the same images: what is left to gain. It varies less from batch to batch than the " +
+      "reward. Good: it falls.",
     { "reward/gap": "gap" },
   ),
   chart(
     "Spread within a group",
-    "Standard deviation of the rewards of an image's samples: what the policy learns from. Good: above 0.",
+    "Standard deviation of the rewards of an image's samples. The policy learns from these differences. Good: above 0.",
     { "reward/group_std": "within a group" },
     { hasZero: true },
   ),
   chart(
     "Groups with equal rewards",
-    "Share of images whose samples all have the same reward: their advantages are 0, so the policy learns " +
+    "Fraction of images whose samples all have the same reward: their advantages are 0, so the policy learns " +
       "nothing from them. Good: low.",
     { "advantage/frac_zero_std": "share" },
     { unit: "%", hasZero: true },
@@ -107,7 +107,7 @@ const REWARD: readonly ChartSpec[] = [
 const LEARNING: readonly ChartSpec[] = [
   chart(
     "Loss",
-    "What is minimised. Good: falls in training and on held-out images; a growing gap means memorised images.",
+    "The training loss. Good: it falls in training and on held-out images; a growing gap means overfitting.",
     { "train/loss": "in training", "eval/loss": "held out", "eval/nats_per_token": "held out" },
     { mayBeLog: true, isWide: true },
   ),
@@ -122,7 +122,7 @@ const LEARNING: readonly ChartSpec[] = [
 const UPDATE: readonly ChartSpec[] = [
   chart(
     "KL divergence from the reference",
-    "How far the policy is from where it began, in nats per token (k1, k2, k3 are estimators). Good: grows " +
+    "KL divergence of the policy from the reference, in nats per token (k1, k2, k3 are estimators). Good: it grows " +
       "slowly; a jump often comes before a collapse.",
     {
       "kl/ref_k3": "k3",
@@ -141,18 +141,18 @@ const UPDATE: readonly ChartSpec[] = [
   ),
   chart(
     "KL divergence of an update",
-    "How far the updates of a step move the policy, in nats per token. Good: small and even.",
+    "KL divergence by which the update of an iteration changes the policy, in nats per token. Good: small and steady.",
     { "kl/approx": "k3", "kl/approx_k1": "k1" },
     { mayBeLog: true },
   ),
   chart(
     "Entropy of the policy",
-    "In nats per drawn token. Good: falls slowly; near 0 the policy draws the same codes every time.",
+    "Entropy in nats per drawn token. Good: it falls slowly; near 0 the policy always draws the same codes.",
     { "policy/entropy": "entropy" },
   ),
   chart(
     "Clip fraction",
-    "Share of tokens whose ratio left the trusted range, below and above. Good: a few per cent.",
+    "Fraction of tokens whose ratio is clipped, below and above. Good: a few percent.",
     { "clip_ratio/region_mean": "both", "clip_ratio/low_mean": "below", "clip_ratio/high_mean": "above" },
     { unit: "%", hasZero: true },
   ),
@@ -163,23 +163,27 @@ const UPDATE: readonly ChartSpec[] = [
     { mayBeLog: true },
   ),
   chart(
-    "Sampler against scorer",
-    "Difference of the two log-probabilities of a token before any update. Good: 0 but for rounding; else draws " +
-      "and scores have drifted apart.",
+    "Sampling against update",
+    "Difference between the log-probabilities of a token in sampling and in the update, before the first step. Good: 0 " +
+      "except for rounding; otherwise the two compute different distributions.",
     { "sampling/logp_diff_max": "greatest", "sampling/logp_diff_mean": "mean" },
     { mayBeLog: true },
   ),
-  chart("Advantages", "Of the tokens: spread and extremes. Good: no extreme far beyond the spread.", {
-    "advantage/std": "spread",
-    "advantage/max": "greatest",
-    "advantage/min": "least",
-  }),
+  chart(
+    "Advantages",
+    "Standard deviation and extremes over tokens. Good: no extreme is many standard deviations away.",
+    {
+      "advantage/std": "spread",
+      "advantage/max": "greatest",
+      "advantage/min": "least",
+    },
+  ),
 ];
 
 const OPTIMIZER: readonly ChartSpec[] = [
   chart(
     "Gradient norm",
-    "Before clipping, mean and greatest of an iteration's updates. Good: even; spikes far above the limit are not.",
+    "Gradient norm before clipping: mean and maximum over an iteration's optimizer steps. Good: steady, without spikes far above the limit.",
     { "optim/grad_norm": "mean", "optim/grad_norm_max": "greatest" },
     { mayBeLog: true, limit: { path: "optimizer.maxGradNorm", label: "clipped above" } },
   ),
@@ -195,20 +199,19 @@ const OPTIMIZER: readonly ChartSpec[] = [
 const TOKENS: readonly ChartSpec[] = [
   chart(
     "Codebook use",
-    "Share of the codes that the samples of an iteration use. A fall means fewer kinds of patches.",
+    "Fraction of the codebook that the samples of an iteration use. A fall means fewer kinds of patches.",
     { "tokens/codebook_usage": "in training", "eval/codebook_usage": "held out" },
     { unit: "%" },
   ),
   chart(
     "Effective codes",
-    "As many codes, used evenly, would be as mixed as those drawn: the exponential of their entropy. A fall " +
-      "means fewer kinds of patches.",
+    "Perplexity of the drawn codes: exponential of the entropy of their frequencies. A fall means fewer kinds of patches.",
     { "tokens/token_perplexity": "codes" },
     { hasZero: true },
   ),
   chart(
     "Sequences that differ",
-    "Share of drawn sequences that are like none before them. Good: 100 %.",
+    "Number of distinct sequences divided by the number of drawn sequences. Good: 100 %.",
     { "tokens/unique_frac": "share" },
     { unit: "%" },
   ),
@@ -223,18 +226,18 @@ const MACHINE: readonly ChartSpec[] = [
   ),
   chart(
     "Tokens per second",
-    "Drawn or predicted, over the whole step.",
+    "Drawn or predicted codes per second of the whole step.",
     { "perf/tokens_per_s": "tokens" },
     { hasZero: true },
   ),
   chart("Images per second", "Over the whole step.", { "perf/images_per_s": "images" }, { hasZero: true }),
   chart(
     "Memory (GiB)",
-    "Of the process, and the most that tensors took in a step. Good: flat after the first steps.",
+    "Memory of the process, and peak memory of tensors in a step. Good: constant after the first steps.",
     { "perf/rss_gb": "process", "perf/peak_gb": "tensors", "perf/gpu_mem_peak_gb": "GPU" },
     { hasZero: true },
   ),
-  chart("Tensors alive", "After a step. Good: flat; a slope is a leak.", {
+  chart("Tensors alive", "Number of tensors after a step. Good: constant; a rise is a memory leak.", {
     "perf/native_tensors": "tensors",
   }),
 ];

@@ -21,7 +21,7 @@ export interface Measure {
 export const MEASURES: Readonly<Record<string, Measure>> = {
   reward: {
     title: "Reward",
-    about: "What a sample is worth: the weighted sum of the reward's terms.",
+    about: "Weighted sum of the reward's terms.",
     sign: 1,
   },
   l1: { title: "L1", about: "Mean absolute difference from the true image, in [-1, 1].", sign: -1 },
@@ -48,27 +48,27 @@ export const MEASURES: Readonly<Record<string, Measure>> = {
   },
   patch_gan: {
     title: "PatchGAN",
-    about: "How real a discriminator takes patches to be: its mean logit.",
+    about: "Mean logit of a discriminator; higher means that patches look more real to it.",
     sign: 1,
   },
   toklip_image: {
     title: "TokLIP, image",
-    about: "Cosine of the meaning of the sampled codes and of the image's, by TokLIP.",
+    about: "Cosine between TokLIP's embeddings of the sampled and of the true codes.",
     sign: 1,
   },
   toklip_text: {
     title: "TokLIP, text",
-    about: "Cosine of the meaning of the sampled codes and of the caption or class, by TokLIP.",
+    about: "Cosine between TokLIP's embeddings of the sampled codes and of the caption or class.",
     sign: 1,
   },
   clip: {
     title: "CLIP, text",
-    about: "Cosine of the embeddings of the sample and of the caption or class, by CLIP or SigLIP.",
+    about: "Cosine between CLIP's or SigLIP's embeddings of the sample and of the caption or class.",
     sign: 1,
   },
-  aesthetic: { title: "Aesthetic score", about: "LAION's prediction of how people rate the image.", sign: 1 },
+  aesthetic: { title: "Aesthetic score", about: "Score of LAION's aesthetic predictor.", sign: 1 },
   dists: { title: "DISTS", about: "Distance from the true image in structure and texture.", sign: -1 },
-  codes_used: { title: "Codes used", about: "Share of the codebook that occurs.", sign: 0, unit: "%" },
+  codes_used: { title: "Codes used", about: "Fraction of the codebook that occurs.", sign: 0, unit: "%" },
   fd_train: { title: "FD to training images", about: "Fréchet distance from the training images.", sign: -1 },
   fd_held_out: {
     title: "FD to held-out images",
@@ -77,7 +77,8 @@ export const MEASURES: Readonly<Record<string, Measure>> = {
   },
   fd_reference: {
     title: "FD to the reference set",
-    about: "Fréchet distance from the set of --reference, in the features of the network that described it.",
+    about:
+      "Fréchet distance from the set of --reference, in the features of the network that it was made with.",
     sign: -1,
   },
   kd_train: {
@@ -92,7 +93,7 @@ export const MEASURES: Readonly<Record<string, Measure>> = {
   },
   score: {
     title: "Score",
-    about: "Inception-style score: samples are of clear classes, and of many.",
+    about: "Inception score with this network: high if samples have clear classes, and many different ones.",
     sign: 1,
   },
   accuracy: {
@@ -109,19 +110,21 @@ export const MEASURES: Readonly<Record<string, Measure>> = {
   },
   precision: {
     title: "Precision",
-    about: "Share of samples among training images (3 nearest neighbours, of at most 10,000 images).",
+    about:
+      "Fraction of samples that lie among the training images (3 nearest neighbours, of at most 10,000 images).",
     sign: 1,
     unit: "%",
   },
   recall: {
     title: "Recall",
-    about: "Share of training images among samples (3 nearest neighbours).",
+    about: "Fraction of training images that lie among the samples (3 nearest neighbours).",
     sign: 1,
     unit: "%",
   },
   density: {
     title: "Density",
-    about: "Training neighbourhoods that hold a sample, on average, divided by 5 nearest neighbours.",
+    about:
+      "Number of training images whose neighbourhood (5 nearest neighbours) contains a sample, divided by 5; mean over samples.",
     sign: 1,
   },
   coverage: {
@@ -144,7 +147,8 @@ export const MEASURES: Readonly<Record<string, Measure>> = {
   },
   nearest_ratio: {
     title: "Nearest, relative",
-    about: "The same divided by that of held-out images. Well below 1, training images were memorised.",
+    about:
+      "Mean distance of samples from the nearest training image, divided by that of held-out images. Well below 1 means memorized training images.",
     sign: 0,
   },
   nats_per_token: {
@@ -158,10 +162,15 @@ export const MEASURES: Readonly<Record<string, Measure>> = {
     about: "The exponential of the mean negative log-likelihood.",
     sign: -1,
   },
-  top1: { title: "Top 1", about: "Share where the most probable guess is right.", sign: 1, unit: "%" },
+  top1: {
+    title: "Top 1",
+    about: "Fraction of codes whose most probable prediction is right.",
+    sign: 1,
+    unit: "%",
+  },
   top5: {
     title: "Top 5",
-    about: "Share where one of the five most probable guesses is right.",
+    about: "Fraction of codes for which one of the five most probable predictions is right.",
     sign: 1,
     unit: "%",
   },
@@ -177,26 +186,31 @@ export const MEASURES: Readonly<Record<string, Measure>> = {
   },
   nats_null: {
     title: "Nats without a class",
-    about: "Negative log-likelihood per true code where no class is given, as guidance needs it.",
+    about: "Negative log-likelihood per true code under the null class, which classifier-free guidance uses.",
     sign: -1,
   },
-  ce: { title: "Cross-entropy", about: "In nats.", sign: -1 },
-  loss: { title: "Loss", about: "What is minimised.", sign: -1 },
-  "loss/total": { title: "Total loss", about: "What is minimised: the sum of the other losses.", sign: 0 },
+  ce: { title: "Cross-entropy", about: "Cross-entropy, in nats.", sign: -1 },
+  loss: { title: "Loss", about: "The training loss.", sign: -1 },
+  "loss/total": { title: "Total loss", about: "The training loss: the sum of the other losses.", sign: 0 },
   "loss/policy": {
     title: "Policy loss",
-    about: "Near 0 by construction: its gradient matters, not its value.",
+    about: "Loss of the policy gradient; its value is near 0 by construction, but not its gradient.",
     sign: 0,
   },
   "loss/aux_ce": {
     title: "Cross-entropy of true codes",
-    about: "Times update.auxCe. It keeps the policy from forgetting.",
+    about:
+      "Cross-entropy of the true codes times update.auxCe. It keeps the policy from forgetting its pre-training.",
     sign: -1,
   },
-  "loss/kl": { title: "KL loss", about: "Times kl.coef. It pulls towards the reference policy.", sign: 0 },
-  "loss/entropy": { title: "Entropy loss", about: "Times update.entropyCoef, negative.", sign: 0 },
-  "loss/value": { title: "Value loss", about: "Of the value head, times ppo.valueCoef.", sign: -1 },
-  codebook_used: { title: "Codebook use", about: "Share of the codes that occur.", sign: 1, unit: "%" },
+  "loss/kl": {
+    title: "KL loss",
+    about: "KL divergence times kl.coef. It pulls the policy towards the reference.",
+    sign: 0,
+  },
+  "loss/entropy": { title: "Entropy loss", about: "Minus the entropy times update.entropyCoef.", sign: 0 },
+  "loss/value": { title: "Value loss", about: "Loss of the value head times ppo.valueCoef.", sign: -1 },
+  codebook_used: { title: "Codebook use", about: "Fraction of the codes that occur.", sign: 1, unit: "%" },
   codebook_usage: {
     title: "Codebook use",
     about: "Share of the codes that occur. A fall means fewer kinds of patches.",
@@ -205,7 +219,7 @@ export const MEASURES: Readonly<Record<string, Measure>> = {
   },
   codebook_perplexity: {
     title: "Effective codes",
-    about: "The exponential of the entropy of the codes: as many codes, used evenly, are as mixed.",
+    about: "Perplexity of the codes: exponential of the entropy of their frequencies.",
     sign: 1,
   },
 };
