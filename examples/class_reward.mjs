@@ -1,6 +1,6 @@
 /**
- * A reward of meaning, as a module: the log-probability that a classifier gives the class of each sample, in nats. No
- * image is compared.
+ * An example of a reward module: the log-probability that a classifier gives the class of each sample, in nats. It does
+ * not compare samples with images.
  *
  *   CLASSIFIER=models/emoji_32px/classifier.safetensors npm run rlar -- train models/emoji_32px/completion.yaml \
  *       reward.custom.class.module=examples/class_reward.mjs reward.l2.weight=0 reward.perceptual.weight=0 \

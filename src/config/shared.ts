@@ -57,7 +57,7 @@ export const data = section({
     "Name of what holds the image: a parquet column, the extension of a tar member, a tensor of a code file. Set it when there are several candidates, or none is found.",
   ),
   captions: textKey().describe(
-    "Where the caption of an image is: the extension of a file beside it or of a tar member, json.FIELD for a field of such a JSON file, a parquet column, a field of a JSONL file; none reads no captions; null finds .txt files and columns of text called caption, text or prompt. Set it when they are elsewhere, or to train by class names though there are captions.",
+    "Name of what holds the caption of an image: the extension of a file with the same name (or of a tar member), json.FIELD for a field of such a JSON file, a parquet column, a field of a JSONL file; none reads no captions; null finds .txt files, and text columns named caption, text or prompt. Set it when captions have another name, or to none to use class names instead.",
   ),
   classNames: key(z.array(text).readonly().nullable(), null).describe(
     "Names of all classes, in the order of the policy's class ids; null sorts the names that are found. Give it when the images show only some of the classes that the policy knows.",

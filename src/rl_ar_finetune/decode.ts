@@ -1,6 +1,6 @@
 /**
- * Decodes sampled codes, once for all terms of the reward, and collects what functions and servers of the user's own are told
- * beside the pixels. `rewards.ts` scores the images.
+ * Decodes sampled codes, once for all terms of the reward, and collects further information for the user's reward
+ * functions and servers. `rewards.ts` scores the images.
  */
 import { setImmediate } from "node:timers/promises";
 import type { RewardContext, TrainConfig } from "../config/resolve.js";
@@ -127,10 +127,10 @@ async function decodeAndSend(
       pieces.push(piece);
       for (const { name, send } of servers) {
         const scores = send?.(piece, first, context) as Promise<readonly number[]>;
-        scores.catch(() => undefined); // whoever waits for all of them is told
+        scores.catch(() => undefined); // the error is reported to the code that waits for all of them
         sent[name]?.push(scores);
       }
-      await setImmediate(); // the requests go out
+      await setImmediate(); // lets Node send the requests
     }
     const { samples, latents } = noGrad(() =>
       tidy(() => ({
@@ -147,7 +147,7 @@ async function decodeAndSend(
 const comparesLatents = (terms: readonly Term[]): boolean =>
   terms.some((term) => term.name === "latent_cosine");
 
-/** What a reward is told of a batch. */
+/** The context that a reward gets with a batch. */
 function contextOf(
   config: TrainConfig,
   { source }: RunParts,

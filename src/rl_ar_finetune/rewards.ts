@@ -1,7 +1,7 @@
 /**
- * Rewards: metrics of one decoded batch, with a sign that makes higher better, weighted and added. The metrics are those
- * of `src/metrics`; functions and servers of the user's own are in `own_rewards.ts` and `reward_server.ts`;
- * `advantages.ts` makes advantages of the totals.
+ * Rewards: metrics of one decoded batch, with a sign that makes higher better, weighted and added. The metrics are
+ * those of `src/metrics`; functions and servers of the user's own are in `own_rewards.ts` and `reward_server.ts`;
+ * `advantages.ts` computes advantages from the totals.
  */
 import type { RewardContext } from "../config/resolve.js";
 import { allGather } from "../distributed/index.js";
@@ -42,7 +42,10 @@ import { requireChoice } from "./sampling.js";
 /** Rewards that compare a decoded image with its input. */
 export type ReconstructionType = "l1" | "l2" | "psnr" | "ssim" | "ms_ssim" | "lpips" | "perceptual";
 
-/** The scale of each term before it is weighted: its own, or mean 0 and standard deviation 1 over batch or group. */
+/**
+ * Normalization of each term before it is weighted: none, or mean 0 and standard deviation 1 over the batch or the
+ * group.
+ */
 export type Normalization = "none" | "batch" | "group";
 
 /** A batch to reward: all terms are computed from one decode. */
@@ -53,7 +56,7 @@ export interface Judged {
   readonly samples: Tensor;
   /** Latents of the images before quantisation, float `[B, ...]`, and of the samples, `[B * G, ...]`. */
   readonly latents?: { readonly images: Tensor; readonly samples: Tensor };
-  /** What functions and servers of the user are told beside the pixels. */
+  /** Further information for the user's functions and servers. */
   readonly context?: RewardContext;
   /** Scores by the term's name, one per sample, which were waited for: see `own_rewards.ts`. */
   readonly scores?: Readonly<Record<string, readonly number[]>>;
@@ -68,9 +71,9 @@ export interface Term {
   readonly weight: number;
   /** -1 for a loss or a distance, 1 for a score, from `src/metrics/measures.ts`: higher values times this are better. */
   readonly sign: 1 | -1;
-  /** In place of the normalization of all terms. */
+  /** Overrides the normalization of all terms. */
   readonly normalize?: Normalization;
-  /** Lowest and highest value that counts, before normalization and weight. */
+  /** Range that values are clamped to before normalization and weight. */
   readonly clamp?: readonly [number, number];
   /** One value per sample in the metric's own units, float `[B * G]`. */
   readonly measure: (judged: Judged) => Tensor;
@@ -217,7 +220,7 @@ function imageFeatures(network: LPIPS | PerceptualDistance, { images }: Judged):
   return reference;
 }
 
-/** Name of {@link unrewardedTerm}. */
+/** Name of the term of {@link unrewardedTerm}. */
 export const UNREWARDED = "perceptual_held_out";
 
 /** The distance in the features of a classifier that no reward uses, as a check on the rewards. */
@@ -341,7 +344,7 @@ export const factorOf = ({ weight, sign }: Term): number => weight * sign;
 /** A term's key, for messages. */
 export const keyOf = ({ key, name }: Term): string => `reward.${key ?? name}`;
 
-/** A term's values as they enter the sum: within its clamp. */
+/** A term's values after its clamp. */
 export const counted = ({ clamp }: Term, values: Tensor): Tensor =>
   clamp === undefined ? values : values.clamp(...clamp);
 

@@ -45,13 +45,13 @@ export interface Progress {
   evaluationsSinceBest: number;
   imagesSeen: number;
   tokensSeen: number;
-  /** Weight of the divergence from the reference, which `kl.target` steers. */
+  /** Coefficient of the KL divergence, which `kl.target` adapts. */
   klCoef: number;
-  /** Weight of the entropy bonus, which `update.entropyTarget` steers. */
+  /** Weight of the entropy bonus, which `update.entropyTarget` adapts. */
   entropyCoef: number;
-  /** Running mean of that divergence, for `kl.stop`. */
+  /** Running mean of the KL divergence, for `kl.stop`. */
   klMean: number | null;
-  /** Whether the reward was gamed in the last evaluation. */
+  /** Whether the last evaluation showed reward hacking. */
   isGamed: boolean;
   first: Evaluation | null;
   last: Evaluation | null;
@@ -59,7 +59,7 @@ export interface Progress {
   best: (Omit<BestCheckpoint, "name"> & { readonly name?: string }) | null;
 }
 
-/** What becomes of a key that `--force` changes, where more happens than that it counts from now on. */
+/** Notes for keys changed with `--force` whose effect is not only that the new value is used from now on. */
 const EFFECTS: Effects = [
   [/^ema\.decay$/, "counts from now on; an average that is new starts from the present weights"],
   [/^kl\.(path|estimator)$/, "counts from now on; the running mean for kl.stop starts anew"],
@@ -75,8 +75,8 @@ export const WEIGHT_FILES: readonly string[] = [".safetensors", ".pt", ".pth", "
 /**
  * Restore the parts from a checkpoint.
  *
- * @returns how far that was, and lines for the user on what `force` changes.
- * @throws ConfigError when the run would not go on as it was begun, unless forced.
+ * @returns the progress of the run, and notes for the user on what `force` changes.
+ * @throws ConfigError when the resumed run would differ from the saved one, unless forced.
  */
 export function restore(
   config: TrainConfig,
@@ -112,7 +112,7 @@ export function restore(
     frozen: values.frozen as Record<string, string>,
   };
   const now = { config, data: parts.fingerprint, frozen: parts.frozen };
-  if (force) requireSameTrained(parts, saved); // says more than the names of the keys
+  if (force) requireSameTrained(parts, saved); // its message is clearer than the names of the changed keys
   const changes = requireSameRun(identity, now, { force });
   if (!force) requireSameTrained(parts, saved);
   loadParts(parts, saved);
@@ -162,8 +162,8 @@ function loadParts(parts: RunParts, { tensors, values }: LoadedCheckpoint): void
 }
 
 /**
- * Go back to the weights, moments, averages and KL coefficient of the best checkpoint. The run goes on from the images and
- * the iteration that it has come to.
+ * Restore the weights, optimizer state, EMA and KL coefficient of the best checkpoint. The position in the images and
+ * the iteration do not change.
  *
  * @param folder - of the checkpoints.
  * @returns the step of that checkpoint.
@@ -172,7 +172,7 @@ function loadParts(parts: RunParts, { tensors, values }: LoadedCheckpoint): void
 export function rollBack(parts: RunParts, progress: Progress, folder: string): number {
   using best = readCheckpoint(folder, { which: "best" }) as LoadedCheckpoint;
   loadParts(parts, best);
-  requireSame({ "step of the best checkpoint": best.step }); // and nobody writes before all have read
+  requireSame({ "step of the best checkpoint": best.step }); // no process writes before all have read
   const { klCoef, klMean, entropyCoef } = best.values.progress as unknown as Progress;
   Object.assign(progress, { klCoef, klMean, entropyCoef });
   progress.evaluationsSinceBest++;
@@ -225,13 +225,13 @@ export function identityOf(parts: RunParts, step: number): Record<string, unknow
   };
 }
 
-/** Norms of tensors: two sets of weights that differ differ in these. */
+/** Norms of tensors, to detect whether two sets of weights differ. */
 function weightNorms(tensors: readonly Tensor[]): number[] {
   if (size() === 1) return [];
   return tidy(() => tensors.map((tensor) => Number(noGrad(() => tensor.double().norm()).item())));
 }
 
-/** Whether a run is over before its iterations are done, by what its configuration says of that. */
+/** Whether the configuration ends the run before its last iteration. */
 export function endOf(
   { eval: { patience }, kl: { stop }, alarm: { action } }: TrainConfig,
   progress: Progress,
@@ -250,9 +250,12 @@ export interface SaveContext {
   readonly batches: Pick<Batches, "passedOver">;
 }
 
-/** Writes the checkpoints of a run; when the run fails, also one of the last whole step. Hold it with `using`. */
+/**
+ * Writes the checkpoints of a run. If the run fails, it also saves the state after the last complete step. Declare it
+ * with `using`.
+ */
 export class Saver implements Disposable {
-  /** False while an update has changed some weights and is not done: that state is not saved. */
+  /** False while an update has changed only some of the weights: that state is not saved. */
   isWhole = true;
   #savedStep: number;
   readonly #config: TrainConfig;
@@ -270,7 +273,7 @@ export class Saver implements Disposable {
     if (progress.step > 0 && isFirst()) writeBest(context.folder, progress.best as BestCheckpoint | null);
   }
 
-  /** Of several processes the first writes; all call this together. */
+  /** All processes call this together; the first writes. */
   save(): void {
     const { optimizer } = this.#parts;
     tidy(() => {
@@ -340,14 +343,14 @@ export class Saver implements Disposable {
   [Symbol.dispose](): void {
     const { step } = this.#progress;
     if (!this.isWhole || step <= this.#savedStep) return;
-    // After a failure the other processes do not come to put a sharded state together.
+    // After a failure the other processes do not take part in gathering a sharded state.
     if (this.#parts.optimizer.isSharded) return;
     this.save();
     this.#context.log.say(`saved after step ${step}, to go on with run.ifExists=resume`);
   }
 }
 
-/** Take note of an update, whatever it was made from. */
+/** Count an update of any algorithm. */
 export function noteUpdate(
   { kl, update }: TrainConfig,
   progress: Progress,

@@ -51,7 +51,7 @@ import { mapStart, readNumbers, type Start, startParts } from "./sampling.js";
 import { algorithmOptions, contextAt } from "./settings.js";
 import { steUpdate } from "./ste.js";
 
-/** The condition of a batch for a policy: nothing with `rollout.start` empty, else features or classes. */
+/** The condition of a batch for a policy: none with `rollout.start` empty, otherwise features or classes. */
 export function conditionOf(batch: Batch, start: TrainConfig["rollout"]["start"]): Condition {
   if (start === "empty") return {};
   const { features, isReal } = batch;
@@ -79,9 +79,9 @@ function encodeFor({ rollout }: TrainConfig, { tokenizer }: RunParts, images: Te
 }
 
 /**
- * Draw sequences in the policy's precision, on packed weights where that pays, and with LoRA adapters merged into the
- * weights while codes are drawn one by one. Weights narrower than float32 would round the adapters away, so there they
- * stay apart.
+ * Draw sequences in the policy's precision, with packed weights where they are faster, and with LoRA adapters merged
+ * into the weights while codes are drawn one by one. In weights narrower than float32 the adapters would be lost by
+ * rounding, so they are not merged there.
  */
 export function rolloutFor(
   config: TrainConfig,
@@ -131,8 +131,8 @@ export function drawFor(
 }
 
 /**
- * The rollouts of all processes as one, and the true codes of their images. The trunk's states stay those of this
- * process's rows, which it updates with.
+ * Gathers the rollouts of all processes into one, and the true codes of their images. Hidden states are not gathered:
+ * each process uses only those of its own rows.
  *
  * @param batch - B: images of all processes.
  */
@@ -444,16 +444,16 @@ export function sampleRows(
   });
 }
 
-/** A page of samples, float32 `[1, 3, H, W]`, and what its rows are. */
+/** A picture of samples, float32 `[1, 3, H, W]`, and a description of its rows. */
 export interface SamplePage {
   readonly page: Tensor;
   readonly about: { readonly [key: string]: PlainData };
 }
 
 /**
- * A page of rows, whose images are freed.
+ * Draws rows as one picture; frees their images.
  *
- * @param shown - what the rows were made of.
+ * @param shown - the images and samples from which the rows were made.
  */
 export function samplePage(
   rows: readonly SampleRow[],

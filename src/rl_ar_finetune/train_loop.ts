@@ -66,8 +66,8 @@ export interface TrainResult {
   /** Iterations that are done. */
   readonly step: number;
   /**
-   * `patience`: nothing got better for long; `kl`: the divergence from the reference went past `kl.stop`; `alarm`: the
-   * reward was gamed.
+   * `patience`: no new best evaluation for `eval.patience` evaluations; `kl`: the KL divergence from the reference
+   * exceeded `kl.stop`; `alarm`: an evaluation showed reward hacking.
    */
   readonly end: "done" | "interrupted" | "alarm" | "patience" | "kl";
   /** Before the first iteration and after the last, where there was an evaluation. */
@@ -78,8 +78,8 @@ export interface TrainResult {
 /**
  * Fine-tune a policy: roll out, decode, reward, update, until the iterations are done.
  *
- * Everything random follows from the seed and the iteration, so that a run that is killed and resumed is the one that
- * was not, bit for bit on a CPU.
+ * All random numbers follow from the seed and the iteration, so a run that is killed and resumed has the same result as
+ * one that is not, bit for bit on a CPU.
  *
  * @param cfg - any part of a {@link TrainConfig}, snake_case keys and the names of the original description included,
  *   or a whole one from `resolveConfig`.
@@ -113,7 +113,7 @@ async function run({ config, notes }: ResolvedConfig, options: TrainOptions): Pr
   saved?.dispose(); // as large as all of the run's state
   requireSame(identityOf(parts, progress.step));
   const total = config.train.iters;
-  const skippedBefore = progress.skipped; // whoever resumes has mended the cause: the limit counts anew
+  const skippedBefore = progress.skipped; // the user has fixed the cause before resuming, so the count starts again
   const limits = { ...config.limits, total, skippedBefore, folder: folder.path };
   const about = [...notes, ...changes, ...parts.notes];
   using log = openLog(folder.path, {
@@ -136,18 +136,18 @@ async function run({ config, notes }: ResolvedConfig, options: TrainOptions): Pr
   const evaluateNow = (): Promise<Evaluation> =>
     evaluate(config, parts, { step: progress.step, folder: folder.path, show: showEval });
 
-  // 3. Where it starts from: the evaluation before the first iteration.
+  // 3. The evaluation before the first iteration.
   if (saved === null && config.eval.every > 0 && parts.evalImages > 0) {
     log.busy("evaluating before the first step");
     progress.first = await evaluateNow();
     progress.last = progress.first;
     log.step(0, progress.first.metrics, { spreads: progress.first.spreads });
     if (config.alarm.action === "rollback") {
-      noteEvaluation(config, progress); // so that there is one to go back to
+      noteEvaluation(config, progress); // so that a rollback is possible
       saver.save();
     }
   }
-  // A run that was over stays so, unless it is forced on.
+  // A finished run stays finished, unless it is forced.
   let end: TrainResult["end"] = options.force ? "done" : endOf(config, progress);
   let isNew = true;
   let clock = new Clock();
@@ -186,7 +186,7 @@ async function run({ config, notes }: ResolvedConfig, options: TrainOptions): Pr
       tidy(() => ({
         ...creditFor(config, parts, judged, mine.tokens.size(2), all),
         best: bestJudged && judge(parts.terms, bestJudged, { batch: all }).plain,
-        // From here on the batch is that of all processes, but for images, samples and states.
+        // From here on the batch is that of all processes, except for images, samples and hidden states.
         ...gatherRollout(drawn.value, all),
       })),
     );
@@ -249,7 +249,7 @@ async function run({ config, notes }: ResolvedConfig, options: TrainOptions): Pr
     }
     for (const line of parts.unreadable.news()) log.say(line);
 
-    // 7. The record.
+    // 7. The log.
     const times = clock.times();
     const spreads = rewardSpreads(plain);
     const seconds = Object.values(times).reduce((sum, part) => sum + part, 0);
@@ -284,7 +284,7 @@ async function run({ config, notes }: ResolvedConfig, options: TrainOptions): Pr
       ),
       { count: tokens, spreads: { ...spreads, ...(evaluation?.spreads ?? {}) } },
     );
-    clock = new Clock(); // what comes now belongs to the next record
+    clock = new Clock(); // time from here on belongs to the next step of the log
     if (isDueAt(progress.step, config.log.imagesEvery, total)) {
       const given = trueCodes === null ? 0 : trueCodes.size(1) - rollout.tokens.size(2);
       const { ids, classes } = batch;
@@ -295,7 +295,7 @@ async function run({ config, notes }: ResolvedConfig, options: TrainOptions): Pr
     }
 
     // 8. The checkpoint, and whether to go on.
-    await setImmediate(); // lets Ctrl-C through: batches that are read ahead never wait
+    await setImmediate(); // lets Node handle signals such as Ctrl-C: with batches that are read ahead nothing else waits
     end = endOf(config, progress);
     if (end === "done" && progress.step < total && isAnyAborted(options.signal)) end = "interrupted";
     const isDue =
