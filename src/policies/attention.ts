@@ -42,7 +42,8 @@ export function attend(q: Tensor, k: Tensor, v: Tensor, seen: Seen): Tensor {
   const [, heads, n] = q.shape as [number, number, number];
   const isFirst = cache === null || cache.length === 0;
   const all = cache === null ? { keys: k, values: v } : cache.append(layer, k, v);
-  if (!isFirst && q.device === "cpu") return attendOne(q, all.keys, all.values, mask, dropout);
+  if (!isFirst && !cache.isFixed && q.device === "cpu")
+    return attendOne(q, all.keys, all.values, mask, dropout);
   const isGrouped = heads !== k.shape[1];
   const isCausal = mask === null && n > 1;
   const [keys, values] = isFirst ? [k, v] : [all.keys, all.values];

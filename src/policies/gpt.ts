@@ -357,7 +357,7 @@ export class GPT extends Module implements ArPolicy {
     return noGrad(() =>
       tidy(() => {
         const codes = dropout(this.#codes(token.unsqueeze(1)), this.#tokenDrop, this.training); // [B, 1, D]
-        return this.#step(this.#place(codes, own.length), own.mask, own);
+        return this.#step(this.#place(codes, own.rowsOf(this.pos_emb, 1, 1)), own.stepMask(), own);
       }),
     );
   }
@@ -402,12 +402,17 @@ export class GPT extends Module implements ArPolicy {
     const features = this.#embedFeatures(condition, batch);
     const isLeading = features !== null && this.#features?.kind === "prepend";
     const whole = isLeading ? cat([features.to(placeOf(sequence)), sequence], 1) : sequence;
-    return { x: this.#place(whole, 0), features: isLeading ? null : features, isReal: isReal ?? null };
+    const positions = this.pos_emb.narrow(1, 0, whole.size(1));
+    return {
+      x: this.#place(whole, positions),
+      features: isLeading ? null : features,
+      isReal: isReal ?? null,
+    };
   }
 
-  /** Add the positions from `start` on. */
-  #place(x: Tensor, start: number): Tensor {
-    return dropout(x.add(this.pos_emb.narrow(1, start, x.size(1))), this.#embdPdrop, this.training);
+  /** Add the embeddings of the positions. */
+  #place(x: Tensor, positions: Tensor): Tensor {
+    return dropout(x.add(positions), this.#embdPdrop, this.training);
   }
 
   #codes(tokens: Tensor): Tensor {

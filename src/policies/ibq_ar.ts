@@ -304,11 +304,12 @@ export class IbqAr extends Module implements ArPolicy {
   #step(x: Tensor, cache: KvCache): Tensor {
     const { extra } = cache;
     const n = x.size(1);
-    const factors = this.rotary.narrow(0, cache.length, n);
+    const factors = cache.rowsOf(this.rotary, 0, n);
+    const mask = cache.length > 0 ? cache.stepMask() : null;
     let h = x;
     for (const [layer, block] of this.blocks.entries()) {
       const modulation = extra.slice(6 * layer, 6 * layer + 6) as unknown as Modulation;
-      h = tidy(() => block.forward(h, modulation, factors, { mask: null, cache, layer }));
+      h = tidy(() => block.forward(h, modulation, factors, { mask, cache, layer }));
     }
     cache.advance(n);
     const last = h.narrow(1, n - 1, 1);

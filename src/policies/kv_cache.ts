@@ -1,8 +1,12 @@
 /**
- * The KV cache: keys and values of the positions that a policy has seen. Memory is allocated once, written in place and read
- * through views.
+ * The KV cache: keys and values of the positions that a policy has seen. Memory is allocated once and written in place.
+ *
+ * On the CPU a step reads views of the positions that are filled. On a GPU it reads all of them through a mask and takes its
+ * position from a tensor, so that every step launches the same kernels over the same memory: one step can then be captured
+ * as a CUDA graph and replayed for all others.
  */
 import {
+  callTensor,
   cat,
   empty,
   expected,
@@ -24,6 +28,8 @@ interface CacheSize {
   /** Key heads per layer. */
   heads: number;
   headDim: number;
+  /** Whether every step has the same shapes; default on every device but the CPU. */
+  isFixed?: boolean;
 }
 
 /**
@@ -38,6 +44,10 @@ export class KvCache implements DecodeCache {
   /** Mask added to the logits of later codes, `[B, 1, 1, capacity]`; null without padding. */
   #mask: Tensor | null = null;
   #extra: readonly Tensor[] = [];
+  /** With fixed shapes: the next position, int64 `[1]`. */
+  #position: Tensor | null = null;
+  /** With fixed shapes: added to the logits, `[B, 1, 1, capacity]` or `[1, 1, 1, capacity]`; -Infinity at what is not filled. */
+  #seen: Tensor | null = null;
 
   constructor(size: CacheSize) {
     const { batch } = size;
@@ -63,9 +73,24 @@ export class KvCache implements DecodeCache {
     return this.#extra;
   }
 
-  /** The mask over the positions filled and the next one, or null. */
-  get mask(): Tensor | null {
+  /** Whether every step has the same shapes; known from the first {@link append} on. */
+  get isFixed(): boolean {
+    const [keys] = this.#keys;
+    return keys !== undefined && (this.size.isFixed ?? keys.device !== "cpu");
+  }
+
+  /** The mask of a step, over the positions filled and the next one; null where everything is seen. Call it once a step. */
+  stepMask(): Tensor | null {
+    if (this.#position !== null && this.#seen !== null) {
+      return callTensor("aten::index_fill_.int_Scalar", [this.#seen, 3, this.#position, 0]);
+    }
     return this.#mask?.narrow(3, 0, this.#length + 1) ?? null;
+  }
+
+  /** The rows of a table over all positions that belong to the next `n`. */
+  rowsOf(table: Tensor, dim: number, n: number): Tensor {
+    if (this.#length > 0 && this.#position !== null) return table.indexSelect(dim, this.#position);
+    return table.narrow(dim, this.#length, n);
   }
 
   /** Keep a condition's mask and tensors until the next {@link reset}. */
@@ -78,7 +103,7 @@ export class KvCache implements DecodeCache {
   /**
    * Write keys and values `[B, K, n, headDim]` of a layer at the next positions.
    *
-   * @returns all keys and values of the layer so far, as views.
+   * @returns all keys and values of the layer so far, as views; in a step of fixed shapes the whole memory.
    * @throws RangeError if autograd would record the write: the cache would keep the graph of every step.
    */
   append(layer: number, k: Tensor, v: Tensor): { keys: Tensor; values: Tensor } {
@@ -95,6 +120,12 @@ export class KvCache implements DecodeCache {
     const end = this.#length + n;
     if (this.#length === 0) this.#allocate(layer, k);
     const [keys, values] = [this.#keys[layer] as Tensor, this.#values[layer] as Tensor];
+    if (this.#length > 0 && this.#position !== null) {
+      const { dtype } = keys;
+      keys.indexCopy_(2, this.#position, k.to({ dtype }));
+      values.indexCopy_(2, this.#position, v.to({ dtype }));
+      return { keys, values };
+    }
     keys.narrow(2, this.#length, n).copy_(k);
     values.narrow(2, this.#length, n).copy_(v);
     return { keys: keys.narrow(2, 0, end), values: values.narrow(2, 0, end) };
@@ -108,7 +139,8 @@ export class KvCache implements DecodeCache {
     const { batch, heads, capacity, headDim } = this.size;
     const { dtype: given, device } = placeOf(like);
     const isCpu = device === "cpu";
-    const dtype = isCpu && given !== "float64" ? "float32" : given;
+    const isWide = isCpu && this.size.isFixed !== true && given !== "float64";
+    const dtype = isWide ? "float32" : given;
     for (const side of [this.#keys, this.#values]) {
       const old = side[layer];
       if (old !== undefined && old.dtype === dtype && old.device === like.device) continue;
@@ -119,7 +151,40 @@ export class KvCache implements DecodeCache {
 
   /** Count `n` positions as filled, after every layer has appended them. */
   advance(n: number): void {
+    const isFirst = this.#length === 0;
     this.#length += n;
+    if (isFirst) this.#begin();
+    else this.#position?.add_(n);
+  }
+
+  /** With fixed shapes: set the next position and the mask, in the same memory as before where it fits. */
+  #begin(): void {
+    if (!this.isFixed) {
+      this.#end();
+      return;
+    }
+    tidy(() => {
+      const { dtype, device } = placeOf(this.#keys[0] as Tensor);
+      const shape = [this.#mask?.size(0) ?? 1, 1, 1, this.capacity];
+      const isSame = this.#seen?.shape.join() === shape.join() && this.#seen.dtype === dtype;
+      if (!isSame || this.#seen?.device !== device) this.#end();
+      this.#position ??= keep(empty([1], { dtype: "int64", device }));
+      this.#seen ??= keep(empty(shape, { dtype, device }));
+      this.#position.fill_(this.#length);
+      this.#seen.fill_(-Infinity);
+      const filled = this.#seen.narrow(3, 0, this.#length);
+      if (this.#mask === null) filled.fill_(0);
+      else filled.copy_(this.#mask.narrow(3, 0, this.#length));
+      // A NaN that the memory happens to hold would pass through the mask: 0 times NaN is NaN.
+      const rest = this.capacity - this.#length;
+      for (const tensor of [...this.#keys, ...this.#values]) tensor.narrow(2, this.#length, rest).zero_();
+    });
+  }
+
+  #end(): void {
+    this.#position?.dispose();
+    this.#seen?.dispose();
+    this.#position = this.#seen = null;
   }
 
   /** Fill `into` with `times` consecutive copies of each sequence. */
@@ -143,6 +208,7 @@ export class KvCache implements DecodeCache {
         this.#repeatFilled(this.#values[layer] as Tensor, times, into.#values[layer] as Tensor);
       }
       into.#length = this.#length;
+      into.#begin();
     });
   }
 
@@ -166,6 +232,7 @@ export class KvCache implements DecodeCache {
 
   dispose(): void {
     this.reset();
+    this.#end();
     for (const tensor of [...this.#keys, ...this.#values]) tensor.dispose();
     this.#keys.length = 0;
     this.#values.length = 0;

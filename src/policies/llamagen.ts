@@ -270,7 +270,7 @@ export class LlamaGen extends Module implements ArPolicy {
     return tidy(() => {
       const { x, isReal } = this.#embed("LlamaGen.hidden", tokens, condition, batch);
       const mask = isReal && paddingMask(isReal, x.size(1), x);
-      return this.norm.forward(this.#run(x, 0, mask, null).narrow(1, this.#conditionTokens - 1, n + 1));
+      return this.norm.forward(this.#run(x, mask, null).narrow(1, this.#conditionTokens - 1, n + 1));
     });
   }
 
@@ -308,7 +308,7 @@ export class LlamaGen extends Module implements ArPolicy {
         const { x, isReal } = this.#embed("LlamaGen.prefill", tokens, condition, batch);
         const length = x.size(1);
         own.hold(isReal && paddingRow(isReal, own.capacity, x), []);
-        const y = this.#run(x, 0, isReal && paddingMask(isReal, length, x), own).select(1, length - 1);
+        const y = this.#run(x, isReal && paddingMask(isReal, length, x), own).select(1, length - 1);
         own.advance(length);
         return this.logits(this.norm.forward(y));
       }),
@@ -320,7 +320,7 @@ export class LlamaGen extends Module implements ArPolicy {
     return noGrad(() =>
       tidy(() => {
         const x = this.tok_embeddings.forward(token.unsqueeze(1)); // [B, 1, D]
-        const y = this.#run(this.#drop(x), own.length, own.mask, own).select(1, 0);
+        const y = this.#run(this.#drop(x), own.stepMask(), own).select(1, 0);
         own.advance(1);
         return this.logits(this.norm.forward(y));
       }),
@@ -352,9 +352,10 @@ export class LlamaGen extends Module implements ArPolicy {
     return { x, isReal: condition.isReal ?? null };
   }
 
-  /** All blocks over `[B, n, D]`, whose first position is `start`. */
-  #run(x: Tensor, start: number, mask: Tensor | null, cache: KvCache | null): Tensor {
-    const factors = this.rotary.narrow(0, start, x.size(1));
+  /** All blocks over `[B, n, D]`, which comes after what the cache holds. */
+  #run(x: Tensor, mask: Tensor | null, cache: KvCache | null): Tensor {
+    const n = x.size(1);
+    const factors = cache === null ? this.rotary.narrow(0, 0, n) : cache.rowsOf(this.rotary, 0, n);
     let h = x;
     for (const [layer, block] of this.layers.entries()) {
       const run = (h: Tensor, factors: Tensor, mask: Tensor | null): Tensor => {

@@ -72,7 +72,7 @@ test("what was there before is written over, in the same memory", () =>
       const [held] = cache.extra;
       cache.hold(randn([2, 1, 1, 5]), []);
       assert.ok(held?.isDisposed);
-      assert.deepEqual(cache.mask?.shape, [2, 1, 1, 3]);
+      assert.deepEqual(cache.stepMask()?.shape, [2, 1, 1, 3]);
     }),
   ));
 
