@@ -218,6 +218,16 @@ napi_value synchronize(const Args& args) {
   return nullptr;
 }
 
+// tf32(flags): whether float32 may be rounded to TF32 in products (1) and in convolutions (2); returns the flags before.
+napi_value tf32(const Args& args) {
+  at::Context& context = at::globalContext();
+  const uint32_t before = (context.allowTF32CuBLAS() ? 1 : 0) | (context.allowTF32CuDNN() ? 2 : 0);
+  const uint32_t flags = args.u32(0);
+  context.setAllowTF32CuBLAS((flags & 1) != 0);
+  context.setAllowTF32CuDNN((flags & 2) != 0);
+  return toNumber(args.env, before);
+}
+
 #ifdef RLAR_CUDA
 
 c10::DeviceIndex cudaIndex(const std::string& text) {
@@ -353,6 +363,7 @@ const std::vector<Export> deviceExports = {
     {"hasCudaGraphs", guarded<hasCudaGraphs>},
     {"cudaDeviceCount", guarded<cudaDeviceCount>},
     {"synchronize", guarded<synchronize>},
+    {"tf32", guarded<tf32>},
     {"cudaMemory", guarded<cudaMemory>},
     {"cudaEmptyCache", guarded<cudaEmptyCache>},
     {"graphBegin", guarded<graphBegin>},

@@ -482,6 +482,9 @@ export const configSchema = section({
     rewards: key(z.enum(["float32", "bfloat16"]), "float32").describe(
       "Dtype that the convolutions of the reward networks compute in. bfloat16 halves their time; the first step measures the loss of accuracy, as for precision.tokenizer.",
     ),
+    tf32: flag(false).describe(
+      "Whether float32 products and convolutions on CUDA may round to TF32, 10 bits of mantissa. Set it when float32 is too slow on a GPU.",
+    ),
   }),
   eval: section({
     every: key(integer0, 50, "iterations").describe(

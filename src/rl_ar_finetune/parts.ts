@@ -12,6 +12,7 @@ import { fingerprintOf, weightsFingerprint } from "../run/resume.js";
 import type { FrozenTokenizer } from "../tokenizers/index.js";
 import {
   type AutocastState,
+  allowTf32,
   cudaDeviceCount,
   type Device,
   type DType,
@@ -165,6 +166,7 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
   const reference = referencePolicy(config, device, policy, lora, tokenizer.codebookSize, own);
   const valueHead = config.algorithm === "ppo" ? own(new ValueHead(policy.hiddenSize).to({ device })) : null;
   const trained = lora ?? policy;
+  own(allowTf32(config.precision.tf32));
   const policyCast = castOf(config.precision.policy, device);
   const numClasses = config.rollout.start === "condition" ? classesOfPolicy(policy) : undefined;
   const images = own(

@@ -75,6 +75,7 @@ interface Native {
   hasCudaGraphs(): boolean;
   cudaDeviceCount(): number;
   synchronize(device: string): void;
+  tf32(flags: number): number;
   cudaMemory(device: string, resetPeak: boolean): void;
   cudaEmptyCache(): void;
   graphBegin(): number;

@@ -55,6 +55,7 @@ export {
   zerosLike,
 } from "./creation.js";
 export {
+  allowTf32,
   CudaGraph,
   type CudaMemory,
   captureGraph,

@@ -5,6 +5,7 @@ import { test } from "node:test";
 
 import { resolveConfig } from "../../src/config/resolve.js";
 import { openRunParts } from "../../src/rl_ar_finetune/parts.js";
+import { native } from "../../src/torch/binding.js";
 import { memory, saveSafetensors } from "../../src/torch/index.js";
 import { TinyPolicy } from "../support/tiny_policy.js";
 import { tinyFolder, tinyRun, tinyTokenizer } from "../support/train_run.js";
@@ -35,6 +36,27 @@ test("the held-out images are no training images, and the training images are al
   batches.close();
   assert.equal(seen.size, 20 - held.length);
   for (const id of held) assert.ok(!seen.has(id), id);
+});
+
+test("precision.tf32 holds for as long as the parts of a run are open", async (t) => {
+  const folder = await tinyFolder(t);
+  const flags = (): number => {
+    const now = native.tf32(0);
+    native.tf32(now);
+    return now;
+  };
+  const before = flags();
+  for (const [tf32, wanted] of [
+    [false, 0],
+    [true, 3],
+  ] as const) {
+    const { config } = resolveConfig({ values: tinyRun(folder, { precision: { tf32 } }) });
+    {
+      using _parts = await openRunParts(config);
+      assert.equal(flags(), wanted);
+    }
+    assert.equal(flags(), before);
+  }
 });
 
 test("what a run cannot be made of", async (t) => {

@@ -64,7 +64,7 @@ test("a custom reward, which may draw random numbers, is not computed again", ()
 });
 
 test("a cost that is too high is refused with its key, unless forced", () => {
-  const precision = { policy: "auto", tokenizer: "bfloat16", rewards: "float32" } as const;
+  const precision = { policy: "auto", tokenizer: "bfloat16", rewards: "float32", tf32: false } as const;
   const cost = { psnr: 45, correlation: 0.99, images: 4, samples: 32 };
   assert.match(reportPrecision({ precision }, cost, false), /45\.0 dB.*0\.990/);
   const noisy = { ...cost, psnr: 20 };
@@ -75,7 +75,7 @@ test("a cost that is too high is refused with its key, unless forced", () => {
   assert.match(reportPrecision({ precision }, noisy, true), /20\.0 dB/);
   const shuffled = { ...cost, correlation: 0.5 };
   assert.throws(() => reportPrecision({ precision }, shuffled, false), /precision\.tokenizer: .*0\.500/);
-  const rewards = { ...precision, tokenizer: "float32", rewards: "bfloat16" } as const;
+  const rewards = { ...precision, tokenizer: "float32", rewards: "bfloat16", tf32: false } as const;
   assert.throws(
     () => reportPrecision({ precision: rewards }, { ...shuffled, psnr: null }, false),
     /precision\.rewards/,

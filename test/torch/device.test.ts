@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { native } from "../../src/torch/binding.js";
 import {
+  allowTf32,
   autocast,
   captureGraph,
   cudaDeviceCount,
@@ -51,6 +52,22 @@ test("threads can be set from 1 to 1024", () => {
   } finally {
     setNumThreads(before);
   }
+});
+
+test("TF32 is allowed and forbidden in products and convolutions, and what was set before comes back", () => {
+  const flags = (): number => {
+    const now = native.tf32(0);
+    native.tf32(now);
+    return now;
+  };
+  assert.equal(flags(), 2, "LibTorch's default: convolutions alone");
+  {
+    using _outer = allowTf32(true);
+    assert.equal(flags(), 3);
+    using _inner = allowTf32(false);
+    assert.equal(flags(), 0);
+  }
+  assert.equal(flags(), 2);
 });
 
 test("the CPU needs nothing", () => {
