@@ -3,11 +3,11 @@ import * as z from "zod";
 import { fitKind, fitSchema } from "./fit.js";
 import { key, section } from "./key.js";
 import type { ConfigKind, Preset } from "./kind.js";
+import { MODEL_ALIASES, SPELLINGS } from "./names.js";
 import { checkPolicy } from "./rules.js";
 import * as shared from "./shared.js";
 import { flag, size, unit } from "./shared.js";
 import type { AliasValues, ConfigInput } from "./spelling.js";
-import { MODEL_ALIASES, SPELLINGS } from "./train.js";
 
 const schema = fitSchema(
   {

@@ -16,11 +16,13 @@ import {
 } from "./input.js";
 import type { Key } from "./key.js";
 import { type ConfigKind, Findings, type KeyTable } from "./kind.js";
+import type { TrainConfigInput } from "./names.js";
 import { shown } from "./spelling.js";
-import type { TrainConfig, TrainConfigInput } from "./train.js";
+import type { TrainConfig } from "./train.js";
 import { trainKind } from "./train_kind.js";
 
 export type { ConfigKind } from "./kind.js";
+export type { TrainConfigInput } from "./names.js";
 export { type BatchNumbers, batchNumbers, hasImages, sharesContext } from "./rules.js";
 export type * from "./train.js";
 
@@ -120,9 +122,22 @@ export function resolveConfig(
   if (sources.values !== undefined)
     given.push(layerOfValues(kind, sources.values as Record<string, unknown>));
   if (sources.overrides !== undefined) given.push(layerOfOverrides(kind, sources.overrides));
+  return resolveLayers(
+    given,
+    { preset: sources.preset ?? null, isComplete: sources.isComplete ?? true },
+    kind,
+  );
+}
+
+/** Resolve layers, the later over the earlier; see {@link resolveConfig}. */
+export function resolveLayers<T extends object>(
+  given: readonly Layer[],
+  options: { readonly preset: string | null; readonly isComplete: boolean },
+  kind: ConfigKind<T>,
+): ResolvedConfig<T> {
   const problems = given.flatMap((layer) => layer.problems);
   const named = given.map((layer) => layer.values.get("preset")).findLast((value) => value !== undefined);
-  const preset: Given = named ?? { value: sources.preset ?? null, where: "preset" };
+  const preset: Given = named ?? { value: options.preset, where: "preset" };
   const ofPreset = presetOf(kind, preset, problems);
   const presetValues = ofPreset ?? new Map<string, Given>();
   const used = new Map([["preset", ofPreset === null ? { ...preset, value: null } : preset]]);
@@ -148,7 +163,7 @@ export function resolveConfig(
     const config = parsed.data;
     const found = new Findings({ isGiven, whereOf });
     kind.problems(config, found);
-    if (sources.isComplete !== false) kind.missing(config, found);
+    if (options.isComplete) kind.missing(config, found);
     if (found.problems.length === 0) {
       notes.push(...impliedNotes(implied, known));
       kind.notes(config, found);

@@ -254,6 +254,7 @@ export function problemsOf(config: TrainConfig, found: Findings): void {
       "update.topEntropy": 1,
     });
   }
+  if (rollout.redraws > 0) checkRedraws(config, found);
   if (rollout.keepGraph) {
     const off = { "rollout.keepGraph": false };
     const remedy = "Set rollout.keepGraph=false";
@@ -314,6 +315,16 @@ export function problemsOf(config: TrainConfig, found: Findings): void {
       "A network that is rewarded cannot judge itself: train one with another seed, or remove eval.perceptual";
     refuse("eval.perceptual", "another file than reward.perceptual.path", config.eval.perceptual, remedy);
   }
+}
+
+/** Refuse to draw again for constant groups where there are no groups, or where a graph holds the first rollout. */
+function checkRedraws({ rollout, algorithm }: TrainConfig, found: Findings): void {
+  const refuse = (what: string, remedy: string): void =>
+    found.refuse("rollout.redraws", what, rollout.redraws, remedy, { "rollout.redraws": 0 });
+  if (algorithm !== "grpo" && algorithm !== "rloo")
+    refuse(`0 with ${algorithm}, which compares no groups`, "Set it, or algorithm=grpo or rloo");
+  if (rollout.keepGraph)
+    refuse("0 with rollout.keepGraph", "The graph is of the first rollout: set one of the two");
 }
 
 /** Refuse an alarm that goes back to the weights that the reward, which is gamed, likes best. */
@@ -582,6 +593,8 @@ export function notesOf(config: TrainConfig, found: Findings): void {
   if (update.entropyTarget === null) unread("without update.entropyTarget", ["update.entropyDelta"]);
   if (algorithm === "ppo") unread("by ppo, which has no groups", ["update.constantGroups"]);
   if (kl.target === null) unread("without kl.target", ["kl.horizon"]);
+  if (kl.coef === 0 && kl.stop === null) unread("while kl.coef is 0", ["kl.refreshEvery", "kl.refreshMix"]);
+  else if (kl.refreshEvery === 0) unread("without kl.refreshEvery", ["kl.refreshMix"]);
   if (config.ar.lora.rank === null) unread("without ar.lora.rank", ["ar.lora.alpha", "ar.lora.targets"]);
   if (config.reward.credit === "sequence") unread("while reward.credit is sequence", ["reward.creditDecay"]);
   else if (algorithm === "ppo") unread("by ppo, which has ppo.lambda", ["reward.creditDecay"]);

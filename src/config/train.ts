@@ -1,13 +1,13 @@
 /**
- * The configuration of `rlar train`: its keys with their types, defaults and descriptions, the other names that they
- * have, and what may change when a run is resumed. What keys require of each other is in `rules.ts`;
- * `train_kind.ts` puts all of it together.
+ * The configuration of `rlar train`: its keys with their types, defaults and descriptions, and what may change when a run is
+ * resumed. Other names of keys are in `names.ts`, what keys require of each other in `rules.ts`; `train_kind.ts` puts all
+ * of it together.
  */
 import * as z from "zod";
 import type { Loader } from "../data/index.js";
 import type { Tensor } from "../torch/index.js";
-import { key, keysOf, liveKey, namedSections, pathKey, section } from "./key.js";
-import type { Meaning, Resumed } from "./kind.js";
+import { key, liveKey, namedSections, pathKey, section } from "./key.js";
+import type { Resumed } from "./kind.js";
 import * as shared from "./shared.js";
 import {
   atLeast0,
@@ -21,7 +21,6 @@ import {
   size,
   unit,
 } from "./shared.js";
-import type { AliasValues, ConfigInput, SnakeCase, SpelledValues } from "./spelling.js";
 
 const number = z.number();
 const ITERATORS = [Symbol.iterator, Symbol.asyncIterator];
@@ -83,6 +82,9 @@ const rollout = section({
   ),
   numGenerations: key(count, 8, "sequences").describe(
     "Sequences sampled per image (G), the group within which rewards are compared. Lower it to 4 when decoding takes most of the time; below 4 the baseline is noisy.",
+  ),
+  redraws: key(integer0, 0, "rollouts").describe(
+    "Maximum number of further rollouts in a step, of new images, whose groups replace groups with equal rewards (dynamic sampling of DAPO); 0 draws none. Set 1 to 3 when advantage/frac_zero_std is large, as with rewards of few levels; each costs as much as the first rollout.",
   ),
   context,
   start: key(z.enum(["condition", "empty"]), "condition").describe(
@@ -439,7 +441,7 @@ export const configSchema = section({
       "Fraction of the codes of a rollout, those with the highest entropy, that enter the policy loss; 1 is all. Try 0.2 when the policy is certain of most codes, so that their gradient is mostly noise.",
     ),
     constantGroups: key(z.enum(["keep", "exclude"]), "keep").describe(
-      "Whether groups whose rewards are all the same count in the mean of the policy loss. With exclude the other groups get a larger weight, so that the size of the gradient does not depend on the number of such groups.",
+      "Whether groups whose rewards are all the same (after rollout.redraws) count in the mean of the policy loss. With exclude the other groups get a larger weight, so that the size of the gradient does not depend on the number of such groups.",
     ),
     tokenDropout: key(below1, 0).describe(
       "Probability that a token is dropped from the policy loss. Rarely changed.",
@@ -447,7 +449,7 @@ export const configSchema = section({
   }),
   kl: section({
     coef: key(atLeast0, 0).describe(
-      "Coefficient of the KL divergence from a frozen reference policy; with 0 no reference is loaded unless kl.stop needs it. Set 1e-3 to 0.1 when samples drift in spite of update.auxCe.",
+      "Coefficient of the KL divergence from a reference policy; with 0 no reference is loaded unless kl.stop needs it. Set 1e-3 to 0.1 when samples drift in spite of update.auxCe.",
     ),
     estimator: key(z.enum(["k1", "k2", "k3", "k3_own", "exact"]).nullable(), null).describe(
       "KL estimator; null is k3 in the loss (with the gradient of k2), and k1 in the reward. exact has no sampling noise but compares all logits; k3_own is k3 with its own gradient, as in TRL.",
@@ -457,6 +459,12 @@ export const configSchema = section({
     ),
     path: pathKey().describe(
       "File of the reference policy; null is the policy at the start of training. Give the base model when you continue to train a fine-tuned one.",
+    ),
+    refreshEvery: key(integer0, 0, "iterations").describe(
+      "Interval at which the reference policy moves towards the policy; 0 keeps it frozen. Set it for long runs, in which the KL divergence from the first policy would hold the policy back.",
+    ),
+    refreshMix: key(number.gt(0).max(1), 0.6).describe(
+      "How far the reference moves: it becomes refreshMix * policy + (1 - refreshMix) * reference, and 1 copies the policy. Set 0.01 with kl.refreshEvery=1 for an exponential moving average of the policy.",
     ),
     target: key(positive.nullable(), null, "nats per token").describe(
       "Target KL divergence: kl.coef rises while kl/ref is above it and falls while kl/ref is below it; null keeps kl.coef. Set it if a fixed coefficient is too strong early and too weak late.",
@@ -563,126 +571,6 @@ export type Precision = TrainConfig["precision"]["policy"];
 export type RewardTerm = {
   [K in keyof TrainConfig["reward"]]: TrainConfig["reward"][K] extends { weight: number } ? K : never;
 }[keyof TrainConfig["reward"]];
-const REWARD_TERMS = keysOf(configSchema).flatMap(({ path: [top, name, last] }) =>
-  top === "reward" && last === "weight" ? [name as RewardTerm] : [],
-);
-
-/** Names of papers for the mean over tokens, which they all are while sequences have one length. */
-const MEANS = { grpo: "mean", bnpo: "mean", dapo: "mean", dr_grpo: "mean" };
-
-/** Values in other spellings, by path. */
-export const SPELLINGS = {
-  "ar.type": { llammagen: "llamagen" },
-  "grpo.aggregation": MEANS,
-  "ppo.aggregation": MEANS,
-  "reward.normalize": { true: "batch", false: "none" },
-  "precision.policy": { bf16: "bfloat16", fp32: "float32" },
-  "precision.tokenizer": { bf16: "bfloat16", fp32: "float32" },
-  "precision.rewards": { bf16: "bfloat16", fp32: "float32" },
-};
-
-/** Other names of keys of tokenizer, policy and optimizer, which `rlar pretrain` has as well. */
-export const MODEL_ALIASES = {
-  vqModel: ["tokenizer.model"],
-  tokenizer: ["tokenizer.model"],
-  "ar.lr": ["optimizer.lr"],
-  "ar.weightDecay": ["optimizer.weightDecay"],
-  "ar.betas": ["optimizer.betas"],
-  "ar.attnDropoutP": ["ar.extra.attnDropoutP"],
-  "ar.attnPdrop": ["ar.extra.attnPdrop"],
-  "ar.captionDim": ["ar.extra.captionDim"],
-  "ar.classNum": ["ar.extra.classNum"],
-  "ar.clsTokenNum": ["ar.extra.clsTokenNum"],
-  "ar.clsTokenNumber": ["ar.extra.clsTokenNumber"],
-  "ar.dim": ["ar.extra.dim"],
-  "ar.dropPathRate": ["ar.extra.dropPathRate"],
-  "ar.embdPdrop": ["ar.extra.embdPdrop"],
-  "ar.ffnDim": ["ar.extra.ffnDim"],
-  "ar.ffnDropoutP": ["ar.extra.ffnDropoutP"],
-  "ar.initializerRange": ["ar.extra.initializerRange"],
-  "ar.modelType": ["ar.extra.modelType"],
-  "ar.multipleOf": ["ar.extra.multipleOf"],
-  "ar.nCodebookEmbd": ["ar.extra.nCodebookEmbd"],
-  "ar.nKvHead": ["ar.extra.nKvHead"],
-  "ar.normEps": ["ar.extra.normEps"],
-  "ar.numClasses": ["ar.extra.numClasses"],
-  "ar.residDropoutP": ["ar.extra.residDropoutP"],
-  "ar.residPdrop": ["ar.extra.residPdrop"],
-  "ar.ropeBase": ["ar.extra.ropeBase"],
-  "ar.tokenDrop": ["ar.extra.tokenDrop"],
-  "ar.tokenDropoutP": ["ar.extra.tokenDropoutP"],
-  "ar.usePretrainedCodebook": ["ar.extra.usePretrainedCodebook"],
-} as const;
-
-/** Other names of keys, and the keys that they stand for. */
-export const CONFIG_ALIASES = {
-  ...MODEL_ALIASES,
-  "reward.type": REWARD_TERMS.map((name) => `reward.${name}.weight`),
-  "reward.custom.fn": ["reward.custom.custom.fn"],
-  "reward.custom.weight": ["reward.custom.custom.weight"],
-  "grpo.enabled": ["algorithm"],
-  "grpo.numGenerations": ["rollout.numGenerations"],
-  "grpo.clipRange": ["grpo.clipLow", "grpo.clipHigh"],
-  "ppo.clipRange": ["ppo.clipLow", "ppo.clipHigh"],
-  "train.logEvery": ["log.every"],
-  "train.saveEvery": ["save.every"],
-  "train.ckptPath": ["save.ckptPath"],
-  "rollout.context": ["rollout.context.type"],
-  "rollout.guidance": ["rollout.guidance.scale"],
-} as const;
-
-/** Defaults of the original description, which a run with `grpo.enabled` takes unless they are set. */
-const ORIGINAL: Readonly<Record<string, unknown>> = {
-  "update.auxCe": 0,
-  "grpo.clipLow": 0.2,
-  "grpo.clipHigh": 0.2,
-  "grpo.advantageClip": null,
-  "optimizer.schedule": "constant",
-  "optimizer.warmup": 0,
-};
-
-/** Names whose value means another value under the key that they stand for. */
-export const MEANINGS: Readonly<Record<string, (value: unknown) => Meaning>> = {
-  "grpo.enabled": (value) => {
-    if (typeof value !== "boolean") return { expected: "true or false" };
-    return [
-      { path: "algorithm", value: value ? "grpo" : "reinforce" },
-      ...Object.entries(ORIGINAL).map(([path, given]) => ({ path, value: given, rank: "default" as const })),
-    ];
-  },
-  // Sets the other weights to 0, unless they are given too.
-  "reward.type": (value) => {
-    const name = (typeof value === "string" ? value : "").replace(/[_-]([a-z])/g, (_, letter: string) =>
-      letter.toUpperCase(),
-    );
-    if (!REWARD_TERMS.some((term) => term === name)) return { expected: `one of ${REWARD_TERMS.join(", ")}` };
-    return REWARD_TERMS.map((term) => ({
-      path: `reward.${term}.weight`,
-      value: term === name ? 1 : 0,
-      rank: "weak" as const,
-    }));
-  },
-};
-
-/**
- * What a program passes: any part of a {@link TrainConfig}. Keys may be in camelCase or snake_case, and have the other
- * names that `rlar config explain` lists, so that a configuration in the form of the original description compiles:
- * `const cfg: TrainConfigInput = { ... }`.
- */
-export type TrainConfigInput = ConfigInput<
-  typeof configSchema,
-  AliasValues<typeof configSchema, Omit<typeof CONFIG_ALIASES, keyof OtherValues>> &
-    SpelledValues<typeof SPELLINGS> &
-    OtherValues
->;
-
-/** Values of other names that are not those of the key that they stand for. */
-interface OtherValues {
-  "reward.type": RewardTerm | SnakeCase<RewardTerm>;
-  "reward.custom.fn": RewardFunction | null;
-  "reward.custom.weight": number;
-  "grpo.enabled": boolean;
-}
 
 /** Keys that may change between the parts of a run: they say where it goes and what is shown, not what it computes. */
 const FREE =

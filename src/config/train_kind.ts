@@ -1,8 +1,9 @@
 /** The kind of configuration that `rlar train` reads: its schema, presets, rules and names, as one value. */
 import { type ConfigKind, configKind } from "./kind.js";
+import { CONFIG_ALIASES, MEANINGS, SPELLINGS } from "./names.js";
 import { presets } from "./presets.js";
 import { missingParts, notesOf, problemsOf } from "./rules.js";
-import { CONFIG_ALIASES, configSchema, MEANINGS, resumedBy, SPELLINGS, type TrainConfig } from "./train.js";
+import { configSchema, resumedBy, type TrainConfig } from "./train.js";
 
 /** Keys that say which weights adapters are added to: a checkpoint of adapters does not hold those. */
 const ADAPTED = /^ar\.(path|wrapper|weights|policy)$/;

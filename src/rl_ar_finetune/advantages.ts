@@ -110,6 +110,17 @@ export function rlooAdvantages(rewards: Tensor, options: Pick<SpreadOptions, "mi
   });
 }
 
+/** Groups whose rewards are all the same, at every place: bool `[B]` of rewards `[B, G]` or `[B, G, T]`, G >= 2. */
+export function constantGroups(
+  rewards: Tensor,
+  { minStd = 1e-6 }: Pick<SpreadOptions, "minStd"> = {},
+): Tensor {
+  return tidy(() => {
+    requireSeveral("constantGroups", rewards);
+    return center(rewards, minStd).isConstant.flatten();
+  });
+}
+
 /** Statistics of groups; all but `centered` are `[B, 1]` or `[B, 1, 1]`. */
 interface Centered {
   /** Rewards minus the group's mean, at each place. */

@@ -29,7 +29,6 @@ import {
   addLora,
   buildArPolicy,
   buildTokenizerFrozen,
-  clonePolicy,
   codebookOf,
   openDiscriminator,
   openLpips,
@@ -41,6 +40,7 @@ import {
 import { openEncoderTerms } from "./encoder_rewards.js";
 import { ValueHead } from "./optimize.js";
 import { openCustomTerms } from "./own_rewards.js";
+import { openReference } from "./reference.js";
 import { openServerTerms } from "./reward_server.js";
 import {
   latentCosineTerm,
@@ -60,14 +60,17 @@ export interface RunParts extends RunImages, Disposable {
   readonly lora: Lora | null;
   /** The module whose weights the optimizer updates and the EMA follows, beside a value head: the adapters, or the policy. */
   readonly trained: Module;
-  /** The frozen policy that KL is measured against; null, and not loaded, if no KL is measured. */
+  /**
+   * The policy that KL is measured against, frozen but for `kl.refreshEvery`; null, and not loaded, if no KL is measured.
+   */
   readonly reference: ArPolicy | null;
   /** Fingerprints of the weights that are used and not trained, by what they are: tokenizer, reward networks, reference. */
   readonly frozen: Readonly<Record<string, string>>;
   readonly valueHead: ValueHead | null;
   readonly optimizer: AdamW;
   readonly ema: Ema | null;
-  readonly terms: readonly Term[];
+  /** `steer.yaml` may change their weights. */
+  terms: readonly Term[];
   /** The distance of `eval.perceptual`, which no reward uses; null where there is none. */
   readonly unrewarded: Term | null;
   /** What the policy computes in, or null for its own dtype. */
@@ -163,7 +166,11 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
     // A program's own policy keeps what it has learnt.
     own({ [Symbol.dispose]: () => keptOrNot(config, lora).dispose() });
   }
-  const reference = referencePolicy(config, device, policy, lora, tokenizer.codebookSize, own);
+  const reference = openReference(
+    config,
+    { policy, lora, device, codebookSize: tokenizer.codebookSize },
+    own,
+  );
   const valueHead = config.algorithm === "ppo" ? own(new ValueHead(policy.hiddenSize).to({ device })) : null;
   const trained = lora ?? policy;
   own(allowTf32(config.precision.tf32));
@@ -315,32 +322,6 @@ function packAsOf(policy: ArPolicy, cast: AutocastState | null): DType | null {
   if (first === undefined || first.device !== "cpu") return null;
   const dtype = cast?.dtype ?? first.dtype;
   return dtype === "float32" || dtype === "bfloat16" ? dtype : null;
-}
-
-function referencePolicy(
-  config: TrainConfig,
-  device: Device,
-  policy: ArPolicy,
-  lora: Lora | null,
-  codebookSize: number,
-  own: Own,
-): ArPolicy | null {
-  const { path, coef, stop } = config.kl;
-  const { nHead } = config.ar;
-  if (coef === 0 && stop === null) return null;
-  if (path === null && lora !== null) return new WithoutAdapters(policy, lora);
-  const reference = own(
-    path === null
-      ? clonePolicy(policy)
-      : openPolicy(path, {
-          device,
-          codebookSize,
-          ...(nHead !== null && { nHead }),
-          blockSize: policy.blockSize,
-        }).policy,
-  );
-  reference.eval().requiresGrad_(false);
-  return reference;
 }
 
 function optimizerOf(config: TrainConfig, trained: Module, valueHead: ValueHead | null): AdamW {

@@ -5,8 +5,9 @@
 import { basename, join } from "node:path";
 import { plainConfig } from "../config/explain.js";
 import { ConfigError, type TrainConfig } from "../config/resolve.js";
+import type { Steered } from "../config/steer.js";
 import type { Batches, Cursor, PassedOver } from "../data/index.js";
-import { isFirst, requireSame, size } from "../distributed/index.js";
+import { allGather, isFirst, requireSame, size } from "../distributed/index.js";
 import type { AdamWState, StateDict } from "../nn/index.js";
 import {
   type BestCheckpoint,
@@ -23,6 +24,7 @@ import { makeFolder } from "../torch/files.js";
 import { noGrad, saveSafetensors, saveTorch, type Tensor, tidy } from "../torch/index.js";
 import { policyMetadata } from "./builder.js";
 import type { Evaluation } from "./evaluate.js";
+import type { Generated } from "./generate.js";
 import { adaptedCoef, adaptedEntropyCoef, runningMean } from "./losses.js";
 import type { UpdateResult } from "./optimize.js";
 import type { RunParts } from "./parts.js";
@@ -49,6 +51,8 @@ export interface Progress {
   klCoef: number;
   /** Weight of the entropy bonus, which `update.entropyTarget` adapts. */
   entropyCoef: number;
+  /** Values that `steer.yaml` changed since the run began. */
+  steered: Steered;
   /** Running mean of the KL divergence, for `kl.stop`. */
   klMean: number | null;
   /** Whether the last evaluation showed reward hacking. */
@@ -62,6 +66,10 @@ export interface Progress {
 /** Notes for keys changed with `--force` whose effect is not only that the new value is used from now on. */
 const EFFECTS: Effects = [
   [/^ema\.decay$/, "counts from now on; an average that is new starts from the present weights"],
+  [
+    /^kl\.refreshEvery$/,
+    "counts from now on; a reference that was frozen starts from the run's first one, and so does one that is frozen now",
+  ],
   [/^kl\.(path|estimator)$/, "counts from now on; the running mean for kl.stop starts anew"],
   [
     JUDGES,
@@ -96,6 +104,7 @@ export function restore(
     tokensSeen: 0,
     klCoef: config.kl.coef,
     entropyCoef: config.update.entropyCoef,
+    steered: {},
     klMean: null,
     isGamed: false,
     first: null,
@@ -115,7 +124,7 @@ export function restore(
   if (force) requireSameTrained(parts, saved); // its message is clearer than the names of the changed keys
   const changes = requireSameRun(identity, now, { force });
   if (!force) requireSameTrained(parts, saved);
-  loadParts(parts, saved);
+  loadParts(config, parts, saved);
   const isChanged = (key: RegExp): boolean => changes.config.some(({ path }) => key.test(path));
   const isComparable = !isChanged(JUDGES) && !changes.parts.some((name) => !/^(reference|policy)/.test(name));
   const isOtherReference = isChanged(/^kl\.(path|estimator)$/) || changes.parts.includes("reference");
@@ -133,6 +142,12 @@ export function restore(
       isGamed: !force && progress.isGamed,
       klCoef: isSteered ? progress.klCoef : config.kl.coef,
       ...(!isSteadied && { entropyCoef: config.update.entropyCoef }),
+      // A key that is changed by force has the value of the configuration again.
+      steered: Object.fromEntries(
+        Object.entries(progress.steered).filter(([path]) =>
+          changes.config.every((change) => change.path !== path),
+        ),
+      ),
       ...(isOtherReference && { klMean: null }),
       best: isComparable ? saved.best : null,
       ...(!isComparable && { first: null, evaluationsSinceBest: 0 }),
@@ -142,13 +157,14 @@ export function restore(
 }
 
 /** Load what a checkpoint holds of the parts that are trained. */
-function loadParts(parts: RunParts, { tensors, values }: LoadedCheckpoint): void {
-  const { policy, lora, trained, optimizer, ema, valueHead } = parts;
+function loadParts({ kl }: TrainConfig, parts: RunParts, { tensors, values }: LoadedCheckpoint): void {
+  const { policy, lora, trained, optimizer, ema, valueHead, reference } = parts;
   if (lora === null) policy.loadStateDict(tensors.policy ?? {});
   else lora.loadStateDict(tensors.lora ?? {});
   const groups = values.optimizer as unknown as AdamWState["groups"];
   loadOptimizer(optimizer, { tensors: tensors.optimizer ?? {}, groups });
   valueHead?.loadStateDict(tensors.value_head ?? {});
+  if (kl.refreshEvery > 0 && tensors.reference !== undefined) reference?.loadStateDict(tensors.reference);
   const averages = lora === null ? tensors.ema : tensors.lora_ema;
   // An EMA that did not exist so far starts from the current weights.
   const present = Object.fromEntries(
@@ -162,19 +178,24 @@ function loadParts(parts: RunParts, { tensors, values }: LoadedCheckpoint): void
 }
 
 /**
- * Restore the weights, optimizer state, EMA and KL coefficient of the best checkpoint. The position in the images and
- * the iteration do not change.
+ * Restore the weights, optimizer state, EMA, reference and adapted coefficients of the best checkpoint. The position in the
+ * images, the iteration and the values from `steer.yaml` do not change.
  *
  * @param folder - of the checkpoints.
  * @returns the step of that checkpoint.
  * @throws Error when it is damaged.
  */
-export function rollBack(parts: RunParts, progress: Progress, folder: string): number {
+export function rollBack(config: TrainConfig, parts: RunParts, progress: Progress, folder: string): number {
   using best = readCheckpoint(folder, { which: "best" }) as LoadedCheckpoint;
-  loadParts(parts, best);
+  loadParts(config, parts, best);
   requireSame({ "step of the best checkpoint": best.step }); // no process writes before all have read
   const { klCoef, klMean, entropyCoef } = best.values.progress as unknown as Progress;
-  Object.assign(progress, { klCoef, klMean, entropyCoef });
+  const { kl, update } = config;
+  Object.assign(progress, {
+    klMean,
+    ...(kl.target !== null && { klCoef }),
+    ...(update.entropyTarget !== null && { entropyCoef }),
+  });
   progress.evaluationsSinceBest++;
   return best.step;
 }
@@ -229,6 +250,26 @@ export function identityOf(parts: RunParts, step: number): Record<string, unknow
 function weightNorms(tensors: readonly Tensor[]): number[] {
   if (size() === 1) return [];
   return tidy(() => tensors.map((tensor) => Number(noGrad(() => tensor.double().norm()).item())));
+}
+
+/** Coefficients of an update, and the rollout's mean entropy where `update.entropyTarget` steers by it. */
+export interface Coefficients {
+  readonly klCoef: number;
+  /** 0 while the entropy is above its target. */
+  readonly entropyCoef: number;
+  /** Nats per token. */
+  readonly entropy: number | null;
+}
+
+/** The coefficients of the update after a rollout. */
+export function coefficientsFor(
+  { update: { entropyTarget } }: TrainConfig,
+  { klCoef, entropyCoef }: Progress,
+  rollout: Pick<Rollout, "entropy">,
+): Coefficients {
+  if (entropyTarget === null) return { klCoef, entropyCoef, entropy: null };
+  const entropy = tidy(() => Number(rollout.entropy.mean().item()));
+  return { klCoef, entropyCoef: entropy > entropyTarget ? 0 : entropyCoef, entropy };
 }
 
 /** Whether the configuration ends the run before its last iteration. */
@@ -287,7 +328,7 @@ export class Saver implements Disposable {
     const [config, progress] = [this.#config, this.#progress];
     const { ckptPath } = config.save;
     const { log, folder, batches } = this.#context;
-    const { policy, lora, ema, valueHead, fingerprint, frozen, source } = this.#parts;
+    const { policy, lora, ema, valueHead, reference, fingerprint, frozen, source } = this.#parts;
     log.flush();
     const average = ema?.stateDict();
     const { step, best, ...rest } = progress;
@@ -311,6 +352,7 @@ export class Saver implements Disposable {
             ...(lora && { lora: lora.stateDict() }),
             ...(lora && average && { lora_ema: average.tensors }),
             ...(valueHead && { value_head: valueHead.stateDict() }),
+            ...(config.kl.refreshEvery > 0 && reference && { reference: reference.stateDict() }),
           },
           values: {
             config: plainConfig(config) as PlainData,
@@ -350,12 +392,17 @@ export class Saver implements Disposable {
   }
 }
 
-/** Count an update of any algorithm. */
+/**
+ * Count an update of any algorithm.
+ *
+ * @param entropy - mean of the rollout, nats per token; null where nothing adapts to it.
+ */
 export function noteUpdate(
   { kl, update }: TrainConfig,
   progress: Progress,
   { steps, skippedSteps, metrics }: UpdateResult,
-  from: { cursor: Cursor; images: number; tokens: number; sequences: number; entropy: number | null },
+  from: Pick<Generated, "cursor" | "images" | "tokens" | "rewarded">,
+  entropy: number | null,
 ): void {
   progress.step++;
   progress.cursor = from.cursor;
@@ -367,13 +414,14 @@ export function noteUpdate(
   const divergence = metrics["kl/ref"] ?? Number.NaN;
   progress.klMean = runningMean(progress.klMean, divergence);
   const { target, horizon } = kl;
-  const { sequences } = from;
+  const [b, g] = from.rewarded.rollout.tokens.dims(3);
+  const sequences = b * g;
   if (target !== null)
     progress.klCoef = adaptedCoef(progress.klCoef, divergence, { target, horizon, sequences });
   const { entropyTarget, entropyDelta: delta } = update;
-  if (entropyTarget !== null && from.entropy !== null) {
+  if (entropyTarget !== null && entropy !== null) {
     const options = { target: entropyTarget, delta };
-    progress.entropyCoef = adaptedEntropyCoef(progress.entropyCoef, from.entropy, options);
+    progress.entropyCoef = adaptedEntropyCoef(progress.entropyCoef, entropy, options);
   }
 }
 
@@ -424,25 +472,26 @@ function metricOf(best: string, { spreads, metrics }: Evaluation): number {
   return (spread as Record<string, number> | undefined)?.[best.slice(cut + 1)] ?? Number.NaN;
 }
 
-/** Write the batch of a skipped step, for debugging. */
-export function dump(
-  folder: string,
-  step: number,
-  made: Pick<Rollout, "tokens" | "logprobs"> & { rewards: Tensor; trueCodes?: Tensor; images?: Tensor },
-): void {
-  if (!isFirst()) return;
-  const { images, trueCodes, rewards, tokens, logprobs } = made;
-  const dumps = join(folder, "dumps");
-  makeFolder(dumps);
+/**
+ * Write what a skipped step would have learnt from, for debugging. Images are those of the first rollout, and are there
+ * where no group was drawn again. All processes call this together.
+ */
+export function dump(folder: string, step: number, { drawing, rewarded }: Generated): void {
+  const { images } = drawing.batch;
   noGrad(() =>
     tidy(() => {
+      const isWhole = images !== undefined && rewarded === drawing;
+      const { rollout, trueCodes, rewards } = rewarded;
       const tensors = {
-        ...(images && { images }),
+        ...(isWhole && { images: allGather(images, drawing.images) }),
         ...(trueCodes && { trueCodes }),
         rewards,
-        tokens,
-        logprobs,
+        tokens: rollout.tokens,
+        logprobs: rollout.logprobs,
       };
+      if (!isFirst()) return;
+      const dumps = join(folder, "dumps");
+      makeFolder(dumps);
       saveSafetensors(join(dumps, `step_${String(step).padStart(6, "0")}.safetensors`), tensors);
     }),
   );

@@ -47,7 +47,7 @@ import {
   type Term,
 } from "./rewards.js";
 import { type Rollout, type RolloutOptions, sampleRollout } from "./rollout.js";
-import { mapStart, readNumbers, type Start, startParts } from "./sampling.js";
+import { readNumbers, type Start, type StartParts, startParts } from "./sampling.js";
 import { algorithmOptions, contextAt } from "./settings.js";
 import { steUpdate } from "./ste.js";
 
@@ -141,21 +141,35 @@ export function gatherRollout(
   batch: number,
 ): { rollout: Rollout; trueCodes: Tensor | null } {
   if (size() === 1) return { rollout, trueCodes };
-  const all = (rows: Tensor): Tensor => allGather(rows, batch);
-  const { tokens, logprobs, entropy, codes, context, support } = rollout;
-  const { given, condition } = mapStart(startParts("gatherRollout", rollout.start, tokens), all);
   return {
-    rollout: {
-      ...rollout,
-      tokens: all(tokens),
-      logprobs: all(logprobs),
-      entropy: all(entropy),
-      codes: all(codes),
-      start: [given, condition],
-      context: context && all(context),
-      support: support && all(support),
-    },
-    trueCodes: trueCodes && all(trueCodes),
+    rollout: joinRollouts([rollout], ([rows]) => allGather(rows as Tensor, batch)),
+    trueCodes: trueCodes && allGather(trueCodes, batch),
+  };
+}
+
+/**
+ * Rollouts of one kind as one, each of whose tensors is made of theirs; the trunk's states stay those of the first.
+ *
+ * @param join - is given the same tensor of each rollout; all have one row per image.
+ */
+export function joinRollouts(
+  rollouts: readonly [Rollout, ...Rollout[]],
+  join: (tensors: readonly Tensor[]) => Tensor,
+): Rollout {
+  const [first] = rollouts;
+  const joined = (of: (rollout: Rollout) => Tensor): Tensor => join(rollouts.map(of));
+  const starts = rollouts.map(({ start, tokens }) => startParts("joinRollouts", start, tokens));
+  const names = Object.keys((starts[0] as StartParts).condition) as (keyof Condition)[];
+  const condition = names.map((name) => [name, join(starts.map((start) => start.condition[name] as Tensor))]);
+  return {
+    ...first,
+    tokens: joined(({ tokens }) => tokens),
+    logprobs: joined(({ logprobs }) => logprobs),
+    entropy: joined(({ entropy }) => entropy),
+    codes: joined(({ codes }) => codes),
+    start: [join(starts.map(({ given }) => given)), Object.fromEntries(condition)],
+    context: first.context && joined(({ context }) => context as Tensor),
+    support: first.support && joined(({ support }) => support as Tensor),
   };
 }
 
@@ -204,6 +218,15 @@ export interface PlainRewards {
   readonly terms: Readonly<Record<string, Tensor>>;
 }
 
+/** What an update learns from, of all processes; the trunk's states alone are of this process's rows. */
+export interface Rewarded {
+  readonly rollout: Rollout;
+  /** int64 `[B, T]`; null without images. */
+  readonly trueCodes: Tensor | null;
+  /** float64 `[B, G]`, or with `reward.credit` place `[B, G, T]`. */
+  readonly rewards: Tensor;
+}
+
 /**
  * The update of the algorithm, in the policy's precision.
  *
@@ -212,7 +235,7 @@ export interface PlainRewards {
 export function updateFor(
   config: TrainConfig,
   parts: RunParts,
-  batch: UpdateBatch,
+  { rollout, trueCodes: truth, rewards }: Rewarded,
   step: number,
   more: {
     klCoef: number;
@@ -223,6 +246,7 @@ export function updateFor(
   },
 ): UpdateResult {
   const { klCoef, entropyCoef, lrFactor, images, changing } = more;
+  const batch: UpdateBatch = { ...rollout, rewards, ...(truth && { trueCodes: truth }) };
   const { policy, reference, valueHead, tokenizer, terms } = parts;
   const optimizer: Optimizer = {
     zeroGrad: () => parts.optimizer.zeroGrad(),

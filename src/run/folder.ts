@@ -15,7 +15,7 @@ import { listCheckpoints } from "./checkpoint.js";
 
 /** What a run writes into its folder. Nothing else there is ever removed. */
 const RUN_FILES =
-  /^(checkpoints|dumps|samples|tb|metrics\.(jsonl|csv)|samples\.jsonl|config\.yaml|model\.safetensors|env(\.\d+)?\.json|report\.html|eval(\.json)?)$/;
+  /^(checkpoints|dumps|samples|tb|metrics\.(jsonl|csv)|samples\.jsonl|steer\.jsonl|config\.yaml|model\.safetensors|env(\.\d+)?\.json|report\.html|eval(\.json)?)$/;
 
 const LOCK = ".lock";
 
