@@ -77,8 +77,10 @@ interface Place {
 
 function startProcess(command: readonly string[], place: Place): ChildProcess {
   const { rank, processes, port, restart, maxRestarts } = place;
+  // What a torchrun around this launcher says is not true of its processes.
+  const around = Object.entries(process.env).filter(([name]) => !name.startsWith("TORCHELASTIC_"));
   const env = {
-    ...process.env,
+    ...Object.fromEntries(around),
     RANK: `${rank}`,
     LOCAL_RANK: `${rank}`,
     WORLD_SIZE: `${processes}`,

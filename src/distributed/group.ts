@@ -196,7 +196,7 @@ async function wayTo(
 /** Tell the store that this process is here, and wait for all others. */
 async function everyone(
   store: Store,
-  { rank, size }: ProcessPlace,
+  { rank, size, file }: ProcessPlace,
   own: Presence,
   until: number,
   timeout: number,
@@ -206,7 +206,9 @@ async function everyone(
   const first = store.setFirst(key(rank), text);
   if (first !== text) {
     const remedy =
-      "Give each process a rank of its own, and each run a port or TORCHELASTIC_RUN_ID of its own";
+      file === null
+        ? "Give each process a rank of its own, and each run a port or TORCHELASTIC_RUN_ID of its own"
+        : `Give each process a rank of its own, and each start a new file in place of ${file}`;
     throw expected(
       "distributed.init",
       `one process of rank ${rank}`,

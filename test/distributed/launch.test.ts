@@ -29,7 +29,10 @@ function launch(dir: string, iters: number, options: readonly string[] = [], pro
     `train={iters: ${iters}, threads: 1, device: cpu, timeout: 20}`,
   ];
   const args = ["scripts/rlar.mjs", "launch", "--processes", `${processes}`, ...options, "train", ...keys];
-  const child = spawn(process.execPath, args, { detached: true, stdio: ["ignore", "pipe", "pipe"] });
+  // A torchrun around the launcher says nothing of the launcher's processes.
+  const around = { TORCHELASTIC_USE_AGENT_STORE: "True", TORCHELASTIC_RESTART_COUNT: "1" };
+  const env = { ...process.env, ...around };
+  const child = spawn(process.execPath, args, { env, detached: true, stdio: ["ignore", "pipe", "pipe"] });
   const begun = performance.now();
   const texts = { out: "", err: "" };
   child.stdout.on("data", (text) => (texts.out += text));
