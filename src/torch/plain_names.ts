@@ -1,11 +1,13 @@
 /** Names of a state dict without the parts that wrapper modules add. */
 import { expected } from "./errors.js";
 
-/** Parts that torch.compile, data parallelism and activation checkpointing add to names. */
+/** Parts that torch.compile, data parallelism, Lightning Fabric and activation checkpointing add to names. */
 const WRAPPERS: ReadonlySet<string> = new Set([
   "module",
   "_orig_mod",
   "_fsdp_wrapped_module",
+  "_fpw_module",
+  "_forward_module",
   "_checkpoint_wrapped_module",
 ]);
 

@@ -112,6 +112,8 @@ test("what wrappers of a module add to names is taken off, in any order and dept
     "module._orig_mod.",
     "_orig_mod.module.",
     "_fsdp_wrapped_module.",
+    "_forward_module.",
+    "_fpw_module.module.",
   ];
   for (const prefix of ["", ...prefixes]) {
     for (const inner of ["", "module.", "_orig_mod.", "_checkpoint_wrapped_module._orig_mod."]) {
