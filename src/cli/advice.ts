@@ -15,7 +15,9 @@ export function adviceOnRefusal(command: string, message: string): string | null
       return `Write keys without dashes: ${name}=${value}.`;
     if (command === "report" && name === "run") return "Name the folders of runs without an option.";
   }
-  if (/^error: too many arguments/.test(message) && (command === "eval" || command === "sample"))
-    return "Name the folder of a run by --run DIR.";
+  if (/^error: too many arguments/.test(message)) {
+    if (command === "eval") return "Name a run by --run DIR.";
+    if (command === "sample") return "Name a run by --run DIR, and several classes by --class A,B.";
+  }
   return null;
 }

@@ -7,6 +7,7 @@ import {
   smallestSideCrop,
   spread,
   subset,
+  UnreadableImages,
 } from "../data/index.js";
 import { classVectors, cosines, type Encoder, EncoderFeatures, prepareImages } from "../encoders/index.js";
 import { hashOf } from "../evaluation/inputs.js";
@@ -23,6 +24,8 @@ import {
   tensor,
   tidy,
 } from "../torch/index.js";
+import { sayNotes } from "./inspect.js";
+import { imageCounter, withProgress } from "./progress.js";
 
 /** Options of `rlar embed`. */
 export interface EmbedOptions {
@@ -82,35 +85,58 @@ export async function embed(path: string, options: EmbedOptions): Promise<void> 
   const names: string[] = [];
   const classes: number[] = [];
   const parts: Tensor[] = [];
-  for (let start = 0; start < source.length; start += BATCH) {
-    const read: Tensor[] = [];
-    for (let i = start; i < Math.min(start + BATCH, source.length); i++) {
-      const sample = await readSample(source, i);
-      if (sample.pixels === undefined) throw expected(sample.id, "an image", "none");
-      const { pixels } = sample;
+  const unreadable = new UnreadableImages();
+  /** The image `i` as the network takes it; null where it cannot be read, as in training. */
+  const imageAt = async (i: number): Promise<Tensor | null> => {
+    try {
+      const { id, classId, pixels } = await readSample(source, i);
+      if (pixels === undefined) throw expected(id, "an image", "none");
       const cropped = isPrepared
         ? pixels
         : (options.crop === "center" ? centerCrop : smallestSideCrop)(pixels, size);
       const image = pixelsToTensor(cropped);
       const spec = encoder?.description.preprocessing;
-      read.push(isPrepared && spec ? tidy(() => prepareImages(image, spec)) : image);
-      names.push(sample.id);
-      classes.push(sample.classId);
-      if (read.at(-1) !== image) image.dispose();
+      const prepared = isPrepared && spec ? tidy(() => prepareImages(image, spec)) : image;
+      if (prepared !== image) image.dispose();
+      names.push(id);
+      classes.push(classId);
+      return prepared;
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      unreadable.add(source.idOf(i), error.message);
+      return null;
     }
-    parts.push(
-      noGrad(() =>
-        tidy(() => {
-          const images = cat(read).to({ device });
-          const features =
-            isPrepared && encoder !== null
-              ? encoder.embedPrepared(images)
-              : network.describe(images).features;
-          return features.float().cpu();
-        }),
-      ),
-    );
-    for (const image of read) image.dispose();
+  };
+  sayNotes(source.notes ?? []);
+  await withProgress("embedding", async (say) => {
+    const count = imageCounter(source.length, say);
+    for (let start = 0; start < source.length; start += BATCH) {
+      count(start);
+      const read: Tensor[] = [];
+      for (let i = start; i < Math.min(start + BATCH, source.length); i++) {
+        const image = await imageAt(i);
+        if (image !== null) read.push(image);
+      }
+      for (const line of unreadable.news()) say(line);
+      if (read.length === 0) continue;
+      parts.push(
+        noGrad(() =>
+          tidy(() => {
+            const images = cat(read).to({ device });
+            const features =
+              isPrepared && encoder !== null
+                ? encoder.embedPrepared(images)
+                : network.describe(images).features;
+            return features.float().cpu();
+          }),
+        ),
+      );
+      for (const image of read) image.dispose();
+    }
+  });
+  if (parts.length === 0) {
+    const remedy = `The first: ${(unreadable.problems[0] ?? "").replace(/\.$/, "")}`;
+    throw expected(options.data, "an image that can be read", `none of ${source.length}`, remedy);
   }
   using embeddings = cat(parts);
   for (const part of parts) part.dispose();
@@ -120,6 +146,7 @@ export async function embed(path: string, options: EmbedOptions): Promise<void> 
   const facts: Record<string, unknown> = {
     network: network.name,
     images: names.length,
+    unreadable: unreadable.count,
     width: embeddings.size(1),
   };
   if (out !== undefined) {
@@ -185,10 +212,10 @@ function print(facts: Record<string, unknown>, isJson: boolean): void {
     process.stdout.write(`${JSON.stringify(facts, null, 2)}\n`);
     return;
   }
-  const { network, images, width, out, classes, top1, top5 } = facts;
+  const { network, images, unreadable, width, out, classes, top1, top5 } = facts;
   const percent = (share: unknown): string => `${(Number(share) * 100).toFixed(2)} %`;
   const lines = [
-    `${network}: ${images} images, vectors of width ${width}`,
+    `${network}: ${images} images${unreadable === 0 ? "" : `, ${unreadable} not readable`}, vectors of width ${width}`,
     ...(out === undefined ? [] : [`${out}: embeddings, classes and names`]),
     ...(top1 === undefined
       ? []

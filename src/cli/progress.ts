@@ -28,6 +28,19 @@ export async function withProgress<T>(
   }
 }
 
+/** Milliseconds between two lines about how many images are done. */
+const BETWEEN = 10_000;
+
+/** A function that says every ten seconds how many of `total` images are done. */
+export function imageCounter(total: number, say: (line: string) => void): (done: number) => void {
+  let saidAt = performance.now();
+  return (done) => {
+    if (performance.now() - saidAt < BETWEEN) return;
+    saidAt = performance.now();
+    say(`${done} of ${total} images`);
+  };
+}
+
 /** {@link withProgress} on a terminal alone, for what usually takes less than a second. */
 export async function withProgressOnTerminal<T>(what: string, fn: () => Promise<T>): Promise<T> {
   return process.stderr.isTTY ? await withProgress(what, fn) : await fn();

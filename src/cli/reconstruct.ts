@@ -9,7 +9,7 @@ import { l1, l2, psnr, ssim } from "../metrics/index.js";
 import { openLpips, openTokenizer } from "../rl_ar_finetune/builder.js";
 import { cat, type Device, expected, type Tensor, tidy } from "../torch/index.js";
 import { sayNotes } from "./inspect.js";
-import { withProgress } from "./progress.js";
+import { imageCounter, withProgress } from "./progress.js";
 
 /** Options of `rlar reconstruct`. */
 export interface ReconstructOptions {
@@ -59,7 +59,9 @@ export async function reconstruct(path: string, options: ReconstructOptions): Pr
   const shown: PageRow[] = [];
   const codes = new Set<number>();
   await withProgress("reconstructing", async (say) => {
+    const count = imageCounter(chosen.length, say);
     for (let start = 0; start < chosen.length; start += BATCH) {
+      count(start);
       const { names, images } = await readSome(chosen.slice(start, start + BATCH), options, unreadable);
       for (const line of unreadable.news()) say(line);
       if (names.length === 0) continue;

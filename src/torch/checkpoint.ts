@@ -210,7 +210,12 @@ function formatOf(file: FileBytes): "zip" | "legacy" {
   }
   for (const [magic, what] of OTHER_FORMATS)
     if (text.startsWith(magic)) throw expected(path, TORCH_SAVE, what);
-  throw expected(path, TORCH_SAVE, `a file that begins with bytes ${head.subarray(0, 16).toString("hex")}`);
+  const begin = /^[\t\n\r -~]+/.exec(text)?.[0] ?? "";
+  const got =
+    begin.length >= Math.min(text.length, 64)
+      ? `text that begins with ${JSON.stringify(begin.slice(0, 40))}`
+      : `a file that begins with bytes ${head.subarray(0, 16).toString("hex")}`;
+  throw expected(path, TORCH_SAVE, got);
 }
 
 const OTHER_FORMATS: readonly [string, string][] = [

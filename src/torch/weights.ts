@@ -212,7 +212,9 @@ function indexIn(folder: string): string {
   const indices = indicesIn(folder);
   if (indices.length !== 1) {
     const got = indices.length === 0 ? "one without" : `one with ${indices.sort().join(", ")}`;
-    throw expected(folder, `a weights file, or a folder with one *${INDEX}`, got, "Name the file");
+    const files = readdirSync(folder).filter((name) => /\.(safetensors|pt|pth|ckpt|bin)$/.test(name));
+    const some = files.length === 0 ? "" : `, such as ${join(folder, files.sort()[0] as string)}`;
+    throw expected(folder, `a weights file, or a folder with one *${INDEX}`, got, `Name the file${some}`);
   }
   return join(folder, indices[0] as string);
 }

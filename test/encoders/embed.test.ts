@@ -1,7 +1,7 @@
 /** `rlar embed` from files to numbers, against transformers; reference sets for evaluations; evaluations with an encoder. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, readFileSync } from "node:fs";
+import { cpSync, mkdtempSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -23,12 +23,20 @@ function rlar(...args: string[]): { status: number | null; stdout: string; stder
 
 test("embeddings of a folder and its zero-shot classes are those of transformers", () => {
   const out = join(folder, "embeddings.safetensors");
-  const args = ["embed", `${ROOT}/model`, "--data", `${ROOT}/images`, "--out", out, "--json"];
+  const some = join(folder, "some");
+  cpSync(`${ROOT}/images`, some, { recursive: true });
+  const [first = ""] = readdirSync(some);
+  writeFileSync(join(some, first, "cut short.png"), "\x89PNG");
+  writeFileSync(join(some, first, "notes.txt"), "");
+  const args = ["embed", `${ROOT}/model`, "--data", some, "--out", out, "--json"];
   const { status, stdout, stderr } = rlar(...args, "--zero-shot", "a photo of {}.");
   assert.equal(status, 0, stderr);
   const golden = JSON.parse(readFileSync(`${ROOT}/golden.json`, "utf8"));
-  const { top1, predicted, images, width } = JSON.parse(stdout);
+  const { top1, predicted, images, unreadable, width } = JSON.parse(stdout);
   assert.deepEqual({ predicted, images, width }, { predicted: golden.predicted, images: 9, width: 12 });
+  assert.equal(unreadable, 1);
+  assert.match(stderr, /unreadable image: .*cut short\.png/);
+  assert.match(stderr, /not read: \.txt/);
   assert.ok(Math.abs(top1 - golden.top1) < 1e-12, `${top1}`);
   tidy(() => {
     const { tensors, metadata } = loadSafetensors(out);

@@ -273,7 +273,12 @@ test("files that are something else are named", () => {
   refused(written("GGUF\x03"), "a GGUF file.");
   refused(written("\x89HDF\r\n"), "an HDF5 file.");
   refused(written("\x1f\x8b\x08"), "a gzip file.");
-  refused(written("hello"), "a file that begins with bytes 68656c6c6f.");
+  refused(written("hello"), 'text that begins with "hello".');
+  refused(
+    written("# A configuration.\nseed: 1\n"),
+    'text that begins with "# A configuration.\\nseed: 1\\n".',
+  );
+  refused(written("hello\x00\x01"), "a file that begins with bytes 68656c6c6f0001.");
   const script = [
     { name: "x/constants.pkl", data: pickle(")") },
     { name: "x/code/a.py", data: Buffer.from("") },

@@ -257,6 +257,8 @@ test("an index that does not fit its shards is refused with the name, and no fil
     () => openWeights(empty),
     /expected a weights file, or a folder with one \*\.index\.json, got one without/,
   );
+  writeFileSync(join(empty, "policy.safetensors"), "");
+  assert.throws(() => openWeights(empty), /Name the file, such as \S+policy\.safetensors/);
 });
 
 test("describing reads headers alone: data that is not there, or huge, costs nothing until it is read", () => {
