@@ -11,9 +11,9 @@ import { ConfigError } from "../config/resolve.js";
 import { LostRankError } from "../distributed/failure.js";
 import { print } from "../run/console.js";
 import { DivergedError, explained, firstError } from "../run/failure.js";
-import { expectedMessage } from "../torch/errors.js";
 import { adviceOnRefusal } from "./advice.js";
 import { kinds } from "./config.js";
+import { watchOutputs } from "./outputs.js";
 import { fitProgress, rlProgress, withProgressOnTerminal } from "./progress.js";
 
 /** 0 ok, 2 a wrong command line or configuration, 3 data or a model that cannot be used, 4 diverged, 5 another process lost. */
@@ -75,24 +75,6 @@ const crop = (): Option =>
   new Option("--crop <crop>", "how images are cropped to squares, as data.crop")
     .choices(["center", "smallest_side"])
     .default("center");
-
-/** Commands that leave files: a screen that fails ends their printing and nothing else. */
-const RUNS: readonly string[] = ["demo", "train", "pretrain", "tokenizer", "classifier"];
-
-/** Without listeners an output that is closed or full would end the process with Node.js's own words. */
-function watchOutputs(): void {
-  process.stderr.on("error", () => {});
-  process.stdout.on("error", ({ code, message }: NodeJS.ErrnoException) => {
-    // A pipe is closed by a reader that has enough, such as `head`.
-    if (code === "EPIPE" || RUNS.includes(process.argv[2] ?? "") || process.exitCode === EXIT.data) return;
-    process.exitCode = EXIT.data;
-    const remedy = "The output is not whole: free some room, or write it elsewhere";
-    print(
-      process.stderr,
-      `rlar: ${expectedMessage("standard output", "room for the output", message, remedy)}\n`,
-    );
-  });
-}
 
 /**
  * The action of a command. Its file is loaded when the command is called, since LibTorch loads slowly; a number is the exit code.
@@ -680,7 +662,7 @@ for (const command of program.commands) {
     `(${rlarCommand([command.name(), "--help"])} lists the options, with an example)`,
   );
 }
-watchOutputs();
+watchOutputs(EXIT.data);
 
 try {
   await program.parseAsync();

@@ -160,7 +160,7 @@ details{margin:10px 0}summary{cursor:pointer;padding:4px 0;font-weight:600;font-
 .chart{display:flex;flex-direction:column;--tall:170px}
 .chart.wide{grid-column:1/-1;--tall:220px}
 .chart.square{--tall:240px}
-.about{font-size:13px;line-height:1.45;color:var(--soft);margin:6px 0 0;max-width:130ch}
+.about{font-size:13px;line-height:1.45;color:var(--soft);margin:6px 0 0;max-width:130ch;overflow-wrap:anywhere}
 .legend{list-style:none;margin:4px 0 8px;padding:0;display:flex;flex-wrap:wrap;gap:1px 14px;font-size:13px}
 .legend b{font-weight:600}.metrics{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:12px;overflow-wrap:anywhere}
 .key{display:inline-block;width:18px;height:0;border-top:3px solid var(--c);vertical-align:middle;margin-right:6px}
