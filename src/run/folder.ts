@@ -244,8 +244,9 @@ export function isHeld(folder: string): boolean {
  * @returns a sentence without its full stop; undefined where there is no run near it.
  */
 export function runNear(path: string): string | undefined {
+  const has = (folder: string, name: string): boolean => existsSync(join(folder, name));
   const isRun = (folder: string): boolean =>
-    existsSync(join(folder, "config.yaml")) && existsSync(join(folder, "env.json"));
+    has(folder, "metrics.jsonl") || (has(folder, "config.yaml") && has(folder, "env.json"));
   const above = [dirname(path), dirname(dirname(path))].find(isRun);
   if (above !== undefined) return `Name the run that it is part of: ${above}`;
   const entries =

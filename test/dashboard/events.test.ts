@@ -135,7 +135,7 @@ test("starts, the best evaluation and the end are told in order", (t) => {
   const { markup } = eventSection(run);
   assert.match(
     markup,
-    /step 0<\/span><span>Started 2026-01-01 00:00:00 UTC on &lt;box&gt;\..*step 2<\/span><span>Best eval\/reward\/mean: -0\.25 \(checkpoints\/step_000002\)\..*step 4<\/span><span>Ended\. It ran for 6m\./s,
+    /step 0<\/span><span>Started 2026-01-01 00:00:00 UTC on &lt;box&gt;\..*step 2<\/span><span>Best eval\/reward\/mean: -0\.25 \(checkpoints\/step_000002\)\..*step 4<\/span><span>Ended\. It ran for 6m00s\./s,
   );
   assert.match(markup, /No update was skipped, no metric was without a number, no alarm was raised\./);
 });
