@@ -663,6 +663,10 @@ for (const command of program.commands) {
   );
 }
 watchOutputs(EXIT.data);
+// `help NAME` prints all commands for a name that is none; NAME alone is refused, with the nearest name.
+const [, , word, name] = process.argv;
+if (word === "help" && name !== undefined && program.commands.every((command) => command.name() !== name))
+  process.argv.splice(2, 1);
 
 try {
   await program.parseAsync();
