@@ -6,7 +6,13 @@
 import { bestStanding, isApart } from "../evaluation/frontier.js";
 import type { Estimate, EvalRow, Measures } from "../evaluation/options.js";
 import { followingSources, networkMark, pointText, tablesOf } from "../evaluation/tables.js";
-import { FRONTIER_TEXT, freeVerdictText, verdictText, warningsOf } from "../evaluation/verdict.js";
+import {
+  agreementTexts,
+  FRONTIER_TEXT,
+  freeVerdictText,
+  verdictText,
+  warningsOf,
+} from "../evaluation/verdict.js";
 import { measureOf } from "../metrics/measures.js";
 import { chartFigure, chartFrame, colorOf, HEIGHT, legendKey, round, WIDTH } from "./curves.js";
 import { type Html, hint, html, list, notices, type Piece, raw, table, told } from "./page.js";
@@ -48,6 +54,7 @@ function oneEvaluation(evaluation: SomeEvaluation, pictures: Html | null): Html 
   return html`${judged !== null && html`<p>Judged: ${judged.text}.</p>`}
 ${notices([
   ...told("verdict", verdicts),
+  ...told("verdict", agreementTexts(evaluation.agreements, networks)),
   ...told("warning", warningsOf(evaluation)),
   ...told("problem", unreadableOf(evaluation)),
 ])}${list([...names, ...judges])}${pictures}${main}

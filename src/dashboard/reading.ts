@@ -5,6 +5,7 @@
 import { readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
+import type { Agreement } from "../evaluation/agreement.js";
 import type { FreeVerdict, Standing, Verdict } from "../evaluation/frontier.js";
 import type { ModelEvaluation } from "../evaluation/judge_models.js";
 import type { Estimate, Estimates, EvalRow, Likelihood, Measures } from "../evaluation/options.js";
@@ -135,6 +136,7 @@ export type SomeEvaluation = Pick<
   | "likelihoods"
   | "rows"
   | "verdicts"
+  | "agreements"
   | "pages"
   | "notes"
 > & {
@@ -252,6 +254,21 @@ const SETTINGS = z
     temperatures: z.array(z.number()),
   })
   .partial() as unknown as z.ZodType<SomeEvaluation["settings"]>;
+const AGREEMENT: z.ZodType<Agreement> = z.object({
+  measure: z.string(),
+  prefix: z.number().nullable(),
+  points: z.number(),
+  correlations: list(z.object({ networks: z.tuple([z.string(), z.string()]), value: z.number().nullable() })),
+  changes: orNull(
+    z.object({
+      settings: z.number(),
+      agreed: z.number(),
+      networks: list(
+        z.object({ network: z.string(), lower: z.number(), even: z.number(), higher: z.number() }),
+      ),
+    }),
+  ),
+});
 const EVALUATION: z.ZodType<SomeEvaluation> = z.object({
   settings: SETTINGS.default({}),
   data: orNull(z.object({ train: IMAGES, heldOut: orNull(IMAGES), codes: z.number().optional() })),
@@ -270,6 +287,7 @@ const EVALUATION: z.ZodType<SomeEvaluation> = z.object({
       featureSize: z.number().default(Number.NaN),
       numClasses: z.number().default(Number.NaN),
       isRewarded,
+      sharesImages: z.boolean().nullable().default(null),
     }),
   ),
   real: z
@@ -285,6 +303,7 @@ const EVALUATION: z.ZodType<SomeEvaluation> = z.object({
   verdicts: z
     .object({ completion: list(VERDICT), free: list(FREE_VERDICT) })
     .default({ completion: [], free: [] }),
+  agreements: list(AGREEMENT),
   pages: list(z.string()),
   notes: list(z.string()),
 });

@@ -48,6 +48,7 @@ import { forEachDecoded } from "./draws.js";
 import { type Described, Describer } from "./measure.js";
 import type { Judge, ModelEvalOptions, PolicyFile } from "./options.js";
 import { openReferenceSet, type ReferenceSet, requireDescribedBy } from "./reference_set.js";
+import { learntOf, sharesImages } from "./shared_data.js";
 
 /** A file that the evaluation used. */
 export interface FileFact {
@@ -57,6 +58,8 @@ export interface FileFact {
   readonly sha256: string;
   /** For networks: whether the reward used this one; null if unknown. */
   readonly isRewarded?: boolean | null;
+  /** For judges: whether one of the reward's networks learnt from the same images; null if unknown. */
+  readonly sharesImages?: boolean | null;
 }
 
 /** A network that judged. */
@@ -70,6 +73,8 @@ export interface NetworkFact {
   readonly reference?: { readonly path: string; readonly images: number | null } | null;
   /** Whether the reward used this network; null where that is not known. */
   readonly isRewarded: boolean | null;
+  /** Whether one of the reward's networks learnt from the same images; null where that is not known. */
+  readonly sharesImages: boolean | null;
 }
 
 /** What is known of the networks, in the order of `features`. */
@@ -88,6 +93,7 @@ export function networkFacts(
       sha256: file?.sha256 ?? null,
       reference: isDescribed ? { path: published.set.path, images: published.set.images } : null,
       isRewarded: file?.isRewarded ?? null,
+      sharesImages: file?.sharesImages ?? null,
     };
   });
 }
@@ -141,11 +147,21 @@ async function openParts(
 ): Promise<Omit<EvalInputs, typeof Symbol.dispose>> {
   const { device = "cpu", dtype = "float32" } = options;
   const files: FileFact[] = [];
-  const rewarded = rewardedHashes(options.rewardNetworks);
+  // A file that is gone cannot be the judge's.
+  const rewardFiles = options.rewardNetworks?.filter((path) => existsSync(path));
+  const rewarded = rewardFiles === undefined ? null : new Set(rewardFiles.map(hashOf));
+  const rewardLearnt =
+    rewardFiles?.length === options.rewardNetworks?.length ? (rewardFiles?.map(learntOf) ?? null) : null;
   const note = (role: string, path: string): string => {
     const sha256 = hashOf(path);
     const isNetwork = role === "features" || role === "lpips";
-    files.push({ role, path, sha256, ...(isNetwork && { isRewarded: rewarded?.has(sha256) ?? null }) });
+    files.push({
+      role,
+      path,
+      sha256,
+      ...(isNetwork && { isRewarded: rewarded?.has(sha256) ?? null }),
+      ...(role === "features" && { sharesImages: sharesImages(learntOf(path), rewardLearnt) }),
+    });
     return path;
   };
 
@@ -244,11 +260,6 @@ function publishedOf(
   });
   if (fitting.length === 0) throw refusals[0];
   return { set, judges: fitting };
-}
-
-/** Hashes of the files that a reward used; null where none is known. A file that is gone cannot be the judge's. */
-function rewardedHashes(paths: readonly string[] | undefined): Set<string> | null {
-  return paths === undefined ? null : new Set(paths.filter((path) => existsSync(path)).map(hashOf));
 }
 
 /** SHA-256 of a file; of an encoder in several files, of the hashes of all of them. */

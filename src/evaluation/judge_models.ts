@@ -12,6 +12,7 @@ import { type Environment, environment } from "../run/environment.js";
 import { withProcesses } from "../run/processes.js";
 import { replaceFile } from "../torch/files.js";
 import { expected, keep, type Tensor, tensor, tidy } from "../torch/index.js";
+import { type Agreement, agreementsOf } from "./agreement.js";
 import {
   classesOfFreeSamples,
   type Drawer,
@@ -125,6 +126,8 @@ export interface ModelEvaluation {
   readonly likelihoods: readonly Likelihood[];
   readonly rows: readonly EvalRow[];
   readonly verdicts: { readonly completion: readonly Verdict[]; readonly free: readonly FreeVerdict[] };
+  /** Whether the networks agree; empty for fewer than two. */
+  readonly agreements: readonly Agreement[];
   /** Pages written, below the folder. */
   readonly pages: readonly string[];
   /** Warnings about the numbers. */
@@ -215,6 +218,7 @@ async function evaluateTogether(given: ModelEvalOptions): Promise<ModelEvaluatio
   }
 
   const networks = networkFacts(inputs, options.features ?? []);
+  const rows = results.flatMap((result) => result.rows);
   const { versions, commit, threads } = environment();
   const evaluation: ModelEvaluation = {
     settings: { ...settings, device: inputs.device, dtype: options.dtype ?? "float32" },
@@ -247,8 +251,12 @@ async function evaluateTogether(given: ModelEvalOptions): Promise<ModelEvaluatio
     real,
     reconstruction,
     likelihoods: results.flatMap(({ likelihood }) => (likelihood === null ? [] : [likelihood])),
-    rows: results.flatMap(({ rows }) => rows),
+    rows,
     verdicts: verdictsOf(context, results),
+    agreements: agreementsOf(
+      networks.map(({ name }) => name),
+      rows,
+    ),
     pages,
     notes: [
       ...(heldOut === null
@@ -261,7 +269,9 @@ async function evaluateTogether(given: ModelEvalOptions): Promise<ModelEvaluatio
       ...unreadableNotes("held-out", heldOut?.unreadable ?? []),
       ...unreadableNotes("training", trained?.unreadable ?? []),
       ...references.flatMap(notesOfReference),
-      ...dependence(references.filter((_, k) => networks[k]?.isRewarded === false)),
+      ...dependence(
+        references.filter((_, k) => networks[k]?.isRewarded === false && networks[k]?.sharesImages === null),
+      ),
       ...comparability(context, trained),
     ],
   };

@@ -5,6 +5,7 @@
 
 import { betterOf, MEASURES, measureOf } from "../metrics/measures.js";
 import { expectedType } from "../torch/index.js";
+import type { Agreement } from "./agreement.js";
 import {
   bestStanding,
   type FreeVerdict,
@@ -90,6 +91,42 @@ export function freeVerdictText(
   return `Free samples: ${numbers}: ${end}. (network ${networkMark(networks, network)})`;
 }
 
+/**
+ * Whether the networks agree, in words: on the direction from A to B where there is a B, else on the ranks of the points. A
+ * sentence for each measure and set of images.
+ */
+export function agreementTexts(
+  agreements: readonly Agreement[],
+  networks: readonly NetworkFact[] = [],
+): string[] {
+  return agreements.map(({ measure, prefix, points, correlations, changes }) => {
+    const name = measure === "fd_train" ? "FD" : measureOf(measure).title.toLowerCase();
+    const of = `${name} of ${prefix === null ? "free samples" : `completions after ${prefix} codes`}`;
+    const ranks = correlations
+      .map(({ networks: [a, b], value }) => {
+        const pair = `${networkMark(networks, a)} and ${networkMark(networks, b)}`;
+        return `${pair} ${value === null ? "have too few different values" : value.toFixed(2)}`;
+      })
+      .join(", ");
+    const end = `Rank correlation over ${points} ${points === 1 ? "point" : "points"}: ${ranks}.`;
+    if (changes === null) return `${of}: ${end}`;
+    const { settings, agreed } = changes;
+    const counts = changes.networks.map(({ network, lower, even, higher }) => {
+      const parts = [
+        [lower, "lower"],
+        [even, "not told apart"],
+        [higher, "higher"],
+      ] as const;
+      const seen = parts.filter(([count]) => count > 0).map(([count, word]) => `${word} at ${count}`);
+      return `${networkMark(networks, network)} finds it ${seen.join(", ")}`;
+    });
+    const verdict =
+      agreed === settings ? "The judges agree" : `The judges disagree at ${settings - agreed} of ${settings}`;
+    const at = `${settings} ${settings === 1 ? "setting" : "settings"}`;
+    return `${verdict} on ${of}. From A to B at the same temperature and scale, ${at}: ${counts.join("; ")}. ${end}`;
+  });
+}
+
 /** Share of the base's own error above which a tokenizer is too poor: what is left cannot be won by the policy. */
 export const POOR_CEILING: number = 2 / 3;
 
@@ -103,13 +140,23 @@ export function warningsOf(
   const { networks } = evaluation;
   const rewarded = networks.filter(({ isRewarded }) => isRewarded === true);
   const isUnknown = networks.some(({ isRewarded }) => isRewarded === null);
-  const marks = rewarded.map(({ name }) => networkMark(networks, name)).join(", ");
+  const kin = networks.filter(
+    ({ isRewarded, sharesImages }) => isRewarded === false && sharesImages === true,
+  );
+  const namesOf = (some: typeof networks): string =>
+    some.map(({ name }) => networkMark(networks, name)).join(", ");
   return [
     ...poorTokenizer(evaluation),
     ...(rewarded.length > 0
       ? [
-          `The reward used ${marks}: its numbers say how well the reward was met, not whether images are better. ` +
+          `The reward used ${namesOf(rewarded)}: its numbers say how well the reward was met, not whether images are better. ` +
             "Judge by a network that the reward has not seen.",
+        ]
+      : []),
+    ...(kin.length > 0
+      ? [
+          `${kin.length === 1 ? "This network" : "These networks"} learnt from the same images as the reward's: ${namesOf(kin)}. ` +
+            "What pleases one pleases the other, so judge by a network that learnt elsewhere as well.",
         ]
       : []),
     ...(isUnknown && evaluation.rows.some(({ policy }) => policy === "B")
@@ -188,6 +235,7 @@ export function evaluationText(evaluation: ModelEvaluation): string {
     headText(evaluation),
     ...tablesOf(evaluation).map(tableText),
     ...verdictTexts(evaluation),
+    ...listed("Agreement of the judges", agreementTexts(evaluation.agreements, evaluation.networks)),
     ...listed("Warnings", warningsOf(evaluation)),
     ...listed("Notes", evaluation.notes),
   ].join("\n\n");

@@ -121,8 +121,8 @@ test("the verdict names where B is beyond A, at which temperature, and by how mu
 
 test("a network that the reward used is marked in every text", () => {
   const networks = [
-    { name: "paid", isRewarded: true, featureSize: 2, numClasses: 2 },
-    { name: "other", isRewarded: false, featureSize: 2, numClasses: 2 },
+    { name: "paid", isRewarded: true, sharesImages: true, featureSize: 2, numClasses: 2 },
+    { name: "other", isRewarded: false, sharesImages: false, featureSize: 2, numClasses: 2 },
   ];
   const standings = standingsOf(BASE, TUNED, gain());
   const verdict = (network: string): Verdict => ({ network, measure: "l2", prefix: 1, standings });
@@ -130,6 +130,10 @@ test("a network that the reward used is marked in every text", () => {
   assert.match(verdictText(verdict("other"), networks)[0], /network \[2\]/);
   assert.match(warningsOf({ reconstruction: null, rows: [], networks }).join(), /\[1, rewarded\]/);
   assert.deepEqual(warningsOf({ reconstruction: null, rows: [], networks: networks.slice(1) }), []);
+  const kin = networks.map((network) => ({ ...network, isRewarded: false }));
+  const [warning, ...others] = warningsOf({ reconstruction: null, rows: [], networks: kin });
+  assert.match(warning as string, /same images.*: \[1\]\./);
+  assert.equal(others.length, 0);
 });
 
 test("a tokenizer whose own error is near the base's is called too poor, in numbers", () => {

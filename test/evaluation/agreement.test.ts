@@ -1,0 +1,88 @@
+/** Agreement of judges, on ranks and directions that can be worked out by hand. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { agreementsOf, rankCorrelation } from "../../src/evaluation/agreement.js";
+import type { Estimate, EvalRow } from "../../src/evaluation/options.js";
+import { sharesImages } from "../../src/evaluation/shared_data.js";
+import { agreementTexts } from "../../src/evaluation/verdict.js";
+
+test("the rank correlation is Spearman's, and equal values share a rank", () => {
+  assert.equal(rankCorrelation([1, 2, 3, 4], [10, 20, 30, 400]), 1);
+  assert.equal(rankCorrelation([1, 2, 3], [5, 4, 3]), -1);
+  // 1 - 6 (0 + 1 + 1 + 0) / (4 * 15) = 0.8
+  assert.ok(Math.abs((rankCorrelation([1, 2, 3, 4], [1, 3, 2, 4]) as number) - 0.8) < 1e-12);
+  // Ranks 1.5, 1.5, 3 and 1, 2, 3: 1.5 / sqrt(1.5 * 2)
+  assert.ok(Math.abs((rankCorrelation([7, 7, 9], [1, 2, 3]) as number) - Math.sqrt(0.75)) < 1e-12);
+  assert.equal(rankCorrelation([1, 2], [1, 2]), null, "two points always agree or disagree");
+  assert.equal(rankCorrelation([1, 1, 1], [1, 2, 3]), null);
+});
+
+const near = (value: number, half: number | null = null): Estimate =>
+  half === null ? { value, low: null, high: null } : { value, low: value - half, high: value + half };
+
+const row = (policy: string, temperature: number, fd: Record<string, Estimate>): EvalRow => ({
+  policy,
+  temperature,
+  cfg: 1,
+  free: null,
+  completions: [
+    {
+      prefix: 4,
+      measures: {
+        images: 9,
+        plain: {},
+        networks: Object.fromEntries(Object.entries(fd).map(([name, fd_train]) => [name, { fd_train }])),
+      },
+    },
+  ],
+});
+
+const ROWS: readonly EvalRow[] = [
+  row("A", 1, { inside: near(1.5, 0.1), outside: near(17.6, 0.5) }),
+  row("A", 0.8, { inside: near(1.8, 0.1), outside: near(19.2, 0.5) }),
+  row("B", 1, { inside: near(1.45, 0.1), outside: near(19.1, 0.5) }),
+  row("B", 0.8, { inside: near(2.2, 0.1), outside: near(20.5, 0.5) }),
+];
+
+test("judges disagree where one sees a measure rise that another does not", () => {
+  const [found, ...others] = agreementsOf(["inside", "outside"], ROWS);
+  assert.equal(others.length, 0, "no perceptual distances, no free samples");
+  assert.equal(found?.measure, "fd_train");
+  assert.equal(found?.prefix, 4);
+  assert.equal(found?.points, 4);
+  // Ranks 2, 3, 1, 4 and 1, 3, 2, 4: 1 - 6 * 2 / 60
+  assert.ok(Math.abs((found?.correlations[0]?.value as number) - 0.8) < 1e-12);
+  assert.deepEqual(found?.changes, {
+    settings: 2,
+    agreed: 1,
+    networks: [
+      { network: "inside", lower: 0, even: 1, higher: 1 },
+      { network: "outside", lower: 0, even: 0, higher: 2 },
+    ],
+  });
+  const networks = ["inside", "outside"].map((name) => ({ name, isRewarded: false }));
+  const [text] = agreementTexts([found as NonNullable<typeof found>], networks);
+  assert.match(text as string, /disagree at 1 of 2 .*FD.*\[1\].*\[2\].*0\.80/);
+});
+
+test("one network, or one policy, has less to compare", () => {
+  assert.deepEqual(agreementsOf(["inside"], ROWS), []);
+  const [alone] = agreementsOf(["inside", "outside"], ROWS.slice(0, 2));
+  assert.equal(alone?.changes, null);
+  assert.equal(alone?.correlations[0]?.value, null);
+});
+
+test("a judge shares images with the reward by the set's fingerprint or its classes", () => {
+  const learnt = (fingerprint: string | null, classNames: string[] | null = null) => ({
+    fingerprint,
+    classNames,
+  });
+  assert.equal(sharesImages(learnt("a"), null), null, "the reward is not known");
+  assert.equal(sharesImages(learnt("a"), []), false);
+  assert.equal(sharesImages(learnt("a"), [learnt("b"), learnt("a")]), true);
+  assert.equal(sharesImages(learnt("a"), [learnt("b")]), false);
+  assert.equal(sharesImages(learnt("a", ["x", "y"]), [learnt("b", ["x", "y"])]), true, "another split");
+  assert.equal(sharesImages(learnt("a"), [learnt(null)]), null);
+  assert.equal(sharesImages(learnt(null), [learnt("b")]), null);
+});
