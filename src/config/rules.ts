@@ -73,6 +73,7 @@ const TERMS: Readonly<Record<RewardTerm, TermFacts>> = {
   perceptual: { metric: "perceptual", isMore: false, compares: true, mapped: true, least: 8 },
   latentCosine: { metric: "latent_cosine", isMore: false, compares: true },
   patchGan: { metric: "patch_gan", isMore: true },
+  kernel: { metric: "kernel", isMore: true },
   toklipImage: { metric: "toklip_image", isMore: true, compares: true },
   toklipText: { metric: "toklip_text", isMore: true },
   clip: { metric: "clip", isMore: true },
@@ -459,7 +460,7 @@ function checkSte(config: TrainConfig, found: Findings): void {
     ["rollout.keepGraph", false, rollout.keepGraph],
     ["reward.normalize", "none", reward.normalize],
     ["reward.credit", "sequence", reward.credit],
-    ...(["latentCosine", "toklipImage", "toklipText", "clip", "aesthetic", "dists"] as const).map(
+    ...(["latentCosine", "kernel", "toklipImage", "toklipText", "clip", "aesthetic", "dists"] as const).map(
       (name) => [`reward.${name}.weight`, 0, reward[name].weight] as const,
     ),
     // Scores of a server have no gradient, and those of a function are taken as they are.

@@ -221,6 +221,21 @@ const reward = section({
     "the mean logit of a frozen PatchGAN discriminator; 0 disables the term. Add it with a small weight when samples lack detail.",
     "a discriminator from the training of a tokenizer",
   ),
+  kernel: section({
+    weight: weightOf(
+      0,
+      "how much more alike a sample is to training images than to samples of other images (its share of the kernel distance); 0 disables the term. Add it when the samples' Fréchet distance rises while they come closer to their images.",
+    ),
+    path: pathKey().describe(
+      "File of a network of features: a classifier from rlar classifier, CLIP, SigLIP or TokLIP. Required when the weight is not 0.",
+    ),
+    kernel: key(z.enum(["polynomial", "rbf"]), "polynomial").describe(
+      "How alike two vectors of features are: polynomial is the cubic kernel of the KID, rbf a Gaussian as wide as the training images are apart. Set rbf when a few features are much larger than the others.",
+    ),
+    images: key(z.int().min(2), 2048, "images").describe(
+      "Maximum number of training images to compare with, described once at the start. Lower it when the start takes long.",
+    ),
+  }),
   toklipImage: network(
     "the cosine between TokLIP's embeddings of the sampled and of the true codes; 0 disables the term. Use it to keep the content of the image; it needs no decoding.",
     "a TokLIP that uses the tokenizer's codes",

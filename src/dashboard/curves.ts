@@ -101,6 +101,7 @@ const NETWORK_TERMS: ReadonlyMap<string, string> = new Map([
   ["lpips", "reward.lpips.weight"],
   ["perceptual", "reward.perceptual.weight"],
   ["patch_gan", "reward.patchGan.weight"],
+  ["kernel", "reward.kernel.weight"],
   ["toklip_image", "reward.toklipImage.weight"],
   ["toklip_text", "reward.toklipText.weight"],
   ["clip", "reward.clip.weight"],

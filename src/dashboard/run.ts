@@ -253,6 +253,7 @@ function modelFiles(
     ["LPIPS", "reward.lpips.path"],
     ["perceptual distance", "reward.perceptual.path"],
     ["PatchGAN", "reward.patchGan.path"],
+    ["kernel distance", "reward.kernel.path"],
   ].flatMap(([role, path]) => {
     const file = configAt(config, path as string);
     return typeof file === "string" ? [modelFacts(role as string, file, file)] : [];

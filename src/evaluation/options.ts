@@ -353,6 +353,7 @@ function networksOf(reward: Section): string[] {
     "perceptual",
     "patchGan",
     "patch_gan",
+    "kernel",
     "toklipImage",
     "toklipText",
     "clip",

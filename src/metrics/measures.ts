@@ -51,6 +51,13 @@ export const MEASURES: Readonly<Record<string, Measure>> = {
     about: "Mean logit of a discriminator; higher means that patches look more real to it.",
     sign: 1,
   },
+  kernel: {
+    title: "Kernel witness",
+    about:
+      "How much more alike samples are to training images than to samples of other images: minus their share of the " +
+      "kernel distance.",
+    sign: 1,
+  },
   toklip_image: {
     title: "TokLIP, image",
     about: "Cosine between TokLIP's embeddings of the sampled and of the true codes.",

@@ -3,7 +3,7 @@
  * read. What a step does with the models is in `work.ts`.
  */
 import type { ArSection, LoraSection, TokenizerSection, TrainConfig } from "../config/resolve.js";
-import { describeEncoder, Encoder, type Towers } from "../encoders/index.js";
+import { describeEncoder, Encoder, isEncoder, type Towers } from "../encoders/index.js";
 import type { LpipsNet } from "../metrics/backbones.js";
 import { init } from "../nn/index.js";
 import { targetedPaths } from "../policies/index.js";
@@ -60,15 +60,18 @@ export function modelsOf(config: TrainConfig) {
   const { lora, ...ar } = config.ar;
   const hasReference = (coef !== 0 || stop !== null) && (path !== null || lora.rank === null);
   const own = { ...ar, ...(path !== null && { path, wrapper: null, weights: null, policy: null }) };
-  const { lpips, perceptual, patchGan, toklipImage, toklipText, clip, aesthetic, dists } = config.reward;
+  const { lpips, perceptual, patchGan, kernel, toklipImage, toklipText, clip, aesthetic, dists } =
+    config.reward;
+  const isKernelEncoder = kernel.path !== null && isEncoder(kernel.path);
   const files = {
     "reward.lpips": lpips.weight === 0 ? null : lpips.path,
     "reward.perceptual": perceptual.weight === 0 ? null : perceptual.path,
     "reward.patchGan": patchGan.weight === 0 ? null : patchGan.path,
+    "reward.kernel": kernel.weight === 0 || isKernelEncoder ? null : kernel.path,
     "reward.dists": dists.weight === 0 ? null : dists.path,
     "eval.perceptual": config.eval.every > 0 ? config.eval.perceptual : null,
   };
-  const encoders = { toklipImage, toklipText, clip, aesthetic };
+  const encoders = { toklipImage, toklipText, clip, aesthetic, ...(isKernelEncoder && { kernel }) };
   const networks = [
     ...Object.entries(files).flatMap(([key, file]) =>
       file === null ? [] : [[key, networkSizes(file)] as const],

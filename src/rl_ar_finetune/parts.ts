@@ -38,6 +38,7 @@ import {
   WithoutAdapters,
 } from "./builder.js";
 import { openEncoderTerms } from "./encoder_rewards.js";
+import { openKernelTerm } from "./kernel_reward.js";
 import { ValueHead } from "./optimize.js";
 import { openCustomTerms } from "./own_rewards.js";
 import { openReference } from "./reference.js";
@@ -199,6 +200,9 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
       ...openEncoderTerms(config, { tokenizer, device }, (term) => owned(term, own), networks),
       ...(await openCustomTerms(config, networks)),
       ...openServerTerms(config).map((term) => owned(term, own)),
+      ...(await openKernelTerm(config, { source: images.source, tokenizer, device }, networks)).map((term) =>
+        owned(term, own),
+      ),
     ],
     unrewarded: unrewardedOf(config, device, own, networks),
     frozen: {

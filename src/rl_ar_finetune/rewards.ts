@@ -75,8 +75,11 @@ export interface Term {
   readonly normalize?: Normalization;
   /** Range that values are clamped to before normalization and weight. */
   readonly clamp?: readonly [number, number];
-  /** One value per sample in the metric's own units, float `[B * G]`. */
-  readonly measure: (judged: Judged) => Tensor;
+  /**
+   * One value per sample in the metric's own units, float `[B * G]`. `batch` is B of all processes together where these
+   * compute as one: only a term that compares samples with each other reads it.
+   */
+  readonly measure: (judged: Judged, batch?: number) => Tensor;
   /** The metric at each pixel, float `[B * G, H, W]`, for terms that have it. */
   readonly map?: (judged: Judged) => Tensor;
   /** The same term in float32, for a term whose network computes in a narrower dtype. */
@@ -265,12 +268,12 @@ export function latentCosineTerm(weight = 1): Term {
  * @returns float `[B * G]`, on the device of the samples.
  * @throws TypeError when the term gives no Tensor, RangeError when it gives another shape than `[B * G]`.
  */
-export function termValue(term: Term, judged: Judged): Tensor {
+export function termValue(term: Term, judged: Judged, batch?: number): Tensor {
   const n = judged.samples.size(0);
   const scores = judged.scores?.[term.name];
   if (scores !== undefined)
     return tensor([...scores], { dtype: "float64", device: judged.samples.device as Device });
-  return checkedValue(keyOf(term), term.measure(judged), [n], judged);
+  return checkedValue(keyOf(term), term.measure(judged, batch), [n], judged);
 }
 
 function checkedValue(where: string, value: unknown, shape: readonly number[], { samples }: Judged): Tensor {
@@ -317,7 +320,7 @@ export function judge(
     tidy(() => {
       const values: Record<string, Tensor> = {};
       for (const term of terms) {
-        const measured = tidy(() => termValue(term, judged));
+        const measured = tidy(() => termValue(term, judged, batch));
         const own = measured.double().reshape(b, n / b);
         values[term.name] = batch === undefined ? own : allGather(own, batch);
       }

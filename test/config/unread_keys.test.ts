@@ -12,7 +12,9 @@ import { writeEncoders } from "../support/encoders.js";
 import { Shown, tinyFolder, tinyRun, tinyTokenizer } from "../support/train_run.js";
 
 /** Networks of the rewards, with random weights. */
-function writeNetworks(folder: string): { lpips: string; patchGan: string; perceptual: string } {
+function writeNetworks(
+  folder: string,
+): Readonly<Record<"lpips" | "patchGan" | "perceptual" | "kernel", string>> {
   manualSeed(3);
   const at = (name: string): string => join(folder, `${name}.safetensors`);
   const convolutions: [string, number[]][] = [
@@ -34,7 +36,7 @@ function writeNetworks(folder: string): { lpips: string; patchGan: string; perce
   using classifier = new FeatureClassifier({ numClasses: 3, widths: [8, 8] } as never);
   for (const name of ["perceptual", "other"])
     saveSafetensors(at(name), classifier.stateDict(), { config: JSON.stringify(classifier.config) });
-  return { lpips: at("lpips"), patchGan: at("patchGan"), perceptual: at("perceptual") };
+  return { lpips: at("lpips"), patchGan: at("patchGan"), perceptual: at("perceptual"), kernel: at("other") };
 }
 
 async function* loader(): AsyncGenerator<Tensor> {
@@ -94,7 +96,7 @@ test("every key is read by something", async (t) => {
         parts.terms.map((term) => term.name),
         [
           ...["l2", "lpips", "perceptual", "patch_gan", "toklip_image", "toklip_text", "clip", "aesthetic"],
-          ...["dists", "judge"],
+          ...["dists", "judge", "kernel"],
         ],
       );
     },
