@@ -28,8 +28,9 @@ const FLOORS: Readonly<Record<string, readonly string[]>> = {
   trainers: LOOP,
   evaluation: LOOP,
   plan: LOOP,
-  dashboard: [...LOOP, "trainers", "evaluation", "plan"],
-  cli: [...LOOP, "trainers", "evaluation", "plan", "dashboard"],
+  sweep: [...LOOP, "evaluation"],
+  dashboard: [...LOOP, "trainers", "evaluation", "plan", "sweep"],
+  cli: [...LOOP, "trainers", "evaluation", "plan", "sweep", "dashboard"],
   // src/index.ts, the package root, lies in no folder.
   "": [...LOOP, "trainers", "evaluation", "plan", "dashboard"],
 };

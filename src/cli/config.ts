@@ -7,6 +7,7 @@ import { adviceOn } from "../config/input.js";
 import { configurationPage } from "../config/page.js";
 import { pretrainKind } from "../config/pretrain.js";
 import { ConfigError, type ConfigKind, type ResolvedConfig, resolveConfig } from "../config/resolve.js";
+import { sweepKind } from "../config/sweep.js";
 import { tokenizerKind } from "../config/tokenizer.js";
 import { trainKind } from "../config/train_kind.js";
 
@@ -15,7 +16,7 @@ type AnyKind = ConfigKind<object>;
 
 /** What `--for` names: the commands that have a configuration. */
 export const kinds: Readonly<Record<string, AnyKind>> = Object.fromEntries(
-  [trainKind, pretrainKind, tokenizerKind, classifierKind].map((kind) => [
+  [trainKind, pretrainKind, tokenizerKind, classifierKind, sweepKind].map((kind) => [
     kind.name,
     kind as unknown as AnyKind,
   ]),

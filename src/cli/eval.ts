@@ -34,6 +34,7 @@ export interface EvalCommandOptions {
   prefix?: number[];
   draws: number;
   images: number;
+  chosenOn?: number;
   trainImages: number;
   temperatures: number[];
   cfg: number[];
@@ -110,7 +111,8 @@ export async function evaluate(options: EvalCommandOptions): Promise<void> {
     npz,
     json,
   } = options;
-  const { rewardNetworks, chosenOn } = known;
+  const { rewardNetworks } = known;
+  const chosenOn = options.chosenOn ?? (isOwn ? known.chosenOn : undefined);
   const device = deviceOf({ train: { device: options.device } });
   const evaluation = await withProgress("evaluating", (say) =>
     withProcesses({ device }, async () => {
@@ -118,8 +120,19 @@ export async function evaluate(options: EvalCommandOptions): Promise<void> {
       return await evaluateModels({
         ...{ tokenizer, data, samples, classes, draws, images, trainImages, temperatures, cfg, cfgSchedule },
         ...{ topK, topP, seeds, resamples, batch, dtype, device },
-        ...given({ policy, against, lpips, reference, judged, rewardNetworks, prefixes, out, npz, json }),
-        ...(isOwn && given({ chosenOn })),
+        ...given({
+          policy,
+          against,
+          lpips,
+          reference,
+          judged,
+          rewardNetworks,
+          prefixes,
+          out,
+          npz,
+          json,
+          chosenOn,
+        }),
         features: options.features.length > 0 ? options.features : (known.features ?? []),
         start: options.unconditional ? "empty" : (known.start ?? "condition"),
         say,

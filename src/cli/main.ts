@@ -4,7 +4,7 @@
  */
 import { readFileSync } from "node:fs";
 
-import { Argument, Command, CommanderError, InvalidArgumentError, Option } from "commander";
+import { Argument, Command, CommanderError, Option } from "commander";
 import { rlarCommand } from "../config/command.js";
 import { presets } from "../config/presets.js";
 import { ConfigError } from "../config/resolve.js";
@@ -13,68 +13,30 @@ import { print } from "../run/console.js";
 import { DivergedError, explained, firstError } from "../run/failure.js";
 import { adviceOnRefusal } from "./advice.js";
 import { kinds } from "./config.js";
+import {
+  cfgSchedule,
+  codes,
+  crop,
+  device,
+  heads,
+  integer,
+  integerOption,
+  integers,
+  json,
+  jsonLines,
+  number,
+  numbers,
+  several,
+  topK,
+  topP,
+  weights,
+  wrapper,
+} from "./option_types.js";
 import { watchOutputs } from "./outputs.js";
 import { fitProgress, rlProgress, withProgressOnTerminal } from "./progress.js";
 
 /** 0 ok, 2 a wrong command line or configuration, 3 data or a model that cannot be used, 4 diverged, 5 another process lost. */
 const EXIT = { usage: 2, data: 3, diverged: 4, lost: 5 } as const;
-
-function number(text: string): number {
-  const value = Number(text);
-  if (text.trim() === "" || !Number.isFinite(value)) throw new InvalidArgumentError("Expected a number.");
-  return value;
-}
-
-function integer(text: string): number {
-  const value = number(text);
-  if (!Number.isInteger(value)) throw new InvalidArgumentError("Expected an integer.");
-  return value;
-}
-
-function integers(text: string): number[] {
-  return text.split(",").map(integer);
-}
-
-function numbers(text: string): number[] {
-  return text.split(",").map(number);
-}
-
-const integerOption = (flags: string, what: string): Option => new Option(flags, what).argParser(integer);
-const device = (): Option => new Option("--device <device>", "cpu, cuda or cuda:N").default("cpu");
-const wrapper = (): Option =>
-  new Option("--wrapper <key>", "key of the state dict, for a file with several state dicts");
-const weights = (): Option =>
-  new Option(
-    "--weights <which>",
-    "ema: the exponential moving average of the weights, raw: the weights of the last step (default: ema for a tokenizer that has it, raw for a policy)",
-  ).choices(["ema", "raw"]);
-const heads = (): Option =>
-  new Option("--heads <n>", "number of attention heads, if the file does not have it").argParser(integer);
-const codes = (): Option =>
-  new Option("--codes <n>", "number of codes per image, if the file does not have it").argParser(integer);
-const cfgSchedule = (): Option =>
-  new Option("--cfg-schedule <s>", "guidance scale along the sequence: constant, or rising from 1")
-    .choices(["constant", "power_cosine"])
-    .default("constant");
-const topK = (): Option =>
-  new Option("--top-k <k>", "sample from the k most likely codes; 0: from all").argParser(integer).default(0);
-const topP = (): Option =>
-  new Option(
-    "--top-p <p>",
-    "sample from the most likely codes that reach this total probability; 1: from all",
-  )
-    .argParser(number)
-    .default(1);
-const json = (): Option => new Option("--json", "print one JSON object");
-const jsonLines = (): Option => new Option("--json", "print one JSON object per step in place of text");
-
-/** For an option that may be repeated. */
-const several = (text: string, before: string[]): string[] => [...before, text];
-
-const crop = (): Option =>
-  new Option("--crop <crop>", "how images are cropped to squares, as data.crop")
-    .choices(["center", "smallest_side"])
-    .default("center");
 
 /**
  * The action of a command. Its file is loaded when the command is called, since LibTorch loads slowly; a number is the exit code.
@@ -402,6 +364,12 @@ program
   .addOption(new Option("--draws <n>", "completions per image").argParser(integer).default(1))
   .addOption(new Option("--images <n>", "maximum number of held-out images").argParser(integer).default(1000))
   .addOption(
+    integerOption(
+      "--chosen-on <n>",
+      "held-out images that something was chosen on, as eval.images of rlar sweep, and that are therefore not used",
+    ),
+  )
+  .addOption(
     new Option("--train-images <n>", "maximum number of training images").argParser(integer).default(50_000),
   )
   .addOption(
@@ -499,6 +467,16 @@ program
   )
   .addHelpText("after", rlProgress)
   .action(command(async () => (await import("./train.js")).train));
+
+program
+  .command("sweep")
+  .description(
+    `Choose keys of rlar train by successive halving over a YAML file of ranges; run it again to go on with a sweep that was stopped. ${rlarCommand(["config", "explain", "--for", "sweep"])} lists the keys.`,
+  )
+  .argument("[config...]", "the YAML file, then key=value, such as trials=8 rungs=[8,16]")
+  .addOption(json())
+  .addHelpText("after", example("sweep sweep.yaml", "the trials, a table, and a page in the sweep's folder"))
+  .action(command(async () => (await import("./sweep.js")).sweep));
 
 program
   .command("plan")

@@ -3,7 +3,7 @@ import { print } from "../run/console.js";
 import { expectedMessage } from "../torch/errors.js";
 
 /** Commands that leave files: a screen that fails ends their printing and nothing else. */
-const RUNS: readonly string[] = ["demo", "train", "pretrain", "tokenizer", "classifier"];
+const RUNS: readonly string[] = ["demo", "train", "pretrain", "tokenizer", "classifier", "sweep"];
 
 /**
  * Without listeners an output that is closed or full would end the process with Node.js's own words.

@@ -45,8 +45,8 @@ export async function writeReport(
   return out;
 }
 
-/** The page that {@link writeReport} writes. */
-export async function reportHtml(folders: readonly string[]): Promise<string> {
+/** The page that {@link writeReport} writes, with a section before its own where one is given. */
+export async function reportHtml(folders: readonly string[], before?: Section): Promise<string> {
   const runs = withNames(folders.map(readRun));
   const shown = await Promise.all(
     runs.map(
@@ -54,7 +54,7 @@ export async function reportHtml(folders: readonly string[]): Promise<string> {
     ),
   );
   const [first] = shown as [Shown];
-  return shown.length === 1 ? pageOfOne(first) : pageOfSeveral(shown);
+  return shown.length === 1 ? pageOfOne(first, before) : pageOfSeveral(shown, before);
 }
 
 /** A run with its pictures. */
@@ -77,12 +77,12 @@ function withNames(runs: readonly Run[]): Run[] {
 }
 
 /** A part of the page with a heading and a place in the navigation. */
-interface Section {
+export interface Section {
   readonly title: string;
   readonly body: Html;
 }
 
-function pageOfOne(shown: Shown): string {
+function pageOfOne(shown: Shown, before?: Section): string {
   const { run, pictures } = shown;
   const end = endOfRun(run);
   const state = end.state === "under way" ? "way" : end.state;
@@ -94,6 +94,7 @@ function pageOfOne(shown: Shown): string {
     others.length > 0 && folded(`More pictures: ${others.map(({ name }) => name).join(", ")}`, rest)
   }`;
   const sections: Section[] = [
+    ...(before ? [before] : []),
     {
       title: "Result",
       body:
@@ -113,7 +114,7 @@ function pageOfOne(shown: Shown): string {
 
 const folded = (what: string, body: Html): Html => html`<details><summary>${what}</summary>${body}</details>`;
 
-function pageOfSeveral(shown: readonly Shown[]): string {
+function pageOfSeveral(shown: readonly Shown[], before?: Section): string {
   const runs = shown.map(({ run }) => run);
   const head = html`<h1>${runs.length} runs</h1>${runList(runs)}`;
   const each = shown.map(
@@ -123,6 +124,7 @@ ${factsTable(one.run)}${evalSection(one.run.evaluations)}<h3>What happened</h3>$
 <h3>Environment</h3><div class="text">${environmentSection(one.run)}</div></details>`,
   );
   const sections: Section[] = [
+    ...(before ? [before] : []),
     { title: "Comparison", body: html`${comparison(runs)}${frontiers(runs)}` },
     { title: "Curves", body: curves(runs) },
     { title: "Each run", body: html`${each}` },

@@ -49,6 +49,7 @@ import {
   type Intervals,
   meanEstimates,
   meanOf,
+  meanOverSeeds,
   meansOf,
   measureSet,
   measuresOverSeeds,
@@ -691,18 +692,4 @@ function measureFollowing(
       perceptual,
     };
   });
-}
-
-function meanOverSeeds(numbers: readonly PerImage[]): PerImage {
-  const names = Object.keys(numbers[0] ?? {});
-  return Object.fromEntries(
-    names.map((name) => {
-      const seeds = numbers.map((each) => each[name] as readonly number[]);
-      const first = seeds[0] as readonly number[];
-      return [
-        name,
-        first.map((_, i) => seeds.reduce((sum, seed) => sum + (seed[i] as number), 0) / seeds.length),
-      ];
-    }),
-  );
 }

@@ -504,3 +504,18 @@ export function measuresOverSeeds(all: readonly Measures[]): Measures {
     networks: Object.fromEntries(names.map((name) => [name, merged(all.map((m) => m.networks[name] ?? {}))])),
   };
 }
+
+/** The mean over the seeds of each number of an image. */
+export function meanOverSeeds(numbers: readonly PerImage[]): PerImage {
+  const names = Object.keys(numbers[0] ?? {});
+  return Object.fromEntries(
+    names.map((name) => {
+      const seeds = numbers.map((each) => each[name] as readonly number[]);
+      const first = seeds[0] as readonly number[];
+      return [
+        name,
+        first.map((_, i) => seeds.reduce((sum, seed) => sum + (seed[i] as number), 0) / seeds.length),
+      ];
+    }),
+  );
+}

@@ -202,7 +202,8 @@ async function run({ config: begun, notes }: ResolvedConfig, options: TrainOptio
     // 9. The checkpoint, and whether to go on.
     await setImmediate(); // lets Node handle signals such as Ctrl-C: with batches that are read ahead nothing else waits
     end = endOf(config, progress);
-    if (end === "done" && progress.step < total && isAnyAborted(options.signal)) end = "interrupted";
+    const isStopped = isAnyAborted(options.signal) || progress.step === options.until;
+    if (end === "done" && progress.step < total && isStopped) end = "interrupted";
     const isDue =
       progress.step % config.save.every === 0 ||
       progress.step === total ||

@@ -300,6 +300,8 @@ export class RunLog implements Disposable {
 export interface TrainOptions {
   /** Ends the run after the iteration that is under way, with a checkpoint. */
   readonly signal?: AbortSignal;
+  /** Ends a run of `rlar train` after this iteration as the signal would, so that it can be resumed; the schedules are those of the whole run. */
+  readonly until?: number;
   /** Resume a run although its configuration or images changed. */
   readonly force?: boolean;
   /** Asks the user what to do about a folder that holds a run, for `run.ifExists: ask`; without it such a folder is refused. */

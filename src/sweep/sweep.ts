@@ -1,0 +1,216 @@
+/**
+ * `rlar sweep`: successive halving (Jamieson and Talwalkar 2016). All trials train to the first rung and are evaluated on
+ * held-out images; the better ones go on to the next. Each trial is an ordinary run in a folder of its own, and what is done is
+ * known by the files that are there, so a sweep that was killed goes on where it was.
+ */
+import { existsSync, readFileSync } from "node:fs";
+import { basename, dirname, join } from "node:path";
+import { plainConfig } from "../config/explain.js";
+import { pathIn } from "../config/input.js";
+import { ConfigError, type ResolvedConfig, resolveConfig } from "../config/resolve.js";
+import { type SweepConfig, sweepKind } from "../config/sweep.js";
+import { trainKind } from "../config/train_kind.js";
+import { evaluateModels, type ModelEvaluation } from "../evaluation/judge_models.js";
+import { optionsOfRun } from "../evaluation/options.js";
+import { trainRlLoop } from "../rl_ar_finetune/train_loop.js";
+import { listCheckpoints } from "../run/checkpoint.js";
+import { DivergedError } from "../run/failure.js";
+import { makeFolder, replaceFile } from "../torch/files.js";
+import { expected } from "../torch/index.js";
+import { checkMeasures, compareScores, FAILED, type Score, scoreOf } from "./score.js";
+import { type Trial, trialsOf } from "./trials.js";
+
+/** A trial and how far it came. */
+export interface Standing {
+  readonly trial: Trial;
+  /** Steps of the last rung that it was evaluated at. */
+  readonly steps: number;
+  readonly score: Score;
+  /** Folders of its runs, one a seed. */
+  readonly runs: readonly string[];
+}
+
+/** What came of a sweep. */
+export interface SweepResult {
+  readonly dir: string;
+  readonly isInterrupted: boolean;
+  /** The best first: by the rung that they reached, then by score. */
+  readonly standings: readonly Standing[];
+}
+
+/** Options of {@link runSweep}. */
+export interface SweepOptions {
+  /** Ends the sweep after the step that is under way; run it again to go on. */
+  readonly signal?: AbortSignal;
+  /** Called with a line of progress. */
+  readonly say?: (line: string) => void;
+}
+
+/** A trial's run with one seed. */
+interface TrialRun {
+  readonly dir: string;
+  readonly resolved: ResolvedConfig;
+}
+
+const QUIET = { write: () => true };
+
+/**
+ * Run a sweep, or go on with it.
+ *
+ * @param file - of the sweep, which relative paths of networks are relative to.
+ * @throws ConfigError for keys, ranges and measures that cannot be used, before any trial begins, and for a folder of another
+ *   sweep.
+ */
+export async function runSweep(
+  { config }: ResolvedConfig<SweepConfig>,
+  file: string,
+  { signal, say = () => {} }: SweepOptions = {},
+): Promise<SweepResult> {
+  checkMeasures(config);
+  const dir = config.dir ?? join("runs", basename(file).replace(/\.ya?ml$/, ""));
+  const trials = trialsOf(config);
+  const features = (config.eval.features ?? []).map((path) => pathIn(dirname(file), path));
+  const last = config.rungs.at(-1) as number;
+  const runsOf = ({ name, values }: Trial): TrialRun[] =>
+    config.seeds.map((seed) => {
+      const folder = join(dir, config.seeds.length === 1 ? name : join(name, `seed_${seed}`));
+      return { dir: folder, resolved: runConfig(config, values, { seed, folder, iters: last }) };
+    });
+  const all = trials.map((trial) => ({ trial, runs: runsOf(trial) }));
+  for (const { ar, tokenizer } of all.flatMap(({ runs }) => runs.map(({ resolved }) => resolved.config))) {
+    if (ar.path !== null && tokenizer.path !== null) continue;
+    const missing = ar.path === null ? "ar.path" : "tokenizer.path";
+    throw new ConfigError([
+      `${config.base}: expected ${missing}, a file that is evaluated before and after, got none. Give the file.`,
+    ]);
+  }
+  keepPlan(dir, config);
+  say(`${trials.length} trials in ${dir}: rungs of ${config.rungs.join(", ")} steps`);
+
+  const evaluated = (run: TrialRun, which: "policy" | "against", json: string): Promise<ModelEvaluation> =>
+    evaluation(config, { ...run, features, which }, json);
+  let base: ModelEvaluation | null = null;
+  let standings: Standing[] = [];
+  let alive = all;
+  for (const steps of config.rungs) {
+    const rung: Standing[] = [];
+    for (const { trial, runs } of alive) {
+      const found: ModelEvaluation[] = [];
+      let problem: string | null = null;
+      for (const run of runs) {
+        const done = join(run.dir, `eval_${String(steps).padStart(6, "0")}.json`);
+        if (!existsSync(done)) problem = await trainTo(steps, run, signal);
+        if (signal?.aborted) return { dir, isInterrupted: true, standings: ranked([...rung, ...standings]) };
+        if (problem !== null) break;
+        base ??= await evaluated(run, "policy", join(dir, "base.json"));
+        found.push(await evaluated(run, "against", done));
+        if (signal?.aborted) return { dir, isInterrupted: true, standings: ranked([...rung, ...standings]) };
+      }
+      const score = problem === null ? scoreOf(base as ModelEvaluation, found, config) : FAILED;
+      rung.push({ trial, steps, score, runs: runs.map((run) => run.dir) });
+      say(`${trial.name}, ${steps} steps: ${problem ?? scoreText(score)}`);
+    }
+    const better = ranked(rung);
+    standings = [...better, ...standings.filter(({ trial }) => !better.some((own) => own.trial === trial))];
+    if (steps === last) break;
+    const going = new Set(
+      better
+        .filter(({ score }) => score !== FAILED)
+        .slice(0, Math.ceil(config.keep * better.length))
+        .map(({ trial }) => trial),
+    );
+    alive = alive.filter(({ trial }) => going.has(trial));
+  }
+  return { dir, isInterrupted: false, standings };
+}
+
+const ranked = (standings: readonly Standing[]): Standing[] =>
+  [...standings].sort((a, b) => b.steps - a.steps || compareScores(a.score, b.score));
+
+/** A score in words. */
+export const scoreText = ({ objective, excess, point }: Score): string =>
+  point === null
+    ? "no policy"
+    : `${percent(objective)} at T ${point.temperature}${point.cfg === 1 ? "" : `, cfg ${point.cfg}`}` +
+      (excess > 0 ? `, constraints exceeded by ${excess.toFixed(1)} points` : "");
+
+/** Such as `-6.5 %`. */
+export const percent = (value: number): string => `${value > 0 ? "+" : ""}${value.toFixed(1)} %`;
+
+/** The configuration of a trial's run: the base, what the sweep sets, and the trial's own values. */
+function runConfig(
+  { base, set }: SweepConfig,
+  values: Trial["values"],
+  { seed, folder, iters }: { seed: number; folder: string; iters: number },
+): ResolvedConfig {
+  const own = { "run.dir": folder, "run.ifExists": "resume", seed, "train.iters": iters };
+  const overrides = Object.entries({ ...set, ...values, ...own });
+  return resolveConfig(
+    {
+      file: base as string, // required
+      overrides: overrides.map(
+        ([key, value]) => `${key}=${typeof value === "string" ? value : JSON.stringify(value)}`,
+      ),
+    },
+    trainKind,
+  );
+}
+
+/** Write what the sweep is, or refuse a folder of another one. */
+function keepPlan(dir: string, config: SweepConfig): void {
+  const path = join(dir, "sweep.json");
+  const { dir: _, ...plan } = plainConfig(config, sweepKind) as Record<string, unknown>;
+  const text = `${JSON.stringify(plan, null, 2)}\n`;
+  if (!existsSync(path)) {
+    makeFolder(dir);
+    replaceFile(path, text);
+    return;
+  }
+  if (readFileSync(path, "utf8") === text) return;
+  throw new ConfigError([
+    `${dir}: expected the folder of this sweep, got one that was begun with other keys (${path}). Name another folder with dir, or undo the change.`,
+  ]);
+}
+
+/**
+ * Train a run to a number of steps, if it is not there yet.
+ *
+ * @returns why there is no policy; null where there is one.
+ */
+async function trainTo(
+  steps: number,
+  { dir, resolved }: TrialRun,
+  signal?: AbortSignal,
+): Promise<string | null> {
+  const failed = join(dir, "failed.txt");
+  if (existsSync(failed)) return readFileSync(failed, "utf8");
+  const done = Number(/\d+/.exec(listCheckpoints(join(dir, "checkpoints")).at(-1) ?? "")?.[0] ?? 0);
+  if (done >= steps) return null;
+  try {
+    await trainRlLoop(resolved, { until: steps, screen: QUIET, ...(signal && { signal }) });
+    return null;
+  } catch (error) {
+    if (!(error instanceof DivergedError)) throw error;
+    replaceFile(failed, error.message);
+    return error.message;
+  }
+}
+
+/** The evaluation of a run's policy, or of the policy that it started from: from the file, or made and written. */
+async function evaluation(
+  { eval: { images, samples, trainImages, temperatures, cfg, prefix } }: SweepConfig,
+  { dir, features, which }: TrialRun & { features: readonly string[]; which: "policy" | "against" },
+  json: string,
+): Promise<ModelEvaluation> {
+  if (existsSync(json)) return JSON.parse(readFileSync(json, "utf8")) as ModelEvaluation;
+  const { policy, against, tokenizer, data, start, rewardNetworks } = optionsOfRun(dir);
+  const judged = which === "policy" ? policy : against;
+  if (tokenizer === undefined || judged === undefined)
+    throw expected(dir, "a run that began from files and has made a policy", "none", "Remove its folder");
+  return await evaluateModels({
+    ...{ tokenizer, policy: judged, features, images, samples, trainImages, temperatures, cfg, json },
+    ...{ data: data ?? {}, start: start ?? "condition", resamples: 0 },
+    ...(prefix !== null && { prefixes: [prefix] }),
+    ...(rewardNetworks && { rewardNetworks }),
+  });
+}

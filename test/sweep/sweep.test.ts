@@ -1,0 +1,177 @@
+/** Sweeps: what trials draw, how they are scored, and that a sweep that was stopped goes on to the same end. */
+import assert from "node:assert/strict";
+import { readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+import { type ConfigError, resolveConfig } from "../../src/config/resolve.js";
+import { type SweepConfig, sweepKind } from "../../src/config/sweep.js";
+import { writeSweep } from "../../src/dashboard/sweep.js";
+import type { EvalRow } from "../../src/evaluation/options.js";
+import { FeatureClassifier } from "../../src/metrics/index.js";
+import { buildArPolicy, policyMetadata } from "../../src/rl_ar_finetune/builder.js";
+import { checkMeasures, compareScores, FAILED, scoreOf } from "../../src/sweep/score.js";
+import { runSweep, type SweepResult } from "../../src/sweep/sweep.js";
+import { trialsOf } from "../../src/sweep/trials.js";
+import { manualSeed, saveSafetensors } from "../../src/torch/index.js";
+import { checkpointsOf, tinyFolder, writeEmoji } from "../support/train_run.js";
+
+const drawn = (keys: SweepConfig["keys"], trials = 40, seed = 0) => trialsOf({ keys, trials, seed });
+
+test("trials are the base and different draws within the ranges, the same every time", () => {
+  const keys = {
+    "optimizer.lr": { log: [1e-4, 1e-2] },
+    "update.auxCe": { range: [0, 1] },
+    "rollout.context.length": { range: [1, 3], integer: true },
+    algorithm: ["grpo", "rloo"],
+  };
+  const trials = drawn(keys);
+  assert.deepEqual(trials, drawn(keys));
+  assert.notDeepEqual(trials, drawn(keys, 40, 1));
+  assert.deepEqual(trials[0], { name: "trial_000", values: {} });
+  assert.equal(new Set(trials.map(({ values }) => JSON.stringify(values))).size, 40);
+  const of = (key: string): number[] => trials.slice(1).map(({ values }) => values[key] as number);
+  assert.ok(of("optimizer.lr").every((lr) => lr >= 1e-4 && lr <= 1e-2));
+  const low = of("optimizer.lr").filter((lr) => lr < 1e-3).length;
+  assert.ok(low > 10 && low < 30, `half below the geometric mean, ${low} of 39`);
+  assert.deepEqual([...new Set(of("rollout.context.length"))].sort(), [1, 2, 3]);
+  assert.deepEqual([...new Set(of("algorithm"))].sort(), ["grpo", "rloo"]);
+});
+
+test("lists with fewer values than trials are all tried, once", () => {
+  const values = drawn({ seedless: [1, 2, 3] }).map((trial) => trial.values.seedless);
+  assert.deepEqual(values.slice(1).sort(), [1, 2, 3]);
+});
+
+test("what is no range is refused, with what one looks like", () => {
+  const given = [3, [], {}, { log: [0, 1] }, { range: [2, 1] }, { range: [1] }, { range: [0, 1], step: 1 }];
+  for (const range of [...given, { log: [1, 2], range: [1, 2] }, { range: [1, 2], integer: 1 }])
+    assert.throws(
+      () => drawn({ "optimizer.lr": range }),
+      /^ConfigError: keys\.optimizer\.lr: expected .*log/,
+    );
+});
+
+/** An evaluation of one policy: of each temperature L2, and FD by two judges. */
+const rows = (...all: [temperature: number, l2: number, inside: number, outside: number][]) => ({
+  rows: all.map(([temperature, l2, inside, outside]): EvalRow => {
+    const near = (value: number) => ({ value, low: null, high: null });
+    const networks = { inside: { fd_train: near(inside) }, outside: { fd_train: near(outside) } };
+    const measures = { images: 9, plain: { l2: near(l2) }, networks };
+    return { policy: "A", temperature, cfg: 1, free: null, completions: [{ prefix: 4, measures }] };
+  }),
+});
+
+const BASE = rows([1, 0.2, 1, 10], [0.5, 0.16, 2, 20]);
+const ASKED = { objective: ["completion.l2"], constraints: { "completion.fd_train": 0 } };
+
+test("closeness is compared with the base's best setting, sets with the same setting, in the worst judge", () => {
+  // T 1: 0.152 is 5 % under 0.16; FD +10 % in one judge. T 0.5: 0.168 is 5 % above; FD below in both.
+  const trial = rows([1, 0.152, 1.1, 9], [0.5, 0.168, 1.9, 19]);
+  const score = scoreOf(BASE, [trial], ASKED);
+  assert.deepEqual(score.point, { temperature: 0.5, cfg: 1 }, "the constraint comes first");
+  assert.ok(Math.abs(score.objective - 5) < 1e-9);
+  assert.equal(score.excess, 0);
+  assert.ok(Math.abs((score.changes["completion.fd_train"] as number) + 5) < 1e-9);
+  const loose = scoreOf(BASE, [trial], { ...ASKED, constraints: { "completion.fd_train": 10.5 } });
+  assert.ok(Math.abs(loose.objective + 5) < 1e-9);
+  // Two seeds: the mean.
+  const two = scoreOf(BASE, [trial, rows([1, 0.152, 0.9, 9], [0.5, 0.2, 3, 30])], ASKED);
+  assert.ok(Math.abs(two.objective + 5) < 1e-9 && two.excess < 1e-9);
+});
+
+test("trials that keep the constraints come first, failed ones last", () => {
+  const score = (objective: number, excess: number) => ({ ...FAILED, objective, excess });
+  const sorted = [FAILED, score(-9, 2), score(-1, 0), score(-9, 1), score(-3, 0)].sort(compareScores);
+  assert.deepEqual(
+    sorted.map(({ objective }) => objective),
+    [-3, -1, -9, -9, Infinity],
+  );
+  assert.equal(sorted[2]?.excess, 1);
+});
+
+test("measures that no evaluation has are refused before anything trains", () => {
+  const check = (values: object) =>
+    checkMeasures(resolveConfig({ values, isComplete: false }, sweepKind).config);
+  check({});
+  for (const objective of ["l2", "completion.loss", "completion.codes_used", "other.l2", "completion.l2.x"])
+    assert.throws(() => check({ objective: [objective] }), /objective: expected .*completion\.l2/);
+  assert.throws(() => check({ constraints: { "free.fd_train": 0 } }), /eval\.samples/);
+  check({ constraints: { "free.fd_train": 0 }, eval: { samples: 16 } });
+  assert.throws(() => check({ constraints: { "completion.l2": "low" } }), /a number of percent/);
+});
+
+/** A folder with images, models and a sweep of three trials. */
+async function sweepFolder(t: { after(fn: () => void): void }) {
+  const folder = await tinyFolder(t, 0);
+  await writeEmoji(join(folder, "images"), 40);
+  const at = (name: string): string => join(folder, name);
+  manualSeed(5);
+  const { policy, optimizer } = buildArPolicy(32, 16, {
+    ...{ type: "gpt", nLayer: 1, nHead: 2, nEmbd: 16, extra: { classNum: 3 } },
+  });
+  saveSafetensors(at("policy.safetensors"), policy.stateDict(), policyMetadata(policy));
+  optimizer.dispose();
+  policy.dispose();
+  using classifier = new FeatureClassifier({ numClasses: 3, widths: [8, 8] });
+  const metadata = { config: JSON.stringify(classifier.config) };
+  saveSafetensors(at("judge.safetensors"), classifier.stateDict(), metadata);
+  writeFileSync(
+    at("base.yaml"),
+    `data: { source: images, size: 16, evalPart: 0.3 }
+tokenizer: { path: tokenizer.safetensors }
+ar: { path: policy.safetensors }
+rollout: { images: 2, numGenerations: 2, context: { type: prefix, length: 8 } }
+optimizer: { lr: 0.001 }
+eval: { every: 0 }
+log: { imagesEvery: 0, tensorboard: false }
+train: { threads: 1, device: cpu }
+`,
+  );
+  const values = (dir: string) => ({
+    ...{ base: at("base.yaml"), dir: at(dir), trials: 3, rungs: [1, 2], keep: 0.34 },
+    keys: { "optimizer.lr": { log: [0.001, 0.1] } },
+    eval: { features: ["judge.safetensors"], temperatures: [1], images: 8, trainImages: 16 },
+  });
+  const run = (dir: string, options: Parameters<typeof runSweep>[2] = {}, more: object = {}) =>
+    runSweep(resolveConfig({ values: { ...values(dir), ...more } }, sweepKind), at("sweep.yaml"), options);
+  return { at, run };
+}
+
+/** What must not depend on where a sweep was stopped. */
+const plain = ({ standings }: SweepResult) =>
+  standings.map(({ trial, steps, score }) => ({ trial, steps, score }));
+
+test("a sweep that is stopped goes on to the same end, and repeats no trial that is done", async (t) => {
+  const { at, run } = await sweepFolder(t);
+  const whole = await run("whole");
+  assert.equal(whole.isInterrupted, false);
+  assert.deepEqual(
+    whole.standings.map(({ steps }) => steps),
+    [2, 2, 1],
+    "keep 0.34 of three is two",
+  );
+  const page = await writeSweep(whole, { rungs: [1, 2], command: "rlar eval" });
+  const html = readFileSync(page, "utf8");
+  for (const { trial } of whole.standings) assert.ok(html.includes(trial.name));
+  assert.match(html, /optimizer\.lr/);
+
+  const stop = new AbortController();
+  const stopped = await run("parts", {
+    signal: stop.signal,
+    say: (line) => {
+      if (line.startsWith("trial_001")) stop.abort();
+    },
+  });
+  assert.equal(stopped.isInterrupted, true);
+  const first = at("parts/trial_000/eval_000001.json");
+  const made = statSync(first).mtimeMs;
+  // Killed between training and evaluation.
+  rmSync(at("parts/trial_001/eval_000001.json"));
+  const resumed = await run("parts");
+  assert.deepEqual(plain(resumed), plain(whole));
+  assert.equal(statSync(first).mtimeMs, made, "not evaluated again");
+  assert.deepEqual(checkpointsOf(at("parts/trial_000")).length > 0, true);
+  await assert.rejects(run("parts", {}, { seed: 1 }), (error: ConfigError) =>
+    /sweep\.json/.test(error.message),
+  );
+});
