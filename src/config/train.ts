@@ -84,7 +84,7 @@ const rollout = section({
     "Sequences sampled per image (G), the group within which rewards are compared. Lower it to 4 when decoding takes most of the time; below 4 the baseline is noisy.",
   ),
   redraws: key(integer0, 0, "rollouts").describe(
-    "Maximum number of further rollouts in a step, of new images, whose groups replace groups with equal rewards (dynamic sampling of DAPO); 0 draws none. Set 1 to 3 when advantage/frac_zero_std is large, as with rewards of few levels; each costs as much as the first rollout.",
+    "Maximum number of additional rollouts per step, with new images, whose groups replace groups with equal rewards (DAPO's dynamic sampling); 0 makes none. Set 1 to 3 when advantage/frac_zero_std is large, as with rewards that have few distinct values; each costs as much as the first rollout.",
   ),
   context,
   start: key(z.enum(["condition", "empty"]), "condition").describe(
@@ -476,10 +476,10 @@ export const configSchema = section({
       "File of the reference policy; null is the policy at the start of training. Give the base model when you continue to train a fine-tuned one.",
     ),
     refreshEvery: key(integer0, 0, "iterations").describe(
-      "Interval at which the reference policy moves towards the policy; 0 keeps it frozen. Set it for long runs, in which the KL divergence from the first policy would hold the policy back.",
+      "Interval between updates of the reference towards the current policy; 0 keeps the reference frozen. Set it for long runs, in which the KL divergence from the initial policy would limit learning.",
     ),
     refreshMix: key(number.gt(0).max(1), 0.6).describe(
-      "How far the reference moves: it becomes refreshMix * policy + (1 - refreshMix) * reference, and 1 copies the policy. Set 0.01 with kl.refreshEvery=1 for an exponential moving average of the policy.",
+      "Weight of the policy in an update of the reference: reference = refreshMix * policy + (1 - refreshMix) * reference; 1 copies the policy. Set 0.01 with kl.refreshEvery=1 to make the reference an exponential moving average of the policy.",
     ),
     target: key(positive.nullable(), null, "nats per token").describe(
       "Target KL divergence: kl.coef rises while kl/ref is above it and falls while kl/ref is below it; null keeps kl.coef. Set it if a fixed coefficient is too strong early and too weak late.",
@@ -506,7 +506,7 @@ export const configSchema = section({
       "Dtype that the convolutions of the reward networks compute in. bfloat16 halves their time; the first step measures the loss of accuracy, as for precision.tokenizer.",
     ),
     tf32: flag(false).describe(
-      "Whether float32 products and convolutions on CUDA may round to TF32, 10 bits of mantissa. Set it when float32 is too slow on a GPU.",
+      "Whether float32 matrix products and convolutions on CUDA may use TF32, which has 10 bits of mantissa. Switch it on when float32 is too slow on a GPU.",
     ),
   }),
   eval: section({

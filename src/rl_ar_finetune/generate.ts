@@ -1,12 +1,12 @@
 /**
- * The rollout of a training step: images and their codes, G sequences each, the one decode that every term of the reward
- * reads, and rewards. With `rollout.redraws`, groups whose rewards are all the same give way to groups of further images.
+ * The rollout of a training step: images and their codes, G sequences for each, one decode for all terms of the reward,
+ * and rewards. With `rollout.redraws`, groups whose rewards are all the same are replaced by groups of further images.
  * The parts of a rollout are in `step.ts`, the update in `train_loop.ts`.
  *
  * After the dynamic sampling of DAPO (Yu et al. 2025, sec. 3.2 and eq. 11, arXiv 2503.14476), which draws for further
  * prompts until no group of the batch is constant. Deviations:
- * - the number of further rollouts is bounded, and constant groups that are left then stay in the batch;
- * - a group is constant by its standard deviation (`minStd`), since rewards are not 0 and 1 only;
+ * - the number of further rollouts is limited; constant groups that remain after them stay in the batch;
+ * - whether a group is constant is decided by its standard deviation (`minStd`), since rewards are not only 0 and 1;
  * - groups beyond those needed are dropped and not kept for the next step, where they would be off-policy.
  */
 import type { TrainConfig } from "../config/resolve.js";
@@ -38,13 +38,13 @@ export interface Drawing extends Rewarded, Disposable {
   readonly best: Tensor | null;
 }
 
-/** The rollout of a step, and what its update learns from. */
+/** The rollout of a step as drawn, and the batch of its update. */
 export interface Generated extends Disposable {
-  /** As first drawn, with every group: what metrics are of. */
+  /** The first rollout with all its groups, from which metrics are computed. */
   readonly drawing: Drawing;
-  /** The same, or with groups of further rollouts in the places of constant groups. */
+  /** The same rollout, with constant groups replaced by groups of further rollouts. */
   readonly rewarded: Rewarded;
-  /** Where the images of the next step begin. */
+  /** Position of the images of the next step. */
   readonly cursor: Cursor;
   /** Images and drawn codes of all rollouts of the step. */
   readonly images: number;

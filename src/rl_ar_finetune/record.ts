@@ -1,4 +1,4 @@
-/** What a training step leaves in the log: its metrics, a warning where the reward is gamed, and a page of samples. */
+/** Logs a training step: its metrics, a warning about reward hacking, and a picture of samples. */
 import type { TrainConfig } from "../config/resolve.js";
 import { spread } from "../data/index.js";
 import type { Log } from "../run/log.js";

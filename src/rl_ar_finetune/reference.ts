@@ -1,6 +1,6 @@
 /**
- * The reference policy that the KL divergence is measured against: opens it, and moves it towards the policy during a run
- * where `kl.refreshEvery` says so.
+ * The reference policy of the KL divergence: opens it, and updates it towards the policy during a run with
+ * `kl.refreshEvery`.
  *
  * The step is that of TR-DPO (Gorbatovski et al. 2024, eq. 4 and 5, arXiv 2404.09656) as TRL has it in `sync_ref_model`:
  * `reference <- mix * policy + (1 - mix) * reference` over all parameters. Deviation: the interval counts rollouts, and
@@ -12,9 +12,9 @@ import { call, type Device, expected, noGrad, type Tensor, tidy } from "../torch
 import { clonePolicy, openPolicy, WithoutAdapters } from "./builder.js";
 
 /**
- * The frozen policy of `kl.path`, or a copy of the policy; null where no KL is measured.
+ * The policy of `kl.path`, or a copy of the policy; null if no KL is measured.
  *
- * With adapters and no refreshes the policy without them serves, which takes no memory of its own.
+ * With LoRA and without refreshes, the reference is the policy without its adapters, which needs no memory for a copy.
  *
  * @param own - takes over what is opened.
  * @throws RangeError for a file of another architecture where the reference is refreshed.
@@ -65,7 +65,7 @@ const shapesOf = (policy: ArPolicy): string =>
     .join();
 
 /**
- * Move the reference, where there is one, towards the policy, adapters included: `mix * policy + (1 - mix) * reference`.
+ * Update the reference, if there is one, towards the policy with its adapters: `mix * policy + (1 - mix) * reference`.
  *
  * @param mix - in (0, 1]; 1 copies the policy.
  */

@@ -1,12 +1,12 @@
 /**
- * Changes of a run while it goes on: between two steps `steer.yaml` in the run's folder is looked at, and weights of the
- * reward, coefficients and the learning rate take its values. `config/steer.ts` checks them.
+ * Changes keys of a running training: between two steps it reads `steer.yaml` in the run folder, which may set weights
+ * of the reward, coefficients and the learning rate. `config/steer.ts` checks the values.
  *
- * A file that is refused changes nothing: the run goes on with the values that it has, and the refusal is on the screen
- * and in the record. To end a run of days over a slip of the keyboard would lose more than it protects, and the file is a
- * request, not what the run was begun with.
+ * A file with an error changes nothing: the run continues with its current values, and the error is on the screen and
+ * in the log. An error here does not end the run, because a typing mistake would then cost days of training.
  *
- * Each change is followed by a checkpoint, so that a run that is killed later goes on with it from the same step on.
+ * Each change is followed by a checkpoint, so that a run that is killed later is resumed with the change at the same
+ * step.
  */
 import { existsSync, statSync } from "node:fs";
 import { join } from "node:path";
@@ -20,10 +20,10 @@ import type { RunParts } from "./parts.js";
 import type { Term } from "./rewards.js";
 import type { Progress } from "./state.js";
 
-/** Milliseconds for which the file must have stayed as it is: an editor may still be writing. */
+/** Milliseconds for which the file must not have changed: an editor may still be writing it. */
 const SETTLED = 1000;
 
-/** Looks at `steer.yaml` between steps. Hold it with `using`. */
+/** Reads `steer.yaml` between steps. Declare it with `using`. */
 export class Steering implements Disposable {
   /** The run's configuration with all changes so far. */
   config: TrainConfig;
@@ -37,7 +37,7 @@ export class Steering implements Disposable {
   /** The version of the file that was read last. */
   #seen = "";
 
-  /** @param begun - the configuration that the run was begun with; changes from before it was resumed are in `progress`. */
+  /** @param begun - the configuration at the start of the run; changes made before a resume are in `progress`. */
   constructor(
     begun: TrainConfig,
     parts: RunParts,
@@ -57,9 +57,9 @@ export class Steering implements Disposable {
   }
 
   /**
-   * Look at the file; all processes call this together, and the first one reads.
+   * Check the file; all processes call this together, and the first one reads it.
    *
-   * @returns whether something changed, which is to be saved.
+   * @returns whether a value changed, so that a checkpoint is due.
    */
   look(): boolean {
     const steered = broadcastValue(isFirst() ? this.#read() : null);
@@ -73,7 +73,7 @@ export class Steering implements Disposable {
       `steer.yaml: ${changesText(changes).replaceAll("\n", "; ")}, from step ${progress.step + 1} on`,
     );
     if (changes.some(({ path }) => path.startsWith("reward."))) {
-      // Other weights make another reward: the next evaluation is the first that later ones are compared with.
+      // With other weights the reward is another one: later evaluations are compared with the next one.
       progress.first = null;
       progress.evaluationsSinceBest = 0;
       if (this.config.eval.best.startsWith("eval/reward/")) progress.best = null;
@@ -81,7 +81,7 @@ export class Steering implements Disposable {
     return true;
   }
 
-  /** What the file asks for, where it is new, can be used, and changes something; else null. */
+  /** The values of the file if it is new, valid and changes something; otherwise null. */
   #read(): Steered | null {
     const { steered: before, step } = this.#progress;
     try {
