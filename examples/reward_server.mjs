@@ -2,14 +2,14 @@
  * A reward server in Node.js: how well an image fits its caption or class, by a CLIP model on this machine. The protocol
  * is in docs/reward_servers.md; use it as a start for your own server.
  *
- *   npm install --no-save @huggingface/transformers
- *   node examples/reward_server.mjs FOLDER [--port 8080] [--template "a photo of {}"] [--token-env NAME]
+ *   npm install --prefix judge --ignore-scripts @huggingface/transformers && cp examples/reward_server.mjs judge
+ *   node judge/reward_server.mjs FOLDER [--port 8080] [--template "a photo of {}"] [--token-env NAME]
  *
- * FOLDER holds a CLIP model in ONNX, as transformers.js reads it: config.json, tokenizer.json, preprocessor_config.json,
- * onnx/text_model.onnx, onnx/vision_model.onnx. Nothing is downloaded.
+ * FOLDER holds a CLIP model in ONNX, as transformers.js reads it. Nothing is downloaded.
  */
+import { existsSync } from "node:fs";
 import { createServer } from "node:http";
-import { basename, dirname, resolve } from "node:path";
+import { basename, dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 
 const { values: options, positionals } = parseArgs({
@@ -31,14 +31,31 @@ if (options["token-env"] !== undefined && !token) {
   process.exit(2);
 }
 
+const FILES = [
+  "config.json",
+  "preprocessor_config.json",
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "onnx/text_model.onnx",
+  "onnx/vision_model.onnx",
+];
+const missing = FILES.filter((name) => !existsSync(join(positionals[0], name)));
+if (missing.length > 0) {
+  process.stderr.write(
+    `reward_server: expected ${missing.join(", ")} in ${positionals[0]}, got no such file.\n`,
+  );
+  process.exit(2);
+}
+
 /** Bytes of a request: 64 images of 1024 px. */
 const MAX_BYTES = 256 * 2 ** 20;
 
 /** The scores of images with their texts: [cosine, ...]. */
 async function openClip(folder) {
-  const clip = await import("@huggingface/transformers").catch((error) => {
+  const packages = [import("@huggingface/transformers"), import("sharp")];
+  const [clip, { default: sharp }] = await Promise.all(packages).catch((error) => {
     process.stderr.write(
-      `reward_server: npm install --no-save @huggingface/transformers (${error.message})\n`,
+      `reward_server: npm install --ignore-scripts @huggingface/transformers (${error.message})\n`,
     );
     process.exit(2);
   });
@@ -50,12 +67,43 @@ async function openClip(folder) {
   const processor = await clip.AutoProcessor.from_pretrained(name);
   const textModel = await clip.CLIPTextModelWithProjection.from_pretrained(name, precision);
   const imageModel = await clip.CLIPVisionModelWithProjection.from_pretrained(name, precision);
+  const side = processor.image_processor.size.shortest_edge;
+  const longest = textModel.config.text_config.max_position_embeddings;
+
+  /** A square image, resized as Pillow does: the library itself resizes without a filter against aliasing. */
+  const prepare = async (png) => {
+    const { width, height } = await sharp(png).metadata();
+    const scaled = (edge) => Math.trunc((side * edge) / Math.min(width, height));
+    const [w, h] = [scaled(width), scaled(height)];
+    const { data } = await sharp(png)
+      .resize({ width: w, height: h, fit: "fill", kernel: "cubic" })
+      .extract({ left: (w - side) >> 1, top: (h - side) >> 1, width: side, height: side })
+      .toColourspace("srgb")
+      .removeAlpha()
+      .raw()
+      .toBuffer({ resolveWithObject: true });
+    return new clip.RawImage(new Uint8ClampedArray(data), side, side, 3);
+  };
+  /** Codes of texts. Long ones are cut before the code of their end, which the library's own truncation loses. */
+  const encode = (texts) => {
+    const all = texts
+      .map((text) => tokenizer.encode(text))
+      .map((ids) => (ids.length > longest ? [...ids.slice(0, longest - 1), ids.at(-1)] : ids));
+    const length = Math.max(...all.map((ids) => ids.length));
+    const tensor = (valueAt) => {
+      const values = all.flatMap((ids) => Array.from({ length }, (_, i) => BigInt(valueAt(ids, i))));
+      return new clip.Tensor("int64", BigInt64Array.from(values), [all.length, length]);
+    };
+    return {
+      input_ids: tensor((ids, i) => ids[i] ?? ids.at(-1)),
+      attention_mask: tensor((ids, i) => (i < ids.length ? 1 : 0)),
+    };
+  };
   const rows = ({ data, dims: [n, width] }) =>
     Array.from({ length: n }, (_, i) => data.subarray(i * width, (i + 1) * width));
   return async (images, texts) => {
-    const pictures = await Promise.all(images.map((png) => clip.RawImage.fromBlob(new Blob([png]))));
-    const { image_embeds } = await imageModel(await processor(pictures.map((picture) => picture.rgb())));
-    const { text_embeds } = await textModel(tokenizer(texts, { padding: true, truncation: true }));
+    const { image_embeds } = await imageModel(await processor(await Promise.all(images.map(prepare))));
+    const { text_embeds } = await textModel(encode(texts));
     const written = rows(text_embeds);
     return rows(image_embeds).map((image, i) => cosine(image, written[i]));
   };

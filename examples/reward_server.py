@@ -53,7 +53,11 @@ class Scorer:
 
     def __call__(self, images, texts):
         torch = self.torch
-        inputs = self.processor(text=texts, images=images, return_tensors="pt", padding=True, truncation=True)
+        # Not every tokenizer knows how many codes the model reads.
+        most = self.model.config.text_config.max_position_embeddings
+        inputs = self.processor(
+            text=texts, images=images, return_tensors="pt", padding=True, truncation=True, max_length=most
+        )
         with self.lock, torch.no_grad():
             out = self.model(**inputs.to(self.device))
             image = torch.nn.functional.normalize(out.image_embeds.float(), dim=-1)

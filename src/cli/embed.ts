@@ -57,6 +57,8 @@ export async function embed(path: string, options: EmbedOptions): Promise<void> 
       "--out writes the vectors; --zero-shot classifies the images",
     );
   }
+  if (out !== undefined && !out.endsWith(".safetensors"))
+    throw expected("--out", "a name that ends in .safetensors", out);
   for (const name of ["size", "limit"] as const) {
     const value = options[name];
     if (value !== undefined && value < 1) throw expected(`--${name}`, "at least 1", value);

@@ -150,7 +150,7 @@ async function openRewardModule(
     // With the hash in its address, a file that was changed is loaded anew.
     loaded = await inTime(import(`${pathToFileURL(file).href}?${hash}`) as Promise<typeof loaded>, seconds);
   } catch (error) {
-    throw failed(`${path}, which fails${placeOf(error, file)}: ${messageOf(error)}`, remedyOf(error), error);
+    throw failed(`${path}, which fails: ${messageOf(error)}`, remedyOf(error), error);
   }
   if (loaded === undefined)
     throw failed(
@@ -163,13 +163,6 @@ async function openRewardModule(
   if (typeof reward === "function") return { reward: reward as RewardFunction, hash };
   const got = `${path}, whose default export is ${describe(loaded.default)}`;
   throw failed(got, "Write export default function (images, samples, context) { ... }");
-}
-
-/** The line of a module that cannot be parsed, in words. */
-function placeOf(error: unknown, file: string): string {
-  const [, where = "", line] = /^(file:.*?|\/.*?):(\d+)\n/.exec((error as Error)?.stack ?? "") ?? [];
-  const isOwn = where.replace(/\?.*/, "") === pathToFileURL(file).href || where === file;
-  return isOwn ? ` in line ${line}` : "";
 }
 
 function remedyOf(error: unknown): string {

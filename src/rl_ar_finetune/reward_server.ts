@@ -259,7 +259,7 @@ function scoresIn(
         ? (value as Record<string, unknown>)[name]
         : undefined;
     const problem = Array.isArray(errors) ? at(errors[i], reward) : undefined;
-    if (problem !== undefined) throw refuse(`an error of ${reward}: ${String(problem)}`);
+    if (problem !== undefined && problem !== null) throw refuse(`an error of ${reward}: ${String(problem)}`);
     const given = at(result, reward);
     const names = isPlainObject(given) ? Object.keys(given) : [];
     const name = metric ?? (names.length === 1 ? (names[0] as string) : reward);

@@ -51,6 +51,7 @@ test("embeddings of a folder and its zero-shot classes are those of transformers
 test("embed refuses what it cannot do, in one sentence", () => {
   const args = ["embed", `${ROOT}/model`, "--data", `${ROOT}/images`];
   assert.match(rlar(...args).stderr, /expected --out or --zero-shot, got neither/);
+  assert.match(rlar(...args, "--out", join(folder, "a.npz")).stderr, /--out: expected .*\.safetensors, got/);
   assert.match(rlar(...args, "--zero-shot", "a photo").stderr, /expected \{\} where the name goes/);
   assert.match(
     rlar(...args, "--zero-shot", "{}", "--text-tokenizer", folder).stderr,

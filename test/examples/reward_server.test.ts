@@ -12,21 +12,31 @@ import type { RewardContext } from "../../src/config/train.js";
 import { serverTerm } from "../../src/rl_ar_finetune/reward_server.js";
 import { full, zeros } from "../../src/torch/index.js";
 
-/** Stands in for transformers.js: an image is embedded as [1, its first red value], a text as [1, its length]. */
+/** Stands in for transformers.js: an image is embedded as [1, its first red value], a text as [1, its length], at most 7. */
 const STAND_IN = `
-import sharp from ${JSON.stringify(import.meta.resolve("sharp"))};
 export const env = {};
 const embeds = (values) => ({ data: Float32Array.from(values.flatMap((value) => [1, value])), dims: [values.length, 2] });
-const part = (call) => ({ from_pretrained: async () => call });
-export const AutoTokenizer = part((texts) => texts);
-export const AutoProcessor = part(async (pictures) => Promise.all(pictures));
-export const CLIPTextModelWithProjection = part(async (texts) => ({ text_embeds: embeds(texts.map((text) => text.length)) }));
-export const CLIPVisionModelWithProjection = part(async (reds) => ({ image_embeds: embeds(reds) }));
-export const RawImage = {
-  fromBlob: async (blob) => ({
-    rgb: async () => (await sharp(Buffer.from(await blob.arrayBuffer())).raw().toBuffer())[0],
-  }),
-};
+const part = (call, more = {}) => ({ from_pretrained: async () => Object.assign(call, more) });
+export class Tensor {
+  constructor(type, data, dims) {
+    Object.assign(this, { data, dims });
+  }
+}
+export class RawImage {
+  constructor(data, width, height, channels) {
+    if (data.length !== width * height * channels) throw new Error("pixels");
+    this.red = data[0];
+  }
+}
+// Codes of a text are 1 for each of its letters, and 9, its end.
+export const AutoTokenizer = part(() => {}, { encode: (text) => [...Array.from(text, () => 1), 9] });
+export const AutoProcessor = part(async (pictures) => pictures, { image_processor: { size: { shortest_edge: 4 } } });
+const lengths = ({ input_ids: { data, dims: [n, length] } }) =>
+  Array.from({ length: n }, (_, i) => data.subarray(i * length, (i + 1) * length).indexOf(9n));
+export const CLIPTextModelWithProjection = part(async (ids) => ({ text_embeds: embeds(lengths(ids)) }), {
+  config: { text_config: { max_position_embeddings: 8 } },
+});
+export const CLIPVisionModelWithProjection = part(async (images) => ({ image_embeds: embeds(images.map(({ red }) => red)) }));
 `;
 
 /** The same in Python, for the server's own protocol. */
@@ -88,9 +98,20 @@ test("examples/reward_server.mjs scores a run's samples with their texts", async
   mkdirSync(stub, { recursive: true });
   writeFileSync(join(stub, "package.json"), '{"type": "module", "exports": "./index.js"}');
   writeFileSync(join(stub, "index.js"), STAND_IN);
+  mkdirSync(join(folder, "node_modules", "sharp"));
+  writeFileSync(
+    join(folder, "node_modules", "sharp", "package.json"),
+    '{"type": "module", "exports": "./index.js"}',
+  );
+  const real = JSON.stringify(import.meta.resolve("sharp"));
+  writeFileSync(join(folder, "node_modules", "sharp", "index.js"), `export { default } from ${real};`);
   const program = join(folder, "reward_server.mjs");
   copyFileSync("examples/reward_server.mjs", program);
-  const args = ["clip", "--port", "0", "--template", "a {}", "--token-env", "SERVER_TOKEN"];
+  mkdirSync(join(folder, "clip", "onnx"), { recursive: true });
+  const files = ["config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"];
+  for (const name of [...files, "onnx/text_model.onnx", "onnx/vision_model.onnx"])
+    writeFileSync(join(folder, "clip", name), "");
+  const args = [join(folder, "clip"), "--port", "0", "--template", "a {}", "--token-env", "SERVER_TOKEN"];
   const url = await addressOf(t, start(process.execPath, program, ...args));
   const cosine = (length: number): number =>
     (1 + 255 * length) / Math.sqrt((1 + 255 ** 2) * (1 + length ** 2));
@@ -107,6 +128,9 @@ test("examples/reward_server.mjs scores a run's samples with their texts", async
   const none = spawnSync(process.execPath, [program], { encoding: "utf8" });
   assert.equal(none.status, 2);
   assert.match(none.stderr, /expected the folder of a CLIP model/);
+  const other = spawnSync(process.execPath, [program, folder], { encoding: "utf8" });
+  assert.equal(other.status, 2);
+  assert.match(other.stderr, /expected config\.json, .*vision_model\.onnx in .*, got no such file/);
 });
 
 test("examples/reward_server.py speaks the same protocol, and tells of rewards that fail", async (t) => {

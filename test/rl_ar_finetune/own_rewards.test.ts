@@ -123,6 +123,13 @@ test("the same scores give the same run: a tensor, a list, a promise, a module, 
     custom: { mine: { fn: brightness, weight: 0.25 }, again: { module, weight: 0.25 } },
   });
   assert.equal(halves[0]?.["reward/mean" as never], wanted[0]?.["reward/mean" as never]);
+  // CommonJS, as it is written and as TypeScript compiles it; what it disposes of is its own.
+  const dispose = "(images, samples) => { const bright = samples.mean([1, 2, 3]); samples.dispose(); return bright; }";
+  for (const [i, text] of [`module.exports = ${dispose}`, `exports.default = ${dispose}`].entries()) {
+    const common = join(folder, `mine_${i}.cjs`);
+    writeFileSync(common, text);
+    assert.deepEqual(await lines(`common ${i}`, { custom: { mine: { module: common, weight: 0.5 } } }), wanted);
+  }
   // Today's form: one term, named custom.
   const one = await lines("one", { custom: { fn: brightness, weight: 0.5 } });
   const renamed = wanted.map((line) =>
@@ -154,6 +161,7 @@ test("a reward that fails names itself, leaves its batch and a checkpoint, and t
     short: [() => [1, 2, 3], /list of 8 numbers.*list of 3/],
     text: [() => Array(8).fill("good"), /list of 8 numbers.*good/],
     nothing: [() => undefined, /undefined/],
+    writes: [(samples) => samples.add_(1).mean([1, 2, 3]), /left as they are, got a change in place.*add_/],
     slow: [() => sleep(10_000, [], { ref: false }), /within 0\.2 s/],
     "slow without a promise": [
       () => {
@@ -180,6 +188,7 @@ test("a reward that fails names itself, leaves its batch and a checkpoint, and t
     const dump = join(dir, "dumps", "step_000003_mine");
     assert.ok(error.message.includes(dump), error.message);
     assert.deepEqual(checkpointsOf(dir), ["step_000002"], name);
+    if (!["throws", "writes", "slow"].includes(name)) continue; // the others leave the same
     const batch = JSON.parse(readFileSync(join(dump, "batch.json"), "utf8"));
     assert.deepEqual([batch.term, batch.step, batch.images.length], ["mine", 3, 4]);
     const [image] = batch.images;
@@ -229,7 +238,7 @@ test("modules: relative to the file that names them; another content is another 
 
   const run = async (module: string, name: string) => {
     const where = { dir: join(folder, name), ifExists: "resume" };
-    return await quietRun(tinyRun(folder, withOwn({ mine: { module } }, { run: where })));
+    return await quietRun(tinyRun(folder, withOwn({ mine: { module, timeout: 0.2 } }, { run: where })));
   };
   await run(file, "run");
   writeFileSync(file, "export default (_, samples) => samples.mean([1, 2, 3]).neg();\n");
@@ -238,7 +247,8 @@ test("modules: relative to the file that names them; another content is another 
     "export const a = 1;": /default export is undefined/,
     "export default 3;": /default export is 3/,
     "throw new Error('no ink');": /no ink/,
-    "this is no JavaScript": /fails/,
+    "export const a = 1;\nthis is no JavaScript": /fails: Unexpected .*node FILE/,
+    "await new Promise(() => {});": /does not end within 0\.2 s/,
   };
   for (const [text, got] of Object.entries(bad)) {
     writeFileSync(file, text);
@@ -246,6 +256,10 @@ test("modules: relative to the file that names them; another content is another 
     await assert.rejects(run(file, "bad"), { message: /^reward\.custom\.mine\.module: / });
   }
   await assert.rejects(run(join(folder, "absent.mjs"), "bad"), /module: .*cannot be read \(ENOENT\)/);
+  const typed = join(folder, "mine.ts");
+  writeFileSync(typed, "export default (_: any, samples: any): any => samples.mean([1, 2, 3]);\n");
+  if ((process.features as { typescript?: unknown }).typescript) await run(typed, "typed");
+  else await assert.rejects(run(typed, "bad"), /\.ts.*compile TypeScript first/s);
 });
 
 test("what names and terms do not fit is refused", () => {

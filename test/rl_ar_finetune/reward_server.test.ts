@@ -113,12 +113,17 @@ test("a fault that stays ends with the server's words; what no try can mend is n
     text: [/no finite number.*0\.5/, 3],
     html: [/not JSON: <html>gateway/, 3],
     empty: [/an empty answer, 3 times/, 3],
+    "nan text": [/no finite number.*"NaN"/, 3],
+    gzip: [/encoding gzip.*, 3 times/, 3],
+    endless: [/more than 16777216 bytes, 3 times/, 3],
+    "429": [/status 429: slow down/, 1],
     failed: [/error of judge: RuntimeError\('no memory'\)/, 3],
   };
   using samples = pictures(1);
   for (const [fault, [what, requests]] of Object.entries(wanted)) {
     const server = await startServer(t, [fault as Fault]);
-    const options = { retries: 2, timeout: 0.2, token: "s3cret" };
+    const isLong = fault === "endless"; // as it must not be the time that ends it
+    const options = { retries: fault === "429" ? 0 : 2, timeout: isLong ? 20 : 0.2, token: "s3cret" };
     await assert.rejects(scoresFrom(server.url, samples, options), (error: Error) => {
       assert.match(
         error.message,
@@ -135,6 +140,17 @@ test("a fault that stays ends with the server's words; what no try can mend is n
     scoresFrom("http://127.0.0.1:1", samples, { retries: 1 }),
     /no connection \(.*\), 2 times/,
   );
+});
+
+test("a busy server is asked again after the time that it asks for; one without TLS is not asked again", async (t) => {
+  const server = await startServer(t, ["429", null]);
+  using samples = pictures(1);
+  const begun = performance.now();
+  assert.deepEqual(await scoresFrom(server.url, samples), judge(samples, samples));
+  assert.ok(performance.now() - begun > 990); // pauses are of 1 ms where it asks for none
+  const secure = server.url.replace("http:", "https:");
+  await assert.rejects(scoresFrom(secure, samples), /got no secure connection \(\w+\)\. /);
+  assert.equal((await server.stats()).requests, 2);
 });
 
 test("several scores of a reward: the one that is named, or that has the reward's name", async (t) => {

@@ -188,16 +188,26 @@ test("lines that cannot be used are named", async (t) => {
     ["[1]", /line 1: expected a JSON object/],
     ["caption", /line 1: .*not JSON/],
     ['{"class": -1}', /line 1: .*-1/],
+    ['{"caption": "a"}\n{"caption": " "}', /line 2: caption: .*empty caption/],
+    [`{"caption": "${"x".repeat(2 ** 16 + 1)}"}`, /line 1: caption: expected at most 65536 bytes/],
   ];
   for (const [text, message] of refused)
     assert.throws(() => openTexts(file(text)), { name: "RangeError", message }, text);
   assert.throws(() => openTexts(file(Buffer.from([0xff, 0xfe]))), /UTF-8/);
   assert.throws(() => openTexts(join(folder, "absent.txt")), /no such file/);
+  assert.throws(() => openTexts(file("x".repeat(2 ** 16 + 1), "long.txt")), /long\.txt, line 1: .*65536 bytes/);
+  assert.throws(() => openTexts(file("a", "a.txt"), { captions: "prompt" }), /a \.jsonl file.*data\.captions/);
+  const both = '{"prompt": "a fox", "caption": "x", "class": 0}';
+  assert.throws(() => openTexts(file(both), { captions: "prompt" }), /line 1: .*class, prompt, .*got caption/);
   const names = { classNames: ["a", "b"] };
   assert.throws(() => openTexts(file("a\nb\nc\n", "names.txt"), names), /names\.txt, line 3: .*c/);
   const labelled = openTexts(file('{"kind": "b", "id": "x"}'), { label: "kind", ...names });
   assert.deepEqual([labelled.idOf(0), labelled.classOf(0)], ["x", 1]);
   file(npyOf(Float32Array.of(1, 2), [1, 1, 2]), "one.npy");
+  const named = openTexts(file('{"prompt": "a fox"}'), { captions: "prompt" });
+  assert.deepEqual([named.hasCaptions, (await named.locate(0, 0)).caption], [true, "a fox"]);
+  const unread = openTexts(file('{"caption": "a fox", "class": 0}'), { captions: null });
+  assert.deepEqual([unread.hasCaptions, (await unread.locate(0, 0)).caption], [undefined, undefined]);
   const { features } = await openTexts(file('{"caption": "a", "features": "one.npy"}')).locate(0, 0);
   assert.deepEqual(features, { path: join(folder, "one.npy") });
   // A policy that starts from classes needs some.

@@ -7,6 +7,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { fileURLToPath } from "node:url";
+import { gzipSync } from "node:zlib";
 import sharp from "sharp";
 
 export type Fault =
@@ -26,6 +27,10 @@ export type Fault =
   | "html"
   | "empty"
   | "failed"
+  | "endless"
+  | "gzip"
+  | "nan text"
+  | "429"
   | null;
 
 /** What a server has seen. */
@@ -140,6 +145,23 @@ async function answer(
       return send(bad('"0.5"'));
     case "html":
       return send("<html>gateway</html>");
+    case "nan text":
+      return send(bad('"NaN"'));
+    case "429":
+      reply.writeHead(429, { "retry-after": "1" });
+      return void reply.end("slow down");
+    case "endless": {
+      const spaces = " ".repeat(2 ** 20);
+      reply.writeHead(200, { "content-type": "application/json" });
+      const more = (): void => {
+        while (!reply.destroyed && reply.write(spaces));
+      };
+      reply.on("drain", more);
+      return more();
+    }
+    case "gzip":
+      reply.writeHead(200, { "content-encoding": "gzip" });
+      return void reply.end(gzipSync(" ".repeat(2 ** 20)));
     case "empty":
       return send("");
     case "failed":
