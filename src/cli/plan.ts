@@ -136,6 +136,9 @@ function workText({ flops, time, batch }: TrainPlan): string {
   return table(time === null ? "work" : "work, and time as measured here now, within a factor of two", [
     ...phases.map(([phase, work]) => row(phase, work, time?.step[phase])),
     row("a step", step, time?.stepSeconds),
+    ...(batch.redraws > 0
+      ? [row(`each further rollout, at most ${batch.redraws} a step`, flops.redraw, time?.redrawSeconds)]
+      : []),
     ...(flops.evaluation > 0 ? [row("an evaluation", flops.evaluation, time?.evaluationSeconds)] : []),
     row(`all ${count(batch.iters)} steps`, flops.total, time?.totalSeconds),
   ]);

@@ -134,7 +134,7 @@ function changesForTheWorse(run: Run): string[] {
   return worse.map((text) => `${text}.`);
 }
 
-/** Starts, the best evaluation and the end, in order. */
+/** Starts, changes on the way, the best evaluation and the end, in order. */
 function eventsOf(run: Run): { step: number; text: string }[] {
   const starts = run.starts.map(({ step, environment }, i) => {
     const when = environment.startedAt?.replace("T", " ").replace(/\..*/, " UTC") ?? "at an unknown time";
@@ -151,7 +151,7 @@ function eventsOf(run: Run): { step: number; text: string }[] {
     step: run.lastStep,
     text: `${end.text.charAt(0).toUpperCase()}${end.text.slice(1)}.${time}`,
   };
-  return [...starts, ...(best ? [best] : []), last].sort((a, b) => a.step - b.step);
+  return [...starts, ...run.changes, ...(best ? [best] : []), last].sort((a, b) => a.step - b.step);
 }
 
 /** The section on what happened. */

@@ -99,7 +99,7 @@ const REWARD: readonly ChartSpec[] = [
     "Groups with equal rewards",
     "Fraction of images whose samples all have the same reward: their advantages are 0, so the policy learns " +
       "nothing from them. Good: low.",
-    { "advantage/frac_zero_std": "share" },
+    { "advantage/frac_zero_std": "in the update", "rollout/constant_frac": "as first drawn" },
     { unit: "%", hasZero: true },
   ),
 ];

@@ -62,6 +62,8 @@ export interface Run {
   /** Lines of metrics.jsonl that are no record. */
   readonly damagedLines: number;
   readonly pages: readonly SamplePage[];
+  /** What `steer.yaml` changed, and when it was refused; a change counts from the step after. */
+  readonly changes: readonly { readonly step: number; readonly text: string }[];
   readonly checkpoints: readonly string[];
   readonly best: BestCheckpoint | null;
   /** What the newest checkpoint says beside its tensors. */
@@ -125,6 +127,7 @@ export function readRun(folder: string): Run {
     seconds: secondsOfRun(starts, records),
     damagedLines: damaged,
     pages,
+    changes: attempt("steer.jsonl", [], changesOf),
     checkpoints,
     best: attempt("checkpoints/best.json", null, (path) =>
       bestOf(keysOf(decodeData(readFileSync(path, "utf8")))),
@@ -136,6 +139,14 @@ export function readRun(folder: string): Run {
     dumps: attempt("dumps", 0, (path) => readdirSync(path).filter((name) => !name.startsWith(".")).length),
     unread,
   };
+}
+
+/** Lines of `steer.jsonl` in words. */
+function changesOf(path: string): Run["changes"] {
+  return readRecords(path).records.map(({ step, key, from, to, refused }) => {
+    const isRefused = typeof refused === "string";
+    return { step, text: isRefused ? `steer.yaml was refused: ${refused}` : `${key}: ${from} -> ${to}, by steer.yaml.` };
+  });
 }
 
 interface LogRecord {

@@ -56,9 +56,10 @@ export function modelsOf(config: TrainConfig) {
     const remedy = `Use images of ${Math.sqrt(policy.blockSize) * downsample} px, or another policy`;
     throw expected("data.size", `images of at most ${policy.blockSize} codes, the policy's`, codes, remedy);
   }
-  const { coef, stop, path } = config.kl;
+  const { coef, stop, path, refreshEvery } = config.kl;
   const { lora, ...ar } = config.ar;
-  const hasReference = (coef !== 0 || stop !== null) && (path !== null || lora.rank === null);
+  const isOwn = path !== null || lora.rank === null || refreshEvery > 0;
+  const hasReference = (coef !== 0 || stop !== null) && isOwn;
   const own = { ...ar, ...(path !== null && { path, wrapper: null, weights: null, policy: null }) };
   const { lpips, perceptual, patchGan, kernel, toklipImage, toklipText, clip, aesthetic, dists } =
     config.reward;

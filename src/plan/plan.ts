@@ -78,7 +78,9 @@ export async function planTrain(
     const ofStep = Object.values(byPhase).reduce((sum, value) => sum + value, 0);
     const ofEvaluation = batches * PHASES.reduce((sum, phase) => sum + of(evaluation[phase].work), 0);
     const total = iters * ofStep + evaluations * ofEvaluation;
-    return { step: byPhase, ofStep, evaluation: ofEvaluation, total };
+    /** A further rollout for constant groups, which has no update. */
+    const redraw = ofStep - of(step.update.work);
+    return { step: byPhase, ofStep, redraw, evaluation: ofEvaluation, total };
   };
   const flops = totals(flopsOf);
   const seconds = rates && totals((work) => secondsOf(work, rates));
@@ -103,12 +105,13 @@ export async function planTrain(
       lower: lowerFirst(config, models, largest.name),
     },
     /** A multiplication and its addition are two FLOPs. */
-    flops: { step: flops.step, evaluation: flops.evaluation, total: flops.total },
+    flops: { step: flops.step, redraw: flops.redraw, evaluation: flops.evaluation, total: flops.total },
     /** Null where nothing was measured. */
     time: seconds && {
       rates: rates as Rates,
       step: seconds.step,
       stepSeconds: seconds.ofStep,
+      redrawSeconds: seconds.redraw,
       evaluationSeconds: seconds.evaluation,
       totalSeconds: seconds.total,
     },
@@ -181,6 +184,8 @@ function batchOf(config: TrainConfig, { tokenizer }: PlanModels, trained: number
     numGenerations,
     codes, // T
     tokens: numbers.sequences * (codes - given), // drawn in a step
+    /** Further rollouts that a step may have for constant groups, which the totals do not count. */
+    redraws: config.rollout.redraws,
     iters,
     stepsPerEpoch,
     epochs: stepsPerEpoch === null ? null : iters / stepsPerEpoch,
@@ -236,13 +241,14 @@ interface Evaluations {
   readonly images: number;
 }
 
-function diskOf(config: TrainConfig, { policy, valueHead }: PlanModels, evaluations: Evaluations) {
-  const { save, log, train, ema, run } = config;
+function diskOf(config: TrainConfig, { policy, reference, valueHead }: PlanModels, evaluations: Evaluations) {
+  const { save, log, train, ema, kl, run } = config;
   const adapters = config.ar.lora.rank === null ? 0 : policy.trained;
   // With LoRA a checkpoint holds the EMA of the adapters, and a whole policy with it, which other programs can open.
   const average = ema.decay === null ? 0 : policy.trained + (adapters === 0 ? 0 : policy.parameters);
   const moments = 2 * (policy.trained + valueHead);
-  const checkpointBytes = 4 * (policy.parameters + adapters + moments + valueHead + average);
+  const moving = kl.refreshEvery > 0 ? reference : 0; // a frozen one is not saved
+  const checkpointBytes = 4 * (policy.parameters + adapters + moments + valueHead + average + moving);
   // Of all that exist at a time: the best one is kept besides the newest, and a new one is complete before an old one is deleted.
   const kept = save.keep + (config.eval.every > 0 ? 2 : 1);
   const checkpointsBytes = Math.min(kept, Math.ceil(train.iters / save.every)) * checkpointBytes;

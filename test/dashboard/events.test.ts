@@ -130,9 +130,15 @@ test("starts, the best evaluation and the end are told in order", (t) => {
     files: {
       "checkpoints/step_000004/values.json": {},
       "checkpoints/best.json": { name: "step_000002", step: 2, metric: "eval/reward/mean", value: -0.25 },
+      "steer.jsonl":
+        '{"step":3,"key":"kl.coef","from":0.1,"to":0.5}\n{"step":3,"refused":"steer.yaml:1:1: no"}\n{"step":4,"key":',
     },
   });
   const { markup } = eventSection(run);
+  assert.match(
+    markup,
+    /step 3<\/span><span>kl\.coef: 0\.1 -&gt; 0\.5, by steer\.yaml\.<.*step 3<\/span><span>steer\.yaml was refused: steer\.yaml:1:1: no</s,
+  );
   assert.match(
     markup,
     /step 0<\/span><span>Started 2026-01-01 00:00:00 UTC on &lt;box&gt;\..*step 2<\/span><span>Best eval\/reward\/mean: -0\.25 \(checkpoints\/step_000002\)\..*step 4<\/span><span>Ended\. It ran for 6m00s\./s,

@@ -1,6 +1,6 @@
 /** One run by 1, 2 and 4 processes: the same codes, and weights that differ by the rounding of sums alone. */
 import assert from "node:assert/strict";
-import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
@@ -11,6 +11,8 @@ import { assertSameMetrics, difference } from "../support/same_run.js";
 import { checkpointsOf, metricsOf, tinyFolder, writeEmoji } from "../support/train_run.js";
 
 type Runs = readonly (readonly [name: string, changes: object])[];
+
+const recordOf = (dir: string): string => readFileSync(join(dir, "steer.jsonl"), "utf8");
 
 async function run(folder: string, size: number, runs: Runs): Promise<void> {
   const args = [folder, JSON.stringify(runs)];
@@ -49,7 +51,7 @@ const CASES: Runs = [
   ],
   [
     "teacher",
-    { rollout: { ...teacher, images: 6 }, kl: { coef: 0.1, estimator: "exact" }, update: { auxCe: 0.1 } },
+    { rollout: { ...teacher, images: 6 }, kl: { coef: 0.1, estimator: "exact", refreshEvery: 1, refreshMix: 0.5 }, update: { auxCe: 0.1 } },
   ],
   [
     "noisy",
@@ -63,7 +65,16 @@ const CASES: Runs = [
       optimizer: { maxGradNorm: 0.1 },
     },
   ],
-  ["rloo", { algorithm: "rloo", ar: { lora: { rank: 2 } }, update: { auxCe: 0.1 } }],
+  [
+    "rloo",
+    {
+      algorithm: "rloo",
+      ar: { lora: { rank: 2 } },
+      update: { auxCe: 0.1 },
+      rloo: { minStd: 0.02 },
+      rollout: { redraws: 2 },
+    },
+  ],
   [
     "ppo",
     {
@@ -97,6 +108,7 @@ const CASES: Runs = [
         constantGroups: "exclude",
       },
       train: { iters: 3 },
+      steer: "optimizer: {lr: 0.002}\nupdate: {auxCe: 0.2}\nreward: {l2: {weight: 2}}\n",
     },
   ],
   [
@@ -165,6 +177,12 @@ test("1, 2 and 4 processes make the same run, for every algorithm and context", 
             metricsOf(several).some((line) => "eval/rolled_back_to" in line),
             name,
           );
+        if (name === "rloo")
+          assert.ok(
+            metricsOf(several).some((line) => (line["rollout/replaced_groups"] as number) > 0),
+            name,
+          );
+        if ("steer" in changes) assert.equal(recordOf(several), recordOf(one));
         if ("ema" in changes) assert.ok(difference(one, several, "ema.safetensors") < 2e-5);
       });
     }

@@ -58,6 +58,7 @@ test("a plan counts images, batches, parameters, bytes and files without loading
     steps: 8,
     microBatch: 2,
     microBatchesAStep: 2,
+    redraws: 0,
     iters: 5,
     stepsPerEpoch: train / 4,
     epochs: 20 / train,

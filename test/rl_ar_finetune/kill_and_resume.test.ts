@@ -23,7 +23,9 @@ const ALGORITHMS: Readonly<Record<string, object>> = {
   rloo: {
     update: { miniBatch: 2 },
     ar: { lora: { rank: 2 } },
-    kl: { coef: 0.01, target: 0.01, horizon: 50 },
+    kl: { coef: 0.01, target: 0.01, horizon: 50, refreshEvery: 3 },
+    rloo: { minStd: 0.02 },
+    rollout: { redraws: 1 },
   },
   grpo: { kl: { coef: 0.01 }, grpo: { epochs: 2 }, reward: { credit: "place" } },
   ppo: { ppo: { epochs: 2 } },

@@ -1,24 +1,18 @@
 /** `steer.yaml`: what may change while a run goes on, what is refused, and that a resumed run goes on with it. */
 import assert from "node:assert/strict";
-import { existsSync, mkdirSync, readdirSync, readFileSync, utimesSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { resolveConfig } from "../../src/config/resolve.js";
 import { readSteered, steeredConfig } from "../../src/config/steer.js";
-import { checkpointsOf, metricsOf, quietRun, Shown, tinyFolder, tinyRun } from "../support/train_run.js";
-
-/** Write a file as if it had lain there for a while. */
-function write(path: string, text: string): void {
-  writeFileSync(path, text);
-  utimesSync(path, 1e9, 1e9 + text.length);
-}
+import { checkpointsOf, metricsOf, quietRun, Shown, tinyFolder, tinyRun, writeSettled } from "../support/train_run.js";
 
 test("values are checked by the ranges and rules of the configuration, with their lines", async (t) => {
   const folder = await tinyFolder(t);
   const file = join(folder, "steer.yaml");
   const begin = (changes: object = {}) => resolveConfig({ values: tinyRun(folder, changes) }).config;
   const read = (text: string, changes: object = {}, before = {}) => {
-    write(file, text);
+    writeSettled(file, text);
     return readSteered(begin(changes), before, file);
   };
   const fn = (): never => {
@@ -98,7 +92,7 @@ test("a run takes the file's values from the next step on, records them, and goe
         for (const line of text.split("\n").filter((one) => one.startsWith("{"))) {
           const { step } = JSON.parse(line) as { step?: number };
           if (step === undefined) continue;
-          if (texts[step] !== undefined) write(join(dir, "steer.yaml"), texts[step]);
+          if (texts[step] !== undefined) writeSettled(join(dir, "steer.yaml"), texts[step]);
           if (step === stopAt) stop.abort();
         }
         return true;
@@ -135,7 +129,7 @@ test("a run takes the file's values from the next step on, records them, and goe
 
   // Interrupted after the changes, and gone on without the file: the same run, bit for bit.
   const { dir } = await run("parts", 6, texts, 5);
-  write(join(dir, "steer.yaml"), "");
+  writeSettled(join(dir, "steer.yaml"), "");
   await run("parts", 6);
   assert.deepEqual(metricsOf(dir), metricsOf(whole.dir));
   assert.deepEqual(recordOf(dir), record);
@@ -146,7 +140,7 @@ test("a run takes the file's values from the next step on, records them, and goe
   // A file that lies there at the start counts from the first step; the user is told, also of a refusal.
   const told = async (name: string, text: string): Promise<string> => {
     mkdirSync(join(folder, name));
-    write(join(folder, name, "steer.yaml"), text);
+    writeSettled(join(folder, name, "steer.yaml"), text);
     const screen = new Shown();
     const where = { run: { dir: join(folder, name) }, train: { iters: 1 }, eval: { every: 0 } };
     await quietRun(tinyRun(folder, { ...changes, ...where }), { screen });

@@ -2,7 +2,7 @@
  * A run small enough to be made dozens of times: emoji of 16 px, a tokenizer of 32 codes, a policy of width 16. As a
  * program it makes one run: `node train_run.js FOLDER CONFIG`, CONFIG in JSON over that of {@link tinyRun}.
  */
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, utimesSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -125,6 +125,12 @@ export class Shown {
 /** Make a run without a word on the screen. */
 export function quietRun(config: object, options: TrainOptions = {}): Promise<TrainResult> {
   return trainRlLoop(config as TrainConfigInput, { screen: new Shown(), ...options });
+}
+
+/** Write a file as if it had lain there for a while, such as a `steer.yaml`, which is left to settle. */
+export function writeSettled(path: string, text: string): void {
+  writeFileSync(path, text);
+  utimesSync(path, 1e9, 1e9 + text.length);
 }
 
 /** The lines of a run's metrics. `isPlain` leaves out what depends on the machine: times, memory. */
