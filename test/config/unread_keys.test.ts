@@ -79,7 +79,7 @@ test("every key is read by something", async (t) => {
   await run("place", { algorithm: "rloo", reward: { credit: "place" } });
   const fn = (_: Tensor, samples: Tensor): Tensor => samples.mean([1, 2, 3]);
   await run("reinforce", { algorithm: "reinforce", reward: { custom: { fn } } });
-  await run("ppo", { algorithm: "ppo", kl: { coef: 0.1 } });
+  await run("ppo", { algorithm: "ppo", kl: { coef: 0.1, refreshEvery: 1 } });
   await run("ste", { algorithm: "ste", rollout: { context: { type: "noisy_teacher_forced" } } });
   await run("loader", { tokenizer: { model }, dataloader: loader });
   const terms = Object.fromEntries(Object.entries(paths).map(([name, path]) => [name, { weight: 1, path }]));
