@@ -255,6 +255,7 @@ export function problemsOf(config: TrainConfig, found: Findings): void {
       "update.topEntropy": 1,
     });
   }
+  if (context.type === "prefix") checkPrefix(config, found);
   if (rollout.redraws > 0) checkRedraws(config, found);
   if (rollout.keepGraph) {
     const off = { "rollout.keepGraph": false };
@@ -315,6 +316,27 @@ export function problemsOf(config: TrainConfig, found: Findings): void {
     const remedy =
       "A network that is rewarded cannot judge itself: train one with another seed, or remove eval.perceptual";
     refuse("eval.perceptual", "another file than reward.perceptual.path", config.eval.perceptual, remedy);
+  }
+}
+
+/** Refuse what prefixes of several lengths do not support: their given codes are among the tokens, and masked. */
+function checkPrefix({ rollout, reward }: TrainConfig, { refuse }: Findings): void {
+  const { length, shortest, free } = rollout.context;
+  if (shortest !== null && length !== null && shortest > length) {
+    const remedy = "Lower it, or raise rollout.context.length";
+    refuse("rollout.context.shortest", `at most rollout.context.length ${length}`, shortest, remedy);
+  }
+  if (free === 0 && (shortest === null || shortest === length)) return;
+  const several = "with prefixes of several lengths";
+  if (rollout.topK > 0 || rollout.topP < 1) {
+    const path = rollout.topK > 0 ? "topK" : "topP";
+    const off = path === "topK" ? 0 : 1;
+    const remedy = "A given code may be none of those that a filter keeps";
+    refuse(`rollout.${path}`, `${off} ${several}`, rollout[path], remedy, { [`rollout.${path}`]: off });
+  }
+  if (reward.credit === "place") {
+    const remedy = "Set it, or rollout.context.shortest=null and rollout.context.free=0";
+    refuse("reward.credit", `sequence ${several}`, "place", remedy, { "reward.credit": "sequence" });
   }
 }
 
@@ -615,7 +637,7 @@ export function notesOf(config: TrainConfig, found: Findings): void {
     );
   }
   const inContext = [
-    ...(type === "prefix" ? [] : ["length"]),
+    ...(type === "prefix" ? [] : ["length", "shortest", "free"]),
     ...(type === "noisy_teacher_forced" ? [] : ["noise"]),
     ...(type === "prefix" || type === "noisy_teacher_forced" ? [] : ["ramp"]),
   ];

@@ -53,6 +53,12 @@ const context = section({
   length: key(integer0.nullable(), null, "codes").describe(
     "Number of true codes at the start of a prefix context; null is half of the codes of an image. Lower it when completions are already good.",
   ),
+  shortest: key(integer0.nullable(), null, "codes").describe(
+    "Shortest prefix: the length of each image's prefix is drawn uniformly from shortest to rollout.context.length; null gives all images rollout.context.length codes. Set it to train one policy for completions of several lengths.",
+  ),
+  free: key(below1, 0).describe(
+    "Probability that an image gets no prefix in a prefix context. Set it, for example to 0.25, when a policy trained for completions should also stay good at whole images.",
+  ),
   noise: key(unit, 0.5).describe(
     "Probability that noisy_teacher_forced replaces a true code by a uniformly random code. Lower it, or set rollout.context.ramp, for a policy that was pre-trained without noise: 0.5 from the start ruins such a policy.",
   ),

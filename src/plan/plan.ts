@@ -9,6 +9,7 @@ import { dirname, resolve } from "node:path";
 import { batchNumbers, type TrainConfig } from "../config/resolve.js";
 import { pageLayout } from "../data/index.js";
 import { castOf, deviceOf } from "../rl_ar_finetune/parts.js";
+import { commonPrefix } from "../rl_ar_finetune/rollout.js";
 import { contextAt, decodeBatchOf } from "../rl_ar_finetune/settings.js";
 import { SHOWN } from "../rl_ar_finetune/step.js";
 import { openSources } from "../run/images.js";
@@ -176,7 +177,7 @@ function batchOf(config: TrainConfig, { tokenizer }: PlanModels, trained: number
   const numbers = batchNumbers(config);
   const codes = (config.data.size / tokenizer.downsample) ** 2;
   const context = contextAt(config, Number.MAX_SAFE_INTEGER, codes);
-  const given = context.type === "prefix" ? context.length : 0;
+  const given = commonPrefix(context);
   const stepsPerEpoch = trained === null ? null : trained / images;
   return {
     ...numbers,

@@ -4,7 +4,7 @@
  * eighth. `rates.ts` measures the speed of a machine.
  */
 import { batchNumbers, sharesContext, type TrainConfig } from "../config/resolve.js";
-import { paysToPack } from "../rl_ar_finetune/rollout.js";
+import { commonPrefix, paysToPack } from "../rl_ar_finetune/rollout.js";
 import { contextAt, decodeBatchOf } from "../rl_ar_finetune/settings.js";
 import type { NetworkSizes, PlanModels, PolicySizes } from "./models.js";
 
@@ -204,7 +204,7 @@ export function costsOf(
   /** `each` sequences per image, code by code after those that are given. */
   const oneByOne = (images: number, some: number, each: number): PhaseCost => {
     const context = contextAt(config, Number.MAX_SAFE_INTEGER, codes);
-    const given = context.type === "prefix" ? context.length : 0;
+    const given = commonPrefix(context);
     const steps = codes - given;
     const rows = some * each * drawStreams; // at a time
     const cache = cacheBytes(policy, rows, codes, device);

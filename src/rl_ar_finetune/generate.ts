@@ -76,7 +76,8 @@ export async function generate(
   try {
     const drawing = await drawBatch(config, parts, batches, at, 0);
     made.push(drawing);
-    const tokensOf = ({ rollout }: Rewarded): number => rollout.tokens.numel;
+    const tokensOf = ({ rollout: { tokens, mask } }: Rewarded): number =>
+      mask === undefined ? tokens.numel : tidy(() => Number(mask.sum().item()));
     let rewarded: Rewarded = drawing;
     let { cursor } = drawing.batch;
     let [images, tokens] = [drawing.images, tokensOf(drawing)];

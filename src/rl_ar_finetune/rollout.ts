@@ -9,7 +9,9 @@
 import { packLinears } from "../nn/index.js";
 import type { ArPolicy } from "../policies/policy.js";
 import {
+  arange,
   cat,
+  type Device,
   type DType,
   enableGrad,
   expected,
@@ -23,18 +25,20 @@ import {
 } from "../torch/index.js";
 import {
   type BatchPlace,
+  drawSequences,
   drawStep,
+  type GivenCodes,
   isFiltered,
   mapStart,
   readSampling,
   requireChoice,
+  requireCount,
   requireFiniteLogits,
   requireNumber,
   requireOnDevice,
   type Sampling,
   type Start,
   type StartParts,
-  sampleCodesWithLogprobs,
   skipUniforms,
   startParts,
   uniforms,
@@ -54,12 +58,12 @@ import {
 
 /**
  * What a policy reads before each code that it draws: its own codes (`free`); the first `length` true codes and then its
- * own (`prefix`); the true codes (`teacher_forced`); or the true codes, each of them replaced by a uniform random code
+ * own (`prefix`, whose length may be drawn for each image from `shortest` to `length`, or be 0 with probability `free`); the true codes (`teacher_forced`); or the true codes, each of them replaced by a uniform random code
  * with probability `noise` (`noisy_teacher_forced`).
  */
 export type RolloutContext =
   | { readonly type: "free" }
-  | { readonly type: "prefix"; readonly length: number }
+  | { readonly type: "prefix"; readonly length: number; readonly shortest?: number; readonly free?: number }
   | { readonly type: "teacher_forced" }
   | { readonly type: "noisy_teacher_forced"; readonly noise: number };
 
@@ -97,7 +101,7 @@ export interface RolloutOptions {
 
 /** Drawn sequences, and everything that an update needs to compute their log-probabilities again. */
 export interface Rollout extends Drawn {
-  /** int64 `[B, G, T]`: the codes that were drawn. */
+  /** int64 `[B, G, T]`: the codes that were drawn, and given ones where `mask` says so. */
   readonly tokens: Tensor;
   /** float32 `[B, G, T]`, nats: under the distributions drawn from. */
   readonly logprobs: Tensor;
@@ -109,6 +113,8 @@ export interface Rollout extends Drawn {
   readonly context: Tensor | null;
   readonly support: Tensor | null;
   readonly sampling: Sampling;
+  /** bool `[B, G, T]`: false where a token was given, in prefixes of several lengths; absent where all were drawn. */
+  readonly mask?: Tensor;
   /** Hidden states with their autograd graph; null without `keepGraph`. */
   readonly states: States | null;
 }
@@ -149,6 +155,7 @@ export function sampleRollout(policy: ArPolicy, start: Start, ...given: [options
     if (context.type === "prefix") {
       const t = trueCodes.size(1);
       if (context.length >= t) throw expected(where, `a prefix shorter than the ${t} codes`, context.length);
+      if (isVaried(context)) return variedPrefix(policy, parts, trueCodes, context, options);
       return ownContext(policy, { ...parts, given: trueCodes.narrow(1, 0, context.length) }, options);
     }
     const noise = context.type === "noisy_teacher_forced" ? context.noise : 0;
@@ -174,8 +181,7 @@ function readRolloutOptions(where: string, given: readonly unknown[]): RolloutOp
   });
   const { numGenerations, length, microBatch, context, sampling, trueCodes } = options;
   for (const [name, value] of Object.entries({ numGenerations, length, microBatch })) {
-    if (value !== undefined && !(Number.isInteger(value) && value >= 1))
-      throw expected(`${where}.${name}`, "an integer of at least 1", value);
+    if (value !== undefined) requireCount(`${where}.${name}`, value);
   }
   if (trueCodes !== undefined && !(trueCodes instanceof Tensor))
     throw expectedType(`${where}.trueCodes`, "a Tensor int64 [B, T]", trueCodes);
@@ -189,23 +195,27 @@ function readRolloutOptions(where: string, given: readonly unknown[]): RolloutOp
 /** The options of each context besides its type. */
 const CONTEXT_NAMES = {
   free: {},
-  prefix: { length: "number" },
+  prefix: { length: "number", shortest: "number", free: "number" },
   teacher_forced: {},
   noisy_teacher_forced: { noise: "number" },
 } as const;
 
 /** A context; its type alone is accepted too: `"free"` for `{ type: "free" }`. */
 function readContext(where: string, given: unknown): RolloutContext {
-  const { type, ...rest } = readOptions<{ type: string; length: number; noise: number }>(where, [given], {
-    names: { type: true, length: "number", noise: "number" },
+  type Given = { type: string; length: number; shortest: number; free: number; noise: number };
+  const { type, ...rest } = readOptions<Given>(where, [given], {
+    names: { type: true, length: "number", shortest: "number", free: "number", noise: "number" },
     order: ["type"],
   });
   requireChoice(`${where}.type`, type, Object.keys(CONTEXT_NAMES));
   readOptions<object>(where, [rest], { names: CONTEXT_NAMES[type as RolloutContext["type"]] });
-  const { length, noise } = rest;
+  const { length, shortest = length, free = 0, noise } = rest;
   if (type === "prefix" && !(Number.isInteger(length) && length >= 0)) {
     throw expected(`${where}.length`, "an integer of at least 0", length);
   }
+  if (type === "prefix" && !(Number.isInteger(shortest) && shortest >= 0 && shortest <= length))
+    throw expected(`${where}.shortest`, `an integer from 0 to the length ${length}`, shortest);
+  if (type === "prefix") requireNumber(`${where}.free`, free, 0, 1);
   if (type === "noisy_teacher_forced") requireNumber(`${where}.noise`, noise, 0, 1);
   return { type, ...rest } as RolloutContext;
 }
@@ -252,8 +262,59 @@ export function paysToPack(
   return hiddenSize >= 192 && (rows >= 4 || hiddenSize >= 512) && steps >= 32;
 }
 
+type Prefix = Extract<RolloutContext, { type: "prefix" }>;
+
+const isVaried = ({ length, shortest = length, free = 0 }: Prefix): boolean => shortest < length || free > 0;
+
+/** Codes that every image is given in a context. */
+export function commonPrefix(context: RolloutContext): number {
+  if (context.type !== "prefix") return 0;
+  const { length, shortest = length, free = 0 } = context;
+  return free > 0 ? 0 : shortest;
+}
+
+/**
+ * Prefixes of several lengths: all are given the shortest; further given codes are among the tokens, and masked.
+ *
+ * Two numbers per image decide, of the generator and before those of the codes: whether it has no prefix, and its length, uniform
+ * over `shortest ... length`.
+ */
+function variedPrefix(
+  policy: ArPolicy,
+  parts: StartParts,
+  trueCodes: Tensor,
+  context: Prefix,
+  options: RolloutOptions,
+): Rollout {
+  const where = "sampleRollout";
+  const { length, shortest = length, free = 0 } = context;
+  const { numGenerations: g = 1, sampling = {}, generator, place } = options;
+  if (isFiltered(sampling)) {
+    const remedy = "A given code may be none of those that a filter keeps: set topK 0 and topP 1";
+    throw expected(where, "no top-k and top-p with prefixes of several lengths", "a filter", remedy);
+  }
+  const [b, all] = trueCodes.dims(2);
+  const least = commonPrefix(context);
+  const u = uniforms(where, [b, 2], generator, trueCodes, place);
+  const drawn = u.select(1, 1).mul(length - shortest + 1).long().add(shortest); // [B]
+  const lengths = drawn.mul(u.select(1, 0).ge(free));
+  const places = arange(least, all, 1, { device: trueCodes.device as Device });
+  const fixed = {
+    codes: trueCodes.narrow(1, least, all - least),
+    isGiven: places.unsqueeze(0).lt(lengths.unsqueeze(1)), // [B, T]
+  };
+  const rollout = ownContext(policy, { ...parts, given: trueCodes.narrow(1, 0, least) }, options, fixed);
+  const mask = fixed.isGiven.logicalNot().unsqueeze(1).expand(b, g, all - least).contiguous();
+  return { ...rollout, mask };
+}
+
 /** Free and prefix contexts: each sequence is conditioned on its own codes, after given codes, if any. */
-function ownContext(policy: ArPolicy, start: StartParts, options: RolloutOptions): Rollout {
+function ownContext(
+  policy: ArPolicy,
+  start: StartParts,
+  options: RolloutOptions,
+  fixed: GivenCodes | null = null,
+): Rollout {
   const { numGenerations: g = 1, sampling = {}, generator, trueCodes } = options;
   const length = options.length ?? trueCodes?.size(1) ?? policy.blockSize;
   const [b, s] = start.given.dims(2);
@@ -267,7 +328,9 @@ function ownContext(policy: ArPolicy, start: StartParts, options: RolloutOptions
     const rows = (tensor: Tensor): Tensor => tensor.narrow(0, from, count);
     const sampleOptions = { ...sampling, numGenerations: g, ...(generator && { generator }) };
     const some = mapStart(start, rows);
-    return sampleCodesWithLogprobs(policy, [some.given, some.condition], length - s, sampleOptions);
+    const given = fixed && { codes: rows(fixed.codes), isGiven: rows(fixed.isGiven) };
+    const first: Start = [some.given, some.condition];
+    return drawSequences("sampleCodesWithLogprobs", policy, first, length - s, sampleOptions, given);
   });
   const grouped = (tensors: Tensor[]): Tensor => cat(tensors).unflatten(0, [b, g]);
   const supports = parts.map((part) => part.support).filter((support) => support !== null);

@@ -129,6 +129,12 @@ export function requireNumber(where: string, value: unknown, least: number, most
   throw expected(where, least === -Infinity ? "a number" : range, shownValue(value));
 }
 
+/** @throws RangeError unless the value is an integer of at least 1. */
+export function requireCount(where: string, value: unknown): void {
+  if (Number.isInteger(value) && (value as number) >= 1) return;
+  throw expected(where, "an integer of at least 1", shownValue(value));
+}
+
 /** @throws RangeError unless the value is a number above 0. */
 export function requirePositive(where: string, value: unknown): void {
   if (typeof value === "number" && value > 0) return;
@@ -473,12 +479,37 @@ export function sampleCodesWithLogprobs(
       order: ["temperature", "topK", "topP"],
     }),
   );
-  const { numGenerations = 1, generator, guidance, greedy = false } = options;
-  if (!Number.isInteger(maxLen) || maxLen < 1)
-    throw expected(name, "maxLen, an integer of at least 1", shownValue(maxLen));
+  const { numGenerations = 1 } = options;
   if (!Number.isInteger(numGenerations) || numGenerations < 1) {
     throw expected(name, "numGenerations, an integer of at least 1", shownValue(numGenerations));
   }
+  return drawSequences(name, policy, start, maxLen, options);
+}
+
+/** Codes at the first places of some starts, which are read in place of drawn ones. */
+export interface GivenCodes {
+  /** int64 `[B, T]`. */
+  readonly codes: Tensor;
+  /** bool `[B, T]`. */
+  readonly isGiven: Tensor;
+}
+
+/**
+ * Draw sequences; see {@link sampleCodesWithLogprobs}, which checks the options.
+ *
+ * @param fixed - given codes among the T, with their log-probabilities in the result; the uniform numbers of their places are unused.
+ */
+export function drawSequences(
+  name: string,
+  policy: ArPolicy,
+  start: Start,
+  maxLen: number,
+  options: SampleOptions,
+  fixed: GivenCodes | null = null,
+): Sampled {
+  const { numGenerations = 1, generator, guidance, greedy = false } = options;
+  if (!Number.isInteger(maxLen) || maxLen < 1)
+    throw expected(name, "maxLen, an integer of at least 1", shownValue(maxLen));
   return withoutDropout([policy], () =>
     noGrad(() =>
       tidy(() => {
@@ -495,6 +526,8 @@ export function sampleCodesWithLogprobs(
         const n = b * numGenerations;
         const isGuided = guidance !== undefined;
         const u = uniforms(name, [n, maxLen], generator, first); // [N, T]
+        const isGiven = fixed?.isGiven.repeatInterleave(numGenerations, 0);
+        const codes = fixed?.codes.repeatInterleave(numGenerations, 0);
         const steps: Step[] = [];
         using run = openRun(policy, isGuided ? 2 * b : b, numGenerations, length);
         let logits = isGuided
@@ -509,7 +542,8 @@ export function sampleCodesWithLogprobs(
                   scale: guidanceScale(guidance, s + t, policy.blockSize),
                 })
               : distribution(logits, options); // [N, V]
-            const drawn = drawStep(logp, greedy ? null : u.narrow(1, t, 1), isFiltered(options));
+            const own = drawStep(logp, greedy ? null : u.narrow(1, t, 1), isFiltered(options));
+            const drawn = isGiven && codes ? withGivenCodes(own, logp, isGiven, codes, t) : own;
             const token = drawn.tokens.squeeze(1); // [N]
             return { ...drawn, next: isLast ? null : run.decode(isGuided ? cat([token, token]) : token) };
           });
@@ -552,6 +586,12 @@ export function drawStep(logp: Tensor, uniforms: Tensor | null, wantsSupport: bo
       support: wantsSupport ? packSupport(logp) : null,
     };
   });
+}
+
+/** A step with given codes, `[N, T]`, in place of drawn ones. */
+function withGivenCodes(step: Step, logp: Tensor, isGiven: Tensor, codes: Tensor, t: number): Step {
+  const tokens = where(isGiven.narrow(1, t, 1), codes.narrow(1, t, 1), step.tokens);
+  return { ...step, tokens, logprobs: logp.gather(-1, tokens) };
 }
 
 function joinSteps(steps: readonly Step[]): Sampled {

@@ -32,6 +32,7 @@ import {
   isPlain,
   mapStart,
   readSampling,
+  requireCount,
   requireOnDevice,
   type Sampling,
   type Start,
@@ -207,8 +208,7 @@ export function scoreCodes(policy: ArPolicy, drawn: Drawn, ...given: [options?: 
     throw expectedType(`${where}.drawn`, "tokens, a Tensor", batch.tokens);
   const { reference, microBatch } = options;
   for (const [name, value] of Object.entries({ microBatch, chunk: options.chunk })) {
-    if (value !== undefined && !(Number.isInteger(value) && value >= 1))
-      throw expected(`${where}.${name}`, "an integer of at least 1", value);
+    if (value !== undefined) requireCount(`${where}.${name}`, value);
   }
   return tidy(() =>
     withoutDropout(reference ? [policy, reference] : [policy], () => {

@@ -44,12 +44,18 @@ export function evalSamplingOf(config: TrainConfig): Sampling {
  * @param codes - T: codes of a whole sequence.
  */
 export function contextAt(config: TrainConfig, step: number, codes: number): RolloutContext {
-  const { type, length, noise, ramp } = config.rollout.context;
+  const { type, length, shortest, free, noise, ramp } = config.rollout.context;
   const strength = ramp === 0 ? 1 : Math.min(1, step / ramp);
   switch (type) {
     case "prefix": {
-      const least = length ?? Math.floor(codes / 2);
-      return { type, length: Math.round(codes - 1 + (least - (codes - 1)) * strength) };
+      const rampedTo = (full: number): number => Math.round(codes - 1 + (full - (codes - 1)) * strength);
+      const longest = length ?? Math.floor(codes / 2);
+      return {
+        type,
+        length: rampedTo(longest),
+        ...(shortest !== null && { shortest: rampedTo(shortest) }),
+        ...(free > 0 && { free }),
+      };
     }
     case "noisy_teacher_forced":
       return { type, noise: noise * strength };

@@ -30,6 +30,7 @@ import type { UpdateResult } from "./optimize.js";
 import type { RunParts } from "./parts.js";
 import type { Rollout } from "./rollout.js";
 import { lrSchedule, lrScheduleOf } from "./settings.js";
+import { meanDrawn } from "./step.js";
 
 /** The progress of a run. */
 export interface Progress {
@@ -265,10 +266,10 @@ export interface Coefficients {
 export function coefficientsFor(
   { update: { entropyTarget } }: TrainConfig,
   { klCoef, entropyCoef }: Progress,
-  rollout: Pick<Rollout, "entropy">,
+  rollout: Pick<Rollout, "entropy" | "mask">,
 ): Coefficients {
   if (entropyTarget === null) return { klCoef, entropyCoef, entropy: null };
-  const entropy = tidy(() => Number(rollout.entropy.mean().item()));
+  const entropy = tidy(() => Number(meanDrawn(rollout.entropy, rollout).item()));
   return { klCoef, entropyCoef: entropy > entropyTarget ? 0 : entropyCoef, entropy };
 }
 

@@ -31,7 +31,7 @@ import {
 } from "../torch/index.js";
 import { readSums, reducedSums } from "./objective.js";
 import { factorOf, keyOf, type Term, termValue } from "./rewards.js";
-import { requireOnDevice, requirePositive, type Start, withoutDropout } from "./sampling.js";
+import { requireCount, requireOnDevice, requirePositive, type Start, withoutDropout } from "./sampling.js";
 import {
   ownRangesOf,
   type Passes,
@@ -143,8 +143,7 @@ export function steUpdate(
   requireOnDevice(`${where}.batch`, policy, { ...batch });
   checkOptions(where, options);
   const { microBatch, maxGradNorm = Infinity, generator, lrFactor, numGenerations = 1, tau = 1 } = options;
-  if (!Number.isInteger(numGenerations) || numGenerations < 1)
-    throw expected(`${where}.numGenerations`, "an integer of at least 1", numGenerations);
+  requireCount(`${where}.numGenerations`, numGenerations);
   requirePositive(`${where}.tau`, tau);
   if (options.seed === undefined) throw expected(`${where}.seed`, "an integer", "none");
   const decoder = decoderOf(options.tokenizer);

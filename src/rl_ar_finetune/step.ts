@@ -170,6 +170,7 @@ export function joinRollouts(
     start: [join(starts.map(({ given }) => given)), Object.fromEntries(condition)],
     context: first.context && joined(({ context }) => context as Tensor),
     support: first.support && joined(({ support }) => support as Tensor),
+    ...(first.mask && { mask: joined(({ mask }) => (mask as Tensor).to({ dtype: "uint8" })).bool() }),
   };
 }
 
@@ -303,8 +304,9 @@ export function rolloutMetrics(
   codebookSize: number,
 ): Record<string, number> {
   return tidy(() => {
-    const { tokens, entropy } = rollout;
-    const counts = tokens.flatten().bincount(codebookSize).double();
+    const { tokens, entropy, mask } = rollout;
+    const drawn = mask === undefined ? tokens.flatten() : tokens.maskedSelect(mask);
+    const counts = drawn.bincount(codebookSize).double();
     const used = counts.div(counts.sum());
     const sequences = tokens.flatten(0, 1); // [N, T]
     const distinct = (call("aten::unique_dim", [sequences, 0]) as Tensor[])[0] as Tensor;
@@ -313,7 +315,7 @@ export function rolloutMetrics(
       ...(ceiling && { ceiling: ceiling.mean() }),
       groupStd:
         plain.total.size(1) > 1 ? plain.total.std(1).mean() : zeros([], { device: tokens.device as Device }),
-      nats: entropy.mean(),
+      nats: meanDrawn(entropy, rollout),
       codes: counts.ne(0).sum(),
       perplexity: callTensor<Tensor>("aten::special_entr", [used]).sum().exp(),
       ...Object.fromEntries(
@@ -348,6 +350,10 @@ export function rolloutMetrics(
     };
   });
 }
+
+/** The mean over the tokens that were drawn, of a value per token `[B, G, T]`. */
+export const meanDrawn = (values: Tensor, { mask }: Pick<Rollout, "mask">): Tensor =>
+  mask === undefined ? values.mean() : values.maskedSelect(mask).mean();
 
 /** Spreads (mean, std, min, max) of the reward and of its terms, by name. */
 export function rewardSpreads({ total, terms }: PlainRewards): Record<string, Spread> {

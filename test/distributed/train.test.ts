@@ -38,6 +38,7 @@ const CASES: Runs = [
       update: { miniBatch: 2, microBatch: 3 },
       grpo: { epochs: 2 },
       kl: { coef: 0.1, target: 0.01 },
+      rollout: { context: { shortest: 2, free: 0.3 } },
       ema: { decay: 0.9 },
     },
   ],
