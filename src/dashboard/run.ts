@@ -145,7 +145,10 @@ export function readRun(folder: string): Run {
 function changesOf(path: string): Run["changes"] {
   return readRecords(path).records.map(({ step, key, from, to, refused }) => {
     const isRefused = typeof refused === "string";
-    return { step, text: isRefused ? `steer.yaml was refused: ${refused}` : `${key}: ${from} -> ${to}, by steer.yaml.` };
+    return {
+      step,
+      text: isRefused ? `steer.yaml was refused: ${refused}` : `${key}: ${from} -> ${to}, by steer.yaml.`,
+    };
   });
 }
 
