@@ -93,14 +93,14 @@ test("measures that no evaluation has are refused before anything trains", () =>
   const check = (values: object) =>
     checkMeasures(resolveConfig({ values, isComplete: false }, sweepKind).config);
   check({});
-  for (const objective of ["l2", "completion.loss", "completion.codes_used", "other.l2", "completion.l2.x"])
+  for (const objective of ["l2", "completion.nothing", "completion.codes_used", "other.l2", "completion.l2.x"])
     assert.throws(() => check({ objective: [objective] }), /objective: expected .*completion\.l2/);
   assert.throws(() => check({ constraints: { "free.fd_train": 0 } }), /eval\.samples/);
   check({ constraints: { "free.fd_train": 0 }, eval: { samples: 16 } });
   assert.throws(() => check({ constraints: { "completion.l2": "low" } }), /a number of percent/);
 });
 
-/** A folder with images, models and a sweep of three trials. */
+/** A folder with images, models and a sweep of two trials. */
 async function sweepFolder(t: { after(fn: () => void): void }) {
   const folder = await tinyFolder(t, 0);
   await writeEmoji(join(folder, "images"), 40);
@@ -128,7 +128,7 @@ train: { threads: 1, device: cpu }
 `,
   );
   const values = (dir: string) => ({
-    ...{ base: at("base.yaml"), dir: at(dir), trials: 3, rungs: [1, 2], keep: 0.34 },
+    ...{ base: at("base.yaml"), dir: at(dir), trials: 2, rungs: [1, 2], keep: 0.5 },
     keys: { "optimizer.lr": { log: [0.001, 0.1] } },
     eval: { features: ["judge.safetensors"], temperatures: [1], images: 8, trainImages: 16 },
   });
@@ -147,8 +147,8 @@ test("a sweep that is stopped goes on to the same end, and repeats no trial that
   assert.equal(whole.isInterrupted, false);
   assert.deepEqual(
     whole.standings.map(({ steps }) => steps),
-    [2, 2, 1],
-    "keep 0.34 of three is two",
+    [2, 1],
+    "half of two goes on",
   );
   const page = await writeSweep(whole, { rungs: [1, 2], command: "rlar eval" });
   const html = readFileSync(page, "utf8");
