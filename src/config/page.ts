@@ -4,7 +4,7 @@ import type { ConfigKind, Resumed } from "./kind.js";
 
 const INTRO = `# Configuration
 
-This page lists every key of \`rlar train\`, \`rlar pretrain\`, \`rlar tokenizer\` and \`rlar classifier\`. It is written by
+This page lists every key of \`rlar train\`, \`rlar pretrain\`, \`rlar tokenizer\`, \`rlar classifier\` and \`rlar sweep\`. It is written by
 \`npm run --silent rlar -- config docs > docs/configuration.md\` from the schemas in \`src/config\`; a test compares the two.
 
 **Where values come from.** Values come from the defaults, a preset, a YAML or JSON file, a program, and \`key=value\` on the command

@@ -93,7 +93,13 @@ test("measures that no evaluation has are refused before anything trains", () =>
   const check = (values: object) =>
     checkMeasures(resolveConfig({ values, isComplete: false }, sweepKind).config);
   check({});
-  for (const objective of ["l2", "completion.nothing", "completion.codes_used", "other.l2", "completion.l2.x"])
+  for (const objective of [
+    "l2",
+    "completion.nothing",
+    "completion.codes_used",
+    "other.l2",
+    "completion.l2.x",
+  ])
     assert.throws(() => check({ objective: [objective] }), /objective: expected .*completion\.l2/);
   assert.throws(() => check({ constraints: { "free.fd_train": 0 } }), /eval\.samples/);
   check({ constraints: { "free.fd_train": 0 }, eval: { samples: 16 } });
