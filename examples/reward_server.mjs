@@ -150,7 +150,7 @@ async function answer(score, request) {
   if (token !== undefined && request.headers.authorization !== `Bearer ${token}`)
     throw new Refusal(401, "expected the bearer token of this server");
   const { requests } = await readBody(request);
-  if (!Array.isArray(requests) || requests.length === 0)
+  if (!Array.isArray(requests) || requests.length === 0 || requests.some((one) => Object(one) !== one))
     throw new Refusal(400, "expected a list of requests");
   const turns = requests.map(({ history, required_rewards: wanted }) => {
     const turn = Array.isArray(history) ? history.at(-1) : undefined;
@@ -159,7 +159,7 @@ async function answer(score, request) {
       throw new Refusal(400, `expected required_rewards ["clip"], got ${JSON.stringify(wanted)}`);
     return turn;
   });
-  const texts = turns.map(({ text }) => options.template.replace("{}", text ?? ""));
+  const texts = turns.map(({ text }) => options.template.replaceAll("{}", () => text ?? ""));
   const scores = await score(
     turns.map(({ image_b64 }) => Buffer.from(image_b64, "base64")),
     texts,

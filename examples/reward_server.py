@@ -80,7 +80,7 @@ def read_image(turn):
 def score(scorers, template, body):
     """The answer to POST /score. A reward that fails is reported for its own samples only."""
     requests = body.get("requests") if isinstance(body, dict) else None
-    if not isinstance(requests, list) or not requests:
+    if not isinstance(requests, list) or not requests or not all(isinstance(one, dict) for one in requests):
         raise Refusal(400, "expected a list of requests")
     wanted = {}
     for place, request in enumerate(requests):

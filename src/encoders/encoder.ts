@@ -203,7 +203,7 @@ export function classVectors(
 /** A name in a template. @throws RangeError for a template without `{}`. */
 export function inTemplate(template: string, name: string): string {
   if (!template.includes("{}")) throw expected("template", "{} where the name goes", template);
-  return template.replaceAll("{}", name);
+  return template.replaceAll("{}", () => name); // a name may hold the signs of a pattern, such as $&
 }
 
 /** Cosine of each pair of rows, `[N, E]` and `[N, E]` to float32 `[N]`. */

@@ -46,6 +46,9 @@ export interface OpenEncoderOptions {
 
 const OPEN_CLIP_CONFIG = "open_clip_config.json";
 
+/** What a whole processor of transformers 5 is saved in, that of images among the rest. */
+const PROCESSOR_CONFIG = "processor_config.json";
+
 /**
  * Load an encoder.
  *
@@ -117,7 +120,7 @@ export function encoderFiles(path: string): string[] {
   const shards = weights.endsWith(".index.json")
     ? readdirSync(folder).filter((name) => /-\d+-of-\d+\.(safetensors|bin)$/.test(name))
     : [];
-  const settings = ["config.json", "preprocessor_config.json", OPEN_CLIP_CONFIG];
+  const settings = ["config.json", "preprocessor_config.json", PROCESSOR_CONFIG, OPEN_CLIP_CONFIG];
   const present =
     path === weights && shards.length === 0 ? [] : settings.filter((name) => existsSync(join(folder, name)));
   return [weights, ...[...shards, ...present].map((name) => join(folder, name))].sort();
@@ -162,11 +165,13 @@ function describe(file: WeightsFile, folder: string, options: { heads?: number }
   const config = jsonOf("config.json");
   if (isHf && config !== undefined) {
     const tokenizer = jsonOf("tokenizer_config.json");
+    const processor = jsonOf(PROCESSOR_CONFIG);
+    const ofImages = isObject(processor) ? processor.image_processor : undefined;
     const kind = isObject(tokenizer) ? tokenizer.tokenizer_class : undefined;
     return describeTransformers(
       inFolder("config.json"),
       config,
-      jsonOf("preprocessor_config.json"),
+      jsonOf("preprocessor_config.json") ?? ofImages,
       typeof kind === "string" ? kind : undefined,
     );
   }

@@ -1,9 +1,10 @@
-/** The programs of docs/extending.md compile against the package's types, run, and are short. */
+/** The programs of docs/extending.md compile against the package's types, run, and are short; its module runs as its command says. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { after, test } from "node:test";
+import { metricsOf, tinyFolder, tinyRun } from "../support/train_run.js";
 
 const blocks = [
   ...readFileSync("docs/extending.md", "utf8").matchAll(/^## (.+)\n[\s\S]*?```ts\n([\s\S]*?)```/gm),
@@ -44,3 +45,21 @@ for (const { name } of blocks) {
     assert.match(stdout, /2 steps are in |step 2: best reward -?\d/);
   });
 }
+
+test("the module runs from the command line, on captions alone", async (t) => {
+  const page = readFileSync("docs/extending.md", "utf8");
+  const [code = "", words = ""] =
+    /(?<=```js\n)\/\/ dark\.mjs: rlar (train .*)\n[\s\S]*?(?=```)/.exec(page) ?? [];
+  const tiny = await tinyFolder(t);
+  writeFileSync(join(tiny, "dark.mjs"), code);
+  writeFileSync(join(tiny, "captions.txt"), "a fox\na hen\na cat\n");
+  const { data: _, ...run } = tinyRun(tiny, { rollout: { context: { type: "free" } } });
+  writeFileSync(join(tiny, "run.yaml"), JSON.stringify({ ...run, data: { size: 16, evalPart: 0 } }));
+  const set = ["data.source=captions.txt", "rollout.start=empty", "reward.l2.weight=0", "update.auxCe=0"];
+  const args = [resolve("dist/src/cli/main.js"), ...words.split(" "), ...set];
+  const { status, stderr } = spawnSync(process.execPath, args, { encoding: "utf8", cwd: tiny });
+  assert.equal(status, 0, stderr);
+  const last = metricsOf(join(tiny, "run")).at(-1) as Record<string, number>;
+  assert.ok(Math.abs((last["reward/mean"] as number) - 0.5 * (last["reward/dark/mean"] as number)) < 1e-12);
+  assert.notEqual(last["reward/mean"], 0);
+});

@@ -108,3 +108,10 @@ test("a description needs no weights in memory", () => {
   assert.equal(family, "clip");
   assert.equal(text.pool, "highest");
 });
+
+test("how images are prepared is read from the processor's file of transformers 5 too", () => {
+  const folder = copyOf("hf_clip");
+  const image_processor = { image_mean: [0.1, 0.2, 0.3], image_processor_type: "CLIPImageProcessor" };
+  writeFileSync(join(folder, "processor_config.json"), JSON.stringify({ image_processor }));
+  assert.deepEqual(describeEncoder(folder).preprocessing?.mean, [0.1, 0.2, 0.3]);
+});

@@ -122,7 +122,13 @@ test("examples/reward_server.mjs scores a run's samples with their texts", async
     const headers = { authorization: "Bearer s3cret" };
     return (await fetch(`${url}/score`, { method: "POST", body, headers })).status;
   };
-  for (const bad of ["no JSON", "{}", '{"requests": []}', '{"requests": [{"history": []}]}'])
+  for (const bad of [
+    "no JSON",
+    "{}",
+    '{"requests": []}',
+    '{"requests": [null]}',
+    '{"requests": [{"history": []}]}',
+  ])
     assert.equal(await post(bad), 400, bad);
   assert.deepEqual(await (await fetch(`${url}/rewards`)).json(), { rewards: ["clip"] });
   const none = spawnSync(process.execPath, [program], { encoding: "utf8" });

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 import type { RewardFunction } from "../../src/config/train.js";
 import { pixelsToTensor, readPixels } from "../../src/data/index.js";
-import { cosines } from "../../src/encoders/index.js";
+import { cosines, inTemplate } from "../../src/encoders/index.js";
 import { clipTerm, toklipImageTerm } from "../../src/rl_ar_finetune/encoder_rewards.js";
 import { openEncoder } from "../../src/rl_ar_finetune/open_encoders.js";
 import type { Judged } from "../../src/rl_ar_finetune/rewards.js";
@@ -163,4 +163,9 @@ test("texts are captions where images have them, of the step and the evaluation;
     run("other", 1, other),
     /data\.evalSource: expected captions.*got none.*data\.captions=none/,
   );
+});
+
+test("a class's name is put into the template as it is", () => {
+  assert.equal(inTemplate("a {} and {}", "$& $1 $$"), "a $& $1 $$ and $& $1 $$");
+  assert.throws(() => inTemplate("a photo", "fox"), /template: expected \{\} where the name goes/);
 });

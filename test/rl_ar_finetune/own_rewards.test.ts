@@ -124,11 +124,15 @@ test("the same scores give the same run: a tensor, a list, a promise, a module, 
   });
   assert.equal(halves[0]?.["reward/mean" as never], wanted[0]?.["reward/mean" as never]);
   // CommonJS, as it is written and as TypeScript compiles it; what it disposes of is its own.
-  const dispose = "(images, samples) => { const bright = samples.mean([1, 2, 3]); samples.dispose(); return bright; }";
+  const dispose =
+    "(images, samples) => { const bright = samples.mean([1, 2, 3]); samples.dispose(); return bright; }";
   for (const [i, text] of [`module.exports = ${dispose}`, `exports.default = ${dispose}`].entries()) {
     const common = join(folder, `mine_${i}.cjs`);
     writeFileSync(common, text);
-    assert.deepEqual(await lines(`common ${i}`, { custom: { mine: { module: common, weight: 0.5 } } }), wanted);
+    assert.deepEqual(
+      await lines(`common ${i}`, { custom: { mine: { module: common, weight: 0.5 } } }),
+      wanted,
+    );
   }
   // Today's form: one term, named custom.
   const one = await lines("one", { custom: { fn: brightness, weight: 0.5 } });

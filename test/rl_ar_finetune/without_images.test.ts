@@ -195,10 +195,19 @@ test("lines that cannot be used are named", async (t) => {
     assert.throws(() => openTexts(file(text)), { name: "RangeError", message }, text);
   assert.throws(() => openTexts(file(Buffer.from([0xff, 0xfe]))), /UTF-8/);
   assert.throws(() => openTexts(join(folder, "absent.txt")), /no such file/);
-  assert.throws(() => openTexts(file("x".repeat(2 ** 16 + 1), "long.txt")), /long\.txt, line 1: .*65536 bytes/);
-  assert.throws(() => openTexts(file("a", "a.txt"), { captions: "prompt" }), /a \.jsonl file.*data\.captions/);
+  assert.throws(
+    () => openTexts(file("x".repeat(2 ** 16 + 1), "long.txt")),
+    /long\.txt, line 1: .*65536 bytes/,
+  );
+  assert.throws(
+    () => openTexts(file("a", "a.txt"), { captions: "prompt" }),
+    /a \.jsonl file.*data\.captions/,
+  );
   const both = '{"prompt": "a fox", "caption": "x", "class": 0}';
-  assert.throws(() => openTexts(file(both), { captions: "prompt" }), /line 1: .*class, prompt, .*got caption/);
+  assert.throws(
+    () => openTexts(file(both), { captions: "prompt" }),
+    /line 1: .*class, prompt, .*got caption/,
+  );
   const names = { classNames: ["a", "b"] };
   assert.throws(() => openTexts(file("a\nb\nc\n", "names.txt"), names), /names\.txt, line 3: .*c/);
   const labelled = openTexts(file('{"kind": "b", "id": "x"}'), { label: "kind", ...names });
