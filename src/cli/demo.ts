@@ -3,6 +3,7 @@
  * and write a report. The functions of the other commands do the work, with the recipes in `models/emoji_32px`.
  */
 import { copyFileSync, existsSync } from "node:fs";
+import { availableParallelism } from "node:os";
 import { join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 import { rlarCommand } from "../config/command.js";
@@ -12,14 +13,15 @@ import { evaluateModels, type ModelEvaluation } from "../evaluation/judge_models
 import { type Estimate, type EvalRow, optionsOfRun } from "../evaluation/options.js";
 import { FRONTIER_TEXT, freeVerdictText, verdictText, warningsOf } from "../evaluation/verdict.js";
 import type { Evaluation } from "../rl_ar_finetune/evaluate.js";
-import { trainRlLoop } from "../rl_ar_finetune/train_loop.js";
+import { type TrainResult, trainRlLoop } from "../rl_ar_finetune/train_loop.js";
 import { duration } from "../run/console.js";
 import { makeFolder } from "../torch/files.js";
-import { expected } from "../torch/index.js";
+import { expected, hasFastBfloat16, setNumThreads } from "../torch/index.js";
 import { readConfig } from "./config.js";
 import { emoji } from "./emoji.js";
 import { classifier, pretrain, tokenizer } from "./fit.js";
 import { interruptible, interruptionCode } from "./interrupt.js";
+import { withSecondProcess } from "./launch.js";
 import { sampleCommand } from "./next.js";
 import { withProgress } from "./progress.js";
 
@@ -62,23 +64,32 @@ export async function demo({ seed, dir, short = false, fromScratch = false }: De
       "the rest; the reward is higher the closer pixels and features are to the emoji. The tokenizer is frozen.\n" +
       (short ? "" : "Training and evaluation take about 3 minutes on 2 cores that do nothing else.\n"),
   );
-  const resolved = readConfig(
-    trainKind,
-    [
-      join(shipped, "completion.yaml"),
-      `data.source=${images}`,
-      `tokenizer.path=${join(models, "tokenizer.safetensors")}`,
-      `ar.path=${join(models, "policy.safetensors")}`,
-      `reward.perceptual.path=${join(models, "classifier.safetensors")}`,
-      `eval.perceptual=${join(models, "held_out_classifier.safetensors")}`,
-      `seed=${seed}`,
-      `run.dir=${join(dir, "completion")}`,
-      "run.ifExists=new",
-      ...(short ? ["train.iters=3", "eval.images=16", "eval.every=3"] : []),
-    ],
-    {},
-  );
-  const run = await interruptible((signal) => trainRlLoop(resolved, { signal }));
+  const isNarrow = hasFastBfloat16();
+  if (isNarrow)
+    say("This processor computes bfloat16 in hardware: policy, decoder and reward network use it.\n");
+  // Two processes of one thread are faster than one of two threads: small operators wait for the slower thread.
+  const isShared = availableParallelism() > 1;
+  const settings = [
+    join(shipped, "completion.yaml"),
+    `data.source=${images}`,
+    `tokenizer.path=${join(models, "tokenizer.safetensors")}`,
+    `ar.path=${join(models, "policy.safetensors")}`,
+    `reward.perceptual.path=${join(models, "classifier.safetensors")}`,
+    `eval.perceptual=${join(models, "held_out_classifier.safetensors")}`,
+    `seed=${seed}`,
+    `run.dir=${join(dir, "completion")}`,
+    "run.ifExists=new",
+    "eval.numGenerations=2",
+    ...(isShared ? ["train.threads=1"] : []),
+    ...(isNarrow ? ["policy", "tokenizer", "rewards"].map((part) => `precision.${part}=bfloat16`) : []),
+    ...(short ? ["train.iters=3", "eval.images=16", "eval.every=3"] : []),
+  ];
+  const resolved = readConfig(trainKind, settings, {});
+  const run = await interruptible((signal) => {
+    const train = (): Promise<TrainResult> => trainRlLoop(resolved, { signal });
+    return isShared ? withSecondProcess(["train", ...settings], train) : train();
+  });
+  if (isShared) setNumThreads(2); // the evaluation has the machine to itself
   if (run.end === "interrupted") return interruptionCode();
 
   say("\nEvaluating it on held-out designs against the policy before, with equal seeds ...\n");

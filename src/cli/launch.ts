@@ -1,6 +1,7 @@
 /**
- * `rlar launch`: several processes of one command on this machine, with the variables that torchrun would give them. Their
- * output goes through here, a line at a time and with the rank; what they do together is in `src/distributed/`.
+ * Starts processes that share one run on this machine, with the variables that torchrun would give them: all of them for
+ * `rlar launch`, or one more beside this one. Their output goes through here, a line at a time and with the rank; what they do
+ * together is in `src/distributed/`.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { createServer } from "node:net";
@@ -75,12 +76,36 @@ interface Place {
   readonly maxRestarts: number;
 }
 
-function startProcess(command: readonly string[], place: Place): ChildProcess {
-  const { rank, processes, port, restart, maxRestarts } = place;
-  // What a torchrun around this launcher says is not true of its processes.
-  const around = Object.entries(process.env).filter(([name]) => !name.startsWith("TORCHELASTIC_"));
-  const env = {
-    ...Object.fromEntries(around),
+/**
+ * Run `fn`, which runs `command`, as the first of two processes that share the command's run. Only this one writes and prints.
+ *
+ * @throws what `fn` throws; LostRankError from it where the other process fails.
+ */
+export async function withSecondProcess<T>(command: readonly string[], fn: () => Promise<T>): Promise<T> {
+  const place = { processes: 2, port: await freePort(), restart: 0, maxRestarts: 0 };
+  const second = startProcess(command, { ...place, rank: 1 });
+  const variables = variablesOf({ ...place, rank: 0 });
+  const before = Object.keys(variables).map((name) => [name, process.env[name]] as const);
+  Object.assign(process.env, variables);
+  let timer: NodeJS.Timeout | undefined;
+  try {
+    return await fn();
+  } catch (error) {
+    // The second process learns of it in the group; where there was no group yet it would wait for this one.
+    timer = setTimeout(() => second.kill("SIGKILL"), PATIENCE);
+    throw error;
+  } finally {
+    for (const [name, value] of before) {
+      if (value === undefined) delete process.env[name];
+      else process.env[name] = value;
+    }
+    await ended([second]);
+    clearTimeout(timer);
+  }
+}
+
+function variablesOf({ rank, processes, port, restart, maxRestarts }: Place): Record<string, string> {
+  return {
     RANK: `${rank}`,
     LOCAL_RANK: `${rank}`,
     WORLD_SIZE: `${processes}`,
@@ -90,6 +115,13 @@ function startProcess(command: readonly string[], place: Place): ChildProcess {
     RLAR_RESTART_COUNT: `${restart}`,
     RLAR_MAX_RESTARTS: `${maxRestarts}`,
   };
+}
+
+function startProcess(command: readonly string[], place: Place): ChildProcess {
+  const { rank, processes } = place;
+  // What a torchrun around this launcher says is not true of its processes.
+  const around = Object.entries(process.env).filter(([name]) => !name.startsWith("TORCHELASTIC_"));
+  const env = { ...Object.fromEntries(around), ...variablesOf(place) };
   const main = fileURLToPath(new URL("./main.js", import.meta.url));
   const child = spawn(process.execPath, [main, ...command], { env, stdio: ["ignore", "pipe", "pipe"] });
   // Lines of JSON are for a program; the first process alone prints them.

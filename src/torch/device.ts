@@ -1,6 +1,7 @@
 /**
  * LibTorch's memory, threads and version, and CUDA devices.
  */
+import { readFileSync } from "node:fs";
 import { native, values } from "./binding.js";
 import { expected } from "./errors.js";
 import { tidy } from "./scope.js";
@@ -44,6 +45,18 @@ export function setNumThreads(count: number): void {
     throw expected("setNumThreads", "an integer from 1 to 1024", count);
   }
   native.setNumThreads(count);
+}
+
+/**
+ * Whether the processor multiplies bfloat16 in hardware, where products take half the time of float32. Elsewhere LibTorch
+ * emulates it. False where the system does not tell.
+ */
+export function hasFastBfloat16(): boolean {
+  try {
+    return /\b(avx512_bf16|amx_bf16|bf16)\b/.test(readFileSync("/proc/cpuinfo", "utf8"));
+  } catch {
+    return false;
+  }
 }
 
 /** Version of LibTorch, for example `2.13.0`, and how it was built. */

@@ -64,6 +64,7 @@ export {
   cudaMemory,
   emptyCache,
   getNumThreads,
+  hasFastBfloat16,
   isCudaAvailable,
   type MemoryInfo,
   memory,

@@ -10,7 +10,7 @@ import {
   rmSync,
   symlinkSync,
 } from "node:fs";
-import { tmpdir } from "node:os";
+import { availableParallelism, tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
@@ -77,6 +77,8 @@ test("a few steps of the demo leave a table, pages of pictures, an evaluation an
     assert.match(readFileSync(join(run, "report.html"), "utf8"), /<svg/);
     assert.ok(readdirSync(join(run, "eval")).some((name) => name.endsWith(".png")));
     assert.ok(existsSync(join(run, "checkpoints")));
+    const [, step = "{}"] = readFileSync(join(run, "metrics.jsonl"), "utf8").split("\n");
+    assert.equal(JSON.parse(step)["perf/processes"], availableParallelism() > 1 ? 2 : undefined);
   } finally {
     rmSync(dir, { recursive: true });
   }
