@@ -84,6 +84,7 @@ interface Place {
 export async function withSecondProcess<T>(command: readonly string[], fn: () => Promise<T>): Promise<T> {
   const place = { processes: 2, port: await freePort(), restart: 0, maxRestarts: 0 };
   const second = startProcess(command, { ...place, rank: 1 });
+  const isOver = ended([second]);
   const variables = variablesOf({ ...place, rank: 0 });
   const before = Object.keys(variables).map((name) => [name, process.env[name]] as const);
   Object.assign(process.env, variables);
@@ -99,7 +100,7 @@ export async function withSecondProcess<T>(command: readonly string[], fn: () =>
       if (value === undefined) delete process.env[name];
       else process.env[name] = value;
     }
-    await ended([second]);
+    await isOver;
     clearTimeout(timer);
   }
 }
