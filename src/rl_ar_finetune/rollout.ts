@@ -58,8 +58,9 @@ import {
 
 /**
  * What a policy reads before each code that it draws: its own codes (`free`); the first `length` true codes and then its
- * own (`prefix`, whose length may be drawn for each image from `shortest` to `length`, or be 0 with probability `free`); the true codes (`teacher_forced`); or the true codes, each of them replaced by a uniform random code
- * with probability `noise` (`noisy_teacher_forced`).
+ * own (`prefix`); the true codes (`teacher_forced`); or the true codes, each of them replaced by a uniform random code
+ * with probability `noise` (`noisy_teacher_forced`). The length of a prefix may be drawn for each image from `shortest` to
+ * `length`, and be 0 with probability `free`.
  */
 export type RolloutContext =
   | { readonly type: "free" }
