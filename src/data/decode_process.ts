@@ -24,7 +24,8 @@ const WATCH_MS = 25;
 const end = (): void => void process.kill(process.pid, "SIGKILL");
 
 // Ctrl-C goes to all processes of a terminal; the one that started this decides what it means.
-for (const signal of ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"] as const) process.on(signal, () => {});
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"] as const)
+  process.on(signal, () => {});
 // A decoder that is busy would keep the process from ending by itself.
 process.on("disconnect", end);
 

@@ -5,9 +5,12 @@ import { basename, dirname, join, relative, resolve, sep } from "node:path";
 
 import { expected } from "../torch/index.js";
 
+/** Hidden names, and folders of other systems: of macOS in a zip, of a Synology disk. A folder is a class, so these shift ids. */
+const isSkipped = (name: string): boolean => /^(\.|__MACOSX$|@eaDir$)/.test(name);
+
 /**
  * Files below a folder, however deep, as paths below it with forward slashes, sorted by their characters. Links are
- * followed. Names that begin with a dot are skipped.
+ * followed. Names that begin with a dot are skipped, and what other systems put beside files.
  *
  * @throws RangeError when the folder, or one below it, cannot be read.
  */
@@ -19,7 +22,7 @@ export async function listFiles(folder: string): Promise<string[]> {
     if (above.includes(real))
       throw expected(path, "a folder", "a link to a folder around it", "Remove the link");
     for (const entry of await readdir(path, { withFileTypes: true })) {
-      if (entry.name.startsWith(".")) continue;
+      if (isSkipped(entry.name)) continue;
       const name = below === "" ? entry.name : `${below}/${entry.name}`;
       // A link that leads nowhere is listed, so that it is counted among the unreadable.
       const info = entry.isSymbolicLink() ? await stat(join(folder, name)).catch(() => undefined) : entry;
@@ -36,10 +39,10 @@ export async function listFiles(folder: string): Promise<string[]> {
   return files.sort();
 }
 
-/** Folders directly in a folder, sorted; names that begin with a dot are skipped, links are followed. */
+/** Folders directly in a folder, sorted; the same names are skipped, links are followed. */
 export function listFolders(folder: string): string[] {
   return readdirSync(folder)
-    .filter((name) => !name.startsWith("."))
+    .filter((name) => !isSkipped(name))
     .filter((name) => statSync(join(folder, name), { throwIfNoEntry: false })?.isDirectory())
     .sort();
 }
@@ -57,7 +60,7 @@ export async function expandPattern(where: string, pattern: string): Promise<str
   const present = await readdir(folder).catch((error: Error) => {
     throw expected(where, `a folder ${folder} that can be read`, error.message);
   });
-  const found = expandRanges(name).flatMap((one) => {
+  const found = expandRanges(where, name).flatMap((one) => {
     const test = new RegExp(`^${one.split("*").map(escapeRegExp).join(".*")}$`);
     const hits = present.filter((file) => test.test(file) && !file.startsWith("."));
     if (hits.length === 0) throw expected(where, `a file ${join(folder, one)}`, "none", "Check the pattern");
@@ -66,16 +69,24 @@ export async function expandPattern(where: string, pattern: string): Promise<str
   return [...new Set(found)].map((file) => join(folder, file));
 }
 
+/** Most files of a pattern's range. */
+const MAX_FILES = 1_000_000;
+
 /** `a{08..10}b` becomes `a08b`, `a09b`, `a10b`. */
-function expandRanges(name: string): string[] {
+function expandRanges(where: string, name: string): string[] {
   const match = /^(.*?)\{(\d+)\.\.(\d+)\}(.*)$/.exec(name);
   if (match === null) return [name];
   const [, head = "", first = "", last = "", tail = ""] = match;
-  const count = Math.max(Number(last) - Number(first) + 1, 0);
+  const rests = expandRanges(where, tail);
+  const count = Number(last) - Number(first) + 1;
+  if (!(count >= 1 && count * rests.length <= MAX_FILES)) {
+    const got = `${first}..${last}`;
+    throw expected(where, `a range that rises, of at most ${MAX_FILES} files`, got, "Check the pattern");
+  }
   const numbers = Array.from({ length: count }, (_, i) =>
     String(Number(first) + i).padStart(first.length, "0"),
   );
-  return numbers.flatMap((number) => expandRanges(tail).map((rest) => `${head}${number}${rest}`));
+  return numbers.flatMap((number) => rests.map((rest) => `${head}${number}${rest}`));
 }
 
 const escapeRegExp = (text: string): string => text.replace(/[.+?^${}()|[\]\\]/g, "\\$&");

@@ -33,7 +33,7 @@ export async function decodePixels(bytes: Buffer, maxPixels: number): Promise<Pi
     const { width, height, channels } = info;
     return toRgb({ width, height, channels, data: new Uint8Array(data) });
   } catch (error) {
-    const reason = ((error as Error).message.split("\n")[0] ?? "").replace(/\.+$/, "");
+    const reason = ((error as Error).message.split("\n")[0] ?? "").replace(/[.:\s]+$/, "");
     if (/exceeds pixel limit/.test(reason)) throw new TooManyPixels(`one of more than ${maxPixels} pixels`);
     if (/^timeout/.test(reason)) throw new Error(`one that takes more than ${SECONDS} s to decode`);
     // The library sometimes loses its message when several images are decoded at once.

@@ -130,6 +130,13 @@ test("an image that cannot be read is still part of the set", async () => {
   await assert.rejects(readSample(source, 1), /2\.png: expected a file that can be read, got ENOENT/);
 });
 
+test("folders that macOS or a Synology disk put beside the classes are none", async () => {
+  const png = await grey(1);
+  writeFiles(at("unzipped"), { "__MACOSX/a/._x.png": "", "@eaDir/x.png/t.jpg": "", "a/x.png": png });
+  const source = await openFolder(at("unzipped"));
+  assert.deepEqual([source.classNames, source.length, source.notes], [["a"], 1, []]);
+});
+
 test("an empty class folder keeps its id, so that those after it keep theirs", async () => {
   const image = await grey(1);
   writeFiles(at("gap"), { "a/1.png": image, "c/2.png": image, "b/.keep": "", "d/notes.txt": "x" });

@@ -47,6 +47,12 @@ test("patterns stand for the files of a range, all present, or those that match"
   assert.deepEqual(await expand("plain.tar"), ["plain.tar"]);
   const missing = `openTar: expected a file ${at("shards/t-11.tar")}, got none. Check the pattern.`;
   await assert.rejects(expand("t-{10..11}.tar"), { message: missing });
+  for (const range of ["{10..08}", "{0..99999999999}", "{0..99999}-{0..99999}"]) {
+    await assert.rejects(
+      expand(`t-${range}.tar`),
+      /openTar: expected a range that rises, of at most 1000000 files/,
+    );
+  }
   await assert.rejects(
     expandPattern("openTar", at("none/*.tar")),
     /^RangeError: openTar: expected a folder .* got ENOENT/,
