@@ -272,12 +272,15 @@ function readOwner(path) {
 function parsed(text) {
   try {
     const owner = JSON.parse(text);
-    return Number.isInteger(owner?.pid) && owner.pid > 0 && typeof owner.host === "string"
-      ? owner
-      : undefined;
+    return Number.isInteger(owner?.pid) && owner.pid > 0 && isName(owner.host) ? owner : undefined;
   } catch {
     return undefined;
   }
+}
+
+/** Whether it is a text that can be shown: no control characters, which a terminal would obey. */
+function isName(text) {
+  return typeof text === "string" && !/\p{Cc}/u.test(text);
 }
 
 function readText(path) {

@@ -217,6 +217,13 @@ function readYaml(
     }
     for (const pair of node.items) {
       const name = isScalar(pair.key) ? String(pair.key.value) : String(pair.key);
+      if (name === "<<") {
+        refuse(
+          offset,
+          "expected keys with values, got a merge key (<<), which is not read. Write the keys out.",
+        );
+        return;
+      }
       const [, what] = PASSED_COMMENT.exec((pair.key as Node).commentBefore ?? "") ?? [];
       if (what !== undefined) passed.push([[...path, name].map(schemaName).join("."), what]);
       visit(pair.value as Node | null, [...path, name], (pair.key as Node).range?.[0] ?? offset);

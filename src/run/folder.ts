@@ -227,7 +227,8 @@ async function tryTake(folder: string): ReturnType<typeof tryLock> {
   try {
     return await tryLock(join(folder, LOCK));
   } catch (error) {
-    return writing(folder, () => {
+    const isFolder = (error as NodeJS.ErrnoException).code === "EISDIR"; // one with the lock's name
+    return writing(isFolder ? join(folder, LOCK) : folder, () => {
       throw error;
     });
   }

@@ -7,6 +7,8 @@ import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 
+import { expected } from "./errors.js";
+
 /** Exported functions of `native/*.cc`; handles are positive integers, 0 means none. */
 interface Native {
   readonly values: ArrayBuffer;
@@ -127,6 +129,16 @@ interface Native {
   countCollective(): void;
 }
 
+/** Libraries that LibTorch loads end the process where there is none. */
+function requireWorkingFolder(): void {
+  try {
+    process.cwd();
+  } catch {
+    const remedy = "Change to another folder, or to this one again if it was made anew";
+    throw expected("working folder", "one that is there", "one that was removed", remedy);
+  }
+}
+
 /** The addon that set-up built; `RLAR_ADDON` names another build of it, such as one under a sanitizer. */
 function load(): Native {
   const built = fileURLToPath(new URL("../../../build/native/rlar_torch.node", import.meta.url));
@@ -137,6 +149,7 @@ function load(): Native {
     (name) => name in process.env,
   );
   if (isOneOfMany) process.env.TORCH_CPP_LOG_LEVEL ??= "ERROR";
+  requireWorkingFolder();
   let native: Native;
   try {
     native = createRequire(import.meta.url)(path) as Native;

@@ -12,8 +12,16 @@ import { fileURLToPath } from "node:url";
  * @param remedy - what the reader can do about it, a sentence without its full stop.
  */
 export function expectedMessage(where: string, what: string, got: unknown, remedy?: string): string {
-  const head = `${where}: expected ${what}, got ${withoutStop(describe(got))}.`;
+  const head = `${shortened(where)}: expected ${what}, got ${shortened(withoutStop(describe(got)))}.`;
   return remedy === undefined ? head : `${head} ${withoutStop(remedy)}.`;
+}
+
+/** Longest name or value in a message: those of a hostile file may be of any length. */
+const LONGEST = 4000;
+
+/** A long text without its middle. */
+function shortened(text: string): string {
+  return text.length > LONGEST ? `${text.slice(0, 200)} ... ${text.slice(-200)}` : text;
 }
 
 /** Without the full stop of a sentence that a message quotes, such as an error of another process or of a library. */

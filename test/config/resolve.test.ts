@@ -447,6 +447,10 @@ test("what cannot be read as a file is said in our own words", () => {
   told("/dev/null", /no file/);
   told(write("large.yaml", `# ${"x".repeat(2 ** 21)}`), /1 MiB/);
   told(write("binary.yaml", Uint8Array.of(0x73, 0xff, 0xfe)), /UTF-8/);
+  told(
+    write("merge.yaml", "train: &a {iters: 5}\nlog: {<<: *a}\n"),
+    /:2:7: expected keys .* Write the keys out\.$/,
+  );
   told(write("bad.yaml", "seed: x\n"), /:1:1: seed: expected an integer of at least 0, got x\.$/);
 });
 

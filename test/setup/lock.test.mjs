@@ -205,7 +205,8 @@ while (!fs.existsSync(${JSON.stringify(folder)} + "/${other}end")) await sleep(5
 
 test("a lock that was cut short is nobody's", async () => {
   const path = new Machine().path("locks/.lock");
-  for (const text of ["", "{", "null", "\0\0\0", '{"pid":-1,"host":"x"}', "[1]"]) {
+  const shown = '{"pid":1,"host":"a\\u001b[31m"}';
+  for (const text of ["", "{", "null", "\0\0\0", '{"pid":-1,"host":"x"}', "[1]", shown]) {
     mkdirSync(dirname(path), { recursive: true });
     writeFileSync(path, text);
     assert.equal(await isWaitedFor(path), false, text);

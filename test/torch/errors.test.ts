@@ -58,3 +58,9 @@ test("listed names the first few and counts the others", () => {
   assert.equal(listed([3, 1, 2], 2), "3, 1 and 1 more");
   assert.equal(listed(["a", "b"], 1), "a and 1 more");
 });
+
+test("a name or value of any length is shown without its middle", () => {
+  const message = expectedMessage("n".repeat(1e6), "a name", `${"a".repeat(9000)}z`);
+  assert.ok(message.length < 1000, String(message.length));
+  assert.match(message, /^n{200} \.\.\. n{200}: expected a name, got a{200} \.\.\. a{199}z\.$/);
+});

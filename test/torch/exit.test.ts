@@ -1,6 +1,8 @@
 /** What a process does at its end, and backwards inside backwards: each in a process of its own. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { test } from "node:test";
 
 const TORCH = new URL("../../src/torch/index.js", import.meta.url).href;
@@ -98,3 +100,14 @@ for (const threaded of [false, true]) {
     assert.equal(lines[5], "1,1");
   });
 }
+
+test("a working folder that was removed is said before LibTorch's libraries end the process", () => {
+  const program = `
+    import { mkdtempSync, rmdirSync } from "node:fs";
+    const folder = mkdtempSync(${JSON.stringify(join(tmpdir(), "rlar-gone-"))});
+    process.chdir(folder); rmdirSync(folder);
+    await import(${JSON.stringify(TORCH)}).catch((error) => console.log(error.message));`;
+  const { code, text } = runAlone(program);
+  assert.equal(code, 0, text);
+  assert.match(text, /^working folder: expected one that is there, got one that was removed\. Change /);
+});
