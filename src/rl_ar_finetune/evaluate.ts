@@ -5,7 +5,7 @@
  */
 import type { TrainConfig } from "../config/resolve.js";
 import { spread } from "../data/index.js";
-import { gatherValues } from "../distributed/index.js";
+import { gatherValues, size } from "../distributed/index.js";
 import { signOf } from "../metrics/measures.js";
 import { type Spread, spreadOf } from "../run/metrics.js";
 import { noGrad, stream, type Tensor, tidy } from "../torch/index.js";
@@ -104,7 +104,9 @@ export async function evaluate(
       const judged = await scoresOf(parts.terms, decoded, decoded.sent, at);
       tidy(() => {
         // In the terms' own units: with mean 0 in every batch the reward would say nothing.
-        const { plain, terms } = judge(parts.terms, judged);
+        // A process without images of a last batch is not here to be compared with.
+        const all = batch.place?.of ?? 0;
+        const { plain, terms } = judge(parts.terms, judged, all >= size() ? { among: all } : {});
         add("eval/reward", plain);
         const clamped = { ...judged, samples: judged.samples.clamp(-1, 1) };
         const others = images === undefined || watched.length === 0 ? {} : judge(watched, clamped).terms;

@@ -86,8 +86,8 @@ export interface KernelTermOptions {
 }
 
 /**
- * The term. It owns the features of the real images. In training the samples are those of all processes; an evaluation
- * compares with those of the same batch in the same process.
+ * The term. It owns the features of the real images. The samples of a batch are those of all processes, but for the last
+ * batch of an evaluation where some have none of it.
  *
  * @param real - float `[M, D]`, M at least 2.
  */

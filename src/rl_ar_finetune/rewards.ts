@@ -300,15 +300,16 @@ function checkedValue(where: string, value: unknown, shape: readonly number[], {
  * @param options.normalize - put each term on one scale before it is weighted: `"batch"` over all samples, `"group"`
  *   over the samples of an image. Terms of different units can then be mixed by weight alone.
  * @param options.batch - B of all processes together: their values are gathered, and the result is that of the whole batch.
+ * @param options.among - the same, where only terms that compare samples with each other are to see those of all processes.
  * @throws RangeError when there is no term, when two have one name, or when a term gives another shape than `[B * G]`;
  *   TypeError when it gives no Tensor. Values that are not finite are kept: an update skips its step.
  */
 export function judge(
   terms: readonly Term[],
   judged: Judged,
-  options: { normalize?: Normalization; batch?: number } = {},
+  options: { normalize?: Normalization; batch?: number; among?: number } = {},
 ): Rewards {
-  const { normalize = "none", batch } = options;
+  const { normalize = "none", batch, among = batch } = options;
   if (terms.length === 0)
     throw expected("reward", "at least one term", "none", "Give a weight to one, such as l2");
   const names = terms.map((term) => term.name);
@@ -320,7 +321,7 @@ export function judge(
     tidy(() => {
       const values: Record<string, Tensor> = {};
       for (const term of terms) {
-        const measured = tidy(() => termValue(term, judged, batch));
+        const measured = tidy(() => termValue(term, judged, among));
         const own = measured.double().reshape(b, n / b);
         values[term.name] = batch === undefined ? own : allGather(own, batch);
       }

@@ -297,7 +297,11 @@ function variedPrefix(
   const [b, all] = trueCodes.dims(2);
   const least = commonPrefix(context);
   const u = uniforms(where, [b, 2], generator, trueCodes, place);
-  const drawn = u.select(1, 1).mul(length - shortest + 1).long().add(shortest); // [B]
+  const drawn = u
+    .select(1, 1)
+    .mul(length - shortest + 1)
+    .long()
+    .add(shortest); // [B]
   const lengths = drawn.mul(u.select(1, 0).ge(free));
   const places = arange(least, all, 1, { device: trueCodes.device as Device });
   const fixed = {
@@ -305,7 +309,11 @@ function variedPrefix(
     isGiven: places.unsqueeze(0).lt(lengths.unsqueeze(1)), // [B, T]
   };
   const rollout = ownContext(policy, { ...parts, given: trueCodes.narrow(1, 0, least) }, options, fixed);
-  const mask = fixed.isGiven.logicalNot().unsqueeze(1).expand(b, g, all - least).contiguous();
+  const mask = fixed.isGiven
+    .logicalNot()
+    .unsqueeze(1)
+    .expand(b, g, all - least)
+    .contiguous();
   return { ...rollout, mask };
 }
 

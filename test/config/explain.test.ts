@@ -20,13 +20,20 @@ import type { ConfigKind } from "../../src/config/kind.js";
 import { configurationPage } from "../../src/config/page.js";
 import { pretrainKind } from "../../src/config/pretrain.js";
 import { resolveConfig, type TrainConfig } from "../../src/config/resolve.js";
+import { sweepKind } from "../../src/config/sweep.js";
 import { tokenizerKind } from "../../src/config/tokenizer.js";
 import { trainKind } from "../../src/config/train_kind.js";
 import type { Tensor } from "../../src/torch/index.js";
 
 const set = (...overrides: string[]): TrainConfig => resolveConfig({ overrides, isComplete: false }).config;
 
-const kinds = [trainKind, pretrainKind, tokenizerKind, classifierKind] as unknown as ConfigKind<object>[];
+const kinds = [
+  trainKind,
+  pretrainKind,
+  tokenizerKind,
+  classifierKind,
+  sweepKind,
+] as unknown as ConfigKind<object>[];
 
 test("every key of every command has a default, a range, what it is and when to change it", () => {
   for (const kind of kinds) {
@@ -60,7 +67,7 @@ test("an explanation", () => {
   assert.deepEqual(pathsOf("rollout.num_generations"), ["rollout.numGenerations"]);
   assert.deepEqual(pathsOf("train.log_every"), ["log.every"]);
   assert.deepEqual(pathsOf("grpo.clip_range"), ["grpo.clipLow", "grpo.clipHigh"]);
-  assert.deepEqual(pathsOf("rollout.context").length, 4);
+  assert.deepEqual(pathsOf("rollout.context").length, 6);
   assert.deepEqual(pathsOf("toString"), []);
 });
 
