@@ -52,7 +52,11 @@ const CASES: Runs = [
   ],
   [
     "teacher",
-    { rollout: { ...teacher, images: 6 }, kl: { coef: 0.1, estimator: "exact", refreshEvery: 1, refreshMix: 0.5 }, update: { auxCe: 0.1 } },
+    {
+      rollout: { ...teacher, images: 6 },
+      kl: { coef: 0.1, estimator: "exact", refreshEvery: 1, refreshMix: 0.5 },
+      update: { auxCe: 0.1 },
+    },
   ],
   [
     "noisy",

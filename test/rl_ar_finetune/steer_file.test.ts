@@ -5,7 +5,15 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { resolveConfig } from "../../src/config/resolve.js";
 import { readSteered, steeredConfig } from "../../src/config/steer.js";
-import { checkpointsOf, metricsOf, quietRun, Shown, tinyFolder, tinyRun, writeSettled } from "../support/train_run.js";
+import {
+  checkpointsOf,
+  metricsOf,
+  quietRun,
+  Shown,
+  tinyFolder,
+  tinyRun,
+  writeSettled,
+} from "../support/train_run.js";
 
 test("values are checked by the ranges and rules of the configuration, with their lines", async (t) => {
   const folder = await tinyFolder(t);

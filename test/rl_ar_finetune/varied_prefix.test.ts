@@ -15,7 +15,11 @@ const [B, G, T] = [8, 2, 6];
 const F64 = { dtype: "float64" } as const;
 
 /** B = 8 images with prefixes of 1 to 4 of 6 codes, about a third without. */
-function scene(): { policy: TinyPolicy; trueCodes: Tensor; draw: (from: number, count: number, more?: object) => Rollout } {
+function scene(): {
+  policy: TinyPolicy;
+  trueCodes: Tensor;
+  draw: (from: number, count: number, more?: object) => Rollout;
+} {
   manualSeed(2);
   const policy = new TinyPolicy({ vocabSize: 9, blockSize: T, width: 8, classes: 3 }).to(F64);
   const trueCodes = tensor(
@@ -47,7 +51,10 @@ test("lengths come from two numbers per image; given codes are the true ones and
     const truth = trueCodes.toList() as number[][];
     for (const [b, length] of lengths.entries()) {
       for (let g = 0; g < G; g++) {
-        assert.deepEqual(mask[b]?.[g], Array.from({ length: T }, (_, t) => (t < length ? 0 : 1)));
+        assert.deepEqual(
+          mask[b]?.[g],
+          Array.from({ length: T }, (_, t) => (t < length ? 0 : 1)),
+        );
         assert.deepEqual(codes[b]?.[g]?.slice(0, length), truth[b]?.slice(0, length));
       }
     }
@@ -69,13 +76,22 @@ test("without free images the shortest prefix is no part of the tokens; one leng
   tidy(() => {
     const { draw } = scene();
     const varied = draw(0, B, { context: { type: "prefix", length: 3, shortest: 2 } });
-    assert.deepEqual([varied.tokens.shape, varied.codes.shape], [[B, G, T - 2], [B, G, T]]);
+    assert.deepEqual(
+      [varied.tokens.shape, varied.codes.shape],
+      [
+        [B, G, T - 2],
+        [B, G, T],
+      ],
+    );
     const plain = draw(0, B, { context: { type: "prefix", length: 3 } });
     const same = draw(0, B, { context: { type: "prefix", length: 3, shortest: 3, free: 0 } });
     assert.deepEqual([plain.mask, same.mask], [undefined, undefined]);
     assert.deepEqual(same.codes.toList(), plain.codes.toList());
     for (const [context, pattern] of [
-      [{ type: "prefix", length: 3, shortest: 4 }, /shortest: expected an integer from 0 to the length 3, got 4/],
+      [
+        { type: "prefix", length: 3, shortest: 4 },
+        /shortest: expected an integer from 0 to the length 3, got 4/,
+      ],
       [{ type: "prefix", length: 3, free: 2 }, /free: expected a number in \[0, 1\], got 2/],
       [{ type: "free", shortest: 1 }, /shortest/],
     ] as const)
@@ -94,7 +110,9 @@ test("the loss is the mean over the codes that were drawn", () =>
     );
     const gradients = (): Record<string, Tensor> =>
       Object.fromEntries(
-        policy.namedParameters().flatMap(([name, { grad }]) => (grad ? [[name, keep(grad.clone())] as const] : [])),
+        policy
+          .namedParameters()
+          .flatMap(([name, { grad }]) => (grad ? [[name, keep(grad.clone())] as const] : [])),
       );
     let got: Record<string, Tensor> = {};
     const optimizer = {
@@ -138,7 +156,16 @@ test("runs of every algorithm, the same after a resume; what does not go togethe
     return () => resolveConfig({ values: changes, isComplete: false });
   };
   const prefix = { type: "prefix", length: 4 };
-  assert.throws(refused({ rollout: { context: { ...prefix, shortest: 5 } } }), /shortest: expected at most rollout\.context\.length 4, got 5/);
-  assert.throws(refused({ rollout: { context: { ...prefix, shortest: 1 }, topK: 5 } }), /topK: expected 0 with prefixes/);
-  assert.throws(refused({ rollout: { context: { ...prefix, free: 0.5 } }, reward: { credit: "place" } }), /credit: expected sequence/);
+  assert.throws(
+    refused({ rollout: { context: { ...prefix, shortest: 5 } } }),
+    /shortest: expected at most rollout\.context\.length 4, got 5/,
+  );
+  assert.throws(
+    refused({ rollout: { context: { ...prefix, shortest: 1 }, topK: 5 } }),
+    /topK: expected 0 with prefixes/,
+  );
+  assert.throws(
+    refused({ rollout: { context: { ...prefix, free: 0.5 } }, reward: { credit: "place" } }),
+    /credit: expected sequence/,
+  );
 });

@@ -2,7 +2,15 @@
  * A run small enough to be made dozens of times: emoji of 16 px, a tokenizer of 32 codes, a policy of width 16. As a
  * program it makes one run: `node train_run.js FOLDER CONFIG`, CONFIG in JSON over that of {@link tinyRun}.
  */
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, utimesSync, writeFileSync } from "node:fs";
+import {
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
