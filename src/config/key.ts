@@ -28,7 +28,11 @@ export function key<S extends z.ZodType>(
 
 /** A key for the path of a file or folder, null where none is given. */
 export function pathKey(): z.ZodDefault<z.ZodNullable<z.ZodString>> {
-  const path = z.string().min(1).describe("a path");
+  const path = z
+    .string()
+    .min(1)
+    .refine((text) => !text.includes("\0"))
+    .describe("a path");
   return path.nullable().default(null).register(INFO, { isPath: true });
 }
 

@@ -279,6 +279,14 @@ test("names that every object has are unknown keys", () => {
   );
 });
 
+test("a path holds no NUL, which no system call takes", () => {
+  assertNamed(problems({ overrides: ["run.dir=a\0b"] }), [
+    "command line: run.dir",
+    "a\0b",
+    "a path, or null",
+  ]);
+});
+
 test("all problems are told at once, each with what was expected and what was given", () => {
   const sources = {
     text: "rollout:\n  temperature: hot\n  num-generations: 2.5\ndata:\n  source: 12\n",
