@@ -7,6 +7,7 @@ import { labelledPage, type PageRow } from "../data/page.js";
 import { spread } from "../data/source.js";
 import { l1, l2, psnr, ssim } from "../metrics/index.js";
 import { openLpips, openTokenizer } from "../rl_ar_finetune/builder.js";
+import { requireWritable } from "../run/folder.js";
 import { cat, type Device, expected, type Tensor, tidy } from "../torch/index.js";
 import { sayNotes } from "./inspect.js";
 import { imageCounter, withProgress } from "./progress.js";
@@ -31,6 +32,7 @@ const BATCH = 8;
 
 export async function reconstruct(path: string, options: ReconstructOptions): Promise<void> {
   const { size, device } = options;
+  requireWritable("--out", options.out, [".png"]);
   for (const name of ["size", "limit", "columns"] as const) {
     if (options[name] < 1) throw expected(`--${name}`, "at least 1", options[name]);
   }

@@ -6,6 +6,7 @@ import { optionsOfRun, type PolicyFile } from "../evaluation/options.js";
 import type { Condition } from "../policies/policy.js";
 import { openPolicy, openTokenizer } from "../rl_ar_finetune/builder.js";
 import { sampleCodesWithLogprobs } from "../rl_ar_finetune/sampling.js";
+import { requireWritable } from "../run/folder.js";
 import {
   type Device,
   empty,
@@ -52,6 +53,7 @@ export interface SampleOptions {
 
 export async function sample(options: SampleOptions): Promise<void> {
   const { device, seed, temperature } = options;
+  requireWritable("--out", options.out, [".png"]);
   const isGreedy = temperature === 0;
   const perClass = options.perClass ?? (isGreedy ? 1 : 4);
   if (!(perClass >= 1)) throw expected("--per-class", "at least 1", perClass);

@@ -219,7 +219,7 @@ function readYaml(
       const name = isScalar(pair.key) ? String(pair.key.value) : String(pair.key);
       if (name === "<<") {
         refuse(
-          offset,
+          (pair.key as Node).range?.[0] ?? offset,
           "expected keys with values, got a merge key (<<), which is not read. Write the keys out.",
         );
         return;

@@ -333,6 +333,11 @@ test("what cannot be used is refused in one sentence, with exit code 3; a wrong 
       /post_quant_conv\.weight.+finite/,
     ],
     [
+      ["sample", "--policy", at("p.safetensors"), ...tokenizer, "--class", "1", "--out", at("s.jpg")],
+      2,
+      /--out: expected a name that ends in \.png, got \S+s\.jpg/,
+    ],
+    [
       ["sample", "--policy", at("tokenizer.safetensors"), ...tokenizer, "--class", "1"],
       3,
       /expected a policy, got a tokenizer \(VQ-4 \(LlamaGen\)\)/,
