@@ -72,7 +72,7 @@ test("a cache that cannot be written, a user's own wrong file and a file that ex
     return { code: status, err: stderr };
   })();
   assert.equal(code, 3);
-  assert.match(err, /emoji: expected a folder .*cache_file\/emoji that can be written, got ENOTDIR/);
+  assert.match(err, /cache_file\/emoji: expected a path that can be written, got ENOTDIR.*choose another/);
   writeFileSync(at("own.tgz"), "mine");
   assert.equal(
     refused("exit 1", "--google", at("own.tgz")),

@@ -134,7 +134,7 @@ test("what cannot be used ends with an exit code and what to do", () => {
     [absent.code, absent.err],
     [
       2,
-      "rlar: no_such_file.yaml: expected a configuration file or key=value, got neither. Check the path.\n",
+      "rlar: no_such_file.yaml: expected a configuration file or key=value, got neither. Check the path, and write keys as key=value.\n",
     ],
   );
   const noFile = rlar(

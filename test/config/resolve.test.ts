@@ -115,7 +115,14 @@ test("values of a command line are YAML: numbers, lists, null, text, and keys wi
   assert.equal(config.data.source, "a=b c");
   assert.equal(config.data.flip, true);
   assert.equal(config.rollout.temperature, 0.5);
-  assert.deepEqual(config.rollout.context, { type: "prefix", length: 3, noise: 0.5, ramp: 0 });
+  assert.deepEqual(config.rollout.context, {
+    type: "prefix",
+    length: 3,
+    shortest: null,
+    free: 0,
+    noise: 0.5,
+    ramp: 0,
+  });
   assert.deepEqual(config.ar.extra, { rope: true });
   assert.equal(config.data.label, "12");
 });
