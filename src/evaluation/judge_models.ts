@@ -151,11 +151,11 @@ const PUBLISHED_SAMPLES = 50_000;
  *   where that can be seen before. LostRankError when another process ends.
  */
 export async function evaluateModels(given: ModelEvalOptions): Promise<ModelEvaluation> {
-  return await withProcesses({ device: given.device ?? "cpu" }, () => evaluateTogether(given));
+  const options = readEvalOptions(given);
+  return await withProcesses({ device: options.device ?? "cpu" }, () => evaluateTogether(options));
 }
 
-async function evaluateTogether(given: ModelEvalOptions): Promise<ModelEvaluation> {
-  const options = readEvalOptions(given);
+async function evaluateTogether(options: ModelEvalOptions): Promise<ModelEvaluation> {
   const say = options.say ?? (() => {});
   if (isFirst()) prepareOutputs(options);
   using inputs = await openInputs(options);
