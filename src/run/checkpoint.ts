@@ -24,6 +24,7 @@ import { join } from "node:path";
 import type { StateDict } from "../nn/index.js";
 import { flushFolder, makeFolder, removeAfterFailure, replaceFile, writing } from "../torch/files.js";
 import {
+  emptyCache,
   expected,
   expectedType,
   loadSafetensors,
@@ -151,6 +152,7 @@ export function saveCheckpoint(folder: string, checkpoint: Checkpoint, options: 
   }
   writeBest(folder, record);
   rotate(folder, name, keep, record?.name);
+  emptyCache(); // so that the memory of a run does not grow from checkpoint to checkpoint
   return final;
 }
 
