@@ -68,7 +68,7 @@ export function pathsIn(config: Readonly<Record<string, unknown>>, kind: KeyTabl
 export const RESUMED: Readonly<Record<Resumed, string>> = {
   free: "may be changed when a run is resumed",
   forced: "may be changed when a run is resumed with --force",
-  fixed: "cannot be changed: the checkpoint decides it",
+  fixed: "cannot be changed: the checkpoint, or the sweep as it was begun, decides it",
 };
 
 /** Range, unit and who can set it. */

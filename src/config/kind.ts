@@ -78,7 +78,8 @@ export type Meaning = readonly Assigned[] | { readonly expected: string };
 
 /**
  * What a changed key does to a run that is resumed: `free` may change; `forced` is refused without --force and takes
- * effect with it; so is `fixed`, but with --force the weights stay the checkpoint's, and other shapes are refused.
+ * effect with it; so is `fixed`, but with --force the weights stay the checkpoint's, and other shapes are refused. `rlar sweep`
+ * has no --force: a sweep does not continue with other keys.
  */
 export type Resumed = "free" | "forced" | "fixed";
 

@@ -82,7 +82,7 @@ export const sweepKind: ConfigKind<SweepConfig> = configKind<SweepConfig>({
     require("eval.features", "at least one network that judges", features !== null);
   },
   notes: () => {},
-  onResume: () => "forced",
+  onResume: (path) => (path === "dir" ? "free" : "fixed"), // there is no --force
   memory: "Lower eval.trainImages, or what the training runs need",
   nameOf: () => "sweep",
 });

@@ -92,6 +92,10 @@ test("an explanation says what a change does to a resumed run", () => {
     explainConfig("model.chMult", tokenizerKind as unknown as ConfigKind<object>)[0]?.onResume,
     "fixed",
   );
+  // rlar sweep has no --force.
+  const ofSweep = explainConfig("", sweepKind as unknown as ConfigKind<object>);
+  const free = ofSweep.flatMap(({ path, onResume }) => (onResume === "fixed" ? [] : [[path, onResume]]));
+  assert.deepEqual(free, [["dir", "free"]]);
 });
 
 test("explanations as text", () => {
