@@ -53,6 +53,9 @@ class Transient extends Error {
  */
 const IS_TLS = /CERT|SIGNATURE|HOSTNAME|INVALID_CA|ERR_TLS|ERR_SSL|EPROTO/;
 
+/** A failure with such a code. */
+class NotSecure extends Error {}
+
 /** The servers of `reward.http`. @throws RangeError when the variable of `tokenEnv` is not set. */
 export function openServerTerms({ reward }: Pick<TrainConfig, "reward">): Term[] {
   return Object.entries(reward.http).flatMap(([name, section]) => {
@@ -198,7 +201,7 @@ function askerOf(
       if (error instanceof UnreadableAnswer) throw new Transient(error.message);
       const { code } = error as NodeJS.ErrnoException;
       if (code === undefined) throw error;
-      if (IS_TLS.test(code)) throw new Error(`no secure connection (${code})`);
+      if (IS_TLS.test(code)) throw new NotSecure(`no secure connection (${code})`);
       throw new Transient(`no connection (${code})`);
     } finally {
       clearTimeout(timer);
@@ -222,7 +225,10 @@ function askerOf(
           continue;
         }
         const times = tries === 1 ? "" : `, ${tries} times`;
-        const remedy = "See that the server is up and gives such scores (docs/reward_servers.md)";
+        const remedy =
+          error instanceof NotSecure
+            ? "See that the server speaks https and its certificate is valid; set NODE_EXTRA_CA_CERTS for one of your own authority"
+            : "See that the server is up and gives such scores (docs/reward_servers.md)";
         throw expected(`reward.${key}`, `scores from ${address}`, `${message}${times}`, remedy);
       }
     }
