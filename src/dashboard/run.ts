@@ -8,6 +8,7 @@ import { parse } from "yaml";
 import { describeWeights, type ModelDescription, usedNames } from "../rl_ar_finetune/builder.js";
 import { type BestCheckpoint, listCheckpoints } from "../run/checkpoint.js";
 import { isHeld, runNear } from "../run/folder.js";
+import { fileLines } from "../run/lines.js";
 import { decodeData } from "../run/plain_data.js";
 import { expected, openWeights } from "../torch/index.js";
 import {
@@ -159,17 +160,23 @@ interface LogRecord {
 
 /** Lines of JSON objects with a step, a whole number from 0 on; others are counted. What stands behind the last line's end was cut short. */
 function readRecords(path: string): { records: LogRecord[]; damaged: number } {
-  const lines = readFileSync(path, "utf8").split("\n");
-  const cut = lines.pop() === "" ? 0 : 1;
-  const records = lines.flatMap((line): LogRecord[] => {
-    try {
-      const record = objectOf(plainTree(JSON.parse(line)));
-      return Number.isSafeInteger(record.step) && (record.step as number) >= 0 ? [record as LogRecord] : [];
-    } catch {
-      return []; // counted below
-    }
-  });
-  return { records, damaged: lines.length - records.length + cut };
+  const records: LogRecord[] = [];
+  let damaged = 0;
+  for (const line of fileLines(path)) {
+    const record = line.endsWith("\n") ? recordOf(line) : null;
+    if (record === null) damaged++;
+    else records.push(record);
+  }
+  return { records, damaged };
+}
+
+function recordOf(line: string): LogRecord | null {
+  try {
+    const record = objectOf(plainTree(JSON.parse(line)));
+    return Number.isSafeInteger(record.step) && (record.step as number) >= 0 ? (record as LogRecord) : null;
+  } catch {
+    return null; // not JSON
+  }
 }
 
 /** Numbers of all records by name; null, which stands for NaN in JSON, is NaN. */

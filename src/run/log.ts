@@ -2,7 +2,7 @@
  * The log of a run: `metrics.jsonl`, `metrics.csv`, `env.json`, TensorBoard events and pages of samples, and its output on the
  * screen through `console.ts`. `events.ts` writes event files; the callers compute the metrics.
  */
-import { closeSync, existsSync, fsyncSync, openSync, readFileSync } from "node:fs";
+import { closeSync, existsSync, fsyncSync, openSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 
@@ -15,6 +15,7 @@ import { jsonLine, RunConsole, type Screen } from "./console.js";
 import { environment } from "./environment.js";
 import { EventWriter } from "./events.js";
 import type { IfExists } from "./folder.js";
+import { fileLines, replaceLines } from "./lines.js";
 import { joined, MetricWindow, type Spread } from "./metrics.js";
 import type { PlainData } from "./plain_data.js";
 
@@ -67,10 +68,19 @@ export class StepLines implements Disposable {
  * @returns lines for the user: damaged lines, and steps without one.
  */
 function keepLines(path: string, lastStep: number, isComplete: boolean): string[] {
-  const { records, damaged } = existsSync(path) ? readLines(path) : { records: [], damaged: 0 };
-  const kept = records.filter(({ step }) => step <= lastStep);
-  if (existsSync(path)) replaceFile(path, kept.map(({ text }) => `${text}\n`).join(""));
-  const missing = isComplete ? gapsOf(new Set(kept.map(({ step }) => step)), lastStep) : "";
+  const steps = new Set<number>();
+  let damaged = 0;
+  if (existsSync(path)) replaceLines(path, kept());
+  function* kept(): Generator<string> {
+    for (const line of stepLines(path)) {
+      if (line === null) damaged++;
+      else if (line.step <= lastStep) {
+        steps.add(line.step);
+        yield line.text;
+      }
+    }
+  }
+  const missing = isComplete ? gapsOf(steps, lastStep) : "";
   return [
     ...(damaged === 0 ? [] : [`${path}: ${damaged} damaged line${damaged === 1 ? "" : "s"} dropped`]),
     ...(missing === "" ? [] : [`${path}: no record of steps ${missing}`]),
@@ -93,15 +103,28 @@ function gapsOf(steps: ReadonlySet<number>, last: number): string {
 /** A line of a {@link StepLines} file. */
 interface StepLine {
   readonly step: number;
+  /** With its line break. */
   readonly text: string;
   readonly record: Readonly<Record<string, unknown>>;
 }
 
-/** The lines of a file that are objects with a step, and how many are not. What stands behind the last line's end was cut short. */
-export function readLines(path: string): { records: StepLine[]; damaged: number } {
-  const lines = readFileSync(path, "utf8").split("\n").slice(0, -1);
-  const records = lines.flatMap((text) => parsedLine(text) ?? []);
-  return { records, damaged: lines.length - records.length };
+/** The lines of a file, null for one that is no object with a step. What stands behind the last line's end was cut short. */
+function* stepLines(path: string): Generator<StepLine | null> {
+  for (const text of fileLines(path)) if (text.endsWith("\n")) yield parsedLine(text);
+}
+
+/** The records of a file with their steps, and how many lines are damaged. */
+export function readLines(path: string): {
+  records: Pick<StepLine, "step" | "record">[];
+  damaged: number;
+} {
+  const records: Pick<StepLine, "step" | "record">[] = [];
+  let damaged = 0;
+  for (const line of stepLines(path)) {
+    if (line === null) damaged++;
+    else records.push({ step: line.step, record: line.record }); // without the text, which takes as much memory again
+  }
+  return { records, damaged };
 }
 
 function parsedLine(text: string): StepLine | null {
@@ -116,12 +139,23 @@ function parsedLine(text: string): StepLine | null {
   }
 }
 
-/** Write the metrics as a table: a column per metric, in the order in which they first came, a line per step. */
-export function writeCsv(path: string, records: readonly Readonly<Record<string, unknown>>[]): void {
-  const columns = [...new Set(records.flatMap((record) => Object.keys(record)))];
-  const lines = [columns, ...records.map((record) => columns.map((name) => record[name]))];
-  const text = lines.map((cells) => `${cells.map(csvCell).join(",")}\n`).join("");
-  replaceFile(path, text);
+/**
+ * Write the metrics as a table: a column per metric, in the order in which they first came, a line per step.
+ *
+ * @param records - gone through twice.
+ */
+export function writeCsv(path: string, records: Iterable<Readonly<Record<string, unknown>>>): void {
+  const columns = new Set<string>();
+  for (const record of records) for (const name of Object.keys(record)) columns.add(name);
+  replaceLines(path, csvLines([...columns], records));
+}
+
+function* csvLines(
+  columns: readonly string[],
+  records: Iterable<Readonly<Record<string, unknown>>>,
+): Generator<string> {
+  yield `${columns.map(csvCell).join(",")}\n`;
+  for (const record of records) yield `${columns.map((name) => csvCell(record[name])).join(",")}\n`;
 }
 
 function csvCell(value: unknown): string {
@@ -284,11 +318,12 @@ export class RunLog implements Disposable {
     this.#samples.close();
     this.#events?.close();
     if (this.#options.csv === false || !existsSync(this.#lines.path)) return;
-    const { records } = readLines(this.#lines.path);
-    writeCsv(
-      join(this.folder, "metrics.csv"),
-      records.map(({ record }) => record),
-    );
+    const { path } = this.#lines;
+    writeCsv(join(this.folder, "metrics.csv"), {
+      *[Symbol.iterator]() {
+        for (const line of stepLines(path)) if (line !== null) yield line.record;
+      },
+    });
   }
 
   [Symbol.dispose](): void {
