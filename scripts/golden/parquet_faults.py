@@ -2,12 +2,14 @@
 
 Run: python scripts/golden/parquet_faults.py   (needs pyarrow 25)
 """
+import base64
 import os
 import struct
 import zlib
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as encryption
 
 OUT = os.path.join(os.path.dirname(__file__), "..", "..", "test", "golden", "data")
 
@@ -39,3 +41,28 @@ write("path_struct", image=pa.array([{"path": f"{i}.png"} for i in range(3)], pa
 write("label_unknown", image=some, label=pa.array([0, -1, 1], pa.int64()))
 write("label_null", image=some, label=pa.array([0, 1, None], pa.int64()))
 write("label_list", image=some, label=pa.array([[0], [1, 2], []], pa.list_(pa.int64())))
+
+
+class Keys(encryption.KmsClient):
+    """Hands out the data keys as they are."""
+    def __init__(self, _):
+        super().__init__()
+
+    def wrap_key(self, key, _):
+        return base64.b64encode(key)
+
+    def unwrap_key(self, key, _):
+        return base64.b64decode(key)
+
+
+for name, plain in [("encrypted", False), ("encrypted_label", True)]:
+    table = pa.table({"image": some, "label": labels})
+    settings = encryption.EncryptionConfiguration("footer", column_keys={"key": ["label"]}, plaintext_footer=plain)
+    properties = encryption.CryptoFactory(Keys).file_encryption_properties(encryption.KmsConnectionConfig(), settings)
+    with pq.ParquetWriter(os.path.join(OUT, f"{name}.parquet"), table.schema, encryption_properties=properties) as out:
+        out.write_table(table)
+table = pa.table({"image": some, "label": labels})
+encodings = {"image": "DELTA_BYTE_ARRAY", "label": "PLAIN"}
+pq.write_table(table, os.path.join(OUT, "delta_bytes.parquet"), use_dictionary=False, column_encoding=encodings)
+listed = pa.array([{"bytes": [png(10)], "path": "x"}] * 3, pa.struct([("bytes", pa.list_(pa.binary())), ("path", pa.string())]))
+write("record_list", image=listed, label=labels)

@@ -133,15 +133,34 @@ async function openFile(path: string, name: string, options: SourceOptions): Pro
       return answered(part);
     },
   };
-  const { metadata, columns } = await guarded(`${path}, its footer`, async () => {
+  const footer = `${path}, its footer`;
+  const { metadata, columns } = await guarded(footer, async () => {
+    if (size >= 4 && Buffer.from(await bytes.slice(size - 4)).toString("latin1") === "PARE")
+      throw expected(footer, "one that is not encrypted", "an encrypted one", DECRYPT);
     const found = await parquetMetadataAsync(bytes);
     return { metadata: found, columns: parquetSchema(found).children };
   });
   const imageColumn = findImage(path, columns, options.image);
   const labelColumn = findLabel(path, columns, options.label);
   const captionColumn = findCaptions(path, columns, labelColumn, options.captions);
+  await guarded(path, async () => {
+    const secret = [imageColumn, labelColumn, captionColumn].find((one) => isEncrypted(metadata, one));
+    if (secret != null)
+      throw expected(path, "columns that are not encrypted", `${secret}, which is`, DECRYPT);
+  });
   return { path, name, bytes, metadata, imageColumn, labelColumn, captionColumn };
 }
+
+const DECRYPT = "Decrypt the file: read it with its keys and write it without";
+
+/** Whether a column is encrypted. The footer can be read all the same. */
+const isEncrypted = ({ row_groups }: FileMetaData, column: string | null): boolean =>
+  row_groups.some(({ columns }) =>
+    columns.some(
+      ({ meta_data, crypto_metadata }) =>
+        meta_data?.path_in_schema[0] === column && crypto_metadata !== undefined,
+    ),
+  );
 
 /**
  * A promise whose failure counts as handled, like that of the promises derived from it. hyparquet requests several parts
@@ -157,6 +176,8 @@ function answered<T>(promise: Promise<T>): Promise<T> {
 
 const DAMAGED = "The file is damaged, cut short or no parquet file";
 
+const REWRITE = "Write the file again with the default encodings; if it is damaged, fetch it again";
+
 /** Call the library, and name the file if it fails. */
 async function guarded<T>(where: string, run: () => Promise<T>): Promise<T> {
   try {
@@ -165,6 +186,8 @@ async function guarded<T>(where: string, run: () => Promise<T>): Promise<T> {
     const { message } = error as Error;
     // Our own error has a clearer message than the library's.
     if (message.startsWith(where)) throw error;
+    const [, encoding] = /unsupported (?:encoding|compression codec): ([A-Z0-9_]+)$/.exec(message) ?? [];
+    if (encoding !== undefined) throw expected(where, "an encoding that can be read", encoding, REWRITE);
     // Where the library trips over what it read, its words are about its own code.
     const isOfCode = error instanceof TypeError || /DataView|Array|call stack/.test(message);
     const got = isOfCode ? "bytes that do not fit together" : message.replace(/\.$/, "");
@@ -225,6 +248,10 @@ const isBytes = ({ element, children }: Column): boolean =>
   element.converted_type === undefined &&
   element.logical_type === undefined;
 
+/** Records whose field `bytes` is a list. */
+const hasListOfBytes = ({ children }: Column): boolean =>
+  children.some((child) => child.element.name === "bytes" && isList(child));
+
 /** The leaf with the images' bytes, as its path below the column; undefined for a column of something else. */
 function imageLeaf(column: Column): readonly string[] | undefined {
   if (isList(column)) return undefined;
@@ -247,7 +274,7 @@ function remedyFor(columns: readonly Column[], usable: readonly Column[], name: 
   const asked = columns.filter((column) => name === undefined || column.element.name === name);
   const names = usable.map((column) => column.element.name).join(" or ");
   const other = names === "" ? "" : `. Or name ${names} with data.image`;
-  if (asked.some(isList))
+  if (asked.some(isList) || asked.some(hasListOfBytes))
     return `A row has one image: write the images of a list as rows of their own${other}`;
   if (asked.some(({ children }) => children.some(({ element }) => element.name === "path"))) {
     return `The images themselves are not in the file, only their paths: give the folder that they are in${other}`;

@@ -132,6 +132,27 @@ test("lists are refused as lists, with advice that can be followed", async () =>
   assert.equal((await openParquet(goldenData("label_list.parquet"), { label: null })).length, 3);
 });
 
+test("encrypted files and columns, encodings that are not read and a list inside of a record have a remedy", async () => {
+  await assert.rejects(openParquet(goldenData("encrypted.parquet")), {
+    name: "RangeError",
+    message: /encrypted\.parquet, its footer: expected .*, got an encrypted one\. Decrypt/,
+  });
+  await assert.rejects(openParquet(goldenData("encrypted_label.parquet")), {
+    name: "RangeError",
+    message: /encrypted_label\.parquet: expected .*, got label, which is\. Decrypt/,
+  });
+  const open = await openParquet(goldenData("encrypted_label.parquet"), { label: null });
+  assert.equal((await readSample(open, 2)).pixels?.data[0], 30);
+  const delta = await openParquet(goldenData("delta_bytes.parquet"));
+  await assert.rejects(readSample(delta, 0), {
+    message:
+      /delta_bytes\.parquet, row group 0, column image: .* got DELTA_BYTE_ARRAY\. Write the file again/,
+  });
+  await assert.rejects(openParquet(goldenData("record_list.parquet")), {
+    message: /image \(records of bytes and path\).* rows of their own\.$/,
+  });
+});
+
 test("images that are not in the file are said at the opening", async () => {
   for (const name of ["paths_only", "paths_only_unknown"]) {
     await assert.rejects(openParquet(goldenData(`${name}.parquet`)), {
