@@ -3,6 +3,7 @@
 #include "addon.h"
 
 #include <c10/util/Exception.h>
+#include <c10/util/Logging.h>
 
 #include <atomic>
 #include <cstring>
@@ -168,6 +169,7 @@ NAPI_MODULE_INIT() {
     return nullptr;
   }
   try {
+    c10::initLogging();  // reads TORCH_CPP_LOG_LEVEL, which nothing else in LibTorch does
     installAllocator();
     void* values;
     void* tags;

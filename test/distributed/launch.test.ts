@@ -108,6 +108,17 @@ test("a killed process ends the other, which names it; restarted, the run goes o
   );
 });
 
+test("where the first process is killed, which serves the store, the other names it without LibTorch's own words", async () => {
+  const run = launch(join(folder, "first"), 100_000);
+  await underWay(join(folder, "first"), 2, run);
+  const pid = processOf(0, run.child.pid);
+  process.kill(pid, "SIGKILL");
+  const { code, err } = await run.ended;
+  assert.equal(code, 137, err);
+  assert.match(err, new RegExp(`^\\[1\\] rlar: distributed: .*rank 0 \\(process ${pid} on `, "m"));
+  assert.doesNotMatch(err, /TCPStore|frame #/);
+});
+
 test("after a signal between two starts none follows", async () => {
   const write = process.stderr.write;
   let text = "";
