@@ -28,7 +28,7 @@ export const CAUSE = "cause";
 export const aliveKey = (rank: number): string => `alive/${rank}`;
 
 /** Seconds in which three heartbeats should have come. */
-const WATCHED = 3.5;
+export const WATCHED = 3.5;
 
 export function presence(about: Omit<Presence, "host" | "pid">): Presence {
   return { host: hostname(), pid: process.pid, ...about };

@@ -16,7 +16,16 @@ import {
   stopHeartbeat,
 } from "../torch/process_group.js";
 import { type ProcessPlace, readEnvironment } from "./environment.js";
-import { aliveKey, CAUSE, LostRankError, nameOf, type Others, type Presence, presence } from "./failure.js";
+import {
+  aliveKey,
+  CAUSE,
+  LostRankError,
+  nameOf,
+  type Others,
+  type Presence,
+  presence,
+  WATCHED,
+} from "./failure.js";
 
 /** The name under which operators find the group. */
 export const GROUP = "rlar";
@@ -363,7 +372,17 @@ export async function withGroup<T>(options: InitOptions, fn: () => Promise<T>): 
   }
 }
 
+/** Wait until all processes have left, or those that have not give no sign of life. */
 async function untilLeft(store: Store, left: number, size: number): Promise<void> {
   const until = Date.now() + ASKED * 1000;
-  for (let gone = left; gone < size && Date.now() < until; gone = store.add("left", 0)) await pause(50);
+  let beats = "";
+  let changed = Date.now();
+  for (let gone = left; gone < size && Date.now() < until; gone = store.add("left", 0)) {
+    // From 1 on, as this process serves the store and is rank 0.
+    const now = Array.from({ length: size - 1 }, (_, i) => store.get(aliveKey(i + 1))).join();
+    if (now !== beats) changed = Date.now();
+    else if (Date.now() - changed > WATCHED * 1000) return;
+    beats = now;
+    await pause(50);
+  }
 }
