@@ -2,7 +2,8 @@
  * Messages on stderr while a command runs for long, separate from its output; and the explanation of a run's progress line
  * in the help of the commands that train.
  */
-import { isSpeaker } from "../distributed/index.js";
+// Not distributed/index.js, which loads LibTorch: the help and the version do without.
+import { readEnvironment } from "../distributed/environment.js";
 import { RunConsole } from "../run/console.js";
 
 /**
@@ -15,7 +16,7 @@ export async function withProgress<T>(
   what: string,
   fn: (say: (line: string) => void) => Promise<T>,
 ): Promise<T> {
-  if (!isSpeaker()) return await fn(() => {});
+  if ((readEnvironment()?.rank ?? 0) > 0) return await fn(() => {});
   const screen = new RunConsole({ total: 0, screen: process.stderr });
   screen.busy(what);
   try {

@@ -2,7 +2,7 @@
  * Reads what a launcher tells each of its processes: torchrun, SLURM's srun, Open MPI's mpirun, a Kubernetes PyTorchJob and
  * `rlar launch`. Nothing is opened here.
  */
-import { expected } from "../torch/index.js";
+import { expected } from "../torch/errors.js";
 
 /** The place of this process among all of a run. */
 export interface ProcessPlace {

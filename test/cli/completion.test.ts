@@ -50,3 +50,13 @@ test("every command's help ends with an example; the version is the package's", 
   assert.equal(unknown.status, 2);
   assert.match(unknown.stderr, /unknown command 'trian'.*mean train/s);
 });
+
+test("the help and the version load no LibTorch, so they need no working folder", () => {
+  for (const arg of ["--version", "--help"]) {
+    const script = 'cd "$(mktemp -d)" && rmdir "$PWD" && "$0" "$@"';
+    const { status, stderr } = spawnSync("bash", ["-c", script, process.execPath, main, arg], {
+      encoding: "utf8",
+    });
+    assert.deepEqual([status, stderr], [0, ""]);
+  }
+});
