@@ -40,7 +40,7 @@ export interface ConsoleOptions {
   readonly total: number;
   /** Default `process.stdout`. */
   readonly screen?: Screen;
-  /** Only one JSON object per iteration on the screen; text of `say` goes to `errors`. */
+  /** Only one JSON object per iteration on the screen, step 0 included; text of `say` goes to `errors`. */
   readonly json?: boolean;
   /** Default `process.stderr`. */
   readonly errors?: Screen;
@@ -117,9 +117,11 @@ export class RunConsole {
     this.#clear();
   }
 
-  /** An iteration is done: the live line, or its JSON. */
+  /** An iteration is done: the live line, or its JSON. Step 0, the evaluation before the first, has no live line. */
   step(step: number, metrics: Metrics): void {
     const { total, screen, json, now } = this.#options;
+    if (json) print(screen, `${jsonLine({ step, ...metrics })}\n`);
+    if (step === 0) return;
     this.#endTicker();
     this.#times = [...this.#times.slice(-TIMED), now()];
     const reward = metrics["reward/mean"] ?? metrics["train/loss"];
@@ -127,7 +129,6 @@ export class RunConsole {
       this.#rewards = [...this.#rewards.slice(1 - HISTORY), reward];
     const ceiling = metrics["reward/vq_ceiling"];
     if (ceiling !== undefined) this.#ceiling = { "reward/vq_ceiling": ceiling };
-    if (json) print(screen, `${jsonLine({ step, ...metrics })}\n`);
     if (!this.isLive || (now() - this.#shownAt < BETWEEN && step < total)) return;
     this.#shownAt = now();
     const line = liveLine(

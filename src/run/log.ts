@@ -240,7 +240,7 @@ export class RunLog implements Disposable {
     for (const [name, spread] of Object.entries(spreads)) this.#window.addSpread(name, spread);
     const { every, total, console } = this.#options;
     this.#events?.scalars(step, all);
-    if (step > 0) console.step(step, all);
+    console.step(step, all);
     if (step % every !== 0 && step !== total && step !== 0) {
       console.between(step, all);
       return;

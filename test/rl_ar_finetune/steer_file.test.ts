@@ -92,7 +92,7 @@ test("a run takes the file's values from the next step on, records them, and goe
     log: { every: 1 },
   };
   /** Make a run; after some steps, write these texts. */
-  const run = async (name: string, iters: number, texts: Record<number, string> = {}, stopAt = 0) => {
+  const run = async (name: string, iters: number, texts: Record<number, string> = {}, stopAt = -1) => {
     const dir = join(folder, name);
     const stop = new AbortController();
     const screen = {

@@ -196,11 +196,13 @@ test("colours are for terminals without NO_COLOR", () => {
 test("--json: an object an iteration and nothing else; --quiet: what is said", () => {
   const [screen, errors] = [new Paper(true), new Paper()];
   const console = new RunConsole({ total: 2, screen, errors, json: true });
+  console.step(0, { "eval/reward/mean": -1 });
   console.step(1, { "reward/mean": -0.5, "loss/value": Number.NaN });
   console.interval(1, METRICS);
   console.say("saved");
   console.close();
-  assert.equal(screen.text, '{"step":1,"reward/mean":-0.5,"loss/value":null}\n');
+  const first = '{"step":0,"eval/reward/mean":-1}\n';
+  assert.equal(screen.text, `${first}{"step":1,"reward/mean":-0.5,"loss/value":null}\n`);
   assert.equal(errors.text, "saved\n");
   const quiet = new Paper(true);
   const silent = new RunConsole({ total: 2, screen: quiet, quiet: true });
