@@ -76,9 +76,9 @@ function unreadableOf({ data }: SomeEvaluation): string[] {
 }
 
 /** The first of some names, and how many there are. */
-export function shortList(names: readonly string[], most = 10): string {
-  const rest = names.length > most ? `, ... (${names.length} in all)` : "";
-  return `${names.slice(0, most).join(", ")}${rest}`;
+export function shortList(names: readonly string[], most = 10, between = ", "): string {
+  const rest = names.length > most ? `${between}... (${names.length} in all)` : "";
+  return `${names.slice(0, most).join(between)}${rest}`;
 }
 
 /** The summary of each verdict; how each point stands is on the chart. */

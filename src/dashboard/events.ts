@@ -96,8 +96,14 @@ export const shortId = (id: string): string => id.slice(0, 10);
 /** What the newest checkpoint says of images that could not be read: what is wrong with each, which names it. */
 function unreadableNames({ values }: Run): string {
   const found = configAt(values, "progress.passedOver");
-  const texts = Object.values(objectOf(found)).filter((text) => typeof text === "string");
-  return texts.length === 0 ? "" : `: ${shortList(texts)}`;
+  const texts = Object.values(objectOf(found)).filter((text): text is string => typeof text === "string");
+  return texts.length === 0
+    ? ""
+    : `: ${shortList(
+        texts.map((text) => text.replace(/\.$/, "")),
+        10,
+        "; ",
+      )}`;
 }
 
 /** A tokenizer whose own reconstructions are worth hardly more than the policy's samples before training. */

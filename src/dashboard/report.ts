@@ -168,10 +168,11 @@ function factsTable(run: Run): Html {
   ];
   if (typeof group === "number")
     facts.push(["a step", `${at("rollout.images")} images × ${group}`, "samples of each"]);
+  const size = `${valueText(at("data.size") ?? "?")} px`;
   facts.push([
     "images",
-    images === null ? "n/a" : images.toLocaleString("en"),
-    `of ${valueText(at("data.size") ?? "?")} px, from ${valueText(at("data.source") ?? "a program")}` +
+    images === null ? size : images.toLocaleString("en"),
+    `${images === null ? "" : `of ${size}, `}from ${valueText(at("data.source") ?? "a program")}` +
       (seen === undefined ? "" : `; ${seen.toLocaleString("en")} drawn with repetition`),
   ]);
   const rest: typeof facts = [];

@@ -91,11 +91,11 @@ test("images that could not be read are named, as the newest checkpoint has them
     metrics: [{ step: 1, "progress/unreadable": 2 }],
     files: {
       "checkpoints/step_000001/values.json": {
-        progress: { passedOver: { 3: "a/ü 1.png: empty", 9: "b.webp: cut short" } },
+        progress: { passedOver: { 3: "a/ü 1.png: empty", 9: "b.webp: cut short." } },
       },
     },
   });
-  assert.match(texts(run, "problem").join(), /: 2 \(.*a\/ü 1\.png: empty, b\.webp: cut short/);
+  assert.match(texts(run, "problem").join(), /: 2 \(.*a\/ü 1\.png: empty; b\.webp: cut short\.$/);
 });
 
 test("a tokenizer that leaves little to win is named, in numbers", (t) => {
