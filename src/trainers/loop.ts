@@ -296,7 +296,8 @@ async function run<T extends FitConfig>(
       throw notFiniteError(progress, `${progress.skippedInARow} updates in a row (${skipped} in all)`);
   }
   if (progress.step > 0 && progress.skipped === progress.step) throw notFiniteError(progress, "all updates");
-  if (end !== "interrupted") log.say(model.summary(progress));
+  // After an interruption the file, if there is one, may be of an earlier update than the checkpoint: its line says which.
+  if (end !== "interrupted" || progress.best !== null) log.say(model.summary(progress));
   const { step, first, last, best } = progress;
   return { dir: folder.path, step, end, model: model.path, first, last, best: best?.metrics ?? null };
 }

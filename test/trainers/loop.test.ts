@@ -193,7 +193,7 @@ test("a run that is interrupted and resumed ends as the one left alone", async (
     };
     const cut = await fit(dir, { log }, { before }, { signal: controller.signal });
     assert.deepEqual([cut.end, cut.step], ["interrupted", at]);
-    assert.doesNotMatch(cut.shown, /^model: /m);
+    assert.match(cut.shown, /^model: .* \(update \d+: /m); // the update of the best evaluation
     const rest = await fit(dir, { log, run: { ifExists: "resume" } });
     assert.deepEqual([rest.end, rest.step, lastLine(rest)], ["done", 8, line]);
     assert.deepEqual(outcome(dir), outcome(whole), `interrupted after ${at}`);
