@@ -171,6 +171,7 @@ async function run({ config: begun, notes }: ResolvedConfig, options: TrainOptio
     let isBest = false;
     let backAt: number | null = null;
     if (parts.evalImages > 0 && isDueAt(progress.step, config.eval.every, total)) {
+      log.busy(`evaluating after step ${progress.step}`);
       evaluation = await evaluateNow();
       progress.last = evaluation;
       progress.first ??= evaluation; // where earlier ones were of another reward

@@ -249,6 +249,7 @@ async function run<T extends FitConfig>(
     let isBest = false;
     if (isDueAt(progress.step, config.eval.every, total)) {
       clock.mark("time/other");
+      log.busy(`evaluating after update ${progress.step}`);
       const metrics = await task.evaluate();
       clock.mark("time/eval");
       if (Object.keys(metrics).length > 0) {
