@@ -24,9 +24,15 @@ const GLYPHS: Readonly<Record<string, string>> = Object.fromEntries(
     .map((glyph) => [glyph.slice(0, 1), glyph.slice(1)]),
 );
 
+/** Letters that Unicode does not take apart. */
+const SPELLED = new Map(
+  Object.entries({ ß: "ss", æ: "ae", Æ: "AE", œ: "oe", Œ: "OE", ø: "o", Ø: "O", ł: "l", Ł: "L" }),
+);
+
 /** The text in available letters: accents are dropped, other characters become a question mark. */
 function drawable(text: string): string {
-  const bare = text.normalize("NFKD").replace(/\p{Mark}/gu, "");
+  const plain = [...text].map((letter) => SPELLED.get(letter) ?? letter).join("");
+  const bare = plain.normalize("NFKD").replace(/\p{Mark}/gu, "");
   return [...bare].map((letter) => (letter === " " || Object.hasOwn(GLYPHS, letter) ? letter : "?")).join("");
 }
 

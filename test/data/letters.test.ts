@@ -38,6 +38,7 @@ test("accents are dropped, what is unknown becomes a question mark, what does no
   };
   assert.equal(draw("äé"), draw("ae"));
   assert.equal(draw("漢"), draw("?"));
+  assert.equal(draw("ß"), draw("ss"));
   assert.equal(draw("abc"), draw("ab"));
   assert.ok(!draw("").includes("#"));
   assert.equal(fitted("reconstruction", 60), "reconstr..");
