@@ -2,7 +2,6 @@
  * Which keys may change while a run of `rlar train` goes on, and their new values, read from a file and checked by the
  * ranges and rules of the configuration. `rl_ar_finetune/steering.ts` watches the file and applies them.
  */
-import { plainConfig } from "./explain.js";
 import { type Layer, layerOfFile, layerOfValues } from "./input.js";
 import { ConfigError, resolveLayers } from "./resolve.js";
 import { shown } from "./spelling.js";
@@ -73,8 +72,5 @@ function problemOf(begun: TrainConfig, path: string, value: unknown): string | n
 export function valueAt(config: TrainConfig, path: string): unknown {
   return path
     .split(".")
-    .reduce(
-      (at, name) => (at as Record<string, unknown> | undefined)?.[name],
-      plainConfig(config) as unknown,
-    );
+    .reduce((at, name) => (at as Record<string, unknown> | undefined)?.[name], config as unknown);
 }

@@ -4,7 +4,7 @@
  * numbers in and out.
  */
 import { isApart } from "./frontier.js";
-import type { Estimate, EvalRow, Measures, Point } from "./options.js";
+import { type Estimate, type EvalRow, isSamePoint, type Measures } from "./options.js";
 
 /** How two networks rank the same points. */
 export interface Correlation {
@@ -77,14 +77,12 @@ export function agreementsOf(names: readonly string[], rows: readonly EvalRow[])
   );
 }
 
-const isSame = (a: Point, b: Point): boolean => a.temperature === b.temperature && a.cfg === b.cfg;
-
 function changesOf(
   judges: readonly { readonly name: string; readonly values: readonly Estimate[] }[],
   rows: readonly EvalRow[],
 ): Agreement["changes"] {
   const pairs = rows.flatMap((row, b) => {
-    const a = rows.findIndex((other) => other.policy === "A" && isSame(other, row));
+    const a = rows.findIndex((other) => other.policy === "A" && isSamePoint(other, row));
     return row.policy === "B" && a >= 0 ? [[a, b] as const] : [];
   });
   if (pairs.length === 0) return null;

@@ -65,6 +65,7 @@ import {
   type Estimates,
   type EvalRow,
   type EvalSettings,
+  isSamePoint,
   type JudgedCheckpoint,
   type Likelihood,
   type Measures,
@@ -374,8 +375,6 @@ function reconstructionMeasures(context: EvalContext, heldOut: HeldOut): Measure
 /** How far a setting is from plain sampling: T 1 without guidance. */
 const farness = ({ temperature, cfg }: Point): number => Math.abs(Math.log(temperature)) + Math.abs(cfg - 1);
 
-const isSame = (a: Point, b: Point): boolean => a.temperature === b.temperature && a.cfg === b.cfg;
-
 /** Free samples of each policy at T 1, or next to it, and where its Fréchet distance is least; completions at T 1. */
 async function writePages(
   folder: string,
@@ -388,7 +387,9 @@ async function writePages(
     const plain = leastBy(rows, farness);
     const fdOf = ({ free }: EvalRow): number => free?.networks[last ?? ""]?.fd_train?.value ?? Infinity;
     const best = last === undefined ? undefined : leastBy(rows, fdOf);
-    const shown = freeDraws.filter((draw) => [plain, best].some((point) => point && isSame(point, draw)));
+    const shown = freeDraws.filter((draw) =>
+      [plain, best].some((point) => point && isSamePoint(point, draw)),
+    );
     for (const draw of shown) pages.push(await writeFreePage(folder, inputs, draw));
   }
   if (heldOut === null) return pages;
@@ -416,7 +417,7 @@ function verdictsOf(
     references.flatMap(({ judge: { network, distance } }) =>
       ["l2", ...(distance === null ? [] : ["perceptual"])].flatMap((measure): Verdict[] => {
         const numbersOf = ({ completionNumbers }: PolicyResult, point: Point): readonly number[] => {
-          const found = completionNumbers.find((each) => each.prefix === prefix && isSame(each, point));
+          const found = completionNumbers.find((each) => each.prefix === prefix && isSamePoint(each, point));
           const { plain, perceptual } = found as CompletionNumbers;
           return (measure === "l2" ? plain.l2 : perceptual[network.name]) as readonly number[];
         };

@@ -199,6 +199,10 @@ export interface Point {
   readonly cfg: number;
 }
 
+/** Whether two draws, or their measures, are of the same temperature and guidance scale. */
+export const isSamePoint = (a: Point, b: Point): boolean =>
+  a.temperature === b.temperature && a.cfg === b.cfg;
+
 /** What was measured of a policy at a point. */
 export interface EvalRow extends Point {
   /** "A" or "B". */

@@ -141,8 +141,11 @@ export async function evaluate(
   const values = new Map<string, number[]>();
   const count = Math.max(...all.map((own) => own.batches.length));
   for (let i = 0; i < count; i++) {
-    for (const [name, numbers] of all.flatMap((own) => [...(own.batches[i] ?? [])]))
-      values.set(name, [...(values.get(name) ?? []), ...numbers]);
+    for (const [name, numbers] of all.flatMap((own) => [...(own.batches[i] ?? [])])) {
+      const list = values.get(name) ?? [];
+      for (const number of numbers) list.push(number);
+      values.set(name, list);
+    }
   }
   const spreads = Object.fromEntries([...values].map(([name, numbers]) => [name, spreadOf(numbers)]));
   const codes = new Set(all.flatMap((own) => [...own.used]));

@@ -214,12 +214,13 @@ export async function scoresOf(
   const own = terms.filter(({ call, send }) => call !== undefined || send !== undefined);
   if (own.length === 0) return judged;
   const results = await Promise.allSettled(
-    own.map(async ({ name, key = name, call }) => {
-      const requests = sent[name];
-      const scores = requests === undefined ? await call?.(judged) : (await Promise.all(requests)).flat();
+    own.map(async (term) => {
+      const requests = sent[term.name];
+      const scores =
+        requests === undefined ? await term.call?.(judged) : (await Promise.all(requests)).flat();
       const odd = scores?.findIndex((score) => !Number.isFinite(score)) ?? -1;
       if (odd < 0) return scores as readonly number[];
-      throw expected(`reward.${key}`, "finite scores", `${scores?.[odd]} for sample ${odd}`);
+      throw expected(keyOf(term), "finite scores", `${scores?.[odd]} for sample ${odd}`);
     }),
   );
   const scores: Record<string, readonly number[]> = {};

@@ -180,8 +180,8 @@ export interface RunLogOptions {
 /** What a run tells of itself. */
 export type Log = Pick<RunLog, keyof RunLog>;
 
-/** Takes everything and keeps nothing: for the processes of a run that do not write. */
-const NOWHERE: Screen = { write: () => true };
+/** Takes everything and keeps nothing: for the processes of a run that do not write, and for runs without a screen. */
+export const NOWHERE: Screen = { write: () => true };
 
 /** The records of a run. Close it, or hold it with `using`. */
 export class RunLog implements Disposable {

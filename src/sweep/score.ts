@@ -5,7 +5,7 @@
 import { ConfigError } from "../config/resolve.js";
 import type { SweepConfig } from "../config/sweep.js";
 import type { ModelEvaluation } from "../evaluation/judge_models.js";
-import type { EvalRow, Point } from "../evaluation/options.js";
+import { type EvalRow, isSamePoint, type Point } from "../evaluation/options.js";
 import { MEASURES } from "../metrics/measures.js";
 
 /** The rows of an evaluation of one policy. */
@@ -112,9 +112,7 @@ function changeOf(
     const best = sign === 1 ? Math.max(...all) : Math.min(...all);
     const after = meanOf(
       evaluations.map(({ rows }) => {
-        const row = rows.find(
-          ({ temperature, cfg }) => temperature === point.temperature && cfg === point.cfg,
-        );
+        const row = rows.find((each) => isSamePoint(each, point));
         return row === undefined ? Number.NaN : (valuesOf(measure, row)[judge] ?? Number.NaN);
       }),
     );

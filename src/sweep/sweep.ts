@@ -12,9 +12,11 @@ import { type SweepConfig, sweepKind } from "../config/sweep.js";
 import { trainKind } from "../config/train_kind.js";
 import { evaluateModels, type ModelEvaluation } from "../evaluation/judge_models.js";
 import { optionsOfRun } from "../evaluation/options.js";
+import { pointText } from "../evaluation/tables.js";
 import { trainRlLoop } from "../rl_ar_finetune/train_loop.js";
 import { listCheckpoints } from "../run/checkpoint.js";
 import { DivergedError } from "../run/failure.js";
+import { NOWHERE } from "../run/log.js";
 import { makeFolder, replaceFile } from "../torch/files.js";
 import { expected } from "../torch/index.js";
 import { checkMeasures, compareScores, FAILED, type Score, scoreOf } from "./score.js";
@@ -51,8 +53,6 @@ interface TrialRun {
   readonly dir: string;
   readonly resolved: ResolvedConfig;
 }
-
-const QUIET = { write: () => true };
 
 /**
  * Run a sweep, or go on with it.
@@ -131,7 +131,7 @@ const ranked = (standings: readonly Standing[]): Standing[] =>
 export const scoreText = ({ objective, excess, point }: Score): string =>
   point === null
     ? "no policy"
-    : `${percent(objective)} at T ${point.temperature}${point.cfg === 1 ? "" : `, cfg ${point.cfg}`}` +
+    : `${percent(objective)} at ${pointText(point)}` +
       (excess > 0 ? `, constraints exceeded by ${excess.toFixed(1)} points` : "");
 
 /** Such as `-6.5 %`. */
@@ -187,7 +187,7 @@ async function trainTo(
   const done = Number(/\d+/.exec(listCheckpoints(join(dir, "checkpoints")).at(-1) ?? "")?.[0] ?? 0);
   if (done >= steps) return null;
   try {
-    await trainRlLoop(resolved, { until: steps, screen: QUIET, ...(signal && { signal }) });
+    await trainRlLoop(resolved, { until: steps, screen: NOWHERE, ...(signal && { signal }) });
     return null;
   } catch (error) {
     if (!(error instanceof DivergedError)) throw error;

@@ -276,8 +276,7 @@ async function run<T extends FitConfig>(
       },
       { count: done.images },
     );
-    const { imagesEvery } = config.log;
-    if (imagesEvery > 0 && (progress.step % imagesEvery === 0 || isLast)) {
+    if (isDueAt(progress.step, config.log.imagesEvery, total)) {
       const made = await task.page();
       if (made !== null) {
         await log.image(progress.step, "eval", made.page, made.about);
