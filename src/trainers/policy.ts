@@ -312,9 +312,9 @@ export class PretrainTask implements FitTask {
   async page(): ReturnType<FitTask["page"]> {
     const { tokenizer, policy, codes: t } = this.#parts;
     const side = Math.sqrt(t);
-    const wanted = this.#pageStart();
-    if (wanted === null || !Number.isInteger(side)) return null;
     return this.network.asResult(() => {
+      const wanted = this.#pageStart();
+      if (wanted === null || !Number.isInteger(side)) return null;
       const { start, rows, labels, about } = wanted;
       using generator = stream(this.#config.seed, "page", 0);
       const numGenerations = rows === 1 ? PAGE * PAGE : PAGE;

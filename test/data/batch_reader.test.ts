@@ -11,6 +11,7 @@ import { balancedOrder, permutation, START } from "../../src/data/order.js";
 import type { ImageSource } from "../../src/data/source.js";
 import { memory, saveSafetensors, tensor } from "../../src/torch/index.js";
 import { grey, npyOf, scratch, writeFiles, writeImages } from "../support/data_files.js";
+import "../support/settle.js";
 
 const folder = scratch();
 const at = (name: string): string => join(folder, name);

@@ -15,6 +15,7 @@ import {
   writePng,
 } from "../../src/data/images.js";
 import { memory, tensor } from "../../src/torch/index.js";
+import "../support/settle.js";
 
 const folder = mkdtempSync(join(tmpdir(), "rlar-images-"));
 after(() => rmSync(folder, { recursive: true }));

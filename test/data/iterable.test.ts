@@ -4,6 +4,7 @@ import { test } from "node:test";
 import { fromIterable, type Loader, type LoaderItem } from "../../src/data/iterable.js";
 import type { Cursor } from "../../src/data/order.js";
 import { cat, full, memory, type Tensor, tensor, tidy } from "../../src/torch/index.js";
+import "../support/settle.js";
 
 /** A batch of two images of 2 x 2, of one value. */
 const images = (value: number): Tensor => full([2, 3, 2, 2], value);

@@ -35,6 +35,7 @@ import {
   uniformPolicy,
   writeCells,
 } from "../support/eval_toys.js";
+import "../support/settle.js";
 
 const folder = mkdtempSync(join(tmpdir(), "model-eval-"));
 const at = (...names: string[]): string => join(folder, ...names);

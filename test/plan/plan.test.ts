@@ -9,6 +9,7 @@ import { planTrain, type TrainPlan } from "../../src/plan/plan.js";
 import { openRunParts } from "../../src/rl_ar_finetune/parts.js";
 import { memory } from "../../src/torch/index.js";
 import { quietRun, tinyFolder, tinyRun } from "../support/train_run.js";
+import "../support/settle.js";
 
 async function planOf(
   folder: string,

@@ -14,6 +14,7 @@ import { judge } from "../../src/rl_ar_finetune/rewards.js";
 import { memory, type Tensor, tensor, tidy, zeros } from "../../src/torch/index.js";
 import { expectClose } from "../support/close.js";
 import { checkpointsOf, metricsOf, quietRun, tinyFolder, tinyRun } from "../support/train_run.js";
+import "../support/settle.js";
 
 const PROGRAM = fileURLToPath(new URL("../support/train_run.js", import.meta.url));
 

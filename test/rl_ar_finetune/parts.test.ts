@@ -9,6 +9,7 @@ import { native } from "../../src/torch/binding.js";
 import { memory, saveSafetensors } from "../../src/torch/index.js";
 import { TinyPolicy } from "../support/tiny_policy.js";
 import { tinyFolder, tinyRun, tinyTokenizer } from "../support/train_run.js";
+import "../support/settle.js";
 
 test("the held-out images are no training images, and the training images are all others", async (t) => {
   const folder = await tinyFolder(t, 20);

@@ -13,6 +13,7 @@ import { type ServerOptions, scoreAddress, serverTerm } from "../../src/rl_ar_fi
 import { Generator, memory, rand, type Tensor, tidy, zeros } from "../../src/torch/index.js";
 import { type Fault, judgeOf, startServer } from "../support/reward_server.js";
 import { checkpointsOf, metricsOf, quietRun, Shown, tinyFolder, tinyRun } from "../support/train_run.js";
+import "../support/settle.js";
 
 const PROGRAM = fileURLToPath(new URL("../support/train_run.js", import.meta.url));
 
@@ -70,10 +71,8 @@ test("1,000 requests, 16 at once, with faults of every kind, give the scores of 
     "failed",
   ];
   for (const [i, kind] of kinds.entries()) faults[3 * i] = kind;
-  const server = await startServer(
-    t,
-    Array.from(faults, (fault) => fault ?? null),
-  );
+  const all = Array.from(faults, (fault) => fault ?? null);
+  const server = await startServer(t, all, 16);
   using samples = pictures(1000);
   const got = await scoresFrom(server.url, samples, { retries: 30 });
   assert.deepEqual(got, judge(samples, samples));

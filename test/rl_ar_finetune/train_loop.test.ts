@@ -30,6 +30,7 @@ import {
   tinyTokenizer,
   writeEmoji,
 } from "../support/train_run.js";
+import "../support/settle.js";
 
 const last = <T>(items: readonly T[]): T => items.at(-1) as T;
 

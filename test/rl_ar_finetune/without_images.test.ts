@@ -9,6 +9,7 @@ import { openTexts } from "../../src/data/index.js";
 import { memory } from "../../src/torch/index.js";
 import { npyOf } from "../support/data_files.js";
 import { checkpointsOf, metricsOf, quietRun, Shown, tinyFolder, tinyRun } from "../support/train_run.js";
+import "../support/settle.js";
 
 const brightness: RewardFunction = (_, samples) => samples.mean([1, 2, 3]);
 

@@ -1,7 +1,8 @@
 /**
- * A reward server in a process of its own: `node reward_server.js FAULTS`. Its one reward, `judge`, is the mean of a
+ * A reward server in a process of its own: `node reward_server.js FAULTS TOGETHER`. Its one reward, `judge`, is the mean of a
  * picture's bytes divided by 255. FAULTS is a list in JSON of the faults of the first, second, ... request, over and over;
- * null answers as it should. It prints its address; GET /stats tells of the requests so far.
+ * null answers as it should. The first TOGETHER requests are answered once all of them are there. It prints its address;
+ * GET /stats tells of the requests so far.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
@@ -54,10 +55,10 @@ export function judgeOf(bytes: Uint8Array): number {
 export async function startServer(
   t: { after(fn: () => void): void },
   faults: readonly Fault[] = [],
+  together = 1,
 ): Promise<{ url: string; stats: () => Promise<Stats>; child: ChildProcess }> {
-  const child = spawn(process.execPath, [fileURLToPath(import.meta.url), JSON.stringify(faults)], {
-    stdio: ["ignore", "pipe", "inherit"],
-  });
+  const args = [fileURLToPath(import.meta.url), JSON.stringify(faults), `${together}`];
+  const child = spawn(process.execPath, args, { stdio: ["ignore", "pipe", "inherit"] });
   t.after(() => child.kill("SIGKILL"));
   const url = await new Promise<string>((resolve, reject) => {
     child.stdout?.once("data", (line) => resolve(String(line).trim()));
@@ -174,6 +175,8 @@ async function answer(
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const faults = JSON.parse(process.argv[2] ?? "[]") as Fault[];
+  const together = Number(process.argv[3] ?? 1);
+  const waiting: (() => void)[] = [];
   const server = createServer((request, reply) => {
     const isScore = request.url === "/score";
     if (isScore) {
@@ -181,7 +184,12 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
       count.most = Math.max(count.most, count.now);
       reply.once("close", () => count.now--);
     }
-    answer(faults, request, reply).catch((error: Error) => reply.writeHead(500).end(error.message));
+    const start = (): void => {
+      answer(faults, request, reply).catch((error: Error) => reply.writeHead(500).end(error.message));
+    };
+    if (isScore) waiting.push(start);
+    else start();
+    if (count.most >= together) for (const next of waiting.splice(0)) next();
   });
   server.listen(0, "127.0.0.1", () => {
     process.stdout.write(`http://127.0.0.1:${(server.address() as AddressInfo).port}\n`);

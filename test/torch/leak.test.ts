@@ -22,6 +22,7 @@ import {
   type Tensor,
   tidy,
 } from "../../src/torch/index.js";
+import "../support/settle.js";
 
 setNumThreads(1);
 

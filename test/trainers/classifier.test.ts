@@ -25,6 +25,7 @@ import { type FitState, type FitTask, fitLoop } from "../../src/trainers/loop.js
 import { expectClose } from "../support/close.js";
 import { scratch } from "../support/data_files.js";
 import { Shown } from "../support/train_run.js";
+import "../support/settle.js";
 
 const folder = scratch();
 const SIZE = 16;

@@ -14,6 +14,7 @@ import {
 } from "../../src/torch/index.js";
 import { CodeRestarts } from "../../src/trainers/code_restarts.js";
 import { expectClose } from "../support/close.js";
+import "../support/settle.js";
 
 const SIZES = { ch: 4, chMult: [1, 2], numResBlocks: 1, zChannels: 4, normGroups: 2 };
 const vq = (): VQModel => new VQModel({ ...SIZES, codebookSize: 4, codebookEmbedDim: 2 });

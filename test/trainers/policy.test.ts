@@ -39,6 +39,7 @@ import { expectClose } from "../support/close.js";
 import { tinyPretraining } from "../support/fit_run.js";
 import { TinyPolicy } from "../support/tiny_policy.js";
 import { metricsOf, Shown, tinyFolder } from "../support/train_run.js";
+import "../support/settle.js";
 
 type Values = Record<string, unknown>;
 

@@ -21,6 +21,7 @@ import { openTokenizerTask, trainTokenizer } from "../../src/trainers/tokenizer.
 import { expectClose } from "../support/close.js";
 import { scratch } from "../support/data_files.js";
 import { Shown, writeEmoji } from "../support/train_run.js";
+import "../support/settle.js";
 
 const folder = scratch();
 const SIZE = 16;
