@@ -50,7 +50,7 @@ async function test(args) {
     if (code !== 0) return code;
   }
   const files = (named.length > 0 ? named : ["test"]).flatMap(testFiles);
-  const concurrency = `--test-concurrency=${Math.min(4, availableParallelism())}`; // LibTorch has threads of its own
+  const concurrency = `--test-concurrency=${Math.min(4, availableParallelism())}`;
   return await node("--test", "--test-reporter=spec", concurrency, ...options, ...files);
 }
 
@@ -117,8 +117,9 @@ const DONE_MS = 5000;
  */
 function node(...args) {
   return new Promise((resolve, reject) => {
-    // Threads of LibTorch that wait for work give their core away: test files run side by side.
-    const env = args[0] === "--test" ? { OMP_WAIT_POLICY: "PASSIVE", ...process.env } : process.env;
+    // Test files run side by side, a core each: with more threads LibTorch's would wait for each other.
+    const side = { OMP_NUM_THREADS: "1", OMP_WAIT_POLICY: "PASSIVE" };
+    const env = args[0] === "--test" ? { ...side, ...process.env } : process.env;
     const child = spawn(process.execPath, args, { stdio: ["inherit", "inherit", "inherit", "ipc"], env });
     let endsAfterStep = false;
     let done; // exit code

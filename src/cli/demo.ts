@@ -82,7 +82,7 @@ export async function demo({ seed, dir, short = false, fromScratch = false }: De
     "eval.numGenerations=2",
     ...(isShared ? ["train.threads=1"] : []),
     ...(isNarrow ? ["policy", "tokenizer", "rewards"].map((part) => `precision.${part}=bfloat16`) : []),
-    ...(short ? ["train.iters=3", "eval.images=16", "eval.every=3"] : []),
+    ...(short ? ["train.iters=3", "rollout.images=8", "eval.images=16", "eval.every=3"] : []),
   ];
   const resolved = readConfig(trainKind, settings, {});
   const run = await interruptible((signal) => {
@@ -102,6 +102,7 @@ export async function demo({ seed, dir, short = false, fromScratch = false }: De
       temperatures: short ? [1] : [1, 0.8, 0.6, 0.4],
       images: short ? 16 : 384,
       samples: short ? 16 : 384,
+      ...(short ? { trainImages: 512 } : {}),
       resamples: short ? 20 : 200,
       json: join(run.dir, "eval.json"),
       out: join(run.dir, "eval"),

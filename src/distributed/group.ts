@@ -343,6 +343,7 @@ export async function destroy(error?: Error): Promise<void> {
           `an error of ${name}: ${error.message}`,
         ),
       );
+      closeGroup(GROUP); // those that wait for this process are told by the connection's end
     }
     const left = store.add("left", 1);
     // The store goes with this process: the others may have to read from it why they end.

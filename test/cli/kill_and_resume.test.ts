@@ -13,7 +13,7 @@ import { folderOfFile } from "../support/folder_of_file.js";
 import { killsOr, life, moments, SEED, unfinishedIn } from "../support/kills.js";
 import { quietRun, tinyRun } from "../support/train_run.js";
 
-const KILLS = killsOr(3);
+const KILLS = killsOr(2);
 
 let folder = "";
 folderOfFile(async (made) => {

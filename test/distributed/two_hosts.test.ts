@@ -79,7 +79,7 @@ test("two hosts: the link is cut during a step, both name the other, and the run
     ...tinyKeys(folder),
     "save.every=5",
     "log={every: 1, imagesEvery: 0, tensorboard: false}",
-    "train={iters: 150, threads: 1, device: cpu, timeout: 8}",
+    "train={iters: 60, threads: 1, device: cpu, timeout: 8}",
   ];
   const both = async (): Promise<ReturnType<typeof startOn>[]> => {
     const port = await freePort();
@@ -103,6 +103,6 @@ test("two hosts: the link is cut during a step, both name the other, and the run
   for (const { code, err } of await Promise.all(await both())) assert.equal(code, 0, err);
   assert.deepEqual(
     metricsOf(dir).map(({ step }) => step),
-    Array.from({ length: 150 }, (_, i) => i + 1),
+    Array.from({ length: 60 }, (_, i) => i + 1),
   );
 });

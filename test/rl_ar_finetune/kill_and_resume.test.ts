@@ -13,7 +13,7 @@ import { checkpointFiles, killOfRun, killsOr, life, moments, SEED, unfinishedIn 
 import { metricsOf, tinyFolder } from "../support/train_run.js";
 
 const PROGRAM = fileURLToPath(new URL("../support/train_run.js", import.meta.url));
-const KILLS = killsOr(4);
+const KILLS = killsOr(2);
 
 /** Two iterations a kill, so that every life has something to do, and some to end with. */
 const ITERS = 2 * KILLS + 4;

@@ -14,7 +14,7 @@ import { checkpointFiles, killOfRun, killsOr, life, moments, SEED, unfinishedIn 
 import { metricsOf, tinyFolder } from "../support/train_run.js";
 
 const PROGRAM = fileURLToPath(new URL("../support/fit_run.js", import.meta.url));
-const KILLS = killsOr(3);
+const KILLS = killsOr(2);
 const ITERS = 2 * KILLS + 4;
 
 /** The program and arguments of a training. */
