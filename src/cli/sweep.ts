@@ -1,5 +1,8 @@
-/** `rlar sweep`: choose keys of `rlar train` by successive halving over a file of ranges. The work is done in `src/sweep`. */
-import { dirname } from "node:path";
+/**
+ * `rlar sweep`: choose keys of `rlar train` by successive halving over a file of ranges, or compare trials that the file names. The
+ * work is done in `src/sweep`.
+ */
+import { dirname, join } from "node:path";
 import { rlarCommand } from "../config/command.js";
 import { pathIn } from "../config/input.js";
 import { ConfigError } from "../config/resolve.js";
@@ -33,12 +36,12 @@ export async function sweep(args: readonly string[], { json = false }: SweepComm
     return interruptionCode();
   }
   const command = finalCommand(config, file, standings[0] as Standing);
-  const page = await writeSweep(result, { rungs: config.rungs, command });
+  const page = await writeSweep(result, config, command);
   if (json) print(process.stdout, `${JSON.stringify({ dir, page, standings }, null, 2)}\n`);
   else
     print(
       process.stdout,
-      `\n${tableOf(standings)}\n\nlook at it: ${page}\njudge the best on other images: ${command}\n`,
+      `\n${tableOf(standings)}\n\nlook at it: ${page}\nall numbers: ${join(dir, "sweep.csv")}\njudge the best on other images: ${command}\n`,
     );
   return 0;
 }
@@ -60,10 +63,11 @@ function finalCommand(
 /** A line a trial, the best first. */
 function tableOf(standings: readonly Standing[]): string {
   const width = Math.max(...standings.map(({ steps }) => `${steps}`.length));
+  const names = Math.max(...standings.map(({ trial }) => trial.name.length));
   return standings
     .map(({ trial, steps, score }) => {
       const values = Object.entries(trial.values).map(([key, value]) => `${key}=${JSON.stringify(value)}`);
-      return `${trial.name}  ${`${steps}`.padStart(width)} steps  ${scoreText(score)}  ${values.join(" ") || "the base"}`;
+      return `${trial.name.padEnd(names)}  ${`${steps}`.padStart(width)} steps  ${scoreText(score)}  ${values.join(" ") || "the base"}`;
     })
     .join("\n");
 }

@@ -9,7 +9,7 @@ const schema = section({
     "Values to start from; there are none for this command. Leave it at null.",
   ),
   base: pathKey().describe(
-    "Configuration file of rlar train that every trial starts from; the first trial is this file unchanged. Required.",
+    "Configuration file of rlar train that every trial starts from; the first drawn trial is this file unchanged. Required.",
   ),
   dir: pathKey().describe(
     "Folder of the sweep; null is runs/ and the name of the sweep's file. Name it to keep several sweeps of one file apart.",
@@ -25,10 +25,13 @@ const schema = section({
     "Training steps after which trials are evaluated and the worse ones end, ascending; the last is train.iters of all trials. Make the first long enough to tell good trials from bad.",
   ),
   keep: key(z.number().gt(0).lt(1), 0.5).describe(
-    "Fraction of the trials that goes on from each rung, rounded up. Lower it to save time, raise it when early rungs mislead.",
+    "Fraction of the drawn trials that goes on from each rung, rounded up. Lower it to save time, raise it when early rungs mislead.",
   ),
   keys: key(record, {}).describe(
     "Keys of rlar train with their ranges: a list of values, or {range: [low, high]} or {log: [low, high]} (uniform in the logarithm), with integer: true for whole numbers. Give those that you want to choose.",
+  ),
+  compare: key(record, {}).describe(
+    "Trials by name, each with keys of rlar train and their values, in place of drawn ones; {} is the base file unchanged. All of them go through all rungs. Give it, with several seeds, to compare algorithms or settings that you name.",
   ),
   set: key(record, {}).describe(
     "Keys of rlar train with a value for all trials, in place of the base's. Set train.threads here, for example.",
@@ -72,13 +75,19 @@ export const sweepKind: ConfigKind<SweepConfig> = configKind<SweepConfig>({
   name: "sweep",
   schema,
   presets: {},
-  problems: ({ rungs }, { refuse }) => {
+  problems: ({ rungs, compare, keys, trials, keep }, { refuse, isGiven }) => {
     const isAscending = rungs.every((rung, i) => i === 0 || rung > (rungs[i - 1] as number));
     if (!isAscending) refuse("rungs", "steps in ascending order", rungs, "Sort them");
+    if (Object.keys(compare).length === 0) return;
+    const remedy = "Remove it, or compare";
+    if (Object.keys(keys).length > 0) refuse("keys", "no ranges beside compare", keys, remedy);
+    if (isGiven("trials")) refuse("trials", "no number of trials beside compare", trials, remedy);
+    if (isGiven("keep")) refuse("keep", "no fraction beside compare, whose trials all go on", keep, remedy);
   },
-  missing: ({ base, keys, eval: { features } }, { require }) => {
+  missing: ({ base, keys, compare, eval: { features } }, { require }) => {
     require("base", "a configuration file of rlar train", base !== null);
-    require("keys", "at least one key with a range", Object.keys(keys).length > 0);
+    const hasTrials = Object.keys({ ...keys, ...compare }).length > 0;
+    require("keys", "at least one key with a range, or trials in compare", hasTrials);
     require("eval.features", "at least one network that judges", features !== null);
   },
   notes: () => {},

@@ -5,7 +5,7 @@
  */
 
 import { type ChartGroup, type ChartSpec, chartGroups, type LineSpec } from "./metrics.js";
-import { dataElement, type Html, html, table } from "./page.js";
+import { dataElement, type Html, html, raw, table } from "./page.js";
 import { configAt, type Run } from "./run.js";
 import {
   type Axis,
@@ -366,13 +366,16 @@ export const legendKey = (kind: string, color: number | undefined, label: string
 export function chartFigure(parts: {
   title: string;
   kind?: string;
+  /** Height of the plot in pixels, in place of the kind's. */
+  tall?: number;
   keys: readonly Html[];
   frame: Html;
   about: Html;
   data?: unknown;
 }): Html {
-  const { title, kind = "", keys, frame, about, data } = parts;
-  return html`<figure class="chart${kind && ` ${kind}`}">
+  const { title, kind = "", tall, keys, frame, about, data } = parts;
+  const style = tall !== undefined && raw(` style="--tall:${tall}px"`);
+  return html`<figure class="chart${kind && ` ${kind}`}"${style}>
 <figcaption><h4>${title}</h4><ul class="legend">${keys}</ul></figcaption>
 ${frame}
 <p class="about">${about}</p>

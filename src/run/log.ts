@@ -140,7 +140,7 @@ function parsedLine(text: string): StepLine | null {
 }
 
 /**
- * Write the metrics as a table: a column per metric, in the order in which they first came, a line per step.
+ * Write records as a table: a column per name, in the order in which they first came, a line per record.
  *
  * @param records - gone through twice.
  */

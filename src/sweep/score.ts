@@ -7,24 +7,34 @@ import type { SweepConfig } from "../config/sweep.js";
 import type { ModelEvaluation } from "../evaluation/judge_models.js";
 import { type EvalRow, isSamePoint, type Point } from "../evaluation/options.js";
 import { MEASURES } from "../metrics/measures.js";
+import { type MeanInterval, meanInterval } from "./interval.js";
 
 /** The rows of an evaluation of one policy. */
 type Evaluated = Pick<ModelEvaluation, "rows">;
 
-/** How a trial stands after a rung. */
+/** What training changed in a measure, as one judge sees it, in percent of the base's; below 0 is a gain. */
+export interface Change extends MeanInterval {
+  /** Such as `completion.perceptual`. */
+  readonly measure: string;
+  /** The network's name; empty for a measure without a network. */
+  readonly judge: string;
+  /** One a seed. */
+  readonly seeds: readonly number[];
+}
+
+/** How a trial stands after a rung, at one setting. */
 export interface Score {
   /** Mean of the objective's changes, in percent; lower is better. */
   readonly objective: number;
   /** Sum of what the constraints are exceeded by, in percentage points; 0 where all are kept. */
   readonly excess: number;
-  /** The setting that it counts by: the best of those evaluated. */
   readonly point: Point | null;
-  /** By measure, of objective and constraints: the change in percent in the worst judge; below 0 is a gain. */
-  readonly changes: Readonly<Record<string, number>>;
+  /** Of the measures of objective and constraints, by each judge. */
+  readonly changes: readonly Change[];
 }
 
 /** The score of a trial that made no policy. */
-export const FAILED: Score = { objective: Infinity, excess: Infinity, point: null, changes: {} };
+export const FAILED: Score = { objective: Infinity, excess: Infinity, point: null, changes: [] };
 
 /** Trials that keep the constraints come first, then those that exceed them least; among equals the lower objective. */
 export const compareScores = (a: Score, b: Score): number =>
@@ -68,58 +78,57 @@ export function checkMeasures({ objective, constraints, eval: { samples } }: Swe
 }
 
 /**
- * Score a trial by its best setting.
+ * Score a trial at each setting, the best first: a trial counts by that.
  *
  * @param base - of the policy that all trials start from.
  * @param evaluations - of the trial, one a seed, at the base's settings.
  */
-export function scoreOf(
+export function scoresOf(
   base: Evaluated,
   evaluations: readonly Evaluated[],
   { objective, constraints }: Pick<SweepConfig, "objective" | "constraints">,
-): Score {
+): Score[] {
   const measures = [...new Set([...objective, ...Object.keys(constraints)])];
   const scores = base.rows.map((point): Score => {
-    const changes = Object.fromEntries(
-      measures.map((measure) => [measure, changeOf(measure, point, base, evaluations)]),
-    );
+    const changes = measures.flatMap((measure) => changesOf(measure, point, base, evaluations));
     const excesses = Object.entries(constraints).map(([measure, most]) =>
-      Math.max(0, (changes[measure] as number) - (most as number)),
+      Math.max(0, worstOf(changes, measure) - (most as number)),
     );
     return {
-      objective: meanOf(objective.map((measure) => changes[measure] as number)),
+      objective: meanInterval(objective.map((measure) => worstOf(changes, measure))).value,
       excess: excesses.reduce((sum, excess) => sum + excess, 0),
       point: { temperature: point.temperature, cfg: point.cfg },
       changes,
     };
   });
-  return [...scores].sort(compareScores)[0] ?? FAILED;
+  return scores.sort(compareScores);
 }
 
-/** Percent by which a measure is worse than the base's: the mean over the seeds, in the judge that sees the most of it. */
-function changeOf(
+/** The change of a measure in the judge that sees the least gain. */
+export const worstOf = (changes: readonly Change[], measure: string): number =>
+  Math.max(...changes.filter((change) => change.measure === measure).map(({ value }) => value));
+
+/** Percent by which a measure is worse than the base's, by each judge. */
+function changesOf(
   measure: string,
   point: EvalRow,
   base: Evaluated,
   evaluations: readonly Evaluated[],
-): number {
+): Change[] {
   const name = measure.split(".")[1] as string;
   const { sign } = MEASURES[name] as { sign: 1 | -1 };
   const before = OF_SETS.test(name) ? [point] : base.rows;
-  const judges = Object.keys(valuesOf(measure, point));
-  const changes = judges.map((judge) => {
+  return Object.keys(valuesOf(measure, point)).map((judge) => {
     const all = before.map((row) => valuesOf(measure, row)[judge] as number);
     const best = sign === 1 ? Math.max(...all) : Math.min(...all);
-    const after = meanOf(
-      evaluations.map(({ rows }) => {
-        const row = rows.find((each) => isSamePoint(each, point));
-        return row === undefined ? Number.NaN : (valuesOf(measure, row)[judge] ?? Number.NaN);
-      }),
-    );
-    return (-sign * (after - best) * 100) / Math.abs(best);
+    const seeds = evaluations.map(({ rows }) => {
+      const row = rows.find((each) => isSamePoint(each, point));
+      const after = row === undefined ? undefined : valuesOf(measure, row)[judge];
+      const change = (-sign * ((after ?? Number.NaN) - best) * 100) / Math.abs(best);
+      return Number.isNaN(change) ? Infinity : change;
+    });
+    return { measure, judge, seeds, ...meanInterval(seeds) };
   });
-  const worst = Math.max(...changes);
-  return Number.isNaN(worst) ? Infinity : worst;
 }
 
 /** Values of a measure by judge; one of no judge under an empty name. */
@@ -137,6 +146,3 @@ function valuesOf(measure: string, { free, completions }: EvalRow): Record<strin
     `objective or constraints: expected measures that this evaluation has, got ${measure}. rlar eval with the same networks shows which it has.`,
   ]);
 }
-
-const meanOf = (values: readonly number[]): number =>
-  values.reduce((sum, value) => sum + value, 0) / values.length;

@@ -1,6 +1,6 @@
 /**
  * `rlar sweep`: successive halving (Jamieson and Talwalkar 2016). All trials train to the first rung and are evaluated on
- * held-out images; the better ones go on to the next. Each trial is an ordinary run in a folder of its own, and what is done is
+ * held-out images; the better ones go on to the next, or all of them where the file names them. Each trial is an ordinary run in a folder of its own, and what is done is
  * known by the files that are there, so a sweep that was killed goes on where it was.
  */
 import { existsSync, readFileSync } from "node:fs";
@@ -19,7 +19,7 @@ import { DivergedError } from "../run/failure.js";
 import { NOWHERE } from "../run/log.js";
 import { makeFolder, replaceFile } from "../torch/files.js";
 import { expected } from "../torch/index.js";
-import { checkMeasures, compareScores, FAILED, type Score, scoreOf } from "./score.js";
+import { checkMeasures, compareScores, FAILED, type Score, scoresOf } from "./score.js";
 import { type Trial, trialsOf } from "./trials.js";
 
 /** A trial and how far it came. */
@@ -27,7 +27,10 @@ export interface Standing {
   readonly trial: Trial;
   /** Steps of the last rung that it was evaluated at. */
   readonly steps: number;
+  /** At its best setting. */
   readonly score: Score;
+  /** At every setting, the best first; empty for a trial that made no policy. */
+  readonly settings: readonly Score[];
   /** Folders of its runs, one a seed. */
   readonly runs: readonly string[];
 }
@@ -36,6 +39,7 @@ export interface Standing {
 export interface SweepResult {
   readonly dir: string;
   readonly isInterrupted: boolean;
+  readonly isNamed: boolean;
   /** The best first: by the rung that they reached, then by score. */
   readonly standings: readonly Standing[];
 }
@@ -71,10 +75,12 @@ export async function runSweep(
   const trials = trialsOf(config);
   const features = (config.eval.features ?? []).map((path) => pathIn(dirname(file), path));
   const last = config.rungs.at(-1) as number;
-  const runsOf = ({ name, values }: Trial): TrialRun[] =>
+  const isNamed = Object.keys(config.compare).length > 0;
+  const runsOf = ({ name, folder: own, values }: Trial): TrialRun[] =>
     config.seeds.map((seed) => {
-      const folder = join(dir, config.seeds.length === 1 ? name : join(name, `seed_${seed}`));
-      return { dir: folder, resolved: runConfig(config, values, { seed, folder, iters: last }) };
+      const folder = join(dir, config.seeds.length === 1 ? own : join(own, `seed_${seed}`));
+      const resolved = inTrial(name, () => runConfig(config, values, { seed, folder, iters: last }));
+      return { dir: folder, resolved };
     });
   const all = trials.map((trial) => ({ trial, runs: runsOf(trial) }));
   for (const { ar, tokenizer } of all.flatMap(({ runs }) => runs.map(({ resolved }) => resolved.config))) {
@@ -85,8 +91,12 @@ export async function runSweep(
     ]);
   }
   keepPlan(dir, config);
+  sayNotes(all, say);
   say(`${trials.length} trials in ${dir}: rungs of ${config.rungs.join(", ")} steps`);
 
+  const stopped = (...some: readonly Standing[][]): SweepResult => {
+    return { dir, isInterrupted: true, isNamed, standings: ranked(some.flat()) };
+  };
   const evaluated = (run: TrialRun, which: "policy" | "against", json: string): Promise<ModelEvaluation> =>
     evaluation(config, { ...run, features, which }, json);
   let base: ModelEvaluation | null = null;
@@ -100,14 +110,15 @@ export async function runSweep(
       for (const run of runs) {
         const done = join(run.dir, `eval_${String(steps).padStart(6, "0")}.json`);
         if (!existsSync(done)) problem = await trainTo(steps, run, signal);
-        if (signal?.aborted) return { dir, isInterrupted: true, standings: ranked([...rung, ...standings]) };
+        if (signal?.aborted) return stopped(rung, standings);
         if (problem !== null) break;
         base ??= await evaluated(run, "policy", join(dir, "base.json"));
         found.push(await evaluated(run, "against", done));
-        if (signal?.aborted) return { dir, isInterrupted: true, standings: ranked([...rung, ...standings]) };
+        if (signal?.aborted) return stopped(rung, standings);
       }
-      const score = problem === null ? scoreOf(base as ModelEvaluation, found, config) : FAILED;
-      rung.push({ trial, steps, score, runs: runs.map((run) => run.dir) });
+      const settings = problem === null ? scoresOf(base as ModelEvaluation, found, config) : [];
+      const [score = FAILED] = settings;
+      rung.push({ trial, steps, score, settings, runs: runs.map((run) => run.dir) });
       say(`${trial.name}, ${steps} steps: ${problem ?? scoreText(score)}`);
     }
     const better = ranked(rung);
@@ -116,12 +127,12 @@ export async function runSweep(
     const going = new Set(
       better
         .filter(({ score }) => score !== FAILED)
-        .slice(0, Math.ceil(config.keep * better.length))
+        .slice(0, Math.ceil((isNamed ? 1 : config.keep) * better.length))
         .map(({ trial }) => trial),
     );
     alive = alive.filter(({ trial }) => going.has(trial));
   }
-  return { dir, isInterrupted: false, standings };
+  return { dir, isInterrupted: false, isNamed, standings };
 }
 
 const ranked = (standings: readonly Standing[]): Standing[] =>
@@ -136,6 +147,31 @@ export const scoreText = ({ objective, excess, point }: Score): string =>
 
 /** Such as `-6.5 %`. */
 export const percent = (value: number): string => `${value > 0 ? "+" : ""}${value.toFixed(1)} %`;
+
+/** Say each note on the runs' keys once, with the trials that it is about where it is not about all. */
+function sayNotes(
+  all: readonly { readonly trial: Trial; readonly runs: readonly TrialRun[] }[],
+  say: (line: string) => void,
+): void {
+  const noted = all.map(({ trial, runs }) => ({
+    name: trial.name,
+    notes: new Set(runs.flatMap(({ resolved }) => resolved.notes)),
+  }));
+  for (const note of new Set(noted.flatMap(({ notes }) => [...notes]))) {
+    const names = noted.filter(({ notes }) => notes.has(note)).map(({ name }) => name);
+    say(`note${names.length === all.length ? "" : ` (${names.join("; ")})`}: ${note}`);
+  }
+}
+
+/** Say in which trial a key is wrong. */
+function inTrial<T>(name: string, read: () => T): T {
+  try {
+    return read();
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    throw new ConfigError(error.problems.map((text) => `${name}: ${text.replace(/^command line: /, "")}`));
+  }
+}
 
 /** The configuration of a trial's run: the base, what the sweep sets, and the trial's own values. */
 function runConfig(
@@ -159,17 +195,30 @@ function runConfig(
 /** Write what the sweep is, or refuse a folder of another one. */
 function keepPlan(dir: string, config: SweepConfig): void {
   const path = join(dir, "sweep.json");
-  const { dir: _, ...plan } = plainConfig(config, sweepKind) as Record<string, unknown>;
-  const text = `${JSON.stringify(plan, null, 2)}\n`;
+  const text = planText(config);
   if (!existsSync(path)) {
     makeFolder(dir);
     replaceFile(path, text);
     return;
   }
-  if (readFileSync(path, "utf8") === text) return;
+  if (planBefore(readFileSync(path, "utf8")) === text) return;
   throw new ConfigError([
     `${dir}: expected the folder of this sweep, got one that was begun with other keys (${path}). Name another folder with dir, or undo the change.`,
   ]);
+}
+
+function planText(config: SweepConfig): string {
+  const { dir: _, ...plan } = plainConfig(config, sweepKind) as Record<string, unknown>;
+  return `${JSON.stringify(plan, null, 2)}\n`;
+}
+
+/** A plan that was written, with defaults for keys that are newer than it; null for one that cannot be read. */
+function planBefore(text: string): string | null {
+  try {
+    return planText(resolveConfig({ values: JSON.parse(text), isComplete: false }, sweepKind).config);
+  } catch {
+    return null;
+  }
 }
 
 /**

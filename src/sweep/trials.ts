@@ -1,4 +1,7 @@
-/** Draws the trials of a sweep: values of keys from lists and ranges. The same configuration draws the same trials. */
+/**
+ * The trials of a sweep: those that its file names, or values of keys drawn from lists and ranges. The same configuration draws
+ * the same trials.
+ */
 import { ConfigError } from "../config/resolve.js";
 import type { SweepConfig } from "../config/sweep.js";
 import { rand, stream, tidy } from "../torch/index.js";
@@ -6,6 +9,8 @@ import { rand, stream, tidy } from "../torch/index.js";
 /** A way to set the keys. */
 export interface Trial {
   readonly name: string;
+  /** Below the sweep's folder. */
+  readonly folder: string;
   /** By key; empty for the base. */
   readonly values: Readonly<Record<string, unknown>>;
 }
@@ -19,15 +24,65 @@ type Range =
 const DRAWS = 64;
 
 /**
- * The trials: the base first, then different draws, fewer than `trials` where lists allow no more.
+ * The trials: those of `compare`; without any the base first, then different draws, fewer than `trials` where lists allow no more.
  *
- * @throws ConfigError for a range that is none.
+ * @throws ConfigError for a range that is none, and for names and keys that trials cannot have.
  */
-export function trialsOf({
-  trials,
-  keys,
-  seed,
-}: Pick<SweepConfig, "trials" | "keys" | "seed">): readonly Trial[] {
+export function trialsOf(
+  config: Pick<SweepConfig, "trials" | "keys" | "seed" | "compare">,
+): readonly Trial[] {
+  const problems = Object.entries({ keys: [config.keys], compare: Object.values(config.compare) }).flatMap(
+    ([where, all]) => all.flatMap((keys) => ownProblems(where, keys)),
+  );
+  if (problems.length > 0) throw new ConfigError([...new Set(problems)]);
+  return Object.keys(config.compare).length > 0 ? namedTrials(config) : drawnTrials(config);
+}
+
+/** Keys that the sweep itself sets for each run, and what sets them. */
+const OWN: Readonly<Record<string, string>> = {
+  seed: "seeds",
+  "train.iters": "rungs",
+  "run.dir": "dir",
+  "run.ifExists": "dir",
+};
+
+/** Keys of a trial that the sweep would override. */
+const ownProblems = (where: string, keys: unknown): string[] =>
+  typeof keys !== "object" || keys === null
+    ? []
+    : Object.entries(OWN).flatMap(([key, by]) =>
+        key in keys
+          ? [`${where}: expected keys that trials may differ in, got ${key}. Set ${by} of the sweep instead.`]
+          : [],
+      );
+
+function namedTrials({ compare }: Pick<SweepConfig, "compare">): Trial[] {
+  const problems: string[] = [];
+  const byFolder = new Map<string, string>();
+  const trials = Object.entries(compare).map(([name, values]): Trial => {
+    const folder = name
+      .toLowerCase()
+      .replace(/[^\p{L}\p{M}\p{N}]+/gu, "_")
+      .replace(/^_|_$/g, "");
+    const other = byFolder.get(folder);
+    byFolder.set(folder, name);
+    if (folder === "")
+      problems.push(`compare: expected names with a letter or a digit, got ${JSON.stringify(name)}.`);
+    else if (other !== undefined)
+      problems.push(
+        `compare: expected names that differ in letters or digits, got ${other} and ${name}, whose runs would share the folder ${folder}. Change one.`,
+      );
+    if (typeof values !== "object" || values === null || Array.isArray(values))
+      problems.push(
+        `compare.${name}: expected keys of rlar train with values, got ${JSON.stringify(values)}. Write ${name}: {} for the base unchanged.`,
+      );
+    return { name, folder, values: values as Trial["values"] };
+  });
+  if (problems.length > 0) throw new ConfigError(problems);
+  return trials;
+}
+
+function drawnTrials({ trials, keys, seed }: Pick<SweepConfig, "trials" | "keys" | "seed">): Trial[] {
   const ranges = Object.entries(keys).map(([key, given]) => [key, rangeOf(key, given)] as const);
   const found = new Map<string, Trial["values"]>([["{}", {}]]);
   for (let draw = 0; found.size < trials && draw < trials * DRAWS; draw++) {
@@ -36,7 +91,10 @@ export function trialsOf({
     );
     found.set(JSON.stringify(values), values);
   }
-  return [...found.values()].map((values, i) => ({ name: `trial_${String(i).padStart(3, "0")}`, values }));
+  return [...found.values()].map((values, i) => {
+    const name = `trial_${String(i).padStart(3, "0")}`;
+    return { name, folder: name, values };
+  });
 }
 
 /** In [0, 1), in float64. */

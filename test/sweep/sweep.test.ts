@@ -9,13 +9,23 @@ import { writeSweep } from "../../src/dashboard/sweep.js";
 import type { EvalRow } from "../../src/evaluation/options.js";
 import { FeatureClassifier } from "../../src/metrics/index.js";
 import { buildArPolicy, policyMetadata } from "../../src/rl_ar_finetune/builder.js";
-import { checkMeasures, compareScores, FAILED, scoreOf } from "../../src/sweep/score.js";
+import { meanInterval, studentQuantile } from "../../src/sweep/interval.js";
+import {
+  checkMeasures,
+  compareScores,
+  FAILED,
+  type Score,
+  scoresOf,
+  worstOf,
+} from "../../src/sweep/score.js";
 import { runSweep, type SweepResult } from "../../src/sweep/sweep.js";
 import { trialsOf } from "../../src/sweep/trials.js";
 import { manualSeed, saveSafetensors } from "../../src/torch/index.js";
 import { checkpointsOf, tinyFolder, writeEmoji } from "../support/train_run.js";
 
-const drawn = (keys: SweepConfig["keys"], trials = 40, seed = 0) => trialsOf({ keys, trials, seed });
+const drawn = (keys: SweepConfig["keys"], trials = 40, seed = 0) =>
+  trialsOf({ keys, trials, seed, compare: {} });
+const named = (compare: SweepConfig["compare"]) => trialsOf({ keys: {}, trials: 16, seed: 0, compare });
 
 test("trials are the base and different draws within the ranges, the same every time", () => {
   const keys = {
@@ -27,7 +37,7 @@ test("trials are the base and different draws within the ranges, the same every 
   const trials = drawn(keys);
   assert.deepEqual(trials, drawn(keys));
   assert.notDeepEqual(trials, drawn(keys, 40, 1));
-  assert.deepEqual(trials[0], { name: "trial_000", values: {} });
+  assert.deepEqual(trials[0], { name: "trial_000", folder: "trial_000", values: {} });
   assert.equal(new Set(trials.map(({ values }) => JSON.stringify(values))).size, 40);
   const of = (key: string): number[] => trials.slice(1).map(({ values }) => values[key] as number);
   assert.ok(of("optimizer.lr").every((lr) => lr >= 1e-4 && lr <= 1e-2));
@@ -51,6 +61,46 @@ test("what is no range is refused, with what one looks like", () => {
     );
 });
 
+test("named trials are those and no other, each in a folder of its own", () => {
+  assert.deepEqual(named({ GRPO: {}, "Dr. GRPO": { "grpo.scale": "none" } }), [
+    { name: "GRPO", folder: "grpo", values: {} },
+    { name: "Dr. GRPO", folder: "dr_grpo", values: { "grpo.scale": "none" } },
+  ]);
+  assert.throws(() => named({ "a b": {}, "A-B": {} }), /a b and A-B.*a_b/);
+  assert.throws(() => named({ "../..": {} }), /a letter or a digit/);
+  for (const values of [null, "rloo", ["rloo"]])
+    assert.throws(() => named({ RLOO: values }), /compare\.RLOO: expected keys.*RLOO: \{\}/);
+  assert.throws(() => named({ long: { "train.iters": 99 } }), /compare: .*train\.iters.*rungs/);
+  assert.throws(() => drawn({ seed: [1, 2] }), /keys: .*seed.*seeds/);
+});
+
+test("compare takes the place of keys, trials and keep, which are refused together", () => {
+  const read = (values: object) => resolveConfig({ values, isComplete: false }, sweepKind);
+  const compare = { RLOO: { algorithm: "rloo" } };
+  read({ compare });
+  assert.throws(
+    () => read({ compare, trials: 4, keep: 0.5, keys: { "optimizer.lr": [1] } }),
+    ({ problems }: ConfigError) =>
+      problems.length === 3 && problems.every((text) => /beside compare/.test(text)),
+  );
+});
+
+test("the interval of a mean over seeds is Student's t", () => {
+  // 1, 2, 3, 4, 5: mean 3, s = sqrt(10 / 4), t of 4 degrees 2.776445: 2.776445 * sqrt(2.5 / 5) = 1.963243.
+  const { value, low, high } = meanInterval([1, 2, 3, 4, 5]);
+  assert.equal(value, 3);
+  assert.ok(Math.abs((low as number) - 1.036757) < 1e-6 && Math.abs((high as number) - 4.963243) < 1e-6);
+  assert.deepEqual(meanInterval([7]), { value: 7, low: null, high: null });
+  assert.deepEqual(meanInterval([7, Infinity]), { value: Infinity, low: null, high: null });
+  // Published tables.
+  for (const [degrees, t] of [
+    [11, 2.200985],
+    [30, 2.042272],
+    [120, 1.97993],
+  ] as const)
+    assert.ok(Math.abs(studentQuantile(degrees) - t) < 1e-5, `${degrees}`);
+});
+
 /** An evaluation of one policy: of each temperature L2, and FD by two judges. */
 const rows = (...all: [temperature: number, l2: number, inside: number, outside: number][]) => ({
   rows: all.map(([temperature, l2, inside, outside]): EvalRow => {
@@ -62,6 +112,7 @@ const rows = (...all: [temperature: number, l2: number, inside: number, outside:
 });
 
 const BASE = rows([1, 0.2, 1, 10], [0.5, 0.16, 2, 20]);
+const scoreOf = (...of: Parameters<typeof scoresOf>) => scoresOf(...of)[0] as Score;
 const ASKED = { objective: ["completion.l2"], constraints: { "completion.fd_train": 0 } };
 
 test("closeness is compared with the base's best setting, sets with the same setting, in the worst judge", () => {
@@ -71,12 +122,23 @@ test("closeness is compared with the base's best setting, sets with the same set
   assert.deepEqual(score.point, { temperature: 0.5, cfg: 1 }, "the constraint comes first");
   assert.ok(Math.abs(score.objective - 5) < 1e-9);
   assert.equal(score.excess, 0);
-  assert.ok(Math.abs((score.changes["completion.fd_train"] as number) + 5) < 1e-9);
+  assert.ok(Math.abs(worstOf(score.changes, "completion.fd_train") + 5) < 1e-9);
   const loose = scoreOf(BASE, [trial], { ...ASKED, constraints: { "completion.fd_train": 10.5 } });
   assert.ok(Math.abs(loose.objective + 5) < 1e-9);
   // Two seeds: the mean.
   const two = scoreOf(BASE, [trial, rows([1, 0.152, 0.9, 9], [0.5, 0.2, 3, 30])], ASKED);
   assert.ok(Math.abs(two.objective + 5) < 1e-9 && two.excess < 1e-9);
+  // Each judge has its own mean and interval: FD of T 1 is 10 % above and 10 % below by the one, 10 % below twice by the other.
+  assert.deepEqual(
+    two.changes.map(({ judge, seeds }) => [judge, ...seeds.map(Math.round)]),
+    [
+      ["", -5, -5],
+      ["inside", 10, -10],
+      ["outside", -10, -10],
+    ],
+  );
+  const [, inside] = two.changes;
+  assert.ok(Math.abs((inside?.high as number) - 12.706205 * 10) < 1e-6);
 });
 
 test("trials that keep the constraints come first, failed ones last", () => {
@@ -156,7 +218,7 @@ test("a sweep that is stopped goes on to the same end, and repeats no trial that
     [2, 1],
     "half of two goes on",
   );
-  const page = await writeSweep(whole, { rungs: [1, 2], command: "rlar eval" });
+  const page = await writeSweep(whole, { rungs: [1, 2], seeds: [0] }, "rlar eval");
   const html = readFileSync(page, "utf8");
   for (const { trial } of whole.standings) assert.ok(html.includes(trial.name));
   assert.match(html, /optimizer\.lr/);
@@ -180,4 +242,26 @@ test("a sweep that is stopped goes on to the same end, and repeats no trial that
   await assert.rejects(run("parts", {}, { seed: 1 }), (error: ConfigError) =>
     /sweep\.json/.test(error.message),
   );
+});
+
+test("named trials run with each seed, and the page and the table have their intervals", async (t) => {
+  const { at, run } = await sweepFolder(t);
+  const given = { rungs: [1], seeds: [3, 4], trials: undefined, keep: undefined, keys: undefined };
+  const compare = { GRPO: {}, "R & LOO": { algorithm: "rloo", "rloo.aggregation": "mean" } };
+  const result = await run("named", {}, { ...given, compare });
+  assert.deepEqual(
+    result.standings.map(({ steps }) => steps),
+    [1, 1],
+  );
+  const page = await writeSweep(result, given, "rlar eval");
+  const html = readFileSync(page, "utf8");
+  assert.match(html, /R &amp; LOO/);
+  assert.match(html, /class="range"/);
+  const [head, ...lines] = readFileSync(at("named/sweep.csv"), "utf8").trim().split("\n");
+  assert.match(head as string, /^trial,.*measure,judge,change_percent,low,high,seed_3,seed_4/);
+  // completion.l2 without a network, completion.fd_train by one.
+  assert.equal(lines.length, 4);
+  assert.ok(checkpointsOf(at("named/r_loo/seed_4")).length > 0);
+  const wrong = { ...given, compare: { Typo: { algorithm: "rlo" } } };
+  await assert.rejects(run("wrong", {}, wrong), /Typo: algorithm: expected/);
 });
