@@ -57,6 +57,7 @@ const SHARED: ReadonlySet<string> = new Set([
   "src/metrics/distribution.ts",
   "src/metrics/neighbours.ts",
   "src/metrics/measures.ts",
+  "src/metrics/ranks.ts",
 ]);
 
 const MAX_LINES = 700;

@@ -3,6 +3,7 @@
  * rise or fall from A to B. A reward can please one network and not another, so a result counts where all agree. Plain
  * numbers in and out.
  */
+import { rankCorrelation } from "../metrics/ranks.js";
 import { isApart } from "./frontier.js";
 import { type Estimate, type EvalRow, isSamePoint, type Measures } from "./options.js";
 
@@ -65,16 +66,19 @@ export function agreementsOf(names: readonly string[], rows: readonly EvalRow[])
         judges.slice(i + 1).map(
           (b): Correlation => ({
             networks: [a.name, b.name],
-            value: rankCorrelation(
-              a.values.map(({ value }) => value),
-              b.values.map(({ value }) => value),
-            ),
+            value: correlationOf(a.values, b.values),
           }),
         ),
       );
       return [{ measure, prefix, points: rows.length, correlations, changes: changesOf(judges, rows) }];
     }),
   );
+}
+
+function correlationOf(a: readonly Estimate[], b: readonly Estimate[]): number | null {
+  const valuesOf = (estimates: readonly Estimate[]): number[] => estimates.map(({ value }) => value);
+  const correlation = rankCorrelation(valuesOf(a), valuesOf(b));
+  return a.length < 3 || Number.isNaN(correlation) ? null : correlation;
 }
 
 function changesOf(
@@ -105,26 +109,3 @@ function directionOf(before: Estimate, after: Estimate): Direction {
   if (!isApart(before, after)) return "even";
   return after.value < before.value ? "lower" : "higher";
 }
-
-/**
- * Spearman's rank correlation: Pearson's of the ranks, equal values share the mean of theirs.
- *
- * @returns null for fewer than 3 values, or where those of a side are all equal.
- */
-export function rankCorrelation(a: readonly number[], b: readonly number[]): number | null {
-  if (a.length < 3) return null;
-  const [x, y] = [ranksOf(a), ranksOf(b)];
-  const mean = (a.length + 1) / 2;
-  const product = (u: readonly number[], v: readonly number[]): number =>
-    u.reduce((sum, rank, i) => sum + (rank - mean) * ((v[i] as number) - mean), 0);
-  const scale = Math.sqrt(product(x, x) * product(y, y));
-  return scale > 0 ? product(x, y) / scale : null;
-}
-
-/** From 1 for the least. */
-const ranksOf = (values: readonly number[]): number[] =>
-  values.map((value) => {
-    const below = values.filter((other) => other < value).length;
-    const equal = values.filter((other) => other === value).length;
-    return below + (equal + 1) / 2;
-  });

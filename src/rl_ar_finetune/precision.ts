@@ -4,6 +4,7 @@
  * would be noise ends there.
  */
 import type { TrainConfig } from "../config/resolve.js";
+import { rankCorrelation } from "../metrics/ranks.js";
 import { expected, type Tensor, tidy } from "../torch/index.js";
 import { decodeCodes } from "./decode.js";
 import type { RunParts } from "./parts.js";
@@ -131,22 +132,4 @@ export function reportPrecision(
     }
   }
   return `bfloat16 against float32, ${of}: ${said}`;
-}
-
-/** Spearman's rank correlation; equal values have their mean rank. NaN where all values of a list are equal. */
-export function rankCorrelation(a: readonly number[], b: readonly number[]): number {
-  const [ranksA, ranksB] = [ranksOf(a), ranksOf(b)];
-  const mean = (a.length - 1) / 2;
-  const sum = (of: (i: number) => number): number => a.reduce((total, _, i) => total + of(i), 0);
-  const offA = (i: number): number => (ranksA[i] as number) - mean;
-  const offB = (i: number): number => (ranksB[i] as number) - mean;
-  return sum((i) => offA(i) * offB(i)) / Math.sqrt(sum((i) => offA(i) ** 2) * sum((i) => offB(i) ** 2));
-}
-
-function ranksOf(values: readonly number[]): number[] {
-  return values.map((value) => {
-    const below = values.filter((other) => other < value).length;
-    const equal = values.filter((other) => other === value).length;
-    return below + (equal - 1) / 2;
-  });
 }

@@ -2,21 +2,10 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { agreementsOf, rankCorrelation } from "../../src/evaluation/agreement.js";
+import { agreementsOf } from "../../src/evaluation/agreement.js";
 import type { Estimate, EvalRow } from "../../src/evaluation/options.js";
 import { sharesImages } from "../../src/evaluation/shared_data.js";
 import { agreementTexts } from "../../src/evaluation/verdict.js";
-
-test("the rank correlation is Spearman's, and equal values share a rank", () => {
-  assert.equal(rankCorrelation([1, 2, 3, 4], [10, 20, 30, 400]), 1);
-  assert.equal(rankCorrelation([1, 2, 3], [5, 4, 3]), -1);
-  // 1 - 6 (0 + 1 + 1 + 0) / (4 * 15) = 0.8
-  assert.ok(Math.abs((rankCorrelation([1, 2, 3, 4], [1, 3, 2, 4]) as number) - 0.8) < 1e-12);
-  // Ranks 1.5, 1.5, 3 and 1, 2, 3: 1.5 / sqrt(1.5 * 2)
-  assert.ok(Math.abs((rankCorrelation([7, 7, 9], [1, 2, 3]) as number) - Math.sqrt(0.75)) < 1e-12);
-  assert.equal(rankCorrelation([1, 2], [1, 2]), null, "two points always agree or disagree");
-  assert.equal(rankCorrelation([1, 1, 1], [1, 2, 3]), null);
-});
 
 const near = (value: number, half: number | null = null): Estimate =>
   half === null ? { value, low: null, high: null } : { value, low: value - half, high: value + half };
@@ -70,7 +59,9 @@ test("one network, or one policy, has less to compare", () => {
   assert.deepEqual(agreementsOf(["inside"], ROWS), []);
   const [alone] = agreementsOf(["inside", "outside"], ROWS.slice(0, 2));
   assert.equal(alone?.changes, null);
-  assert.equal(alone?.correlations[0]?.value, null);
+  assert.equal(alone?.correlations[0]?.value, null, "two points always agree or disagree");
+  const even = [0.6, 0.8, 1].map((t) => row("A", t, { inside: near(1), outside: near(t) }));
+  assert.equal(agreementsOf(["inside", "outside"], even)[0]?.correlations[0]?.value, null);
 });
 
 test("a judge shares images with the reward by the set's fingerprint or its classes", () => {

@@ -5,23 +5,13 @@ import { FeatureClassifier, PerceptualDistance } from "../../src/metrics/index.j
 import { decodeCodes } from "../../src/rl_ar_finetune/decode.js";
 import { customTerm } from "../../src/rl_ar_finetune/own_rewards.js";
 import type { RunParts } from "../../src/rl_ar_finetune/parts.js";
-import { measurePrecision, rankCorrelation, reportPrecision } from "../../src/rl_ar_finetune/precision.js";
+import { measurePrecision, reportPrecision } from "../../src/rl_ar_finetune/precision.js";
 import { reconstructionTerm, type Term } from "../../src/rl_ar_finetune/rewards.js";
 import { buildTokenizerFrozen, VQModel } from "../../src/tokenizers/index.js";
 import { manualSeed, memory, noGrad, rand, randint, type Tensor, zeros } from "../../src/torch/index.js";
 import { expectClose } from "../support/close.js";
 import { noLeak } from "../support/leak.js";
 import { metricsOf, quietRun, Shown, tinyFolder, tinyRun, tinyTokenizer } from "../support/train_run.js";
-
-test("rank correlation by hand", () => {
-  assert.equal(rankCorrelation([1, 2, 3], [10, 20, 30]), 1);
-  assert.equal(rankCorrelation([1, 2, 3], [3, 2, 1]), -1);
-  // Ranks 0 1 2 3 against 0 2 1 3: 1 - 6 * 2 / (4 * 15).
-  assert.ok(Math.abs(rankCorrelation([1, 2, 3, 4], [1, 3, 2, 4]) - 0.8) < 1e-12);
-  // Ranks 0.5 0.5 2 against 0 1 2: 1.5 / sqrt(1.5 * 2).
-  assert.ok(Math.abs(rankCorrelation([5, 5, 9], [1, 2, 3]) - 1.5 / Math.sqrt(3)) < 1e-12);
-  assert.ok(Number.isNaN(rankCorrelation([1, 1], [1, 2])));
-});
 
 test("a decoder in bfloat16 is close to float32, gives float32 images, and is measured", () => {
   manualSeed(3);
