@@ -44,6 +44,7 @@ import {
   tidy,
   zeros,
 } from "../torch/index.js";
+import { owning } from "../torch/owning.js";
 import { forEachDecoded } from "./draws.js";
 import { type Described, Describer } from "./measure.js";
 import type { Judge, ModelEvalOptions, PolicyFile } from "./options.js";
@@ -124,20 +125,11 @@ export interface EvalInputs extends Disposable {
  * @throws ConfigError for keys of `data` that cannot be used, RangeError for files and images that cannot.
  */
 export async function openInputs(options: ModelEvalOptions): Promise<EvalInputs> {
-  const owned: Disposable[] = [];
-  const dispose = (): void => {
-    for (const part of owned) part[Symbol.dispose]();
-  };
-  try {
-    const parts = await openParts(options, (value) => {
-      if (Symbol.dispose in value) owned.push(value as typeof value & Disposable);
-      return value;
-    });
-    return { ...parts, [Symbol.dispose]: dispose };
-  } catch (error) {
-    dispose();
-    throw error;
-  }
+  return owning((own) =>
+    openParts(options, (value) =>
+      Symbol.dispose in value ? own(value as typeof value & Disposable) : value,
+    ),
+  );
 }
 
 /** @param own - given each part that is opened here. */

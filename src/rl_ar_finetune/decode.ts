@@ -6,6 +6,7 @@ import { setImmediate } from "node:timers/promises";
 import type { RewardContext, TrainConfig } from "../config/resolve.js";
 import type { Batch } from "../data/index.js";
 import { call, cat, noGrad, type Tensor, tidy, zeros } from "../torch/index.js";
+import { owning } from "../torch/owning.js";
 import { latentsOf } from "./builder.js";
 import type { RunParts } from "./parts.js";
 import type { Judged, Term } from "./rewards.js";
@@ -49,15 +50,7 @@ type Sent = Readonly<Record<string, readonly Promise<readonly number[]>[]>>;
 export async function decodeFor(config: TrainConfig, parts: RunParts, given: ToDecode): Promise<Decoded> {
   const { terms, device } = parts;
   const { batch, codes } = given;
-  const made: Tensor[] = [];
-  const own = <T extends Tensor>(tensor: T): T => {
-    made.push(tensor);
-    return tensor;
-  };
-  const free = (): void => {
-    for (const tensor of made) tensor.dispose();
-  };
-  try {
+  return owning(async (own) => {
     const side = config.data.size;
     const images = batch.images ?? own(zeros([0, 3, side, side], { device }));
     const isTold =
@@ -70,12 +63,9 @@ export async function decodeFor(config: TrainConfig, parts: RunParts, given: ToD
         ? { ...decodeCodes(parts, images, codes, decodeBatchOf(config)), sent: {} }
         : await decodeAndSend(config, parts, { images, servers, context });
     own(decoded.samples);
-    if (decoded.latents !== undefined) Object.values(decoded.latents).forEach(own);
-    return { ...decoded, ...(context && { context }), [Symbol.dispose]: free };
-  } catch (error) {
-    free();
-    throw error;
-  }
+    for (const latents of Object.values<Tensor>(decoded.latents ?? {})) own(latents);
+    return { ...decoded, ...(context && { context }) };
+  });
 }
 
 /**

@@ -13,6 +13,7 @@ import type { TrainConfig } from "../config/resolve.js";
 import type { Batch, Batches, Cursor } from "../data/index.js";
 import type { Clock } from "../run/metrics.js";
 import { cat, type Device, deriveSeed, expected, stream, type Tensor, tensor, tidy } from "../torch/index.js";
+import { owning } from "../torch/owning.js";
 import { constantGroups } from "./advantages.js";
 import { type Decoded, decodeFor } from "./decode.js";
 import { scoresOf } from "./own_rewards.js";
@@ -69,13 +70,8 @@ export async function generate(
   at: GenerateAt,
 ): Promise<Generated> {
   const { redraws } = config.rollout;
-  const made: Disposable[] = [];
-  const free = (): void => {
-    for (const part of made.splice(0).reverse()) part[Symbol.dispose]();
-  };
-  try {
-    const drawing = await drawBatch(config, parts, batches, at, 0);
-    made.push(drawing);
+  return owning(async (own) => {
+    const drawing = own(await drawBatch(config, parts, batches, at, 0));
     const tokensOf = ({ rollout: { tokens, mask } }: Rewarded): number =>
       mask === undefined ? tokens.numel : tidy(() => Number(mask.sum().item()));
     let rewarded: Rewarded = drawing;
@@ -89,7 +85,7 @@ export async function generate(
       using further = await drawBatch(config, parts, batches, at, redraw);
       const { varied } = groupsOf(config, further);
       rewarded = tidy(() => replaced(rewarded, further, open, varied));
-      made.push(owned(rewarded));
+      own(owned(rewarded));
       open = open.slice(varied.length);
       ({ cursor } = further.batch);
       images += further.images;
@@ -107,12 +103,8 @@ export async function generate(
       images,
       tokens,
       metrics: redraws === 0 ? {} : metrics,
-      [Symbol.dispose]: free,
     };
-  } catch (error) {
-    free();
-    throw error;
-  }
+  });
 }
 
 /** Places of the groups whose rewards are all the same, by the algorithm's `minStd`, and of the others. */
@@ -159,15 +151,7 @@ async function drawBatch(
   { step, folder, clock }: GenerateAt,
   redraw: number,
 ): Promise<Drawing> {
-  const made: Disposable[] = [];
-  const own = <T extends Disposable | null>(part: T): T => {
-    if (part !== null) made.push(part);
-    return part;
-  };
-  const free = (): void => {
-    for (const part of made.splice(0).reverse()) part[Symbol.dispose]();
-  };
-  try {
+  return owning(async (own) => {
     const batch = own(await batches.next());
     clock.mark("time/data");
     const images = batch.place?.of ?? batch.ids.length;
@@ -207,12 +191,8 @@ async function drawBatch(
       judged,
       codes: mine.codes,
       ...rewarded,
-      [Symbol.dispose]: free,
     };
-  } catch (error) {
-    free();
-    throw error;
-  }
+  });
 }
 
 /** The seed of a step's rollout, or of a further one, which has its own numbers. */

@@ -25,6 +25,7 @@ import {
   tidy,
   zeros,
 } from "../torch/index.js";
+import { type Own, owning } from "../torch/owning.js";
 import {
   addLora,
   buildArPolicy,
@@ -82,9 +83,6 @@ export interface RunParts extends RunImages, Disposable {
   readonly narrowDecoder: PackedLayers | null;
 }
 
-/** Registers a part that the run must free, and returns it. */
-type Own = <T extends Disposable>(part: T) => T;
-
 /** bfloat16 where asked for, or on CUDA where it is left open. */
 export function castOf(precision: Precision, device: Device): AutocastState | null {
   const isCuda = device.startsWith("cuda");
@@ -109,20 +107,7 @@ export function deviceOf(config: { readonly train: { readonly device: string } }
  * @throws RangeError that names the part that cannot be opened, and what to do; parts opened before are freed.
  */
 export async function openRunParts(config: TrainConfig): Promise<RunParts> {
-  const opened: Disposable[] = [];
-  const free = (): void => {
-    for (const part of opened.splice(0).reverse()) part[Symbol.dispose]();
-  };
-  const own = <T extends Disposable>(part: T): T => {
-    opened.push(part);
-    return part;
-  };
-  try {
-    return { ...(await openOwned(config, own)), [Symbol.dispose]: free };
-  } catch (error) {
-    free();
-    throw error;
-  }
+  return owning((own) => openOwned(config, own));
 }
 
 /** @param own - is given every part that the run has to free, in the order in which they are made. */
