@@ -24,4 +24,4 @@ export {
 } from "./optim.js";
 export { type PackConvsOptions, PackedLayers, type PackOptions, packConvs, packLinears } from "./packed.js";
 export * as schedules from "./schedules.js";
-export { countParts, requireShapes, type Shapes, shapesOf } from "./state_dict.js";
+export { countParts, requireShapes, type Shapes, shapesOf, shapesText } from "./state_dict.js";

@@ -25,6 +25,16 @@ export function shapesOf(where: string, build: () => Module): Record<string, rea
   }
 }
 
+/** Names and shapes of parameters as one text, which is the same for models of the same architecture. */
+export function shapesText(
+  named: Iterable<readonly [string, { readonly shape: readonly number[] }]>,
+): string {
+  return [...named]
+    .map(([name, { shape }]) => `${name} [${shape.join()}]`)
+    .sort()
+    .join();
+}
+
 /**
  * Check that a file has the tensors of a model, all of them, in their shapes.
  *

@@ -7,6 +7,7 @@
  * not steps of the optimizer.
  */
 import type { TrainConfig } from "../config/resolve.js";
+import { shapesText } from "../nn/index.js";
 import type { ArPolicy, Lora } from "../policies/index.js";
 import { call, type Device, expected, noGrad, type Tensor, tidy } from "../torch/index.js";
 import { clonePolicy, openPolicy, WithoutAdapters } from "./builder.js";
@@ -44,7 +45,7 @@ export function openReference(
           blockSize: policy.blockSize,
         }).policy,
   );
-  if (isRefreshed && shapesOf(reference) !== shapesOf(policy)) {
+  if (isRefreshed && shapesText(reference.namedParameters()) !== shapesText(policy.namedParameters())) {
     const remedy = "Give a file of the same architecture, or set kl.refreshEvery=0";
     throw expected(
       "kl.path",
@@ -56,13 +57,6 @@ export function openReference(
   reference.eval().requiresGrad_(false);
   return reference;
 }
-
-const shapesOf = (policy: ArPolicy): string =>
-  policy
-    .namedParameters()
-    .map(([name, { shape }]) => `${name} [${shape.join()}]`)
-    .sort()
-    .join();
 
 /**
  * Update the reference, if there is one, towards the policy with its adapters: `mix * policy + (1 - mix) * reference`.

@@ -8,7 +8,7 @@ import { ConfigError, type TrainConfig } from "../config/resolve.js";
 import type { Steered } from "../config/steer.js";
 import type { Batches, Cursor, PassedOver } from "../data/index.js";
 import { allGather, isFirst, requireSame, size } from "../distributed/index.js";
-import type { AdamWState, StateDict } from "../nn/index.js";
+import { type AdamWState, type StateDict, shapesText } from "../nn/index.js";
 import {
   type BestCheckpoint,
   type LoadedCheckpoint,
@@ -204,10 +204,7 @@ export function rollBack(config: TrainConfig, parts: RunParts, progress: Progres
 /** @throws ConfigError when other parameters are trained than those whose values and moments were saved. */
 function requireSameTrained({ trained, valueHead }: RunParts, { tensors, path }: LoadedCheckpoint): void {
   const shapesOf = (...states: (Readonly<StateDict> | undefined)[]): string =>
-    states
-      .flatMap((state) => Object.entries(state ?? {}).map(([name, { shape }]) => `${name} [${shape.join()}]`))
-      .sort()
-      .join();
+    shapesText(states.flatMap((state) => Object.entries(state ?? {})));
   const before = shapesOf(tensors.lora ?? tensors.policy, tensors.value_head);
   if (before === shapesOf(trained.stateDict(), valueHead?.stateDict())) return;
   throw new ConfigError([
