@@ -84,12 +84,14 @@ const TERMS: Readonly<Record<RewardTerm, TermFacts>> = {
 /** A term, and its key below `reward`. */
 type ActiveTerm = TermFacts & { readonly key: string };
 
+/** Whether a term of `reward.custom` has its function, or the module of one. */
+const hasFunction = ({ fn, module }: TrainConfig["reward"]["custom"][string]): boolean =>
+  fn !== null || module !== null;
+
 /** Terms of the reward that count. */
 function activeTerms({ reward }: TrainConfig): ActiveTerm[] {
   const given = Object.entries(TERMS).filter(([key]) => reward[key as RewardTerm].weight !== 0);
-  const custom = Object.entries(reward.custom).filter(
-    ([, { weight, fn, module }]) => weight !== 0 && (fn !== null || module !== null),
-  );
+  const custom = Object.entries(reward.custom).filter(([, term]) => term.weight !== 0 && hasFunction(term));
   const http = Object.entries(reward.http).filter(([, { weight, url }]) => weight !== 0 && url !== null);
   const own = { custom, http };
   return [
@@ -489,14 +491,12 @@ function checkSte(config: TrainConfig, found: Findings): void {
     ...Object.entries(reward.http).flatMap(([name, { url, weight }]) =>
       url === null ? [] : [[`reward.http.${name}.weight`, 0, weight] as const],
     ),
-    ...Object.entries(reward.custom).flatMap(([name, { fn, module, weight, clamp, normalize }]) =>
-      weight === 0 || (fn === null && module === null)
-        ? []
-        : [
-            [`reward.custom.${name}.clamp`, null, clamp] as const,
-            [`reward.custom.${name}.normalize`, null, normalize === "none" ? null : normalize] as const,
-          ],
-    ),
+    ...Object.entries(reward.custom)
+      .filter(([, term]) => term.weight !== 0 && hasFunction(term))
+      .flatMap(([name, { clamp, normalize }]) => [
+        [`reward.custom.${name}.clamp`, null, clamp] as const,
+        [`reward.custom.${name}.normalize`, null, normalize === "none" ? null : normalize] as const,
+      ]),
     ["kl.coef", 0, kl.coef],
     ["kl.target", null, kl.target],
     ["kl.stop", null, kl.stop],
@@ -532,8 +532,8 @@ export function missingParts(config: TrainConfig, found: Findings): void {
     "a file with a tokenizer",
     tokenizer.path !== null || tokenizer.model !== null,
   );
-  for (const [name, { fn, module, weight }] of Object.entries(config.reward.custom)) {
-    const isThere = weight === 0 || fn !== null || module !== null;
+  for (const [name, term] of Object.entries(config.reward.custom)) {
+    const isThere = term.weight === 0 || hasFunction(term);
     found.require(`reward.custom.${name}.module`, "a file, or a function from a program", isThere);
   }
   for (const [name, { url, weight }] of Object.entries(config.reward.http)) {
