@@ -7,7 +7,7 @@ import { Document, isMap, isScalar, type Pair, type Scalar, type YAMLMap } from 
 import * as z from "zod";
 import { isPlainObject } from "../torch/arguments.js";
 import { PASSED } from "./input.js";
-import { type Key, NAME } from "./key.js";
+import { type Key, NAME, valueAt } from "./key.js";
 import type { ConfigKind, KeyTable, Resumed } from "./kind.js";
 import type { TrainConfig } from "./train.js";
 import { trainKind } from "./train_kind.js";
@@ -54,12 +54,10 @@ function explain(kind: ConfigKind<object>, key: Key, usual: object): KeyExplanat
 
 /** The paths of a configuration's keys, in the order of the schema, with the names that the user chose. */
 export function pathsIn(config: Readonly<Record<string, unknown>>, kind: KeyTable): string[] {
-  const at = (path: readonly string[]): unknown =>
-    path.reduce((value, name) => (value as Record<string, unknown> | undefined)?.[name], config as unknown);
   return kind.keys.flatMap(({ path }) => {
     const place = path.indexOf(NAME);
     if (place < 0) return [path.join(".")];
-    const names = Object.keys((at(path.slice(0, place)) as object | undefined) ?? {});
+    const names = Object.keys((valueAt(config, path.slice(0, place).join(".")) as object | undefined) ?? {});
     return names.map((name) => path.with(place, name).join("."));
   });
 }

@@ -68,6 +68,14 @@ export function namedSections<S extends z.ZodRawShape>(shape: S): NamedSections<
 /** Stands in the path of a {@link Key} for the name that the user chooses. */
 export const NAME = "NAME";
 
+/** The value at a path such as `rollout.temperature` of nested objects; undefined where there is none. */
+export function valueAt(tree: object, path: string): unknown {
+  return path.split(".").reduce<unknown>((at, name) => (isObject(at) ? at[name] : undefined), tree);
+}
+
+const isObject = (value: unknown): value is Record<string, unknown> =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
+
 /** A key with its place, range, default and description. */
 export interface Key extends KeyInfo {
   /** Names from the top, such as `["rollout", "temperature"]`; {@link NAME} where the user chooses one. */

@@ -14,7 +14,7 @@ import {
   layerOfValues,
   layerOfYaml,
 } from "./input.js";
-import type { Key } from "./key.js";
+import { type Key, valueAt } from "./key.js";
 import { type ConfigKind, Findings, type KeyTable } from "./kind.js";
 import type { TrainConfigInput } from "./names.js";
 import { shown } from "./spelling.js";
@@ -179,9 +179,7 @@ export function resolveLayers<T extends object>(
     );
     if (fix === undefined) throw new ConfigError(found.problems.map(({ message }) => message));
     replaced.set(fix.path, { value: fix.value, where: fix.path });
-    const before = fix.path
-      .split(".")
-      .reduce((at, name) => (at as Record<string, unknown>)[name], config as unknown);
+    const before = valueAt(config, fix.path);
     notes.push(
       `${fix.path} is ${shown(fix.value)} in place of ${shown(before)} from preset ${preset.value}: expected ${fix.what}.`,
     );

@@ -3,6 +3,7 @@
  * ranges and rules of the configuration. `rl_ar_finetune/steering.ts` watches the file and applies them.
  */
 import { type Layer, layerOfFile, layerOfValues } from "./input.js";
+import { valueAt } from "./key.js";
 import { ConfigError, resolveLayers } from "./resolve.js";
 import { shown } from "./spelling.js";
 import type { TrainConfig } from "./train.js";
@@ -66,11 +67,4 @@ function problemOf(begun: TrainConfig, path: string, value: unknown): string | n
   if (/^reward\./.test(path) && valueAt(begun, path) === 0)
     return `expected 0, as the run was begun without this term, got ${value}. Begin a run with a weight, which may be small.`;
   return null;
-}
-
-/** The value of a configuration at a path. */
-export function valueAt(config: TrainConfig, path: string): unknown {
-  return path
-    .split(".")
-    .reduce((at, name) => (at as Record<string, unknown> | undefined)?.[name], config as unknown);
 }

@@ -6,12 +6,13 @@ import { join } from "node:path";
 import { classifierKind } from "../config/classifier.js";
 import { rlarCommand, shellWord } from "../config/command.js";
 import { diffConfigs, pathsIn } from "../config/explain.js";
+import { valueAt } from "../config/key.js";
 import { type ConfigKind, Findings } from "../config/kind.js";
 import { pretrainKind } from "../config/pretrain.js";
 import { tokenizerKind } from "../config/tokenizer.js";
 import { trainKind } from "../config/train_kind.js";
 import { type Html, html, table } from "./page.js";
-import { configAt, type Run } from "./run.js";
+import type { Run } from "./run.js";
 
 /** The commands whose runs are reported. */
 const KINDS: readonly ConfigKind<object>[] = [trainKind, tokenizerKind, pretrainKind, classifierKind].map(
@@ -32,7 +33,7 @@ export function kindOfRun({ config }: Run): ConfigKind<object> | null {
 
 /** The algorithm, the contexts, the preset and the seed in words, as far as there are such. */
 export function summaryOf(run: Run): string {
-  const at = (path: string): unknown => configAt(run.config, path);
+  const at = (path: string): unknown => valueAt(run.config, path);
   const kind = kindOfRun(run);
   const parts = [
     typeof at("algorithm") === "string" ? String(at("algorithm")).toUpperCase() : (kind?.name ?? null),
@@ -57,7 +58,7 @@ export function changedKeys(run: Run): Changed[] | null {
   const kind = kindOfRun(run);
   if (kind === null) return null;
   return pathsIn(run.config, kind).flatMap((path) => {
-    const value = configAt(run.config, path);
+    const value = valueAt(run.config, path);
     const usual = kind.keyAt(path)?.default;
     return JSON.stringify(value) === JSON.stringify(usual) ? [] : [{ path, value, usual }];
   });
@@ -95,7 +96,7 @@ export function configSection(run: Run): Html {
       ? diffConfigs({}, run.config).map(({ path, after }) => [path, valueText(after), ""])
       : pathsIn(run.config, kind).map((path) => [
           path,
-          valueText(configAt(run.config, path)),
+          valueText(valueAt(run.config, path)),
           kind.keyAt(path)?.help,
         ]);
   return html`${
@@ -124,7 +125,7 @@ export function commandSection(run: Run): Html {
   const kind = kindOfRun(run);
   const begun = run.starts[0]?.environment.command;
   const passed = (kind?.keys ?? [])
-    .filter(({ live, path }) => live !== undefined && (configAt(run.config, path.join(".")) ?? null) !== null)
+    .filter(({ live, path }) => live !== undefined && (valueAt(run.config, path.join(".")) ?? null) !== null)
     .map(({ path }) => path.join("."));
   const file = join(run.folder, "config.yaml");
   const name = kind?.name ?? "train";

@@ -4,9 +4,10 @@
  * chart, `scale.ts` places values on an axis.
  */
 
+import { valueAt } from "../config/key.js";
 import { type ChartGroup, type ChartSpec, chartGroups, type LineSpec } from "./metrics.js";
 import { dataElement, type Html, html, raw, table } from "./page.js";
-import { configAt, type Run } from "./run.js";
+import type { Run } from "./run.js";
 import {
   type Axis,
   axisOf,
@@ -112,7 +113,7 @@ const NETWORK_TERMS: ReadonlyMap<string, string> = new Map([
 /** Whether the reward used the network that a metric such as `eval/perceptual/mean` is of. */
 export function isRewarded(run: Run, metric: string): boolean {
   const name = metric.split("/").find((part) => NETWORK_TERMS.has(part));
-  const weight = name === undefined ? 0 : configAt(run.config, NETWORK_TERMS.get(name) as string);
+  const weight = name === undefined ? 0 : valueAt(run.config, NETWORK_TERMS.get(name) as string);
   return typeof weight === "number" && weight !== 0;
 }
 
@@ -172,7 +173,7 @@ function referencesOf(spec: ChartSpec, run: Run): Reference[] {
   const series = run.metrics.get(spec.lines[0]?.metric ?? "");
   const first = series?.values.find(Number.isFinite);
   const floor = hasFloor ? floorOf(run) : undefined;
-  const most = limit === undefined ? undefined : configAt(run.config, limit.path);
+  const most = limit === undefined ? undefined : valueAt(run.config, limit.path);
   const greatest = Math.max(...(series?.values ?? []).filter(Number.isFinite));
   return [
     ...(floor === undefined ? [] : [{ label: "floor", value: floor }]),

@@ -1,5 +1,6 @@
 /** The report's section on events of a run: how it ended, errors, and warnings. */
 
+import { valueAt } from "../config/key.js";
 import { POOR_CEILING } from "../evaluation/verdict.js";
 import { measureOf } from "../metrics/measures.js";
 import { duration } from "../run/console.js";
@@ -9,7 +10,7 @@ import { shortList } from "./evaluations.js";
 import { type Html, html, type Notice, notices } from "./page.js";
 import { objectOf } from "./reading.js";
 import { outcomesOf } from "./results.js";
-import { configAt, endOfRun, type Run, stepsText } from "./run.js";
+import { endOfRun, type Run, stepsText } from "./run.js";
 import { finiteMean, numberText, rowTexts, type Series } from "./scale.js";
 
 /** Steps as a short text: `3, 5-9, ... (12 in all)`. */
@@ -72,7 +73,7 @@ export function noticesOf(run: Run): Notice[] {
   for (const text of changesForTheWorse(run)) look(text);
   for (const text of poorTokenizer(run)) look(text);
   const gap = Math.max(0, ...(metrics.get("sampling/logp_diff_max")?.values ?? []).filter(Number.isFinite));
-  const limit = configAt(run.config, "limits.ratioGap");
+  const limit = valueAt(run.config, "limits.ratioGap");
   if (typeof limit === "number" && gap > limit)
     look(`Sampler and scorer differed by up to ${numberText(gap)} in a token's log-probability.`);
   const flat = finiteMean(metrics.get("advantage/frac_zero_std")?.values ?? []);
@@ -95,7 +96,7 @@ export const shortId = (id: string): string => id.slice(0, 10);
 
 /** What the newest checkpoint says of images that could not be read: what is wrong with each, which names it. */
 function unreadableNames({ values }: Run): string {
-  const found = configAt(values, "progress.passedOver");
+  const found = valueAt(values, "progress.passedOver");
   const texts = Object.values(objectOf(found)).filter((text): text is string => typeof text === "string");
   return texts.length === 0
     ? ""

@@ -2,8 +2,10 @@
  * Writes `report.html`, one self-contained page on a run, or a comparison of several. Each section is in another file of this
  * folder; this file puts them together.
  */
+
 import { createHash } from "node:crypto";
 import { join } from "node:path";
+import { valueAt } from "../config/key.js";
 import { duration } from "../run/console.js";
 import { readOptions } from "../torch/arguments.js";
 import { replaceFile } from "../torch/files.js";
@@ -15,7 +17,7 @@ import { eventSection, shortId } from "./events.js";
 import { type Html, html, raw, SCRIPT, STYLE, table } from "./page.js";
 import type { SomeEnvironment } from "./reading.js";
 import { comparison, judgedOn, resultSection, runList } from "./results.js";
-import { configAt, endOfRun, type Run, readRun, totalOf } from "./run.js";
+import { endOfRun, type Run, readRun, totalOf } from "./run.js";
 import { HELD_OUT, type Pictures, readPictures, sampleSection } from "./samples.js";
 import { numberText } from "./scale.js";
 
@@ -151,7 +153,7 @@ function trainImages({ evaluations }: Run): number | null {
 
 /** What was run, at a glance. */
 function factsTable(run: Run): Html {
-  const at = (path: string): unknown => configAt(run.config, path);
+  const at = (path: string): unknown => valueAt(run.config, path);
   const total = totalOf(run);
   const images = trainImages(run);
   const seen = run.metrics.get("progress/images_seen")?.values.at(-1);

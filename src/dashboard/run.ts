@@ -5,6 +5,7 @@
 import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
 import { parse } from "yaml";
+import { valueAt } from "../config/key.js";
 import { describeWeights, type ModelDescription, usedNames } from "../rl_ar_finetune/builder.js";
 import { type BestCheckpoint, listCheckpoints } from "../run/checkpoint.js";
 import { isHeld, runNear } from "../run/folder.js";
@@ -252,11 +253,6 @@ function bestOf({ name, step, metric, value }: Record<string, unknown>): BestChe
   return { name: String(name), step, metric, value: typeof value === "number" ? value : Number.NaN };
 }
 
-/** A value of the configuration at a path such as `train.iters`; undefined where there is none. */
-export function configAt(config: Readonly<Record<string, unknown>>, path: string): unknown {
-  return path.split(".").reduce<unknown>((at, name) => objectOf(at)[name], config);
-}
-
 /** The models that the run made, then those that it was made with. */
 function modelFiles(
   folder: string,
@@ -276,7 +272,7 @@ function modelFiles(
     ["PatchGAN", "reward.patchGan.path"],
     ["kernel distance", "reward.kernel.path"],
   ].flatMap(([role, path]) => {
-    const file = configAt(config, path as string);
+    const file = valueAt(config, path as string);
     return typeof file === "string" ? [modelFacts(role as string, file, file)] : [];
   });
   return [...made, ...given];
@@ -313,7 +309,7 @@ export interface End {
 
 /** Iterations that were asked for; null where neither the configuration nor a checkpoint tells. */
 export function totalOf(run: Run): number | null {
-  const iters = configAt(run.config, "train.iters");
+  const iters = valueAt(run.config, "train.iters");
   return typeof iters === "number" ? iters : null;
 }
 
@@ -323,11 +319,11 @@ export function endOfRun(run: Run): End {
   if (run.isUnderWay) return { state: "under way", text: `under way${stepsText(run)}` };
   if (total !== null && lastStep >= total) return { state: "done", text: "done" };
   const at = (path: string): number => {
-    const value = configAt(run.config, path);
+    const value = valueAt(run.config, path);
     return typeof value === "number" ? value : Number.NaN;
   };
   const skipped = run.metrics.get("optim/skipped_total")?.values.at(-1) ?? 0;
-  const since = configAt(run.values, "progress.evaluationsSinceBest");
+  const since = valueAt(run.values, "progress.evaluationsSinceBest");
   const saved = Number(/^step_(\d+)/.exec(run.checkpoints.at(-1) ?? "")?.[1] ?? Number.NaN);
   if (typeof since === "number" && at("eval.patience") > 0 && since >= at("eval.patience"))
     return {

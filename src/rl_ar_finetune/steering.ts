@@ -11,9 +11,10 @@
 import { existsSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { changesText, diffConfigs, plainConfig } from "../config/explain.js";
+import { valueAt } from "../config/key.js";
 import { ConfigError, type TrainConfig } from "../config/resolve.js";
 import { schemaName } from "../config/spelling.js";
-import { readSteered, type Steered, steeredConfig, valueAt } from "../config/steer.js";
+import { readSteered, type Steered, steeredConfig } from "../config/steer.js";
 import { broadcastValue, isFirst } from "../distributed/index.js";
 import { type Log, StepLines } from "../run/log.js";
 import type { RunParts } from "./parts.js";

@@ -4,7 +4,8 @@ import { hostname } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 
-import { configAt, readRun } from "../../src/dashboard/run.js";
+import { valueAt } from "../../src/config/key.js";
+import { readRun } from "../../src/dashboard/run.js";
 import { saveSafetensors, zeros } from "../../src/torch/index.js";
 import { newFolder, writePage, writeRun } from "./run_files.js";
 
@@ -110,8 +111,8 @@ test("the newest checkpoint gives the policy and the configuration that the run 
   using weight = zeros([3, 5]);
   saveSafetensors(join(folder, "checkpoints/step_000004/policy.safetensors"), { weight });
   const run = readRun(folder);
-  assert.equal(configAt(run.config, "train.iters"), 9);
-  assert.equal(configAt(run.config, "train.none.deeper"), undefined);
+  assert.equal(valueAt(run.config, "train.iters"), 9);
+  assert.equal(valueAt(run.config, "train.none.deeper"), undefined);
   assert.deepEqual(run.best, { name: "step_000004", step: 4, metric: "eval/reward/mean", value: 0.5 });
   const file = join("checkpoints", "step_000004", "policy.safetensors");
   assert.deepEqual(run.models, [

@@ -4,8 +4,9 @@ import { cpSync, mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { before, test } from "node:test";
 import { classifierKind } from "../../src/config/classifier.js";
+import { valueAt } from "../../src/config/key.js";
 import { resolveConfig } from "../../src/config/resolve.js";
-import { configAt, readRun } from "../../src/dashboard/run.js";
+import { readRun } from "../../src/dashboard/run.js";
 import { writePng } from "../../src/data/index.js";
 import { openClassifier } from "../../src/rl_ar_finetune/builder.js";
 import { Clock } from "../../src/run/metrics.js";
@@ -283,7 +284,7 @@ test("images that cannot be read are named on the screen and in the report, thos
   await run(7);
   const { metrics, values } = readRun(dir);
   assert.equal(metrics.get("progress/unreadable")?.values.at(-1), 2);
-  assert.deepEqual(Object.keys(configAt(values, "progress.passedOver") as object).sort(), [
+  assert.deepEqual(Object.keys(valueAt(values, "progress.passedOver") as object).sort(), [
     "disc/b.png",
     "rows/a.png",
   ]);
