@@ -7,7 +7,7 @@ import { basename, join, resolve } from "node:path";
 import { parse } from "yaml";
 import { valueAt } from "../config/key.js";
 import { describeWeights, type ModelDescription, usedNames } from "../rl_ar_finetune/builder.js";
-import { type BestCheckpoint, listCheckpoints } from "../run/checkpoint.js";
+import { type BestCheckpoint, listCheckpoints, stepOfCheckpoint } from "../run/checkpoint.js";
 import { isHeld, runNear } from "../run/folder.js";
 import { fileLines } from "../run/lines.js";
 import { decodeData } from "../run/plain_data.js";
@@ -324,7 +324,7 @@ export function endOfRun(run: Run): End {
   };
   const skipped = run.metrics.get("optim/skipped_total")?.values.at(-1) ?? 0;
   const since = valueAt(run.values, "progress.evaluationsSinceBest");
-  const saved = Number(/^step_(\d+)/.exec(run.checkpoints.at(-1) ?? "")?.[1] ?? Number.NaN);
+  const saved = stepOfCheckpoint(run.checkpoints.at(-1) ?? "") ?? Number.NaN;
   if (typeof since === "number" && at("eval.patience") > 0 && since >= at("eval.patience"))
     return {
       state: "stopped",

@@ -6,6 +6,7 @@ import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { basename, join } from "node:path";
 import sharp from "sharp";
+import { stepOfCheckpoint } from "../run/checkpoint.js";
 import { valueText } from "./config.js";
 import { type Html, html, notices, table, told } from "./page.js";
 import type { Run, SamplePage } from "./run.js";
@@ -88,7 +89,7 @@ function named(page: SamplePage): SamplePage {
 function evalPages({ folder, evaluations, lastStep }: Run): SamplePage[] {
   return evaluations.flatMap(({ file, evaluation: { pages, judged } }) => {
     const places = [file.replace(/\.json$/, ""), "eval", "pages", "."];
-    const step = Number(/^step_(\d+)/.exec(judged?.checkpoint ?? "")?.[1] ?? lastStep);
+    const step = stepOfCheckpoint(judged?.checkpoint ?? "") ?? lastStep;
     return pages.flatMap((page): SamplePage[] => {
       // Names alone: a file is no reason to read from elsewhere.
       if (!/^[\w.-]+\.png$/.test(page)) return [];

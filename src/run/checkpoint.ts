@@ -45,7 +45,7 @@ const VALUES = "values.json";
 const BEST = "best.json";
 
 /** Name of a checkpoint's folder: its step, and a number where the step was saved again. */
-const CHECKPOINT = /^step_(\d+)(?:\.(\d+))?$/;
+const CHECKPOINT = /^step_(\d+)(?:\.\d+)?$/;
 
 /** The content of a checkpoint. */
 export interface Checkpoint {
@@ -167,13 +167,19 @@ export function writeBest(folder: string, best: BestCheckpoint | null): void {
   if (readText(path) !== text) replaceFile(path, text);
 }
 
+/** Iterations that were done when a checkpoint was saved, by the name of its folder; null for other names. */
+export function stepOfCheckpoint(name: string): number | null {
+  const step = CHECKPOINT.exec(name)?.[1];
+  return step === undefined ? null : Number(step);
+}
+
 /** Names of checkpoints in a folder, the oldest first. */
 export function listCheckpoints(folder: string): string[] {
   if (!existsSync(folder)) return [];
   return readdirSync(folder)
     .flatMap((name) => {
-      const [, step, revision = "0"] = CHECKPOINT.exec(name) ?? [];
-      return step === undefined ? [] : [{ name, step: Number(step), revision: Number(revision) }];
+      const step = stepOfCheckpoint(name);
+      return step === null ? [] : [{ name, step, revision: Number(name.split(".")[1] ?? 0) }];
     })
     .sort((a, b) => a.step - b.step || a.revision - b.revision)
     .map(({ name }) => name);
@@ -186,7 +192,7 @@ export function bestCheckpoint(folder: string): BestCheckpoint | null {
 
 function bestUpTo(folder: string, step: number): BestCheckpoint | null {
   for (const name of listCheckpoints(folder).reverse()) {
-    if (Number(CHECKPOINT.exec(name)?.[1]) > step) continue;
+    if ((stepOfCheckpoint(name) as number) > step) continue;
     const manifest = readManifest(join(folder, name));
     if (typeof manifest !== "string") return bestAmong(folder, manifest);
   }
@@ -258,8 +264,7 @@ function removeLeftovers(folder: string): void {
 function rotate(folder: string, saved: string, keep: number, best: string | undefined): void {
   const names = listCheckpoints(folder);
   const course = names.slice(0, names.indexOf(saved) + 1);
-  const stepOf = (name: string): string => name.split(".")[0] as string;
-  const latest = course.filter((name, i) => stepOf(name) !== stepOf(course[i + 1] ?? ""));
+  const latest = course.filter((name, i) => stepOfCheckpoint(name) !== stepOfCheckpoint(course[i + 1] ?? ""));
   const staying = new Set([...latest.slice(-keep), best]);
   for (const name of names.filter((name) => !staying.has(name))) {
     // Renamed first, so that a half-deleted folder does not look like a checkpoint.
