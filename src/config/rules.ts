@@ -63,7 +63,7 @@ interface TermFacts {
 }
 
 /** The terms that this project has. */
-const TERMS: Readonly<Record<RewardTerm, TermFacts>> = {
+export const TERMS: Readonly<Record<RewardTerm, TermFacts>> = {
   l1: { metric: "l1", isMore: false, compares: true, mapped: true },
   l2: { metric: "l2", isMore: false, compares: true, mapped: true },
   psnr: { metric: "psnr", isMore: true, compares: true },

@@ -2,8 +2,8 @@
 import { type ConfigKind, configKind } from "./kind.js";
 import { CONFIG_ALIASES, MEANINGS, SPELLINGS } from "./names.js";
 import { presets } from "./presets.js";
-import { missingParts, notesOf, problemsOf } from "./rules.js";
-import { configSchema, resumedBy, type TrainConfig } from "./train.js";
+import { missingParts, notesOf, problemsOf, TERMS } from "./rules.js";
+import { configSchema, type RewardTerm, resumedBy, type TrainConfig } from "./train.js";
 
 /** Keys that say which weights adapters are added to: a checkpoint of adapters does not hold those. */
 const ADAPTED = /^ar\.(path|wrapper|weights|policy)$/;
@@ -30,3 +30,10 @@ export const trainKind: ConfigKind<TrainConfig> = configKind<TrainConfig>({
     "set ar.gradientCheckpointing; or lower rollout.images or rollout.numGenerations",
   nameOf: ({ preset, algorithm }) => preset ?? algorithm,
 });
+
+/** Terms of the reward with the file of a network: the section of each, such as `reward.patchGan`, by its name in metrics. */
+export const NETWORK_TERMS: ReadonlyMap<string, string> = new Map(
+  trainKind.keys.flatMap(({ path: [section, term, key] }) =>
+    section === "reward" && key === "path" ? [[TERMS[term as RewardTerm].metric, `reward.${term}`]] : [],
+  ),
+);

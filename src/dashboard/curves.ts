@@ -5,6 +5,7 @@
  */
 
 import { valueAt } from "../config/key.js";
+import { NETWORK_TERMS } from "../config/train_kind.js";
 import { type ChartGroup, type ChartSpec, chartGroups, type LineSpec } from "./metrics.js";
 import { dataElement, type Html, html, raw, table } from "./page.js";
 import type { Run } from "./run.js";
@@ -97,23 +98,10 @@ export function isStill(metric: string, { values }: Series): boolean {
   return numbers.length < 2 || high - low <= least;
 }
 
-/** Terms whose networks a reward may have used, and where the configuration has their weights. */
-const NETWORK_TERMS: ReadonlyMap<string, string> = new Map([
-  ["lpips", "reward.lpips.weight"],
-  ["perceptual", "reward.perceptual.weight"],
-  ["patch_gan", "reward.patchGan.weight"],
-  ["kernel", "reward.kernel.weight"],
-  ["toklip_image", "reward.toklipImage.weight"],
-  ["toklip_text", "reward.toklipText.weight"],
-  ["clip", "reward.clip.weight"],
-  ["aesthetic", "reward.aesthetic.weight"],
-  ["dists", "reward.dists.weight"],
-]);
-
 /** Whether the reward used the network that a metric such as `eval/perceptual/mean` is of. */
 export function isRewarded(run: Run, metric: string): boolean {
   const name = metric.split("/").find((part) => NETWORK_TERMS.has(part));
-  const weight = name === undefined ? 0 : valueAt(run.config, NETWORK_TERMS.get(name) as string);
+  const weight = name === undefined ? 0 : valueAt(run.config, `${NETWORK_TERMS.get(name)}.weight`);
   return typeof weight === "number" && weight !== 0;
 }
 

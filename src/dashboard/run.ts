@@ -6,7 +6,10 @@ import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
 import { parse } from "yaml";
 import { valueAt } from "../config/key.js";
+import { NETWORK_TERMS } from "../config/train_kind.js";
+import { measureOf } from "../metrics/measures.js";
 import { describeWeights, type ModelDescription, usedNames } from "../rl_ar_finetune/builder.js";
+import { describeEncoder, isEncoder } from "../rl_ar_finetune/open_encoders.js";
 import { type BestCheckpoint, listCheckpoints, stepOfCheckpoint } from "../run/checkpoint.js";
 import { isHeld, runNear } from "../run/folder.js";
 import { fileLines } from "../run/lines.js";
@@ -44,7 +47,7 @@ interface ModelFacts {
   readonly file: string;
   /** A description, or the reason why the file could not be read. */
   readonly what: string;
-  /** null where the file is not there any more. */
+  /** null where they are not counted. */
   readonly parameters: number | null;
 }
 
@@ -267,10 +270,7 @@ function modelFiles(
   const given = [
     ["base policy", "ar.path"],
     ["tokenizer", "tokenizer.path"],
-    ["LPIPS", "reward.lpips.path"],
-    ["perceptual distance", "reward.perceptual.path"],
-    ["PatchGAN", "reward.patchGan.path"],
-    ["kernel distance", "reward.kernel.path"],
+    ...[...NETWORK_TERMS].map(([metric, section]) => [measureOf(metric).title, `${section}.path`]),
   ].flatMap(([role, path]) => {
     const file = valueAt(config, path as string);
     return typeof file === "string" ? [modelFacts(role as string, file, file)] : [];
@@ -282,6 +282,7 @@ function modelFiles(
 function modelFacts(role: string, file: string, path: string): ModelFacts {
   if (!existsSync(path)) return { role, file, what: "not there any more", parameters: null };
   try {
+    if (isEncoder(path)) return { role, file, what: describeEncoder(path).name, parameters: null };
     using weights = openWeights(path);
     const found = describeWeights(weights);
     const names = found === null ? weights.names : usedNames(found);

@@ -8,6 +8,8 @@ import { dirname, join } from "node:path";
 import { parse } from "yaml";
 import { pathIn } from "../config/input.js";
 import { ConfigError, type DataConfig, type TokenizerSection } from "../config/resolve.js";
+import { schemaName } from "../config/spelling.js";
+import { NETWORK_TERMS } from "../config/train_kind.js";
 import type { FeatureNetwork } from "../metrics/features.js";
 import type { ArPolicy } from "../policies/index.js";
 import { describeWeights } from "../rl_ar_finetune/builder.js";
@@ -352,21 +354,12 @@ export function optionsOfConfig(file: string): RunEvalOptions {
 
 /** Files of the networks that a reward uses: those of its terms with a weight. */
 function networksOf(reward: Section): string[] {
-  const names = [
-    "lpips",
-    "perceptual",
-    "patchGan",
-    "patch_gan",
-    "kernel",
-    "toklipImage",
-    "toklipText",
-    "clip",
-    "aesthetic",
-    "dists",
-  ];
-  return names.flatMap((name) => {
-    const { path, weight } = sectionOf(reward[name]);
-    return typeof path === "string" && weight !== 0 ? [path] : [];
+  const sections = new Set(NETWORK_TERMS.values());
+  return Object.entries(reward).flatMap(([name, term]) => {
+    const { path, weight } = sectionOf(term);
+    return sections.has(`reward.${schemaName(name)}`) && typeof path === "string" && weight !== 0
+      ? [path]
+      : [];
   });
 }
 

@@ -4,6 +4,7 @@
  */
 import {
   type AestheticHead,
+  describeEncoder,
   type Encoder,
   EncoderFeatures,
   encoderFiles,
@@ -19,7 +20,7 @@ import { type Device, expected, openWeights, readOptions, requireDevice, tidy } 
 import { freedOnError, openFeatureNetwork, openTokenizer } from "./builder.js";
 import { networksIn, openModel, wrongKind } from "./describe_weights.js";
 
-export { encoderFiles, isEncoder, openEncoder };
+export { describeEncoder, encoderFiles, isEncoder, openEncoder };
 
 /** Options of {@link openFeatures}. */
 export interface OpenFeaturesOptions {

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 
 import { valueAt } from "../../src/config/key.js";
+import { resolveConfig } from "../../src/config/resolve.js";
 import { readRun } from "../../src/dashboard/run.js";
 import { saveSafetensors, zeros } from "../../src/torch/index.js";
 import { newFolder, writePage, writeRun } from "./run_files.js";
@@ -119,6 +120,21 @@ test("the newest checkpoint gives the policy and the configuration that the run 
     { role: "policy", file, what: "unknown model", parameters: 15 },
     { role: "tokenizer", file: "gone.safetensors", what: "not there any more", parameters: null },
   ]);
+});
+
+test("every network of the reward is among the models", (t) => {
+  const { reward } = resolveConfig({ isComplete: false }).config;
+  const terms = Object.entries(reward).filter(
+    ([, term]) => term !== null && Object.hasOwn(Object(term), "path"),
+  );
+  assert.ok(terms.length >= 9);
+  const given = Object.fromEntries(terms.map(([name]) => [name, { path: `${name}.safetensors` }]));
+  const { models } = readRun(writeRun(newFolder(t), { metrics: [], config: { reward: given } }));
+  assert.deepEqual(
+    models.map(({ file }) => file),
+    terms.map(([name]) => `${name}.safetensors`),
+  );
+  assert.equal(new Set(models.map(({ role }) => role)).size, terms.length);
 });
 
 test("a run is under way as long as the process that holds its folder", (t) => {

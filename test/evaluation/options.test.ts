@@ -92,7 +92,8 @@ test("a configuration gives its images, and both spellings of keys are known", a
     file,
     'seed: 4\ndata: {source: x, eval_part: 0.2, group: "^[^_]+"}\ntokenizer: {path: t.safetensors, weights: raw}\n' +
       "ar: {path: p.safetensors, n_head: 4}\nrollout: {start: empty}\n" +
-      "reward: {l2: {weight: 1}, perceptual: {weight: 3, path: c.safetensors}, lpips: {weight: 0, path: v.pth}}\n",
+      "reward: {l2: {weight: 1}, perceptual: {weight: 3, path: c.safetensors}, lpips: {weight: 0, path: v.pth}, " +
+      "toklip_image: {weight: 1, path: k.pt}}\n",
   );
   assert.deepEqual(optionsOfConfig(file), {
     // Relative paths of a file are relative to it.
@@ -100,7 +101,7 @@ test("a configuration gives its images, and both spellings of keys are known", a
     start: "empty",
     tokenizer: { path: join(folder, "t.safetensors"), weights: "raw" },
     policy: { path: join(folder, "p.safetensors"), nHead: 4 },
-    rewardNetworks: [join(folder, "c.safetensors")],
+    rewardNetworks: [join(folder, "c.safetensors"), join(folder, "k.pt")],
   });
 });
 
