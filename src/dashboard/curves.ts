@@ -8,7 +8,7 @@ import { valueAt } from "../config/key.js";
 import { NETWORK_TERMS } from "../config/train_kind.js";
 import { type ChartGroup, type ChartSpec, chartGroups, type LineSpec } from "./metrics.js";
 import { dataElement, type Html, html, raw, table } from "./page.js";
-import type { Run } from "./run.js";
+import type { Change, Run } from "./run.js";
 import {
   type Axis,
   axisOf,
@@ -133,9 +133,23 @@ function chartOf(spec: ChartSpec, runs: readonly Run[], still: Still[]): Html[] 
   const isPaid = runs.some((run) => drawn.some(({ metric }) => isRewarded(run, metric)));
   const title = isPaid ? `${spec.title} [rewarded]` : spec.title;
   const references = isOne ? referencesOf(spec, runs[0] as Run) : [];
+  const changes = isOne ? (runs[0] as Run).changes : [];
   const lastStep = Math.max(...runs.map((run) => run.lastStep));
   const points = Math.round(POINTS / Math.max(1, runs.length / 3));
-  return [lineChart({ title, about, lines, references, unit, mayBeLog, hasZero, isWide, lastStep, points })];
+  const parts = {
+    title,
+    about,
+    lines,
+    references,
+    changes,
+    unit,
+    mayBeLog,
+    hasZero,
+    isWide,
+    lastStep,
+    points,
+  };
+  return [lineChart(parts)];
 }
 
 function lineOf(run: Run, spec: LineSpec, series: Series, color: number): Line {
@@ -239,6 +253,8 @@ interface LineChart {
   readonly about: string;
   readonly lines: readonly Line[];
   readonly references?: readonly Reference[];
+  /** A line up at the step of each that has a label. */
+  readonly changes?: readonly Pick<Change, "step" | "label">[];
   readonly unit?: "" | "%";
   readonly mayBeLog?: boolean;
   readonly hasZero?: boolean;
@@ -298,7 +314,7 @@ export const round = (number: number): number => Number(number.toFixed(1));
 export function lineChart(chart: LineChart): Html {
   const lines = chart.lines.map((line) => thinnedLine(line, chart.points ?? POINTS));
   const x = axisOf([0, chart.lastStep], { margin: 0, isWhole: true });
-  const { references = [], unit = "", mayBeLog = false, hasZero = false } = chart;
+  const { references = [], changes = [], unit = "", mayBeLog = false, hasZero = false } = chart;
   const heights = lines.flatMap((line) => {
     const { low, high } = edgesOf(line);
     return [...line.series.values, ...low.filter((value) => !mayBeLog || value > 0), ...high];
@@ -312,6 +328,7 @@ export function lineChart(chart: LineChart): Html {
     const path = pathOf([x.low, x.high], [value, value], x, y);
     return html`<path class="reference ${colorOf(color)}" d="${path}"/>`;
   })}`;
+  const marks = marksOf(changes, x);
   const keys = [
     ...lines.map(({ label, color, isDashed, smooth, series }) => {
       const last = (smooth ?? series.values).findLast(Number.isFinite) ?? Number.NaN;
@@ -337,14 +354,39 @@ export function lineChart(chart: LineChart): Html {
     title: chart.title,
     kind: chart.isWide ? "wide" : "",
     keys,
-    frame: chartFrame(drawn, x, y, {
+    frame: chartFrame(html`${marks.lines}${drawn}`, x, y, {
       unit,
       label: `${chart.title}: ${spoken(chart.lines, unit)}`,
       below: "step",
+      over: marks.labels,
     }),
     about: html`${chart.about}${y.isLog ? " Logarithmic." : ""} <span class="metrics">${metrics}</span>`,
     data,
   });
+}
+
+/** Changes whose labels find room on a chart; with more, there are lines alone. */
+const MOST_LABELS = 8;
+
+/** Lines up at the steps of changes, and their labels in four rows. */
+function marksOf(changes: NonNullable<LineChart["changes"]>, x: Axis): { lines: Html; labels: Html } {
+  const bySteps = new Map<number, string>();
+  for (const { step, label } of changes) {
+    if (label === null || step < x.low || step > x.high) continue;
+    const before = bySteps.get(step);
+    bySteps.set(step, before === undefined ? label : `${before}, ${label}`);
+  }
+  const marks = [...bySteps].map(([step, label]) => ({ label, place: x.place(step) }));
+  const lines = marks.map(({ place }) => `M${round(place * WIDTH)} 0v${HEIGHT}`).join("");
+  const labels = marks.map(({ label, place }, i) => {
+    const side = place > 0.5 ? "left" : "right";
+    const at = `left:${round(place * 100)}%;top:${8 + 14 * (i % 4)}px`;
+    return html`<span class="at grey ${side}" style="${at}">${label}</span>`;
+  });
+  return {
+    lines: html`${lines !== "" && html`<path class="change" d="${lines}"/>`}`,
+    labels: html`${marks.length <= MOST_LABELS && labels}`,
+  };
 }
 
 /** An entry of a legend. @param kind - `dashed`, `reference`, `solid`, `mark`, or empty for a line. */

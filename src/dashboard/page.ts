@@ -181,6 +181,7 @@ path{fill:none;vector-effect:non-scaling-stroke}
 .grid{stroke:var(--grid);stroke-width:1}
 .line{stroke:var(--c);stroke-width:2;stroke-linejoin:round}.line.dashed{stroke-width:1.6;stroke-dasharray:6 4}
 .reference{stroke:var(--c);stroke-width:1.6;stroke-dasharray:1.6 4}
+.change{stroke:var(--soft);stroke-width:1}
 .dots{stroke:var(--c);stroke-width:3;stroke-linecap:round;opacity:.42}
 .mark{stroke:var(--c);stroke-width:6.5;stroke-linecap:round}
 .interval{stroke:var(--c);stroke-width:1.4;opacity:.5}

@@ -51,6 +51,15 @@ interface ModelFacts {
   readonly parameters: number | null;
 }
 
+/** What the user did to a run on its way. */
+export interface Change {
+  readonly step: number;
+  /** A sentence. */
+  readonly text: string;
+  /** The key with its new value, for curves; null where nothing changed. */
+  readonly label: string | null;
+}
+
 /** A run as its folder tells it. */
 export interface Run {
   readonly name: string;
@@ -68,7 +77,7 @@ export interface Run {
   readonly damagedLines: number;
   readonly pages: readonly SamplePage[];
   /** What `steer.yaml` changed, and when it was refused; a change counts from the step after. */
-  readonly changes: readonly { readonly step: number; readonly text: string }[];
+  readonly changes: readonly Change[];
   readonly checkpoints: readonly string[];
   readonly best: BestCheckpoint | null;
   /** What the newest checkpoint says beside its tensors. */
@@ -149,11 +158,8 @@ export function readRun(folder: string): Run {
 /** Lines of `steer.jsonl` in words. */
 function changesOf(path: string): Run["changes"] {
   return readRecords(path).records.map(({ step, key, from, to, refused }) => {
-    const isRefused = typeof refused === "string";
-    return {
-      step,
-      text: isRefused ? `steer.yaml was refused: ${refused}` : `${key}: ${from} -> ${to}, by steer.yaml.`,
-    };
+    if (typeof refused === "string") return { step, text: `steer.yaml was refused: ${refused}`, label: null };
+    return { step, text: `${key}: ${from} -> ${to}, by steer.yaml.`, label: `${key} = ${to}` };
   });
 }
 

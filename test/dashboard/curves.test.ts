@@ -58,6 +58,28 @@ test("a chart has its line, legend with the last value, reference, ticks, text a
   assert.ok(!(data as string).includes("<"));
 });
 
+test("changes on the way are lines up with labels; those of one step share a line", () => {
+  const series = { steps: [0, 4], values: [0, 5] };
+  const changes = [
+    { step: 1, label: "kl.coef = 0.5" },
+    { step: 1, label: "optimizer.lr = 1" },
+    { step: 2, label: null },
+    { step: 3, label: "kl.coef = 0" },
+    { step: 9, label: "after the last step" },
+  ];
+  const lines = [{ label: "a", metric: "a", color: 0, series }];
+  const { markup } = lineChart({ title: "A", about: "", lines, changes, lastStep: 4 });
+  assert.match(markup, /<path class="change" d="M250 0v400M750 0v400"\/>/);
+  const labels = [...markup.matchAll(/<span class="at grey (\w+)" style="left:([\d.]+)%[^>]*>([^<]*)</g)];
+  assert.deepEqual(
+    labels.map(([, ...parts]) => parts),
+    [
+      ["right", "25", "kl.coef = 0.5, optimizer.lr = 1"],
+      ["left", "75", "kl.coef = 0"],
+    ],
+  );
+});
+
 test("a long line is drawn with as many points as it may have", () => {
   const steps = Array.from({ length: 1000 }, (_, i) => i);
   const { markup } = lineChart({

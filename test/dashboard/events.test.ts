@@ -134,6 +134,10 @@ test("starts, the best evaluation and the end are told in order", (t) => {
         '{"step":3,"key":"kl.coef","from":0.1,"to":0.5}\n{"step":3,"refused":"steer.yaml:1:1: no"}\n{"step":4,"key":',
     },
   });
+  assert.deepEqual(
+    run.changes.map(({ label }) => label),
+    ["kl.coef = 0.5", null],
+  );
   const { markup } = eventSection(run);
   assert.match(
     markup,
