@@ -67,12 +67,17 @@ const BETWEEN = 50;
 /** Milliseconds after which an iteration within an interval has a line of its own where there is no terminal. */
 const SILENCE = 10_000;
 
+/** Milliseconds of an iteration from which on the next one shows its seconds on a terminal while it goes on. */
+const SLOW = 2000;
+
 /** The screen of a run. */
 export class RunConsole {
   readonly isLive: boolean;
   readonly #options: Required<Omit<ConsoleOptions, "env">>;
   readonly #isColored: boolean;
   #hasLine = false;
+  /** The live line on the screen; empty where there is none. */
+  #line = "";
   #ticker: Ticker | null = null;
   #shownAt = -Infinity;
   #times: number[] = [];
@@ -98,9 +103,8 @@ export class RunConsole {
   busy(what: string): void {
     const { screen, json, quiet } = this.#options;
     this.#clear();
-    const stream = [process.stdout, process.stderr].find((one) => one === screen);
-    if (stream === undefined || json || quiet) return;
-    const { fd } = stream;
+    const fd = fdOf(screen);
+    if (fd === undefined || json || quiet) return;
     if (this.isLive) {
       print(screen, `${what} ...`);
       this.#hasLine = true;
@@ -138,20 +142,23 @@ export class RunConsole {
         total,
         rewards: this.#rewards,
         secondsLeft: this.secondsLeft(step),
-        width: widthOf(screen),
+        width: widthOf(screen) - this.#roomForNext(step),
         isColored: this.#isColored,
       },
     );
     print(screen, `\r\x1b[K${line}`);
+    this.#line = line;
     this.#hasLine = true;
   }
 
   /**
-   * An iteration within an interval is done: a line about it alone where there is no terminal and none was printed for
-   * {@link SILENCE}, so that whoever reads a file sees that a slow run goes on.
+   * An iteration within an interval is done, and another begins. On a terminal its seconds are shown if it may take long.
+   * Elsewhere there is a line about the iteration alone if none was printed for {@link SILENCE}, so that whoever reads a
+   * file sees that a slow run goes on.
    */
   between(step: number, metrics: Metrics): void {
     const { total, screen, json, quiet, now } = this.#options;
+    this.#awaitNext(step);
     if (this.isLive || json || quiet || now() - this.#shownAt < SILENCE) return;
     this.#shownAt = now();
     print(screen, `${plainLine(step, total, metrics, this.secondsLeft(step))}\n`);
@@ -171,6 +178,7 @@ export class RunConsole {
     this.#clear();
     const head = `step ${step}/${total}${left === null ? "" : `, ${duration(left)} left`}`;
     print(screen, `${head}\n${table(metrics, widthOf(screen))}`);
+    this.#awaitNext(step);
   }
 
   /** A line of text, above the live line. */
@@ -182,8 +190,14 @@ export class RunConsole {
 
   /** End the live line. */
   close(): void {
-    if (this.#ticker !== null) this.#clear();
-    if (this.#hasLine) print(this.#options.screen, "\n");
+    const { screen } = this.#options;
+    const line = this.#line;
+    if (this.#ticker !== null) {
+      this.#clear();
+      if (line !== "") print(screen, line);
+      this.#hasLine = line !== "";
+    }
+    if (this.#hasLine) print(screen, "\n");
     this.#hasLine = false;
   }
 
@@ -204,6 +218,22 @@ export class RunConsole {
     this.#rewards = state.slice(-HISTORY);
   }
 
+  /** Columns for the seconds of the iteration after this one, where they are shown. */
+  #roomForNext(step: number): number {
+    const [before = 0, last = 0] = this.#times.slice(-2);
+    if (last - before < SLOW || step >= this.#options.total || fdOf(this.#options.screen) === undefined)
+      return 0;
+    return nextText(step).length + "59m59s".length;
+  }
+
+  #awaitNext(step: number): void {
+    const fd = fdOf(this.#options.screen);
+    if (!this.isLive || fd === undefined || this.#roomForNext(step) === 0) return;
+    const text = `${this.#line}${nextText(step)}`.trimStart();
+    this.#ticker = new Ticker({ fd, period: 1000, before: `\r\x1b[K${text}`, after: "" });
+    this.#hasLine = true;
+  }
+
   #endTicker(): void {
     this.#ticker?.[Symbol.dispose]();
     this.#ticker = null;
@@ -213,8 +243,16 @@ export class RunConsole {
     this.#endTicker();
     if (this.#hasLine) print(this.#options.screen, "\r\x1b[K");
     this.#hasLine = false;
+    this.#line = "";
   }
 }
+
+/** The file descriptor of a screen; undefined for one of a program's own. */
+const fdOf = (screen: Screen): number | undefined =>
+  [process.stdout, process.stderr].find((stream) => stream === screen)?.fd;
+
+/** Stands before the seconds of the iteration after this one. */
+const nextText = (step: number): string => `  step ${step + 1}: `;
 
 /** Columns that a line may take; a terminal of unknown width says 0. The last column would break the line. */
 const widthOf = ({ columns }: Screen): number => (columns || 80) - 1;

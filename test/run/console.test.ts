@@ -1,5 +1,9 @@
 /** What a run shows: whole screens. */
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { test } from "node:test";
 
 import {
@@ -151,6 +155,60 @@ test("a terminal: a live line that is rewritten, and a table that stays", () => 
   console.close();
   console.close();
   assert.equal(screen.take(), "\n");
+});
+
+test("on a terminal a slow iteration shows its seconds while it goes on, behind the last line", () => {
+  const folder = mkdtempSync(join(tmpdir(), "rlar-console-"));
+  const path = join(folder, "out");
+  const fd = openSync(path, "w");
+  // The terminal is a file, which the process, blocked as an iteration blocks it, waits for.
+  const code = `
+    import { readFileSync } from "node:fs";
+    import { RunConsole } from ${JSON.stringify(new URL("../../src/run/console.js", import.meta.url).href)};
+    Object.assign(process.stdout, { isTTY: true, columns: 60 });
+    let time = 0;
+    const shown = new RunConsole({ total: 9, now: () => time, env: { NO_COLOR: "1" } });
+    const done = (step, ms) => {
+      time += ms;
+      shown.step(step, { "reward/mean": step });
+    };
+    const cell = new Int32Array(new SharedArrayBuffer(4));
+    const ticks = (text) => {
+      while (!readFileSync(${JSON.stringify(path)}, "utf8").includes(text)) Atomics.wait(cell, 0, 0, 20);
+    };
+    done(1, 2000);
+    shown.between(1, {});
+    ticks("step 2: ");
+    done(2, 2000);
+    shown.interval(2, { "reward/mean": 2 });
+    ticks("step 3: ");
+    done(3, 1999);
+    shown.between(3, {});
+    done(4, 2000);
+    shown.between(4, {});
+    shown.close();
+  `;
+  try {
+    const file = join(folder, "program.mjs");
+    writeFileSync(file, code);
+    execFileSync(process.execPath, [file], { stdio: ["ignore", fd, "inherit"], timeout: 60_000 });
+    const written = readFileSync(path, "utf8");
+    const [first, table, last, ...none] = written.split("\n").filter((line) => line !== "");
+    const back = "\r\x1b[K";
+    const ticking = (line: string): string => line.replace(/(: )\d+s(?=\r)/g, "$11s");
+    assert.equal(none.length, 0);
+    assert.ok(ticking(first as string).startsWith(`${back}step 1/9`), first);
+    assert.match(ticking(first as string), /reward 1 .*16s left {2}step 2: 1s\r.*step 2\/9/);
+    assert.match(table as string, /^ *reward +mean 2$/);
+    assert.ok(ticking(last as string).startsWith(`${back}step 3: 1s${back}`), last);
+    assert.doesNotMatch(last as string, /step 4: /);
+    assert.match(last as string, /step 4\/9[^\r]*$/, "the last line stays, without seconds");
+    const widths = written.split(/[\r\n]+/).map((line) => line.replace("\x1b[K", "").length);
+    assert.ok(Math.max(...widths) < 60);
+  } finally {
+    closeSync(fd);
+    rmSync(folder, { recursive: true });
+  }
 });
 
 test("a terminal that does not know its width has 80 columns", () => {
