@@ -3,6 +3,7 @@
 Run: python scripts/golden/parquet_faults.py   (needs pyarrow 25)
 """
 import base64
+import json
 import os
 import struct
 import zlib
@@ -66,3 +67,13 @@ encodings = {"image": "DELTA_BYTE_ARRAY", "label": "PLAIN"}
 pq.write_table(table, os.path.join(OUT, "delta_bytes.parquet"), use_dictionary=False, column_encoding=encodings)
 listed = pa.array([{"bytes": [png(10)], "path": "x"}] * 3, pa.struct([("bytes", pa.list_(pa.binary())), ("path", pa.string())]))
 write("record_list", image=listed, label=labels)
+
+# Columns and classes that could be taken for others.
+pair = pa.Table.from_arrays([some, labels, pa.array([5, 5, 5])], names=["image", "label", "label"])
+pq.write_table(pair, os.path.join(OUT, "column_twice.parquet"))
+write("mask_and_image", mask=pa.array([png(200)] * 3, pa.binary()), image=some, label=labels)
+write("label_bytes", image=some, label=pa.array([b"\xff", b"\xfe", b"a"], pa.binary()))
+for name, classes in [("names_ab", ["a", "b"]), ("names_ba", ["b", "a"]), ("names_twice", ["a", "a"])]:
+    about = {"info": {"features": {"label": {"names": classes, "_type": "ClassLabel"}}}}
+    table = pa.table({"image": some, "label": labels}).replace_schema_metadata({"huggingface": json.dumps(about)})
+    pq.write_table(table, os.path.join(OUT, f"{name}.parquet"))

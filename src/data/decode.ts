@@ -2,6 +2,7 @@
  * Decodes an image to a square of 8-bit RGB. The threads of `decode_pool.ts` run this. They must not load LibTorch, so
  * neither this file nor its imports use it.
  */
+import { constants } from "node:fs";
 import { open } from "node:fs/promises";
 
 import { expected } from "../torch/errors.js";
@@ -166,13 +167,19 @@ export function decodeFewAtOnce(): (task: DecodeTask) => Promise<Decoded> {
 /** Enough that reading and decoding one overlaps with resizing another. */
 const AT_ONCE = 3;
 
-/** @throws RangeError when the file is absent or shorter than that. */
+/** @throws RangeError when the file is absent, no regular file, or shorter than that. */
 export async function readPart({ path, offset, length }: FilePart): Promise<Buffer> {
   try {
-    const file = await open(path);
+    // Otherwise opening a named pipe waits for a program that writes to it.
+    const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
     try {
       if (offset === undefined || length === undefined) {
-        const { size } = await file.stat();
+        const info = await file.stat();
+        const { size } = info;
+        if (!info.isFile()) {
+          const got = info.isDirectory() ? "a folder" : "a device or pipe";
+          throw expected(path, "a regular file", got, "Remove it from the data set");
+        }
         if (size > MAX_BYTES) throw expected(path, `a file of at most ${MAX_BYTES} bytes`, size);
         return await file.readFile();
       }

@@ -10,6 +10,9 @@ import { checkFeatures, type Features } from "./npy.js";
 import { listFiles, listFolders, unreadFiles } from "./paths.js";
 import { hashListing, type ImageSource, imageSource, type SourceOptions, spread } from "./source.js";
 
+/** Names of folders that are parts of a data set. */
+const SPLIT = /^(?:train|training|val|valid|validation|test|testing)$/i;
+
 const FEATURE_FILE = /\.(npy|safetensors)$/i;
 
 /** Files whose sizes, and those whose contents, go into the fingerprint: all of a small set. */
@@ -92,8 +95,20 @@ function folderClasses(
     throw expected(folder, "every image in a subfolder, its class", what, `Move them. ${LABEL_REMEDY}`);
   }
   const names = ids.map((id) => id.slice(0, id.indexOf("/")));
+  const splits = [...new Set(names)];
+  if (splits.length > 1 && splits.every((name) => SPLIT.test(name))) {
+    const [train, other] = ["train", "val"].map((begin) => splits.find((name) => name.startsWith(begin)));
+    const first = join(folder, train ?? (splits[0] as string));
+    const held = other === undefined ? "" : `, and ${join(folder, other)} as data.evalSource`;
+    const remedy = `Give ${first}${held}. ${LABEL_REMEDY}`;
+    throw expected(folder, "subfolders that are classes", `${splits.join(" and ")}, parts of a set`, remedy);
+  }
+  const deep = ids.find((id) => id.split("/").length > 2);
+  const deepNote = `${folder}: classes are the first subfolders; ${deep} is of class ${deep?.split("/")[0]}`;
+  const notes = deep === undefined ? [] : [deepNote];
   if (classNames !== undefined) {
-    return numberClasses(folder, names, { names: classNames, rowOf: (i) => join(folder, ids[i] as string) });
+    const rowOf = (i: number): string => join(folder, ids[i] as string);
+    return { ...numberClasses(folder, names, { names: classNames, rowOf }), notes };
   }
   // A folder without images keeps its id, so that those after it keep theirs.
   const folders = listFolders(folder);
@@ -103,7 +118,7 @@ function folderClasses(
   return {
     ...classes,
     ids: classes.ids.subarray(0, ids.length),
-    notes: [...classes.notes, ...(empty.length === 0 ? [] : [note])],
+    notes: [...notes, ...classes.notes, ...(empty.length === 0 ? [] : [note])],
   };
 }
 

@@ -41,24 +41,66 @@ export function numberClasses(
   labels: readonly unknown[],
   { names, rowOf = () => where }: NumberingOptions = {},
 ): Classes {
-  if (names !== undefined && new Set(names).size < names.length) {
-    const twice = names.find((name, i) => names.indexOf(name) !== i);
-    throw expected("classNames", "each class once", `${twice} twice`);
-  }
+  if (names !== undefined) requireEachOnce("classNames", names);
   const odd = labels.findIndex((label) => typeof label !== "number" && typeof label !== "string");
   if (odd >= 0) throw expected(rowOf(odd), "a class, its number or name", labels[odd], LABEL_REMEDY);
   if (labels.every((label) => typeof label === "number"))
     return fromNumbers(labels as number[], rowOf, names);
-  const texts = labels.map(String);
+  const number = labels.findIndex((label) => typeof label === "number");
+  if (number >= 0) {
+    throw expected(
+      rowOf(number),
+      "a name, as other labels are",
+      `the number ${labels[number]}`,
+      LABEL_REMEDY,
+    );
+  }
+  const texts = labels as string[];
+  const empty = texts.indexOf("");
+  if (empty >= 0) throw expected(rowOf(empty), "a class, its number or name", "an empty text", LABEL_REMEDY);
   const known = names ?? sortNames(new Set(texts));
   const places = new Map(known.map((name, i) => [name, i]));
   const ids = texts.map((text, i) => {
     const id = places.get(text);
     if (id !== undefined) return id;
+    const alike = known.find((name) => looseName(name) === looseName(text));
+    const got = alike === undefined ? text : `${text}, which differs from ${alike} ${IN_FORM}`;
     const remedy = "Add it to data.classNames, which lists all classes in the order of their ids";
-    throw expected(rowOf(i), `a class among the ${known.length} that are known`, text, remedy);
+    throw expected(rowOf(i), `a class among the ${known.length} that are known`, got, remedy);
   });
-  return { ids: Int32Array.from(ids), names: known, notes: names === undefined ? labelNotes(known) : [] };
+  const notes = names === undefined ? [...labelNotes(known), ...alikeNotes(known)] : [];
+  return { ids: Int32Array.from(ids), names: known, notes };
+}
+
+/** @throws RangeError for a class that is listed twice. */
+export function requireEachOnce(where: string, names: readonly string[], remedy?: string): void {
+  const seen = new Set<string>();
+  for (const name of names) {
+    if (seen.has(name)) throw expected(where, "each class once", `${name} twice`, remedy);
+    seen.add(name);
+  }
+}
+
+/** A label that was read from bytes. @throws RangeError for bytes that are not UTF-8, which would fall together. */
+export function requireText(where: string, label: string): string {
+  if (!label.includes("\ufffd")) return label;
+  throw expected(where, "a class, its number or name as text in UTF-8", "other bytes", LABEL_REMEDY);
+}
+
+/** Where a difference is that is hard to see. */
+const IN_FORM = "only in upper and lower case, spaces or Unicode form";
+
+const looseName = (name: string): string => name.normalize("NFKC").trim().toLowerCase();
+
+/** A note for names that are told apart by what is hard to see. */
+function alikeNotes(names: readonly string[]): string[] {
+  const first = new Map<string, string>();
+  for (const name of names) {
+    const other = first.get(looseName(name));
+    if (other !== undefined) return [`the classes ${other} and ${name} differ ${IN_FORM}`];
+    first.set(looseName(name), name);
+  }
+  return [];
 }
 
 function fromNumbers(
@@ -84,16 +126,18 @@ function fromNumbers(
 /** Sorted by value if all names are whole numbers, otherwise as text. */
 export function sortNames(names: Iterable<string>): string[] {
   const sorted = [...names].sort();
-  return sorted.every((name) => /^\d+$/.test(name)) ? sorted.sort((a, b) => Number(a) - Number(b)) : sorted;
+  return sorted.every(isWhole) ? sorted.sort((a, b) => Number(a) - Number(b)) : sorted;
 }
+
+const isWhole = (name: string): boolean => /^-?\d+$/.test(name);
 
 /** A note for names that are numbers other than their ids. */
 function labelNotes(names: readonly string[]): string[] {
   const moved = names.findIndex((name, i) => name !== String(i));
-  if (moved < 0 || !names.every((name) => /^\d+$/.test(name))) return [];
+  if (moved < 0 || !names.every((name) => /^[+-]?\d+(?:\.\d+)?$/.test(name))) return [];
   return [
     `the classes' names are numbers, but not 0 to ${names.length - 1}: ${names[moved]} has id ${moved}. They are ` +
-      "numbered in the order of their values. If they are the ids of a model's classes, list all of these in data.classNames",
+      `numbered in the order of their ${names.every(isWhole) ? "values" : "names as text"}. If they are the ids of a model's classes, list all of these in data.classNames`,
   ];
 }
 
@@ -125,7 +169,9 @@ const LISTED = 8;
 /** The classes on one line, the middle ones of many omitted: `3 classes: 0 cat (12 images), 1 dog (9), 2 eel (4)`. */
 export function describeClasses(source: Classed): string {
   const counts = classCounts(source);
-  const shown = counts.map(({ id, name, images }) => `${id} ${name} (${images}${id === 0 ? " images" : ""})`);
+  const shown = counts.map(
+    ({ id, name, images }) => `${id} ${name} (${images}${id > 0 ? "" : images === 1 ? " image" : " images"})`,
+  );
   const list = shown.length <= LISTED ? shown : [...shown.slice(0, LISTED - 2), "...", shown.at(-1)];
   const empty = counts.filter(({ images }) => images === 0).map(({ name }) => name);
   const none = empty.length === 0 ? "" : `; no image of ${listed(empty, LISTED)}`;

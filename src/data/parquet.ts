@@ -17,7 +17,14 @@ import {
 import { expected, listed } from "../torch/index.js";
 import { CAPTION_REMEDY } from "./captions.js";
 import { readPart } from "./decode.js";
-import { type Classes, LABEL_REMEDY, numberClasses, oneClass } from "./labels.js";
+import {
+  type Classes,
+  LABEL_REMEDY,
+  numberClasses,
+  oneClass,
+  requireEachOnce,
+  requireText,
+} from "./labels.js";
 import { expandPattern, namesOf } from "./paths.js";
 import { type Block, hashListing, type ImageSource, imageSource, type SourceOptions } from "./source.js";
 
@@ -30,6 +37,8 @@ interface ParquetFile {
   readonly bytes: AsyncBuffer;
   readonly metadata: FileMetaData;
   readonly imageColumn: string;
+  /** Other columns that may hold images, where none was asked for. */
+  readonly otherImages: readonly string[];
   readonly labelColumn: string | null;
   readonly captionColumn: string | null;
 }
@@ -53,8 +62,9 @@ const CACHE_BYTES = 2 ** 29;
 /**
  * Open parquet files.
  *
- * The image column is the first that holds bytes, or records with a field `bytes`; the label column is called `label`,
- * `labels`, `class` or `cls`. Names of classes that Hugging Face keeps in the file are used. A column of text that is called
+ * The image column is that called `image` or `img`, or else the first, of those that hold bytes or records with a field
+ * `bytes`; a note names the others. The label column is called `label`, `labels`, `class` or `cls`. Names of classes that
+ * Hugging Face keeps in the files are used, and must be the same in all. A column of text that is called
  * `caption`, `text` or `prompt` holds captions.
  *
  * @param paths - one pattern, see `expandPattern`, or the files.
@@ -143,12 +153,22 @@ async function openFile(path: string, name: string, options: SourceOptions): Pro
   const imageColumn = findImage(path, columns, options.image);
   const labelColumn = findLabel(path, columns, options.label);
   const captionColumn = findCaptions(path, columns, labelColumn, options.captions);
+  const names = columns.map((column) => column.element.name);
+  for (const column of [imageColumn, labelColumn, captionColumn]) {
+    if (names.indexOf(column ?? "") === names.lastIndexOf(column ?? "")) continue;
+    const remedy = "Write the file with another name for one of them";
+    throw expected(path, `one column ${column}`, `two, of ${listColumns(columns)}`, remedy);
+  }
   await guarded(path, async () => {
     const secret = [imageColumn, labelColumn, captionColumn].find((one) => isEncrypted(metadata, one));
     if (secret != null)
       throw expected(path, "columns that are not encrypted", `${secret}, which is`, DECRYPT);
   });
-  return { path, name, bytes, metadata, imageColumn, labelColumn, captionColumn };
+  const otherImages = options.image === undefined ? imageColumns(columns) : [];
+  return {
+    ...{ path, name, bytes, metadata, imageColumn, labelColumn, captionColumn },
+    otherImages: otherImages.filter((column) => column !== imageColumn),
+  };
 }
 
 const DECRYPT = "Decrypt the file: read it with its keys and write it without";
@@ -260,9 +280,14 @@ function imageLeaf(column: Column): readonly string[] | undefined {
   return field !== undefined && isBytes(field) && !isList(field) ? ["bytes"] : undefined;
 }
 
+const imageColumns = (columns: readonly Column[]): string[] =>
+  columns.filter((column) => imageLeaf(column) !== undefined).map((column) => column.element.name);
+
 function findImage(path: string, columns: readonly Column[], name: string | undefined): string {
   const usable = columns.filter((column) => imageLeaf(column) !== undefined);
-  const found = name === undefined ? usable[0] : usable.find((column) => column.element.name === name);
+  const called = (wanted: string): Column | undefined =>
+    usable.find((column) => column.element.name === wanted);
+  const found = name === undefined ? (called("image") ?? called("img") ?? usable[0]) : called(name);
   if (found !== undefined) return found.element.name;
   const what =
     name === undefined ? "a column of images, bytes or records with bytes" : `images in column ${name}`;
@@ -346,11 +371,11 @@ const listColumns = (columns: readonly Column[]): string =>
 
 async function parquetClasses(
   where: string,
-  [first]: readonly ParquetFile[],
+  files: readonly ParquetFile[],
   groups: readonly RowGroup[],
   { classNames }: SourceOptions,
 ): Promise<Classes> {
-  const { labelColumn } = first as ParquetFile;
+  const [{ labelColumn }] = files as [ParquetFile];
   if (labelColumn === null) {
     const last = groups.at(-1) as RowGroup;
     return oneClass(last.first + last.length, classNames?.[0]);
@@ -366,8 +391,27 @@ async function parquetClasses(
     const group = groups.findLast(({ first }) => first <= index) as RowGroup;
     return `${group.file.path}, row ${group.start + index - group.first}, column ${group.file.labelColumn}`;
   };
-  const names = classNames ?? publishedNames(first as ParquetFile);
+  for (const [i, label] of labels.entries()) if (typeof label === "string") requireText(rowOf(i), label);
+  const names = classNames ?? commonNames(files);
   return numberClasses(where, labels, { names, rowOf });
+}
+
+/** The names of classes in the files; of files without them nothing is asked. @throws RangeError where they differ. */
+function commonNames(files: readonly ParquetFile[]): string[] | undefined {
+  const remedy = "Give all classes in the order of their ids with data.classNames";
+  let [longest, from]: [string[] | undefined, string] = [undefined, ""];
+  for (const file of files) {
+    const names = publishedNames(file);
+    if (names === undefined) continue;
+    requireEachOnce(`${file.path}, classes of column ${file.labelColumn}`, names, remedy);
+    const id = names.findIndex((name, i) => name !== (longest?.[i] ?? name));
+    if (id >= 0) {
+      const got = `${names[id]}, which is ${longest?.[id]} in ${from}`;
+      throw expected(file.path, `the same class ${id} as in other files`, got, `${remedy} if ids agree`);
+    }
+    if (names.length > (longest?.length ?? 0)) [longest, from] = [names, file.path];
+  }
+  return longest;
 }
 
 /** Names that Hugging Face's own description of the columns gives the label's values. */
@@ -376,7 +420,8 @@ function publishedNames({ metadata, labelColumn }: ParquetFile): string[] | unde
   if (text === undefined || labelColumn === null) return undefined;
   try {
     const names: unknown = JSON.parse(text).info?.features?.[labelColumn]?.names;
-    return Array.isArray(names) && names.every((name) => typeof name === "string") ? names : undefined;
+    const areNames = Array.isArray(names) && names.every((name) => typeof name === "string");
+    return areNames && names.length > 0 ? names : undefined;
   } catch {
     // Metadata of another program: the set can be read without it.
     return undefined;
@@ -425,6 +470,11 @@ async function groupsOf(files: readonly ParquetFile[]): Promise<RowGroup[]> {
 /** What the files' footers say of rows without an image. @throws RangeError where no row has one. */
 async function parquetNotes(files: readonly ParquetFile[], groups: readonly RowGroup[]): Promise<string[]> {
   const notes: string[] = [];
+  const [{ otherImages, imageColumn, path }] = files as [ParquetFile];
+  if (otherImages.length > 0) {
+    const others = otherImages.join(", ");
+    notes.push(`${path}: images are read from column ${imageColumn}; data.image names another of ${others}`);
+  }
   for (const file of files) {
     const own = groups.filter((group) => group.file === file);
     const chunks = own.map(({ number }) => columnChunk(file, number, file.imageColumn, "bytes"));

@@ -5,8 +5,15 @@ import { basename, dirname, join, relative, resolve, sep } from "node:path";
 
 import { expected } from "../torch/index.js";
 
-/** Hidden names, and folders of other systems: of macOS in a zip, of a Synology disk. A folder is a class, so these shift ids. */
-const isSkipped = (name: string): boolean => /^(\.|__MACOSX$|@eaDir$)/.test(name);
+/**
+ * Hidden names, and folders that systems and programs make: macOS in a zip, disks of Synology, Windows, Linux's ext, Python. A
+ * folder is a class, so these would shift ids.
+ */
+const SKIPPED =
+  /^(?:\.|(?:__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN|System Volume Information|lost\+found|__pycache__)$)/;
+
+/** Whether a file or folder of this name, without its path, is no part of a data set. */
+export const isSkipped = (name: string): boolean => SKIPPED.test(name);
 
 /**
  * Files below a folder, however deep, as paths below it with forward slashes, sorted by their characters. Links are

@@ -5,8 +5,8 @@
 import { expected, known, listed } from "../torch/index.js";
 import { type Caption, type CaptionPlace, captionPlace, haveCaptions } from "./captions.js";
 import { type FilePart, IMAGE_FILE, readPart } from "./decode.js";
-import { type Classes, LABEL_REMEDY, numberClasses, oneClass } from "./labels.js";
-import { expandPattern, namesOf, unreadFiles } from "./paths.js";
+import { type Classes, LABEL_REMEDY, numberClasses, oneClass, requireText } from "./labels.js";
+import { expandPattern, isSkipped, namesOf, unreadFiles } from "./paths.js";
 import { hashListing, type ImageSource, imageSource, type SourceOptions, spread } from "./source.js";
 import { type Member, membersOf } from "./tar_members.js";
 
@@ -127,6 +127,7 @@ function shardOf(path: string, shard: string, options: SourceOptions): Shard {
   for (const member of members.list) {
     const [, key = "", ending = ""] = /^((?:.*\/)?[^./][^./]*)\.([^/]+)$/.exec(member.key) ?? [];
     if (key === "") continue; // names that begin with a dot, or have none
+    if (key.split("/").some(isSkipped)) continue; // as in folders
     const group = groups.get(key) ?? new Map<string, Member>();
     groups.set(key, group);
     if (group.has(ending.toLowerCase())) throw expected(path, `one member ${member.name}`, "two");
@@ -201,5 +202,5 @@ function labelOf(path: string, { name, length, text }: Member): string {
   if (text === undefined || text === "") {
     throw expected(`${path}: ${name}`, "a class, its number or name", `${length} bytes`, LABEL_REMEDY);
   }
-  return text;
+  return requireText(`${path}: ${name}`, text);
 }

@@ -27,6 +27,15 @@ export interface Members {
 
 const BLOCK = 512;
 
+/** How compressed files begin, as latin-1 text, and what unpacks them. */
+const COMPRESSED: readonly (readonly [magic: string, got: string, program: string])[] = [
+  ["\x1f\x8b", "a compressed one", "gunzip"],
+  ["BZh", "a compressed one", "bunzip2"],
+  ["\xfd7zXZ", "a compressed one", "unxz"],
+  ["\x28\xb5\x2f\xfd", "a compressed one", "unzstd"],
+  ["PK\x03\x04", "a zip archive", "unzip"],
+];
+
 /** Longest member that is read as a label. */
 const LABEL_BYTES = 256;
 
@@ -46,10 +55,11 @@ type Attributes = Readonly<Record<string, string>>;
 export function membersOf(path: string, labelEnding: string): Members {
   using file = new FileBytes(path);
   const { size } = file;
-  const start = bytesAt(file, 0, Math.min(size, 2));
-  if (start[0] === 0x1f && start[1] === 0x8b) {
-    const remedy = "Unpack it with gunzip: images are read by position";
-    throw expected(path, "a tar file", "a compressed one", remedy);
+  const start = bytesAt(file, 0, Math.min(size, 6)).toString("latin1");
+  const packed = COMPRESSED.find(([magic]) => start.startsWith(magic));
+  if (packed !== undefined) {
+    const [, got, program] = packed;
+    throw expected(path, "a tar file", got, `Unpack it with ${program}: images are read by position`);
   }
   if (size < BLOCK) throw expected(path, "a tar file", `${size} bytes`, "Copy it again");
   const byKey = new Map<string, Member>();
@@ -67,7 +77,7 @@ export function membersOf(path: string, labelEnding: string): Members {
     const { type } = header;
     const isAttribute = /^(pax|gnu)-/.test(type ?? "");
     const about = isAttribute ? {} : { ...shared, ...own };
-    const key = (about.path ?? header.name).replace(/^(\.\/)+/, "");
+    const key = plainPath(about.path ?? header.name);
     const name = memberName(key);
     // A link has no contents of its own, whatever its header says.
     const length = type === "link" ? 0 : lengthOf(path, name, header.size, about.size);
@@ -101,6 +111,9 @@ export function membersOf(path: string, labelEnding: string): Members {
   return { list, notes: hasEnd ? [] : [note] };
 }
 
+/** A name without the `./`, `/` and `../` before it, which tar drops too. */
+const plainPath = (name: string): string => name.replace(/^(?:\.{0,2}\/)+/, "");
+
 type Header = NonNullable<ReturnType<typeof headers.decode>>;
 
 /** Kinds of GNU tar that tar-stream does not know. */
@@ -130,7 +143,7 @@ function memberOf(file: FileBytes, head: Head, before: ReadonlyMap<string, Membe
       if (at + length > size) throw cut(path, `${length} bytes of ${name}`, `${size - at}`);
       return { name, key, offset: at, length };
     case "link": {
-      const target = (about.linkpath ?? link ?? "").replace(/^(\.\/)+/, "");
+      const target = plainPath(about.linkpath ?? link ?? "");
       const found = before.get(target);
       if (found === undefined) {
         const got = `${name}, a hard link to ${memberName(target)}`;

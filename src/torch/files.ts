@@ -3,7 +3,17 @@
  * is copied between disk and memory in pieces.
  */
 import { randomBytes } from "node:crypto";
-import { closeSync, fstatSync, fsyncSync, openSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  fsyncSync,
+  openSync,
+  readSync,
+  renameSync,
+  rmSync,
+  writeSync,
+} from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { makeFolders } from "#folders";
 import { native } from "./binding.js";
@@ -52,7 +62,8 @@ export class FileBytes implements ByteSource {
   constructor(path: string) {
     this.path = path;
     try {
-      this.#fd = openSync(path, "r");
+      // Otherwise opening a named pipe waits for a program that writes to it.
+      this.#fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
     } catch (error) {
       throw expected(path, "a file that can be read", systemReason(error));
     }

@@ -236,7 +236,7 @@ test("a set passes over its bad images, names them, and ends where they are too 
   assert.equal(reader.unreadable.count, 1);
   assert.match(
     reader.unreadable.problems[0] ?? "",
-    /^a\/cut\.jpg: expected an image, got (?:VipsJpeg: premature end of JPEG image|bytes that cannot be decoded)\. Remove/,
+    /^a\/cut\.jpg: expected an image, got a JPEG that is damaged or cut short\. Remove/,
   );
   for (let i = 0; i < 4; i++) files[`a/${i}.png`] = Buffer.from("bad");
   writeFiles(at("many"), files);
@@ -302,5 +302,86 @@ test("a large image is read, and a strip of one row becomes a square without tak
       const square = await decode({ id: "strip", image: { pixels }, size: 256, crop, isFlipped: false });
       assert.ok(square.data.length === 256 * 256 * 3 && square.data.every((byte) => byte === 77));
     }
+  }
+});
+
+/** A grey TIFF of one pixel. @param sampleFormat - 1 unsigned, 2 signed, 3 floating-point. */
+function tiffOf(bits: number, sampleFormat: number, pixel: Buffer): Buffer {
+  const tags = [
+    [256, 4, 1],
+    [257, 4, 1],
+    [258, 3, bits],
+    [259, 3, 1],
+    [262, 3, 1],
+    [273, 4, 8],
+    [277, 3, 1],
+    [278, 4, 1],
+    [279, 4, pixel.length],
+    [339, 3, sampleFormat],
+  ] as const;
+  const file = Buffer.alloc(16 + 2 + 12 * tags.length + 4);
+  file.write("II*\0", "latin1");
+  file.writeUInt32LE(16, 4);
+  pixel.copy(file, 8);
+  file.writeUInt16LE(tags.length, 16);
+  for (const [i, [tag, type, value]] of tags.entries()) {
+    const at = 18 + 12 * i;
+    file.writeUInt16LE(tag, at);
+    file.writeUInt16LE(type, at + 2);
+    file.writeUInt32LE(1, at + 4);
+    file.writeUInt32LE(value, at + 8);
+  }
+  return file;
+}
+
+test("a TIFF of numbers whose black and white are not known is refused", async () => {
+  const float = Buffer.alloc(4);
+  float.writeFloatLE(0.5);
+  const refused =
+    /^image: expected an image, got a TIFF of .* numbers, whose black and white are not known\. .*PNG/;
+  for (const image of [
+    tiffOf(32, 3, float),
+    tiffOf(32, 1, Buffer.alloc(4, 9)),
+    tiffOf(16, 2, Buffer.alloc(2)),
+  ]) {
+    await assert.rejects(readPixels(image, "image"), { message: refused });
+  }
+  assert.deepEqual(await bytesOf(tiffOf(16, 1, Buffer.of(0, 128))), [128, 128, 128]);
+  assert.deepEqual(await bytesOf(tiffOf(8, 1, Buffer.of(7))), [7, 7, 7]);
+});
+
+test("why an image is not read is said in plain words", async () => {
+  const png = await grey(1);
+  const ftyp = (brand: string): Buffer =>
+    Buffer.from(`\0\0\0\x18ftyp${brand}\0\0\0\0${"\0".repeat(40)}`, "latin1");
+  const cases: readonly (readonly [Buffer, RegExp])[] = [
+    [Buffer.alloc(0), /an empty file/],
+    [png.subarray(0, 40), /a PNG that is damaged or cut short/],
+    [Buffer.from("GIF89a"), /a GIF that is damaged or cut short/],
+    [Buffer.from("RIFF\x10\0\0\0WEBPVP8 ", "latin1"), /a WebP that is damaged or cut short/],
+    [Buffer.from("II*\0\x08\0\0\0\x01", "latin1"), /a TIFF that is damaged or cut short, or of a kind/],
+    [ftyp("avif"), /an AVIF that is damaged/],
+    [ftyp("heic"), /a HEIC image/],
+    [ftyp("isom"), /a video/],
+    [Buffer.from("<!DOCTYPE html><html><svg></svg></html>"), /a web page/],
+    [Buffer.from('{"error": "not found"}'), /JSON text/],
+    [Buffer.from("version https://git-lfs.github.com/spec/v1\n"), /a Git LFS pointer, which git lfs pull/],
+    [Buffer.from("BM\0\0\0\0\0\0\0\0", "latin1"), /a BMP image/],
+    [Buffer.from("\xff\x0a\0\0\0\0", "latin1"), /a JPEG XL image/],
+    [Buffer.from("P6\n1 1\n255\nabc"), /a PNM image/],
+    [gzipSync("hello"), /a gzip file/],
+    [Buffer.from("no image"), /bytes of no image format that is read/],
+    [
+      Buffer.from('<svg xmlns="http://www.w3.org/2000/svg" width="4"><g'),
+      /an SVG with an error at line 1, column \d+: /,
+    ],
+    [
+      Buffer.from('<svg xmlns="http://www.w3.org/2000/svg" width="0" height="0"/>'),
+      /an SVG without a usable width/,
+    ],
+  ];
+  for (const [image, reason] of cases) {
+    const message = new RegExp(`^image: expected an image, got ${reason.source}`);
+    await assert.rejects(readPixels(image, "image"), { message });
   }
 });

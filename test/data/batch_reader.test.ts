@@ -203,7 +203,7 @@ test("too many unreadable images end the run, naming them", async () => {
   const before = memory().tensors;
   using reader = new BatchReader(source, { batchSize: 20, size: 4, workers: 0 });
   const problem =
-    "expected an image, got Input buffer contains unsupported image format. Remove the file or convert it to PNG.";
+    "expected an image, got bytes of no image format that is read. Remove the file or convert it to PNG.";
   const bad = [...permutation(0, 0, 20)].map((i) => source.idOf(i)).filter((id) => /a.00[024]/.test(id));
   const message =
     "data set: expected at most 2 unreadable images of 20, got 3. Mend or remove them, or raise maxUnreadable:\n" +

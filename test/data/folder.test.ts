@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import { cpSync, rmSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -188,4 +189,29 @@ test("endings that can be decoded are read; others are counted and said, and alo
       message: /bitmaps: expected .*, got only \.bmp \(2\)\. .*convert them to PNG/,
     });
   }
+});
+
+test("a named pipe in a folder is unreadable, and nothing waits for it", { timeout: 10_000 }, async () => {
+  writeFiles(at("pipe"), { "a/1.png": await grey(1) });
+  execFileSync("mkfifo", [at("pipe/a/2.png")]);
+  const source = await openFolder(at("pipe"));
+  assert.equal((await readSample(source, 0)).pixels?.data[0], 1);
+  await assert.rejects(readSample(source, 1), {
+    message: /2\.png: expected a regular file, got a device or pipe\. /,
+  });
+});
+
+test("folders of splits are no classes; deeper folders are said; folders that systems make are skipped", async () => {
+  const image = await grey(1);
+  writeFiles(at("splits"), { "train/a/1.png": image, "val/a/2.png": image });
+  await assert.rejects(openFolder(at("splits")), {
+    message:
+      /: expected subfolders that are classes, got train and val, .*\. Give .*splits\/train, .*data\.evalSource/,
+  });
+  assert.equal((await openFolder(at("splits"), { label: null })).length, 2);
+  writeFiles(at("deep"), { "animal/cat/1.png": image, "thing/2.png": image });
+  assert.match((await openFolder(at("deep"))).notes?.join() ?? "", /animal\/cat\/1\.png is of class animal/);
+  const made = ["$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__", "#recycle"];
+  writeFiles(at("made"), Object.fromEntries(["a", ...made].map((name) => [`${name}/1.png`, image])));
+  assert.deepEqual((await openFolder(at("made"))).classNames, ["a"]);
 });

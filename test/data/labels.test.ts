@@ -7,6 +7,7 @@ import {
   describeClasses,
   numberClasses,
   oneClass,
+  requireText,
   sortNames,
 } from "../../src/data/labels.js";
 
@@ -85,7 +86,7 @@ test("classes are counted, and listed on one line with those that have no image"
   assert.equal(describeClasses(source), "3 classes: 0 cat (2 images), 1 dog (0), 2 eel (1); no image of dog");
   const many = Array.from({ length: 1000 }, (_, i) => `n${i}`);
   const text = describeClasses(sourceOf(many, [0]));
-  assert.match(text, /^1000 classes: 0 n0 \(1 images\), .*, \.\.\., 999 n999 \(0\); no image of n1,/);
+  assert.match(text, /^1000 classes: 0 n0 \(1 image\), .*, \.\.\., 999 n999 \(0\); no image of n1,/);
   assert.ok(text.length < 300);
 });
 
@@ -100,4 +101,34 @@ test("a class that a model does not know is refused with its image; so is the on
 
 test("one class holds all", () => {
   assert.deepEqual(oneClass(3), { ids: new Int32Array(3), names: ["all"], notes: [] });
+});
+
+test("numbers among names, empty names and names of bytes that are not UTF-8 are refused with their row", () => {
+  const rowOf = (i: number): string => `set#${i}`;
+  assert.throws(() => numberClasses("set", ["cat", 1], { rowOf }), {
+    message: /^set#1: expected a name, .*, got the number 1\. .*data\.label=none/,
+  });
+  assert.throws(() => numberClasses("set", ["cat", ""], { rowOf }), {
+    message: /^set#1: .*got an empty text\./,
+  });
+  assert.equal(requireText("set#0", "\u00e9"), "\u00e9");
+  assert.throws(() => requireText("set#0", "a\ufffd"), {
+    message: /^set#0: expected .*UTF-8, got other bytes\./,
+  });
+});
+
+test("names that are hard to tell apart are said; so are folders -1, 0, 1, whose ids are others", () => {
+  for (const pair of [
+    ["Cat", "cat"],
+    ["cat", " cat"],
+    ["\u00e9t\u00e9", "e\u0301te\u0301"],
+  ] as const) {
+    assert.match(numberClasses("set", pair).notes.join(), /differ only in .*case, spaces or Unicode form/);
+  }
+  const names = ["b", "\u00e9"];
+  assert.throws(() => numberClasses("set", ["e\u0301"], { names }), {
+    message: /differs from \u00e9 only in .*Unicode/,
+  });
+  assert.match(numberClasses("set", ["0", "-1", "1"]).notes.join(), /-1 has id 0.*of their values/);
+  assert.match(numberClasses("set", ["0.5", "1", "10", "2"]).notes.join(), /0\.5 has id 0.*names as text/);
 });

@@ -205,3 +205,33 @@ test("whatever is damaged, the message names file, row group and column, and not
   process.off("unhandledRejection", note);
   assert.deepEqual(unhandled, []);
 });
+
+test("what could be taken for something else is refused, or said", async () => {
+  const refused = async (path: string, message: RegExp): Promise<void> =>
+    await assert.rejects(openParquet(path), { name: "RangeError", message });
+  await refused(
+    goldenData("column_twice.parquet"),
+    /: expected one column label, got two, .*\. Write the file/,
+  );
+  await refused(
+    goldenData("label_bytes.parquet"),
+    /row 0, column label: expected .*UTF-8, got other bytes\./,
+  );
+  await refused(
+    goldenData("names_twice.parquet"),
+    /classes of column label: .*got a twice\. .*data\.classNames/,
+  );
+  const masks = await openParquet(goldenData("mask_and_image.parquet"));
+  assert.equal((await readSample(masks, 0)).pixels?.data[0], 10);
+  assert.match(masks.notes?.join() ?? "", /from column image; data\.image names another of mask/);
+});
+
+test("files that give one id to different classes are refused, unless the classes are given", async () => {
+  for (const name of ["names_ab.parquet", "names_ba.parquet"]) copyFileSync(goldenData(name), at(name));
+  await assert.rejects(openParquet(at("names_*.parquet")), {
+    message:
+      /names_ba\.parquet: expected the same class 0 .*, got b, which is a in .*names_ab\.parquet\. Give all/,
+  });
+  const given = await openParquet(at("names_*.parquet"), { classNames: ["x", "y"] });
+  assert.deepEqual([given.length, given.classNames], [6, ["x", "y"]]);
+});

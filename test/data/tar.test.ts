@@ -397,3 +397,24 @@ test("tars of other forms are read: version 7, labels of volumes, dumped folders
     message: /s\.png, a sparse one/,
   });
 });
+
+test("folders that systems make are no classes; / and ../ before a name are dropped, as tar does", async () => {
+  const image = await grey(1);
+  const classesOf = async (...names: string[]): Promise<readonly string[]> =>
+    (await open(Object.fromEntries(names.map((name) => [name, image])))).classNames;
+  const made = ["__MACOSX/cat/1.png", ".ipynb_checkpoints/1.png", "@eaDir/1.png", "cat/.x/1.png"];
+  assert.deepEqual(await classesOf("cat/1.png", "dog/2.png", ...made), ["cat", "dog"]);
+  assert.deepEqual(await classesOf("/cat/1.png", "../dog/2.png", "./eel/3.png"), ["cat", "dog", "eel"]);
+});
+
+test("compressed files and labels that are not UTF-8 are refused as such", async () => {
+  for (const begin of ["425a68393141", "fd377a585a00", "28b52ffd0000", "504b03041400"]) {
+    writeFiles(folder, { "packed.tar": Buffer.from(begin, "hex") });
+    await assert.rejects(openTar(at("packed.tar")), {
+      message:
+        /packed\.tar: expected a tar file, got a (?:compressed one|zip archive)\. Unpack it with un|bunzip/,
+    });
+  }
+  const labels = { "1.png": await grey(1), "1.cls": Uint8Array.of(0x80, 3, 0x4b, 1, 0x2e) };
+  await assert.rejects(open(labels), { message: /1\.cls: expected .*UTF-8, got other bytes\. / });
+});

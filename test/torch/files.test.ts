@@ -1,5 +1,6 @@
 /** Reading by position, and files that appear whole or not at all. */
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import {
   closeSync,
   existsSync,
@@ -146,4 +147,12 @@ test("makeFolder makes the folders above, and says at once where none can be mad
       message: `${path}: expected a folder that can be made, got a place where none can be made. Choose another.`,
     });
   }
+});
+
+test("a named pipe is refused, and nothing waits for it", { timeout: 10_000 }, () => {
+  const path = join(folder, "pipe");
+  execFileSync("mkfifo", [path]);
+  assert.throws(() => new FileBytes(path), {
+    message: `${path}: expected a regular file, got a device or pipe.`,
+  });
 });
