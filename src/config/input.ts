@@ -3,6 +3,7 @@
  * resolves spellings and aliases and finds unknown keys; `resolve.ts` checks ranges.
  */
 import { readFileSync, statSync } from "node:fs";
+import { homedir } from "node:os";
 import { dirname, isAbsolute, join, relative } from "node:path";
 import { type Document, isAlias, isMap, isScalar, LineCounter, type Node, parseDocument } from "yaml";
 
@@ -350,12 +351,13 @@ function layerOf(
         );
         continue;
       }
+      const own = options.mayBeLive !== true && key.isPath === true ? homePath(meant) : meant;
       if (rank === "default") {
-        defaults.set(target, { value: meant, where });
+        defaults.set(target, { value: own, where });
         continue;
       }
       const before = values.get(target);
-      const isSame = before !== undefined && JSON.stringify(before.value) === JSON.stringify(meant);
+      const isSame = before !== undefined && JSON.stringify(before.value) === JSON.stringify(own);
       const isWeaker = rank === "weak";
       if (before !== undefined && !isSame && !isWeaker && !isWeak.has(target) && options.lastWins !== true) {
         problems.push(`${where}: expected ${target} once, got it twice. It is given as ${before.where} too.`);
@@ -365,11 +367,15 @@ function layerOf(
       if (isWeaker) isWeak.add(target);
       else isWeak.delete(target);
       values.delete(target); // so that the order is that of the last assignments
-      values.set(target, { value: meant, where });
+      values.set(target, { value: own, where });
     }
   }
   return { values, defaults, problems };
 }
+
+/** A path below the home folder: shells leave `~/` as it is behind `key=`. */
+const homePath = (value: unknown): unknown =>
+  typeof value === "string" && value.startsWith("~/") ? join(homedir(), value.slice(2)) : value;
 
 /** The key whose record a path goes into, such as `ar.extra` for `ar.extra.rope`. */
 function recordAt(kind: KeyTable, path: string): Key | undefined {

@@ -1,7 +1,7 @@
 /** Reading configurations: precedence, spellings, and what each message names. */
 import assert from "node:assert/strict";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
 
@@ -555,5 +555,17 @@ test("what is missing is named, unless only a part is wanted", () => {
   assert.equal(
     resolveConfig({ overrides: [...PARTS, "data.evalPart=0", "eval.every=0"] }).config.eval.every,
     0,
+  );
+});
+
+test("a path that begins with ~/ is below the home folder, in a file and on a command line", () => {
+  const home = homedir();
+  const config = resolved({
+    text: "run: { dir: ~/run }",
+    overrides: ["data.source=~/photos", "tokenizer.path=~x"],
+  });
+  assert.deepEqual(
+    [config.run.dir, config.data.source, config.tokenizer.path],
+    [`${home}/run`, `${home}/photos`, "~x"],
   );
 });
