@@ -25,13 +25,22 @@ export const tasks = {
   rlar: async (args) => rlar(...args),
 };
 
+/** Commands that write their results at the end. Others end after a step, and say so. */
+const AT_THE_END = ["eval", "sample", "reconstruct", "embed", "convert", "report", "plan"];
+
 /** The command line, in the caller's folder: npm's scripts run in the project's. */
 async function rlar(...args) {
   const { RLAR_STARTED_AS, npm_command, INIT_CWD } = process.env;
   if (RLAR_STARTED_AS === undefined && npm_command !== undefined && INIT_CWD) process.chdir(INIT_CWD);
   // Of glibc: with a heap for each thread, freed memory that no other thread can use adds up.
   process.env.MALLOC_ARENA_MAX ??= "2";
-  const code = await node(compiled("src/cli/main.ts"), ...args);
+  const code = await started([compiled("src/cli/main.ts"), ...args], (signal) => {
+    if (AT_THE_END.includes(args[0])) {
+      process.stderr.write(
+        `\nrlar ${args[0]}: ended by ${signal} before it was done. Its results were not written, and no file is half-written.\n`,
+      );
+    }
+  });
   if (code === 128 + constants.signals.SIGKILL) {
     process.stderr.write(
       "rlar: expected the command to end by itself, got SIGKILL. If nobody sent it, the system ran out of memory: lower " +
@@ -116,6 +125,11 @@ const DONE_MS = 5000;
  * says what will happen, where the child has told that it ends after a step, and ends a child that was told twice.
  */
 function node(...args) {
+  return started(args);
+}
+
+/** @param onEnded - is told the signal that ended the program, such as SIGINT. */
+function started(args, onEnded = () => {}) {
   return new Promise((resolve, reject) => {
     // Test files run side by side, a core each: with more threads LibTorch's would wait for each other.
     const side = { OMP_NUM_THREADS: "1", OMP_WAIT_POLICY: "PASSIVE" };
@@ -152,6 +166,7 @@ function node(...args) {
     child.on("error", reject);
     child.on("close", (code, signal) => {
       const name = signal === "SIGKILL" && first !== undefined ? first.name : signal;
+      if (name !== null && name !== "SIGKILL") onEnded(name);
       resolve(code ?? done ?? 128 + (constants.signals[name] ?? 0));
     });
   });

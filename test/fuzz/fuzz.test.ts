@@ -5,7 +5,7 @@ import { test } from "node:test";
 import { faultOf } from "./child.js";
 import { FORMATS } from "./formats.js";
 import { changeBytes, Dice } from "./mutate.js";
-import { fuzz } from "./run.js";
+import { fuzz, fuzzOptions } from "./run.js";
 
 test("a seed and a number make the same file, another number another", () => {
   const bytes = Buffer.from("some bytes of a file");
@@ -30,3 +30,17 @@ for (const format of Object.keys(FORMATS)) {
     assert.equal(read + refused, 60);
   });
 }
+
+test("a wrong option of the fuzzer is a sentence with the usage", () => {
+  assert.deepEqual(fuzzOptions(["--tries", "5", "--format", "tar", "--from", "2"]), {
+    formats: ["tar"],
+    tries: 5,
+    seed: 0,
+    from: 2,
+  });
+  for (const args of [["--unknown"], ["extra"], ["--format", "nope"], ["--tries", "x"], ["--seed"]]) {
+    const said = fuzzOptions(args);
+    assert.ok(typeof said === "string", args.join(" "));
+    assert.match(said, /^fuzz: [^\n]+\. Usage: npm run fuzz[^\n]+$/);
+  }
+});

@@ -107,26 +107,53 @@ function cpuSeconds(pid: number | undefined): number {
   }
 }
 
+const USAGE = "Usage: npm run fuzz -- [--tries N] [--format NAME,NAME] [--seed S] [--from K]";
+
+/** What a command line asks for, or what is wrong with it. */
+export function fuzzOptions(
+  args: string[],
+):
+  | string
+  | {
+      readonly formats: readonly string[];
+      readonly tries: number;
+      readonly seed: number;
+      readonly from: number;
+    } {
+  const names = Object.keys(FORMATS);
+  const text = (value: string) => ({ type: "string", default: value }) as const;
+  try {
+    const { values } = parseArgs({
+      args,
+      options: { tries: text("1000"), format: text(names.join(",")), seed: text("0"), from: text("0") },
+    });
+    const formats = values.format.split(",");
+    const unknown = formats.find((name) => !Object.hasOwn(FORMATS, name));
+    if (unknown !== undefined) return `fuzz: expected one of ${names.join(", ")}, got ${unknown}. ${USAGE}`;
+    const numbers = { tries: values.tries, seed: values.seed, from: values.from };
+    for (const [name, value] of Object.entries(numbers)) {
+      if (!/^\d{1,15}$/.test(value))
+        return `fuzz: --${name}: expected a whole number from 0, got ${value}. ${USAGE}`;
+    }
+    return { formats, tries: Number(values.tries), seed: Number(values.seed), from: Number(values.from) };
+  } catch (error) {
+    // Of parseArgs: its own words name the option.
+    return `fuzz: ${(error as Error).message.split(". ")[0]}. ${USAGE}`;
+  }
+}
+
 async function main(): Promise<void> {
-  const { values } = parseArgs({
-    options: {
-      tries: { type: "string", default: "1000" },
-      format: { type: "string", default: Object.keys(FORMATS).join(",") },
-      seed: { type: "string", default: "0" },
-      from: { type: "string", default: "0" },
-    },
-  });
-  const [tries, seed, from] = [values.tries, values.seed, values.from].map(Number) as [
-    number,
-    number,
-    number,
-  ];
+  const asked = fuzzOptions(process.argv.slice(2));
+  if (typeof asked === "string") {
+    console.error(asked);
+    process.exitCode = 2;
+    return;
+  }
+  const { formats, tries, seed, from } = asked;
   const folder = fileURLToPath(new URL("../../../build/fuzz/", import.meta.url));
   let count = 0;
-  for (const format of values.format.split(",")) {
-    const known = FORMATS[format] as Format | undefined;
-    if (known === undefined)
-      throw new RangeError(`fuzz: expected one of ${Object.keys(FORMATS).join(", ")}, got ${format}.`);
+  for (const format of formats) {
+    const known = FORMATS[format] as Format;
     const { faults, read, refused } = await fuzz(format, tries, seed, from);
     console.log(`${format}: ${tries} tries, ${read} read, ${refused} refused, ${faults.length} faults`);
     const seeds = await known.seeds();

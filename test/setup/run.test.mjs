@@ -273,3 +273,21 @@ test("a command ends although a thread of a library hangs", () => {
   assert.equal(status, 0);
   assert.match(stdout, /^\d+\.\d+\.\d+\n$/);
 });
+
+test("an evaluation that a signal ends says so, and that nothing is half-written", async () => {
+  const machine = plainMachine();
+  machine.write("project/src/cli/main.ts", 'console.log("begun"); setTimeout(() => {}, 60_000);\n');
+  for (const [what, says] of [
+    ["eval", /^\nrlar eval: ended by SIGTERM before it was done\. Its results were not written, .*\.\n$/],
+    ["train", /^$/],
+  ]) {
+    const { child, result } = machine.start(["rlar", what]);
+    const output = [];
+    child.stdout.on("data", (text) => output.push(text));
+    await until(() => output.join("").includes("begun"));
+    child.kill("SIGTERM");
+    const { code, stderr } = await result;
+    assert.equal(code, 143);
+    assert.match(stderr.replace(/^set-up: .*\n/gm, ""), says);
+  }
+});
