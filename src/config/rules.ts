@@ -396,10 +396,9 @@ function checkReward(config: TrainConfig, found: Findings): void {
   }
   if (reward.credit === "place") {
     const byPlace = { "reward.credit": "sequence" };
-    const whole = terms.filter(({ mapped }) => mapped !== true).map(({ key }) => key);
-    if (whole.length > 0) {
-      const remedy = `Set the weight of ${whole.join(" and ")} to 0, or reward.credit=sequence`;
-      refuse("reward.credit", "sequence with terms that have one value per sample", "place", remedy, byPlace);
+    if (terms.length > 0 && terms.every(({ mapped }) => mapped !== true)) {
+      const remedy = "Set it, or give a weight to l1, l2, ssim, lpips or perceptual";
+      refuse("reward.credit", "sequence where no term has a value per place", "place", remedy, byPlace);
     }
     if (algorithm === "grpo" && grpo.level === "sequence") {
       const remedy = "One ratio per sequence cannot use a reward per code: change one of the two";

@@ -186,7 +186,7 @@ const reward = section({
     "Whether each term is standardized (mean 0, standard deviation 1) over the rollout (batch) or over each group (group) before it is weighted. Set group when terms differ in scale: perceptual distances are often ten times the squared error.",
   ),
   credit: key(z.enum(["sequence", "place"]), "sequence").describe(
-    "What a code is credited with: the reward of the whole image (sequence), or the rewards of its own patch of pixels and of later patches (place). With place the codes of an image get different advantages; it needs terms that have a value per pixel: l1, l2, ssim, lpips or perceptual.",
+    "What a code is credited with: the reward of the whole image (sequence), or the rewards of its own patch of pixels and of later patches (place). With place the codes of an image get different advantages; it needs a term that has a value per pixel: l1, l2, ssim, lpips or perceptual. Other terms count at every place.",
   ),
   creditDecay: key(unit, 0.5).describe(
     "With reward.credit=place: discount per place for the rewards of later places; 0 credits a code only with its own place, 1 equally with all later places. Raise it for free and prefix contexts, where later codes depend on this one; ppo uses ppo.lambda instead.",

@@ -376,7 +376,7 @@ export interface PlaceRewards extends Omit<Rewards, "total"> {
 
 /**
  * Rewards by place: the terms' maps, weighted, and averaged over the pixels of each code, so that each code can be
- * credited with its own part of the image.
+ * credited with its own part of the image. A term without a map, with one value per sample, has this value at every place.
  *
  * The mean over the codes of an image is the reward that {@link judge} gives with the same terms, up to
  * the interpolation of lpips and perceptual; `terms` and `plain` are such means.
@@ -384,7 +384,7 @@ export interface PlaceRewards extends Omit<Rewards, "total"> {
  * @param grid - rows and columns of codes.
  * @param options.normalize - as for {@link judge}, over all places of the batch or of the image.
  * @param options.batch - as for {@link judge}.
- * @throws RangeError when a term has no map.
+ * @throws RangeError and TypeError as {@link judge}.
  */
 export function judgeByPlace(
   terms: readonly Term[],
@@ -399,9 +399,10 @@ export function judgeByPlace(
     tidy(() => {
       const maps = terms.map((term) => {
         if (term.map === undefined) {
-          const remedy =
-            "l1, l2, ssim, lpips and perceptual have maps; set the others' weight to 0, or use reward.credit sequence";
-          throw expected(keyOf(term), "a value at each pixel", "one per sample", remedy);
+          const whole = tidy(() => termValue(term, judged, batch))
+            .double()
+            .reshape(b, n / b, 1);
+          return batch === undefined ? whole : allGather(whole, batch); // [B, G, 1]
         }
         const shape = [n, ...judged.samples.shape.slice(2)];
         const map = tidy(() => checkedValue(keyOf(term), term.map?.(judged), shape, judged));
@@ -412,10 +413,11 @@ export function judgeByPlace(
       if (maps.length === 0) throw expected("reward", "at least one term", "none");
       const sumOf = (values: readonly Tensor[]): Tensor =>
         stack(values.map((value, i) => value.mul(factorOf(terms[i] as Term)))).sum(0);
+      const everywhere = (map: Tensor): Tensor => map.expand(-1, -1, grid[0] * grid[1]);
       const means = maps.map((map) => map.mean(2));
       const parts = maps.map((map, i) => counted(terms[i] as Term, map));
       return {
-        places: sumOf(parts.map((part, i) => scaled(part, terms[i]?.normalize ?? normalize))),
+        places: sumOf(parts.map((part, i) => everywhere(scaled(part, terms[i]?.normalize ?? normalize)))),
         plain: sumOf(parts.map((part) => part.mean(2))),
         terms: Object.fromEntries(terms.map((term, i) => [term.name, means[i] as Tensor])),
       };

@@ -75,7 +75,7 @@ test("keys that do not go together", () => {
     [["reward.msSsim.weight=1", "data.size=128"], "data.size", "128", "reward.msSsim.weight=0"],
     [["data.group=("], "data.group", "("],
     [["data.classNames=[cat, dog, cat]"], "data.classNames", "cat twice"],
-    [["reward.credit=place", "reward.psnr.weight=1"], "reward.credit", "place", "psnr"],
+    [["reward={credit: place, l2: {weight: 0}, psnr: {weight: 1}}"], "reward.credit", "place", "l2"],
     [["reward.credit=place", "grpo.level=sequence"], "grpo.level", "sequence"],
     [["kl.target=0.1"], "kl.coef", "0", "kl.coef=0.01"],
     [
@@ -164,7 +164,7 @@ test("a value of a preset that does not fit what the user set is replaced, with 
   assert.equal(batchNumbers(small.config).microBatch, 2);
   const cases: [overrides: string[], path: string, value: unknown][] = [
     [[...vapi, "rollout.context=teacher_forced", "rollout.keepGraph=true"], "update.microBatch", null],
-    [["preset=completion", "reward.psnr.weight=1"], "reward.credit", "sequence"],
+    [["preset=completion", "reward={l2: {weight: 0}, psnr: {weight: 1}}"], "reward.credit", "sequence"],
     [["preset=completion", "grpo.level=sequence"], "reward.credit", "sequence"],
     [["preset=completion", "algorithm=ste"], "rollout.temperature", 1],
     [["preset=completion", "algorithm=ste"], "rollout.context.type", "teacher_forced"],
@@ -183,12 +183,10 @@ test("a value of a preset that does not fit what the user set is replaced, with 
     );
   }
   // What the user set himself stays, and so do values without a preset.
-  assertRefused(
-    ["preset=completion", "reward.credit=place", "reward.psnr.weight=1"],
-    "reward.credit",
-    "place",
-  );
-  assertRefused(["reward.credit=place", "reward.psnr.weight=1"], "reward.credit", "place");
+  const whole = "reward={credit: place, l2: {weight: 0}, psnr: {weight: 1}}";
+  assertRefused(["preset=completion", whole], "reward.credit", "place");
+  assertRefused([whole], "reward.credit", "place");
+  assert.equal(set("reward={credit: place, psnr: {weight: 1}}").reward.credit, "place", "beside l2");
 });
 
 test("the straight-through baseline samples from unfiltered distributions in given contexts", () => {

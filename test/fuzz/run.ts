@@ -110,9 +110,7 @@ function cpuSeconds(pid: number | undefined): number {
 const USAGE = "Usage: npm run fuzz -- [--tries N] [--format NAME,NAME] [--seed S] [--from K]";
 
 /** What a command line asks for, or what is wrong with it. */
-export function fuzzOptions(
-  args: string[],
-):
+export function fuzzOptions(args: string[]):
   | string
   | {
       readonly formats: readonly string[];

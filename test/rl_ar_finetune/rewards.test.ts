@@ -135,9 +135,16 @@ test("rewards by place average to the reward of the whole", () =>
     samples.select(2, 5).select(2, 9).fill_(0.8);
     const one = judgeByPlace([reconstructionTerm("l2")], { images, samples }, [2, 2]);
     expectClose(one.places, tensor([[[0, -0.64 / 64, 0, 0]]], { dtype: "float64" }), { rtol: 1e-6 });
-    assert.throws(() => judgeByPlace([reconstructionTerm("psnr")], judged, [4, 4]), {
-      message: /^reward\.psnr: .*each pixel.*one per sample.*reward\.credit/,
-    });
+    // A term with one value per sample has it at every place; standardized, it is what `judge` makes of it.
+    const mixed = [reconstructionTerm("l2"), reconstructionTerm("psnr", { weight: 0.1 })];
+    for (const normalize of ["none", "batch", "group"] as const) {
+      const [l2, psnr] = mixed.map((term) => judgeByPlace([term], judged, [4, 2], { normalize }).places);
+      const { total, plain } = judge([mixed[1] as Term], judged, { normalize });
+      expectClose(psnr as Tensor, total.unsqueeze(2).expand(-1, -1, 8), { rtol: 0, atol: 0 });
+      const both = judgeByPlace(mixed, judged, [4, 2], { normalize });
+      expectClose(both.places, (l2 as Tensor).add(psnr as Tensor), { rtol: 1e-12 });
+      expectClose(both.terms.psnr as Tensor, plain.div(0.1), { rtol: 1e-12 });
+    }
   }));
 
 test("lpips takes the images' features once a batch, with the same result as the plain way", () =>
