@@ -43,7 +43,7 @@ export async function writeSweep(
   const spread =
     seeds.length === 1
       ? ""
-      : ` They are means over ${seeds.length} seeds, with the 95 % interval of the mean (Student's t); all seeds are judged on the same images.`;
+      : ` They are means over ${seeds.length} seeds, with the 95 % interval of the mean (Student's t); all seeds are judged on the same images. The sections after this one show the runs with the first seed.`;
   const body = html`<p class="about">${training}. Numbers are changes against the base policy in percent; below 0 is a gain.${spread}
 Each trial is shown at its best setting; sweep.csv has all settings${seeds.length > 1 && " and each seed"}. The first is the best.</p>
 <div class="charts two">${plotsOf(finalists)}</div>
@@ -105,11 +105,18 @@ function tableOf(standings: readonly Standing[], isNamed: boolean): Html {
     score.excess === 0 ? "kept" : `exceeded by ${changeText(score.excess)}`,
     ...columns.map((of) => intervalText(changeIn(score, of))),
   ]);
+  const judges = judgesOf(columns);
   const names = columns.map(({ measure, judge }) =>
-    judge === "" ? html`${measure}` : html`${measure}<br>${judge}`,
+    judge === "" ? measure : `${measure} [${judges.indexOf(judge) + 1}]`,
   );
-  return table(["trial", "steps", ...keys, "setting", "objective", "constraints", ...names], rows);
+  const head = ["trial", "steps", ...keys, "setting", "objective", "constraints", ...names];
+  return html`${list(judges.map((judge, i) => html`<b>[${i + 1}]</b>: features of ${judge}`))}${table(head, rows)}`;
 }
+
+/** The networks that judge, in the order of the columns. */
+const judgesOf = (columns: readonly Pick<Change, "judge">[]): string[] => [
+  ...new Set(columns.map(({ judge }) => judge).filter((judge) => judge !== "")),
+];
 
 function keyList(standings: readonly Standing[]): Html {
   return list(
@@ -125,7 +132,7 @@ function plotsOf(standings: readonly Standing[]): Html[] {
   const columns = columnsOf(standings);
   const measures = [...new Set(columns.map(({ measure }) => measure))];
   // A judge keeps its color in all plots; measures without a judge have the first.
-  const judges = [...new Set(columns.map(({ judge }) => judge).filter((judge) => judge !== ""))];
+  const judges = judgesOf(columns);
   return measures.map((measure) => {
     const own = columns.filter((of) => of.measure === measure);
     return dotPlot({
