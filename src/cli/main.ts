@@ -405,7 +405,12 @@ program
   )
   .addOption(device())
   .addOption(new Option("--threads <n>", "CPU threads (default: LibTorch's)").argParser(integer))
-  .addOption(new Option("--out <dir>", "folder to write pictures of samples and completions to"))
+  .addOption(
+    new Option(
+      "--out <dir>",
+      "folder to write contact sheets to, of completions and of free samples, before and after",
+    ),
+  )
   .addOption(
     new Option(
       "--npz <file>",

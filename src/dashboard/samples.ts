@@ -104,10 +104,11 @@ function evalPages({ folder, evaluations, lastStep }: Run): SamplePage[] {
 function titleOf(name: string): string {
   const [, what = "", t, cfg] = /^(.+)_t([\d.]+)_cfg([\d.]+)\.png$/.exec(name) ?? [];
   const given = /^completion_(\d+)$/.exec(what)?.[1];
-  if (given === undefined && !/^free_[AB]$/.test(what)) return name;
+  if (given === undefined && !/^free(_[AB])?$/.test(what)) return name;
   const setting = `T ${t}${cfg === "1" ? "" : `, cfg ${cfg}`}`;
   if (given !== undefined) return `judged by rlar eval: completions after ${given} given codes, ${setting}`;
-  return `judged by rlar eval: ${what === "free_A" ? "A" : "B, after"}, ${setting}`;
+  const policy = { free: "before and after", free_A: "A" }[what] ?? "B, after";
+  return `judged by rlar eval: ${policy}, ${setting}`;
 }
 
 /** At most `count` of a list, its ends among them, the others evenly between. */

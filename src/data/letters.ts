@@ -42,6 +42,18 @@ export function fitted(text: string, width: number): string {
   return text.length <= most ? text : `${text.slice(0, Math.max(0, most - 2))}..`.slice(0, most);
 }
 
+/** Text in lines that fit a width, broken between words; a word that is wider has a line of its own. */
+export function wrapped(text: string, width: number): string[] {
+  const most = Math.floor(width / LETTER.width);
+  const lines: string[] = [];
+  for (const word of text.split(" ").filter(Boolean)) {
+    const longer = lines.length === 0 ? word : `${lines.at(-1)} ${word}`;
+    if (lines.length > 0 && longer.length > most) lines.push(word);
+    else lines.splice(-1, 1, longer);
+  }
+  return lines;
+}
+
 /**
  * Draw a line of text in black onto a page; what does not fit is cut off.
  *

@@ -1,6 +1,6 @@
 /** Pages of images for people: rows with labels, enlarged by a whole factor. `letters.ts` draws the text. */
 import { full, fullLike, type Tensor, tensor, tidy, where } from "../torch/index.js";
-import { drawText, fitted, LETTER } from "./letters.js";
+import { drawText, fitted, LETTER, wrapped } from "./letters.js";
 
 /** A row of a page. */
 export interface PageRow {
@@ -35,9 +35,14 @@ export function pageLayout(rows: number, perRow: number, width: number): { besid
  * Lay out rows of images with their labels, short rows side by side, enlarged by a whole factor to about 1,000 pixels.
  *
  * @param columns - what the images of a row are, above the first row; none for images of one kind.
+ * @param caption - text below all rows, on as many lines as it needs; empty for none.
  * @returns float32 `[1, 3, H, W]`.
  */
-export function labelledPage(rows: readonly PageRow[], columns: readonly string[] = []): Tensor {
+export function labelledPage(
+  rows: readonly PageRow[],
+  columns: readonly string[] = [],
+  caption = "",
+): Tensor {
   const [first] = rows as readonly [PageRow];
   const [, , height, width] = first.images.dims(4);
   const perRow = Math.max(...rows.map(({ images }) => images.size(0)));
@@ -48,8 +53,11 @@ export function labelledPage(rows: readonly PageRow[], columns: readonly string[
   const top = columns.length > 0 ? line : 0;
   const blockWidth = perRow * cell.width + 8;
   const down = Math.ceil(rows.length / beside);
+  const lines = wrapped(caption, beside * blockWidth - 2 * GAP);
+  const bottom = top + down * (cell.height + labelHeight) + GAP;
   return tidy(() => {
-    const page = full([1, 3, top + down * (cell.height + labelHeight) + GAP, beside * blockWidth], 1);
+    const page = full([1, 3, bottom + lines.length * line, beside * blockWidth], 1);
+    for (const [i, text] of lines.entries()) drawText(page, text, GAP, bottom + i * line);
     for (const [i, { label, images }] of rows.entries()) {
       const x = Math.floor(i / down) * blockWidth + GAP;
       const y = top + (i % down) * (cell.height + labelHeight) + GAP;

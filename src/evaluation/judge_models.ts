@@ -78,10 +78,10 @@ import {
   type CompletionDraw,
   type FreeDraw,
   prepareOutputs,
+  type ShownDraw,
   samplesPath,
   shownOf,
-  writeCompletionPage,
-  writeFreePage,
+  writePages,
   writeSamples,
 } from "./pages.js";
 
@@ -213,8 +213,13 @@ async function evaluateTogether(options: ModelEvalOptions): Promise<ModelEvaluat
   const real = realMeasures(context, trained);
   const reconstruction = heldOut === null ? null : reconstructionMeasures(context, heldOut);
   const results = policies.map(({ label, policy }) => evaluatePolicy(context, label, policy));
-  const pages =
-    options.out === undefined || !isFirst() ? [] : await writePages(options.out, context, results);
+  const shown = {
+    inputs,
+    heldOut,
+    judge: references.at(-1)?.judge.network.name,
+    prefixes: settings.prefixes,
+  };
+  const pages = options.out === undefined || !isFirst() ? [] : await writePages(options.out, shown, results);
   for (const draw of results.flatMap((result) => [...result.freeDraws, ...result.completionDraws])) {
     draw.codes.dispose();
   }
@@ -372,40 +377,6 @@ function reconstructionMeasures(context: EvalContext, heldOut: HeldOut): Measure
   return { ...measures, plain: { ...measures.plain, codes_used } };
 }
 
-/** How far a setting is from plain sampling: T 1 without guidance. */
-const farness = ({ temperature, cfg }: Point): number => Math.abs(Math.log(temperature)) + Math.abs(cfg - 1);
-
-/** Free samples of each policy at T 1, or next to it, and where its Fréchet distance is least; completions at T 1. */
-async function writePages(
-  folder: string,
-  { inputs, heldOut, references, settings }: EvalContext,
-  results: readonly PolicyResult[],
-): Promise<string[]> {
-  const pages: string[] = [];
-  const last = references.at(-1)?.judge.network.name;
-  for (const { rows, freeDraws } of results) {
-    const plain = leastBy(rows, farness);
-    const fdOf = ({ free }: EvalRow): number => free?.networks[last ?? ""]?.fd_train?.value ?? Infinity;
-    const best = last === undefined ? undefined : leastBy(rows, fdOf);
-    const shown = freeDraws.filter((draw) =>
-      [plain, best].some((point) => point && isSamePoint(point, draw)),
-    );
-    for (const draw of shown) pages.push(await writeFreePage(folder, inputs, draw));
-  }
-  if (heldOut === null) return pages;
-  for (const prefix of settings.prefixes) {
-    const draws = results.flatMap(({ completionDraws }) => {
-      const draw = leastBy(
-        completionDraws.filter((each) => each.prefix === prefix),
-        farness,
-      );
-      return draw === undefined ? [] : [draw];
-    });
-    if (draws.length > 0) pages.push(await writeCompletionPage(folder, inputs, heldOut, draws));
-  }
-  return pages;
-}
-
 /** B against A's frontier, by each network. */
 function verdictsOf(
   { references, settings, intervals }: EvalContext,
@@ -510,7 +481,7 @@ interface PolicyResult {
   readonly rows: readonly EvalRow[];
   readonly completionNumbers: readonly CompletionNumbers[];
   /** Of the first seed, for pages: rows to show of every point. */
-  readonly freeDraws: readonly FreeDraw[];
+  readonly freeDraws: readonly ShownDraw[];
   readonly completionDraws: readonly CompletionDraw[];
 }
 
@@ -523,7 +494,7 @@ function evaluatePolicy(context: EvalContext, label: string, policy: ArPolicy): 
   const likelihood = likelihoodEstimates(context, label, drawer);
   const rows: EvalRow[] = [];
   const completionNumbers: CompletionNumbers[] = [];
-  const freeDraws: FreeDraw[] = [];
+  const freeDraws: ShownDraw[] = [];
   const completionDraws: CompletionDraw[] = [];
   for (const temperature of settings.temperatures) {
     for (const cfg of settings.cfg) {
@@ -574,7 +545,7 @@ function freeMeasures(
   label: string,
   drawer: Drawer,
   point: Point,
-  draws: FreeDraw[],
+  draws: ShownDraw[],
 ): Measures | null {
   const { inputs, settings, references, classes, condition, npz, wantsPages } = context;
   const count = classes.length;

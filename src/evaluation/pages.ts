@@ -8,8 +8,9 @@ import { gatherParts, isFirst } from "../distributed/index.js";
 import { rangesOf } from "../rl_ar_finetune/scoring.js";
 import { cat, expected, type Tensor, tensor, tidy } from "../torch/index.js";
 import { forEachDecoded } from "./draws.js";
+import { leastBy } from "./frontier.js";
 import { type EvalInputs, type HeldOut, imagesFromBytes } from "./inputs.js";
-import type { ModelEvalOptions, Point } from "./options.js";
+import { type EvalRow, isSamePoint, type ModelEvalOptions, type Point } from "./options.js";
 
 /**
  * Make the folder of pages, and check before hours of work that all files can be written.
@@ -61,15 +62,22 @@ export interface CompletionDraw extends Point {
 const drawName = ({ label, temperature, cfg }: Point & { label: string }): string =>
   `${label}_t${temperature}_cfg${cfg}`;
 
-/** Free samples of a page: rows at most, each of a class, and samples in a row. */
+/** Free samples of a page of one policy: rows at most, each of a class, and samples in a row. */
 const ROWS = 24;
 const COLUMNS = 10;
 
-/** Images that are completed on a page, at most. */
-const COMPLETED = 24;
+/** Images on a page of completions, or samples on one of before and after, at most: fewer of large ones. */
+const pictured = (size: number): number => (size <= 64 ? 64 : 24);
 
-/** The samples of a draw that go on a page: some classes, spread over all, and some samples of each. Codes are new. */
-export function shownOf(draw: FreeDraw): FreeDraw {
+/** Free samples that a page may show. */
+export interface ShownDraw extends FreeDraw {
+  /** Which of the samples that were drawn. */
+  readonly places: readonly number[];
+  readonly of: number;
+}
+
+/** The samples of a draw that go on a page: some classes, spread over all, and the first samples of each. Codes are new. */
+export function shownOf(draw: FreeDraw): ShownDraw {
   const present = evenly(
     [...new Set(draw.classes)].sort((a, b) => a - b),
     ROWS,
@@ -79,7 +87,8 @@ export function shownOf(draw: FreeDraw): FreeDraw {
     draw.classes.flatMap((of, i) => (of === c ? [i] : [])).slice(0, each),
   );
   const codes = tidy(() => draw.codes.indexSelect(0, tensor(places, { dtype: "int64" })));
-  return { ...draw, codes, classes: places.map((place) => draw.classes[place] as number) };
+  const classes = places.map((place) => draw.classes[place] as number);
+  return { ...draw, codes, classes, places, of: draw.classes.length };
 }
 
 /** Some of a list, evenly spread. */
@@ -87,8 +96,74 @@ function evenly<T>(list: readonly T[], most: number): T[] {
   return spread(list.length, most).map((i) => list[i] as T);
 }
 
-/** Write what {@link shownOf} chose as a page, a row for each class. Gives the file's name. */
-export async function writeFreePage(folder: string, inputs: EvalInputs, draw: FreeDraw): Promise<string> {
+const classNameOf = (inputs: EvalInputs, c: number): string => inputs.train.classNames[c] ?? `class ${c}`;
+
+const pointWords = ({ temperature, cfg }: Point): string =>
+  `temperature ${temperature}${cfg === 1 ? "" : `, guidance scale ${cfg}`}`;
+
+/** How images were chosen, below a page. */
+const RULE = "chosen by index, not by eye";
+
+/** How far a setting is from plain sampling: T 1 without guidance. */
+const farness = ({ temperature, cfg }: Point): number => Math.abs(Math.log(temperature)) + Math.abs(cfg - 1);
+
+/** What pages are made of beside the draws. */
+interface PagesContext {
+  readonly inputs: EvalInputs;
+  readonly heldOut: HeldOut | null;
+  /** The network whose Fréchet distance chooses a setting for free samples. */
+  readonly judge: string | undefined;
+  readonly prefixes: readonly number[];
+}
+
+/** A policy's rows, and what it drew. */
+interface DrawnPolicy {
+  readonly rows: readonly EvalRow[];
+  readonly freeDraws: readonly ShownDraw[];
+  readonly completionDraws: readonly CompletionDraw[];
+}
+
+/**
+ * Free samples at T 1, or next to it, and where the Fréchet distance of a policy is least: of two policies side by side.
+ * Completions at T 1.
+ */
+export async function writePages(
+  folder: string,
+  { inputs, heldOut, judge, prefixes }: PagesContext,
+  results: readonly DrawnPolicy[],
+): Promise<string[]> {
+  const pages: string[] = [];
+  const fdOf = ({ free }: EvalRow): number => free?.networks[judge ?? ""]?.fd_train?.value ?? Infinity;
+  const wanted = results.flatMap(({ rows }) => [
+    leastBy(rows, farness),
+    judge === undefined ? undefined : leastBy(rows, fdOf),
+  ]);
+  const [a, b] = results;
+  for (const draw of a?.freeDraws ?? []) {
+    if (!wanted.some((point) => point && isSamePoint(point, draw))) continue;
+    const after = b?.freeDraws.find((each) => isSamePoint(each, draw));
+    const page =
+      after === undefined
+        ? writeFreePage(folder, inputs, draw)
+        : writeFreePairs(folder, inputs, [draw, after]);
+    pages.push(await page);
+  }
+  if (heldOut === null) return pages;
+  for (const prefix of prefixes) {
+    const draws = results.flatMap(({ completionDraws }) => {
+      const draw = leastBy(
+        completionDraws.filter((each) => each.prefix === prefix),
+        farness,
+      );
+      return draw === undefined ? [] : [draw];
+    });
+    if (draws.length > 0) pages.push(await writeCompletionPage(folder, inputs, heldOut, draws));
+  }
+  return pages;
+}
+
+/** Write what {@link shownOf} chose of one policy as a page, a row for each class. Gives the file's name. */
+async function writeFreePage(folder: string, inputs: EvalInputs, draw: ShownDraw): Promise<string> {
   const shown = [...new Set(draw.classes)];
   const page = tidy(() => {
     const rows = shown.flatMap((c): PageRow[] => {
@@ -96,32 +171,56 @@ export async function writeFreePage(folder: string, inputs: EvalInputs, draw: Fr
       const images = decodeSome(inputs, draw.codes, places);
       return shown.length === 1
         ? images.split(COLUMNS).map((part) => ({ label: "", images: part }))
-        : [{ label: inputs.train.classNames[c] ?? `class ${c}`, images }];
+        : [{ label: classNameOf(inputs, c), images }];
     });
-    return labelledPage(rows);
+    const which = shown.length === 1 ? "the first" : "the first of each class";
+    const text = `Free samples, ${pointWords(draw)}: ${draw.places.length} of ${draw.of}, ${RULE}: ${which}.`;
+    return labelledPage(rows, [], text);
   });
   return await writePage(folder, `free_${drawName(draw)}.png`, page);
+}
+
+/** Write the same free samples of two policies as a page: each before and after, drawn with the same random numbers. */
+async function writeFreePairs(
+  folder: string,
+  inputs: EvalInputs,
+  [before, after]: readonly [ShownDraw, ShownDraw],
+): Promise<string> {
+  const chosen = overClasses(before.classes, pictured(inputs.data.size));
+  const page = tidy(() => {
+    const images = [before, after].map(({ codes }) => decodeSome(inputs, codes, chosen));
+    const rows = chosen.map((i, row): PageRow => {
+      const label = `${before.places[i]}: ${classNameOf(inputs, before.classes[i] as number)}`;
+      return { label, images: cat(images.map((all) => all.narrow(0, row, 1))) };
+    });
+    const text =
+      `Free samples, ${pointWords(before)}, before and after with the same random numbers: ${chosen.length} of ${before.of}, ` +
+      `${RULE}: of each class, evenly spread. Numbers count the samples from 0.`;
+    return labelledPage(rows, ["before", "after"], text);
+  });
+  const { temperature, cfg } = before;
+  return await writePage(folder, `free_t${temperature}_cfg${cfg}.png`, page);
 }
 
 /**
  * Write completions as a page: of each image itself, its reconstruction, what of it was given, and the completions of each
  * policy. Images are of all classes, as far as there is room.
  */
-export async function writeCompletionPage(
+async function writeCompletionPage(
   folder: string,
   inputs: EvalInputs,
   heldOut: HeldOut,
   draws: readonly CompletionDraw[],
 ): Promise<string> {
   const [first] = draws as readonly [CompletionDraw];
-  const places = overClasses(heldOut.classes.toList() as number[]);
+  const ids = heldOut.classes.toList() as number[];
+  const places = overClasses(ids, pictured(inputs.data.size));
   const each = Math.min(first.draws, 3);
   const completed = draws.flatMap(({ label }) => {
     const name = draws.length === 1 ? "completed" : label === "A" ? "before" : "after";
     return Array.from({ length: each }, (_, i) => (each === 1 ? name : `${name} ${i + 1}`));
   });
   const page = tidy(() => {
-    const ids = heldOut.classes.toList() as number[];
     const rows = places.map((place): PageRow => {
       const image = imagesFromBytes(heldOut.images, place, 1, "cpu");
       const reconstruction = decodeSome(inputs, heldOut.codes, [place]);
@@ -133,11 +232,14 @@ export async function writeCompletionPage(
           Array.from({ length: each }, (_, i) => place * n + i),
         ),
       );
-      const c = ids[place] as number;
-      const label = inputs.train.classNames[c] ?? `class ${c}`;
+      const label = `${place}: ${classNameOf(inputs, ids[place] as number)}`;
       return { label, images: cat([image, reconstruction, given, ...drawn]) };
     });
-    return labelledPage(rows, ["input", "reconstr.", "given", ...completed]);
+    const both = draws.length === 1 ? "" : ", before and after with the same random numbers";
+    const text =
+      `Completions after ${first.prefix} codes, ${pointWords(first)}${both}: ${places.length} of ${ids.length} held-out images, ` +
+      `${RULE}: of each class, evenly spread. Numbers count the images that were judged, from 0.`;
+    return labelledPage(rows, ["input", "reconstr.", "given", ...completed], text);
   });
   return await writePage(
     folder,
@@ -152,7 +254,7 @@ export async function writeCompletionPage(
  *
  * @param classes - of the images, in their order.
  */
-export function overClasses(classes: readonly number[], most: number = COMPLETED): number[] {
+export function overClasses(classes: readonly number[], most: number): number[] {
   const byClass = new Map<number, number[]>();
   for (const [place, c] of classes.entries()) byClass.set(c, [...(byClass.get(c) ?? []), place]);
   const groups = evenly(

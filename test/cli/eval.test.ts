@@ -72,10 +72,13 @@ test("two policies, two networks, a frontier: tables, verdict, pages, samples an
   assert.match(out, /^Free samples: B's (least|lowest) FD is/m);
   assert.match(out, /numbers compare only with others of this very network\.$/m);
   assert.match(err, /^B T 0\.5 cfg 1: [\d.]+ s$/m);
+  const pages = readdirSync(at("pages"));
   assert.deepEqual(
-    readdirSync(at("pages")).filter((name) => name.startsWith("completion")),
+    pages.filter((name) => name.startsWith("completion")),
     ["completion_12_t1_cfg1.png", "completion_4_t1_cfg1.png"],
   );
+  // One page has the free samples of both policies.
+  assert.ok(pages.includes("free_t1_cfg1.png") && !pages.some((name) => /^free_[AB]/.test(name)), `${pages}`);
   assert.deepEqual(
     readdirSync(folder).filter((name) => name.endsWith(".npz")),
     ["s_A_t0.5_cfg1.npz", "s_A_t1_cfg1.npz", "s_B_t0.5_cfg1.npz", "s_B_t1_cfg1.npz"],

@@ -63,7 +63,7 @@ test("one slider goes through the evaluations of a run and those of rlar eval, i
       "eval_5.json": { rows: [], pages: ["completion_8_t1_cfg1.png"], judged: judgedAt("step_000005") },
       "eval_9.json": {
         rows: [],
-        pages: ["completion_8_t0.8_cfg2.png", "free_B_t1_cfg1.png"],
+        pages: ["completion_8_t0.8_cfg2.png", "free_t1_cfg1.png"],
         judged: judgedAt("step_000009"),
       },
     },
@@ -76,7 +76,7 @@ test("one slider goes through the evaluations of a run and those of rlar eval, i
   const source = join(folder, "samples/step_000000_train.png");
   cpSync(source, join(folder, "eval_5/completion_8_t1_cfg1.png"));
   cpSync(source, join(folder, "eval_9/completion_8_t0.8_cfg2.png"));
-  cpSync(source, join(folder, "eval_9/free_B_t1_cfg1.png"));
+  cpSync(source, join(folder, "eval_9/free_t1_cfg1.png"));
   const pictures = await readPictures(readRun(folder), 1e6);
   const names = pictures.albums.map(({ name, shown }) => [name, shown.map(({ page }) => page.step)]);
   assert.deepEqual(Object.fromEntries(names), {
@@ -84,6 +84,8 @@ test("one slider goes through the evaluations of a run and those of rlar eval, i
     [HELD_OUT]: [0, 5, 5, 9, 9],
     "free samples": [9],
   });
+  const free = sampleSection(pictures, (name) => name === "free samples");
+  assert.match(free.markup, /before and after, T 1</);
   const { markup } = sampleSection(pictures, (name) => name === HELD_OUT);
   const captions = [...markup.matchAll(/<figcaption>(.*?)<\/figcaption>/g)].map(([, text]) => text as string);
   assert.match(captions[2] as string, /^Step 5, .*8 given codes, T 1$/);

@@ -38,6 +38,31 @@ test("labels and columns take a line each; a page of wide images has one row aft
   });
 });
 
+test("a caption is below the rows, on as many lines as it needs", () => {
+  tidy(() => {
+    // Words of three letters with spaces between them: as many as fit on a line of letters of 6 pixels, and one more.
+    const row = { label: "", images: full([5, 3, 120, 120], 0) };
+    const plain = labelledPage([row]);
+    const [height, width] = [plain.size(2), plain.size(3)];
+    const words = Math.floor((Math.floor((width - 4) / 6) + 1) / 4);
+    for (const [count, lines] of [
+      [words, 1],
+      [words + 1, 2],
+    ] as const) {
+      const page = labelledPage([row], [], Array(count).fill("abc").join(" "));
+      assert.equal(page.size(2), height + lines * 11);
+      assert.equal(
+        page
+          .narrow(2, height + (lines - 1) * 11, 11)
+          .amin()
+          .item(),
+        -1,
+      );
+      assert.ok(page.narrow(2, 0, height).equal(plain));
+    }
+  });
+});
+
 test("of a given part the first codes stay, the rest is grey", () => {
   tidy(() => {
     const shown = givenPart(full([2, 3, 4, 6], 1), 4, 2)

@@ -250,7 +250,7 @@ test("pages, samples and numbers are written, and the samples are those that wer
   assert.deepEqual(names(out), ["completion_2_t1_cfg1.png", "free_A_t1_cfg1.png"]);
   // 16 px images, ten a row, enlarged six times: (16 * 6 + 2) * 10 and the margin; a label above each of two classes.
   const page = await readPixels(join(out, "free_A_t1_cfg1.png"));
-  assert.deepEqual([page.width, page.height], [10 * 98 + 8, 2 * (98 + 11) + 2]);
+  assert.deepEqual([page.width, page.height], [10 * 98 + 8, 2 * (98 + 11) + 2 + 11]);
   // Of both classes: the image, its reconstruction, what was given (the upper half), the completion.
   const completion = await readPixels(join(out, "completion_2_t1_cfg1.png"));
   const [cell, factor] = [82, 5]; // three rows beside each other: 1,000 / (3 * 4 * 18) is 4.6
