@@ -207,7 +207,7 @@ function keepPlan(dir: string, config: SweepConfig): void {
   ]);
 }
 
-function planText(config: SweepConfig): string {
+function planText(config: object): string {
   const { dir: _, ...plan } = plainConfig(config, sweepKind) as Record<string, unknown>;
   return `${JSON.stringify(plan, null, 2)}\n`;
 }
@@ -215,7 +215,7 @@ function planText(config: SweepConfig): string {
 /** A plan that was written, with defaults for keys that are newer than it; null for one that cannot be read. */
 function planBefore(text: string): string | null {
   try {
-    return planText(resolveConfig({ values: JSON.parse(text), isComplete: false }, sweepKind).config);
+    return planText(sweepKind.schema.parse(JSON.parse(text)));
   } catch {
     return null;
   }

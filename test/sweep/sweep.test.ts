@@ -262,6 +262,13 @@ test("named trials run with each seed, and the page and the table have their int
   // completion.l2 without a network, completion.fd_train by one.
   assert.equal(lines.length, 4);
   assert.ok(checkpointsOf(at("named/r_loo/seed_4")).length > 0);
+  // The same command has nothing left to do, also where the plan is older than a key.
+  const plan = at("named/sweep.json");
+  const { seed: _, ...older } = JSON.parse(readFileSync(plan, "utf8"));
+  for (const text of [readFileSync(plan, "utf8"), JSON.stringify(older)]) {
+    writeFileSync(plan, text);
+    assert.deepEqual(plain(await run("named", {}, { ...given, compare })), plain(result));
+  }
   const wrong = { ...given, compare: { Typo: { algorithm: "rlo" } } };
   await assert.rejects(run("wrong", {}, wrong), /Typo: algorithm: expected/);
 });
