@@ -43,9 +43,9 @@ export async function writeSweep(
   const spread =
     seeds.length === 1
       ? ""
-      : ` They are means over ${seeds.length} seeds, with the 95 % interval of the mean (Student's t); all seeds are judged on the same images. The sections after this one show the runs with the first seed.`;
+      : ` They are means over ${seeds.length} seeds, with the 95 % interval of the mean (Student's t); all seeds are judged on the same images.`;
   const body = html`<p class="about">${training}. Numbers are changes against the base policy in percent; below 0 is a gain.${spread}
-Each trial is shown at its best setting; sweep.csv has all settings${seeds.length > 1 && " and each seed"}. The first is the best.</p>
+Each trial is shown at its best setting; sweep.csv has all settings${seeds.length > 1 && " and each seed"}. The first is the best.${seeds.length > 1 && " The sections after this one show the runs with the first seed."}</p>
 <div class="charts two">${plotsOf(finalists)}</div>
 ${tableOf(standings, isNamed)}${isNamed && html`<h3>Keys</h3>${keyList(standings)}`}
 <p>The trials were chosen on these held-out images. What the first one gains is measured on the others:</p><pre>${command}</pre>`;
