@@ -73,7 +73,10 @@ test("a few steps of the demo leave a table, pages of pictures, an evaluation an
         ["B", 1],
       ],
     );
-    assert.match(evaluation.networks[0]?.name ?? "", /held_out_classifier/, "judged by what no reward uses");
+    const judges = evaluation.networks.map(({ name }) => name);
+    assert.equal(judges.length, 2, "by what no reward uses, and by what never saw an emoji");
+    assert.match(judges[0] ?? "", /held_out_classifier/);
+    assert.match(judges[1] ?? "", /outside_judge/);
     assert.match(readFileSync(join(run, "report.html"), "utf8"), /<svg/);
     assert.ok(readdirSync(join(run, "eval")).some((name) => name.endsWith(".png")));
     assert.ok(existsSync(join(run, "checkpoints")));
