@@ -13,12 +13,11 @@ export {
   requireSame,
   takeTraffic,
 } from "./collectives.js";
-export { firstHost, type ProcessPlace, readEnvironment, restartsOf } from "./environment.js";
+export { firstHost, readEnvironment, restartsOf } from "./environment.js";
 export { LostRankError } from "./failure.js";
 export { accumulateGradients, bucketsInTime, reduceGradients } from "./gradients.js";
 export {
   destroy,
-  type InitOptions,
   init,
   isFirst,
   isSpeaker,

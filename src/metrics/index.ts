@@ -2,33 +2,27 @@
 export type { LpipsNet } from "./backbones.js";
 export { type ClassifierConfig, FeatureClassifier } from "./classifier.js";
 export {
-  type BootstrapOptions,
   bootstrap,
   classAccuracy,
   frechetDistance,
   frechetInterval,
-  type InceptionScore,
   type Interval,
   inceptionScore,
-  type KernelOptions,
   kernelDistance,
   kernelDistanceOfSubsets,
   type Moments,
   MomentsAccumulator,
   moments,
 } from "./distribution.js";
-export { DISTS, type DistsOptions } from "./dists.js";
+export { DISTS } from "./dists.js";
 export type { FeatureNetwork } from "./features.js";
 export { InceptionV3, inceptionClasses } from "./inception.js";
 export { latentCosine } from "./latent.js";
 export { LPIPS, type LpipsOptions } from "./lpips.js";
 export {
-  type DensityCoverage,
   densityCoverage,
   meanPairwiseDistance,
-  type Neighbours,
   nearestNeighbours,
-  type PrecisionRecall,
   precisionRecall,
 } from "./neighbours.js";
 export type { ChunkOptions } from "./pairs.js";

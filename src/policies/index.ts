@@ -1,6 +1,6 @@
 /** Public names of `src/policies`. */
 export { concatConditions, repeatCondition } from "./condition.js";
-export { GPT, type GptFeatures, type GptOptions } from "./gpt.js";
+export { GPT, type GptOptions } from "./gpt.js";
 export { type Guidance, guidanceScale } from "./guidance.js";
 export { IbqAr, type IbqArOptions, ibqArPresets } from "./ibq_ar.js";
 export { LlamaGen, type LlamaGenOptions, llamaGenPresets } from "./llamagen.js";
@@ -10,11 +10,10 @@ export {
   isPolicy,
   POLICY_NAMES,
   type PolicyDescription,
-  type PolicyFamily,
   type PolicySizes,
   type RecogniseOptions,
   recognisePolicy,
 } from "./load.js";
-export { addLora, LORA_TARGETS, Lora, type LoraOptions, targetedPaths, WithoutAdapters } from "./lora.js";
+export { addLora, Lora, type LoraOptions, targetedPaths, WithoutAdapters } from "./lora.js";
 export type { ArPolicy, Condition, DecodeCache } from "./policy.js";
 export { UncachedPolicy } from "./uncached_policy.js";

@@ -2,11 +2,10 @@
 export type { AutoencoderConfig, Naming } from "./autoencoder.js";
 export { Decoder, Encoder } from "./autoencoder.js";
 export { buildTokenizerFrozen, FrozenTokenizer } from "./frozen.js";
-export { type DdConfig, IBQ, IBQ_ARG_NAMES, IBQ_DEFAULTS, type IBQArgs, ibqConfig } from "./ibq.js";
+export { IBQ, IBQ_ARG_NAMES, type IBQArgs, ibqConfig } from "./ibq.js";
 export {
   buildTokenizer,
   createTokenizer,
-  type IgnoredKeys,
   isTokenizer,
   type RecogniseOptions,
   recogniseTokenizer,
@@ -16,13 +15,11 @@ export {
   TOKENIZER_CONFIG_NAMES,
   type TokenizerConfig,
   TokenizerModel,
-  type TokenizerOutput,
 } from "./model.js";
 export { TOKENIZER_PRESETS, type TokenizerPreset } from "./presets.js";
 export {
   type Lookup,
   nearestCodes,
-  type Quantized,
   type QuantizerConfig,
   VectorQuantizer,
 } from "./quantizers.js";
