@@ -3,6 +3,7 @@
  * what the key is, the others when to change it.
  */
 import * as z from "zod";
+import { isObject } from "../torch/json.js";
 
 /** Further facts about a key. */
 interface KeyInfo {
@@ -72,9 +73,6 @@ export const NAME = "NAME";
 export function valueAt(tree: object, path: string): unknown {
   return path.split(".").reduce<unknown>((at, name) => (isObject(at) ? at[name] : undefined), tree);
 }
-
-const isObject = (value: unknown): value is Record<string, unknown> =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
 
 /** A key with its place, range, default and description. */
 export interface Key extends KeyInfo {

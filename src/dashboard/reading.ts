@@ -10,6 +10,7 @@ import type { FreeVerdict, Standing, Verdict } from "../evaluation/frontier.js";
 import type { ModelEvaluation } from "../evaluation/judge_models.js";
 import type { Estimate, Estimates, EvalRow, Likelihood, Measures } from "../evaluation/options.js";
 import type { Environment } from "../run/environment.js";
+import { isObject } from "../torch/json.js";
 
 /** Values that a file may hold; more come from an alias that repeats itself. */
 const MOST_VALUES = 1_000_000;
@@ -41,10 +42,7 @@ export function plainTree(value: unknown): unknown {
 }
 
 /** A value as an object with keys; an empty object for other values. */
-export const objectOf = (value: unknown): Record<string, unknown> =>
-  typeof value === "object" && value !== null && !Array.isArray(value)
-    ? (value as Record<string, unknown>)
-    : {};
+export const objectOf = (value: unknown): Record<string, unknown> => (isObject(value) ? value : {});
 
 /** Stands for an item of a list that is removed. */
 const REMOVED = Symbol("removed");

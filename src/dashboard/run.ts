@@ -15,6 +15,7 @@ import { isHeld, runNear } from "../run/folder.js";
 import { fileLines } from "../run/lines.js";
 import { decodeData } from "../run/plain_data.js";
 import { expected, openWeights } from "../torch/index.js";
+import { isObject } from "../torch/json.js";
 import {
   type EvalFile,
   objectOf,
@@ -251,9 +252,8 @@ function readPages(folder: string, path: string, unread: string[]): SamplePage[]
 
 /** @throws RangeError for what is no object with keys. */
 function keysOf(value: unknown): Record<string, unknown> {
-  if (typeof value !== "object" || value === null || Array.isArray(value))
-    throw new RangeError("expected keys and values, got other data.");
-  return objectOf(value);
+  if (!isObject(value)) throw new RangeError("expected keys and values, got other data.");
+  return value;
 }
 
 function bestOf({ name, step, metric, value }: Record<string, unknown>): BestCheckpoint | null {

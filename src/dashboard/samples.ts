@@ -7,6 +7,7 @@ import { readFile } from "node:fs/promises";
 import { basename, join } from "node:path";
 import sharp from "sharp";
 import { stepOfCheckpoint } from "../run/checkpoint.js";
+import { isObject } from "../torch/json.js";
 import { valueText } from "./config.js";
 import { type Html, html, notices, table, told } from "./page.js";
 import type { Run, SamplePage } from "./run.js";
@@ -170,9 +171,9 @@ function aboutOf(about: SamplePage["about"]): Html {
   const rest = entries.filter(([name, value]) => name === "columns" || !Array.isArray(value));
   const columns = entries.flatMap(([name, value]): [string, unknown[]][] => {
     if (name === "columns" || !Array.isArray(value)) return [];
-    const keys = new Set(value.flatMap((item) => (isRecord(item) ? Object.keys(item) : [])));
+    const keys = new Set(value.flatMap((item) => (isObject(item) ? Object.keys(item) : [])));
     if (keys.size === 0) return [[name, value]];
-    return [...keys].map((key) => [key, value.map((item) => (isRecord(item) ? item[key] : item))]);
+    return [...keys].map((key) => [key, value.map((item) => (isObject(item) ? item[key] : item))]);
   });
   const most = Math.max(0, ...columns.map(([, values]) => values.length));
   const rows = Array.from({ length: most }, (_, i) => [
@@ -183,9 +184,6 @@ function aboutOf(about: SamplePage["about"]): Html {
     most > 0 && table(["", ...columns.map(([name]) => name)], rows)
   }`;
 }
-
-const isRecord = (value: unknown): value is Record<string, unknown> =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
 
 function cellOf(value: unknown): string {
   if (Array.isArray(value)) return value.map(cellOf).join(", ");

@@ -20,6 +20,7 @@ import type { FrozenTokenizer } from "../tokenizers/index.js";
 import { known, type OptionNames, readOptions } from "../torch/arguments.js";
 import { expectedMessage } from "../torch/errors.js";
 import { type Device, type DType, expected, openWeights, type Tensor } from "../torch/index.js";
+import { isObject } from "../torch/json.js";
 
 /** A network whose features images are judged by, and its distance of images where it has one. */
 export interface Judge {
@@ -300,8 +301,7 @@ type RunEvalOptions = Pick<
 
 type Section = Readonly<Record<string, unknown>>;
 
-const sectionOf = (value: unknown): Section =>
-  typeof value === "object" && value !== null ? (value as Section) : {};
+const sectionOf = (value: unknown): Section => (isObject(value) ? value : {});
 
 /**
  * Read a configuration: `data`, the tokenizer, the policy's file.
@@ -317,12 +317,12 @@ export function optionsOfConfig(file: string): RunEvalOptions {
       `${file}: expected a configuration in YAML, got ${(error as Error).message.split("\n")[0]}.`,
     ]);
   }
-  if (typeof values !== "object" || values === null || Array.isArray(values)) {
+  if (!isObject(values)) {
     throw new ConfigError([
       `${file}: expected keys and values, got ${Array.isArray(values) ? "a list" : String(values)}.`,
     ]);
   }
-  const { data, tokenizer, ar, rollout, reward } = values as Section;
+  const { data, tokenizer, ar, rollout, reward } = values;
   // Relative paths of a file are relative to it.
   const here = <T extends Section>(section: T, ...names: readonly string[]): T => {
     const paths = names.flatMap((name) => {

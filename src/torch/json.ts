@@ -23,6 +23,7 @@ export function parseJson(bytes: Uint8Array, where: string, what: string, remedy
   return value;
 }
 
+/** An object with keys: no list, and not null. */
 export const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
