@@ -23,6 +23,7 @@ import {
   type Tensor,
   tensor,
   tidy,
+  toDevice,
 } from "../torch/index.js";
 import { sayNotes } from "./inspect.js";
 import { imageCounter, withProgress } from "./progress.js";
@@ -124,7 +125,7 @@ export async function embed(path: string, options: EmbedOptions): Promise<void> 
       parts.push(
         noGrad(() =>
           tidy(() => {
-            const images = cat(read).to({ device });
+            const images = toDevice(cat(read), device);
             const features =
               isPrepared && encoder !== null
                 ? encoder.embedPrepared(images)

@@ -8,7 +8,7 @@ import { spread } from "../data/source.js";
 import { l1, l2, psnr, ssim } from "../metrics/index.js";
 import { openLpips, openTokenizer } from "../rl_ar_finetune/builder.js";
 import { requireWritable } from "../run/folder.js";
-import { cat, type Device, expected, type Tensor, tidy } from "../torch/index.js";
+import { cat, type Device, expected, type Tensor, tidy, toDevice } from "../torch/index.js";
 import { sayNotes } from "./inspect.js";
 import { imageCounter, withProgress } from "./progress.js";
 
@@ -69,7 +69,7 @@ export async function reconstruct(path: string, options: ReconstructOptions): Pr
       if (names.length === 0) continue;
       files.push(...names);
       tidy(() => {
-        const inputs = cat(images).to({ device });
+        const inputs = toDevice(cat(images), device);
         const indices = tokenizer.encode(inputs);
         const grid = [size / tokenizer.downsample, size / tokenizer.downsample] as const;
         const outputs = tokenizer.decodeCode(indices, grid).clamp(-1, 1);

@@ -12,6 +12,7 @@ import {
   rand,
   type Tensor,
   tidy,
+  toDevice,
 } from "../torch/index.js";
 import type { BatchParts } from "./batch.js";
 
@@ -50,12 +51,10 @@ export function augment(
   }
   return tidy(() => {
     let x = images.clone();
-    const draw: Draw = (count, [low, high]) =>
-      rand([place.of, count], { generator })
-        .narrow(0, place.from, images.size(0))
-        .mul(high - low)
-        .add(low)
-        .to({ device: images.device as Device });
+    const draw: Draw = (count, [low, high]) => {
+      const drawn = rand([place.of, count], { generator }).narrow(0, place.from, images.size(0));
+      return toDevice(drawn.mul(high - low).add(low), images.device as Device);
+    };
     if (shift > 0) x = shifted(x, shift, draw);
     if (jitter > 0) x = jittered(x, jitter, draw);
     if (erase > 0) x = erased(x, erase, draw);

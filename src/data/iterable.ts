@@ -12,6 +12,7 @@ import {
   Tensor,
   tensor,
   tidy,
+  toDevice,
 } from "../torch/index.js";
 import { Batch, type Batches, type BatchParts, type Unreadable } from "./batch.js";
 import { checkCaption } from "./captions.js";
@@ -297,7 +298,7 @@ function ownParts(
     throw expectedType("loader", "float images in [-1, 1]", images.dtype, remedy);
   }
   const count = images.shape[0] as number;
-  const own = images.detach().to({ dtype: "float32", device }).clone();
+  const own = toDevice(images.detach().float(), device).clone();
   const [low, high] = [own.amin().item(), own.amax().item()];
   if (!(low >= -RANGE && high <= RANGE)) {
     const remedy = "Divide bytes by 127.5 and subtract 1";
@@ -308,8 +309,8 @@ function ownParts(
   return {
     images: own,
     classes: ownClasses(batch.classes, ids, device, numClasses),
-    features: batch.features?.detach().to({ dtype: "float32", device }).clone(),
-    isReal: batch.isReal?.to({ device }).clone(),
+    features: batch.features && toDevice(batch.features.detach().float(), device).clone(),
+    isReal: batch.isReal && toDevice(batch.isReal, device).clone(),
     ids,
     captions: ownCaptions(batch.captions, ids),
     cursor: START,
@@ -342,7 +343,7 @@ function ownClasses(
   }
   const own =
     classes instanceof Tensor
-      ? classes.to({ dtype: "int64", device }).clone()
+      ? toDevice(classes.long(), device).clone()
       : tensor([...(classes ?? new Array<number>(count).fill(0))], { dtype: "int64", device });
   if (own.ndim !== 1 || own.shape[0] !== count) {
     throw expected("loader", `classes of shape [${count}], one for each image`, own);

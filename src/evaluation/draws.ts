@@ -28,6 +28,7 @@ import {
   stream,
   type Tensor,
   tidy,
+  toDevice,
 } from "../torch/index.js";
 
 /** A policy and where it computes. */
@@ -40,7 +41,7 @@ export interface Drawer {
 
 /** Rows of a condition, on the CPU. */
 const conditionRows = (condition: Condition, from: number, count: number, device: Device): Condition =>
-  mapCondition(condition, (rows) => rows.narrow(0, from, count).to({ device }));
+  mapCondition(condition, (rows) => toDevice(rows.narrow(0, from, count), device));
 
 /**
  * Draw a sequence for each row of a condition.
@@ -96,7 +97,7 @@ export function drawCompletions(
         const rollout = sampleRollout(policy, conditionRows(condition, from, some, device), {
           context: { type: "prefix", length: prefix },
           numGenerations: draws,
-          trueCodes: trueCodes.narrow(0, from, some).to({ device }),
+          trueCodes: toDevice(trueCodes.narrow(0, from, some), device),
           sampling,
           generator,
         });
@@ -120,7 +121,7 @@ export function likelihoodOf(
   condition: Condition,
 ): { nats: Tensor; top1: Tensor } {
   const rowsFrom = (from: number, some: number): Tensor => {
-    const tokens = trueCodes.narrow(0, from, some).to({ device });
+    const tokens = toDevice(trueCodes.narrow(0, from, some), device);
     const passes = passesOf("likelihoodOf", { tokens, start: conditionRows(condition, from, some, device) });
     const chunk = logitChunk(policy);
     const states = statesOf(policy, passes).hidden.reshape(tokens.numel, -1).split(chunk);
@@ -171,7 +172,7 @@ export function forEachDecoded(
   const ranges = rangesOf(codes.size(0), step);
   for (const [from, count] of isShared ? ownParts(ranges) : ranges) {
     tidy(() => {
-      const decoded = tokenizer.decodeCode(codes.narrow(0, from, count).to({ device }), [side, side]);
+      const decoded = tokenizer.decodeCode(toDevice(codes.narrow(0, from, count), device), [side, side]);
       return use(asSaved(decoded), from);
     });
   }

@@ -85,8 +85,8 @@ export function decodeCodes(
     tidy(() => {
       const flat = codes.flatten(0, 1);
       const { rows, index } = distinctRows(flat);
-      const pieces = cat(rows.split(decodeBatch).map((piece) => tokenizer.decodeCode(piece, grid)));
-      const samples = index === null ? pieces : pieces.indexSelect(0, index);
+      const decoded = tokenizer.decodeCode(rows, grid, decodeBatch);
+      const samples = index === null ? decoded : decoded.indexSelect(0, index);
       if (!comparesLatents(terms)) return { images, samples };
       return { images, samples, latents: latentsOf(tokenizer, images, flat, grid) };
     }),

@@ -12,7 +12,7 @@ import { Module } from "../nn/index.js";
 import { type RunImages, readOptionsOf, someOf } from "../run/images.js";
 import { weightsFingerprint } from "../run/resume.js";
 import type { FrozenTokenizer } from "../tokenizers/index.js";
-import { cat, type Device, expected, keep, noGrad, type Tensor, tidy } from "../torch/index.js";
+import { cat, type Device, expected, keep, noGrad, type Tensor, tidy, toDevice } from "../torch/index.js";
 import { openClassifier } from "./builder.js";
 import { isEncoder, openFeatures } from "./open_encoders.js";
 import { generationsOf, type Term } from "./rewards.js";
@@ -155,7 +155,7 @@ export async function openKernelTerm(
     const parts: Tensor[] = [];
     for await (const batch of onePass(chosen, { ...read, batchSize: Math.min(AT_A_TIME, chosen.length) })) {
       using _ = batch;
-      parts.push(keep(noGrad(() => tidy(() => describe(network, (batch.images as Tensor).to({ device }))))));
+      parts.push(keep(noGrad(() => tidy(() => describe(network, toDevice(batch.images as Tensor, device))))));
     }
     const real = keep(tidy(() => cat(parts)));
     for (const part of parts) part.dispose();

@@ -29,6 +29,7 @@ import {
   Tensor,
   tensor,
   tidy,
+  toDevice,
   where,
 } from "../torch/index.js";
 
@@ -172,7 +173,7 @@ export function uniforms(
     const all = place === undefined ? shape : [place.of, ...shape.slice(1)];
     const drawn = rand(all, { dtype: "float64", ...(generator && { generator }) });
     const own = place === undefined ? drawn : drawn.narrow(0, place.from, shape[0] as number);
-    return own.to({ device: like.device as Device });
+    return toDevice(own, like.device as Device);
   });
 }
 

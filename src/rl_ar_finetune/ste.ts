@@ -28,6 +28,7 @@ import {
   readOptions,
   Tensor,
   tidy,
+  toDevice,
 } from "../torch/index.js";
 import { readSums, reducedSums } from "./objective.js";
 import { factorOf, keyOf, type Term, termValue } from "./rewards.js";
@@ -203,7 +204,7 @@ function decoderOf(tokenizer: FrozenTokenizer | undefined): Decoder {
 
 /** The rows of some images. */
 function pickRows({ passes, images, places }: SteRows, indices: Tensor): SteRows {
-  const chosen = indices.to({ device: images.device as Device });
+  const chosen = toDevice(indices, images.device as Device);
   return {
     passes: pickPasses(passes, chosen, chosen),
     images: images.indexSelect(0, chosen),

@@ -19,6 +19,7 @@ import {
   expected,
   keep,
   memory,
+  stack,
   stream,
   type Tensor,
   tensor,
@@ -358,12 +359,9 @@ export const meanDrawn = (values: Tensor, { mask }: Pick<Rollout, "mask">): Tens
 /** Spreads (mean, std, min, max) of the reward and of its terms, by name. */
 export function rewardSpreads({ total, terms }: PlainRewards): Record<string, Spread> {
   const named = Object.entries(terms).map(([name, values]) => [`reward/${name}`, values] as const);
-  return Object.fromEntries(
-    [["reward", total] as const, ...named].map(([name, values]) => [
-      name,
-      spreadOf(tidy(() => values.flatten().toList() as number[])),
-    ]),
-  );
+  const all = [["reward", total] as const, ...named];
+  const read = tidy(() => stack(all.map(([, values]) => values.flatten().double())).toList() as number[][]);
+  return Object.fromEntries(all.map(([name], i) => [name, spreadOf(read[i] as number[])]));
 }
 
 /**

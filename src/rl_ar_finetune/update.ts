@@ -17,6 +17,7 @@ import {
   readOptions,
   Tensor,
   tidy,
+  toDevice,
 } from "../torch/index.js";
 import { highestEntropy } from "./advantages.js";
 import {
@@ -493,7 +494,7 @@ export function runUpdate(
       const isFirst = totals.steps + totals.skipped === 0;
       const [sums, norm] = tidy(() => {
         const device = prepared.oldLogprobs.device as Device;
-        const window = indices === null ? full : someImages(full, indices.to({ device }));
+        const window = indices === null ? full : someImages(full, toDevice(indices, device));
         const p = options.tokenDropout ?? 0;
         const policyMask = p === 0 ? window.mask : tokenDropout(window.mask, p, generator);
         optimizer.zeroGrad();

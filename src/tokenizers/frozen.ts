@@ -2,7 +2,7 @@
  * A frozen tokenizer: it runs without gradients, in eval mode, and checks the values of its inputs.
  */
 import { Module, type PackedLayers } from "../nn/index.js";
-import { expected, expectedType, noGrad, type Tensor, tidy } from "../torch/index.js";
+import { cat, expected, expectedType, noGrad, type Tensor, tidy } from "../torch/index.js";
 import { checkCodes, checkImages, checkRange, gridOf } from "./checks.js";
 import { TokenizerModel } from "./model.js";
 import type { Grid, ImageTokenizer } from "./tokenizer.js";
@@ -48,17 +48,22 @@ export class FrozenTokenizer implements ImageTokenizer {
    *
    * @param codes - int64 `[B, T]` in `[0, codebookSize)`.
    * @param grid - rows and columns; a square grid by default.
+   * @param batch - images decoded at a time; all by default.
    * @returns float32 `[B, 3, H, W]`, about [-1, 1].
    * @throws TypeError, RangeError when the codes are not of this dtype, shape or range, rows times columns of the grid
    *   is not T, or the first decoded images are not finite.
    */
-  decodeCode(codes: Tensor, grid?: Grid): Tensor {
+  decodeCode(codes: Tensor, grid?: Grid, batch = codes.size(0)): Tensor {
     const where = "FrozenTokenizer.decodeCode";
     const places = gridOf(where, codes, grid);
+    if (codes.size(0) > 0 && !(Number.isInteger(batch) && batch >= 1))
+      throw expected(where, "a whole number of images to decode at a time, at least 1", batch);
     checkCodes(where, codes, this.vq);
     return noGrad(() =>
       tidy(() => {
-        const images = this.vq.decodeCode(codes, places);
+        const pieces = codes.size(0) <= batch ? [codes] : codes.split(batch);
+        const decoded = pieces.map((piece) => this.vq.decodeCode(piece, places));
+        const images = decoded.length === 1 ? (decoded[0] as Tensor) : cat(decoded);
         if (!this.#isSound) this.#requireFinite(where, images);
         return images;
       }),

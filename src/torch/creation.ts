@@ -4,6 +4,7 @@
 import { isPlainObject, type OptionNames, readOptions, withDefaults } from "./arguments.js";
 import { native } from "./binding.js";
 import { type Argument, call, callTensor, type GeneratorHandle } from "./call.js";
+import { toDevice } from "./device.js";
 import type { DType, TypedArray } from "./dtype.js";
 import { expected, expectedType } from "./errors.js";
 import type { Device, MemoryFormat, NestedNumbers, Tensor } from "./tensor.js";
@@ -315,7 +316,9 @@ function fromTypedArray(
   using raw = empty(shape, { dtype: own });
   native.writeBytes(raw.live, array);
   const { dtype = own, device = "cpu" } = options;
-  const placed = raw.to({ dtype, device });
+  const typed = raw.to({ dtype });
+  const placed = device === "cpu" ? typed : toDevice(typed, device);
+  if (placed !== typed) typed.dispose();
   return options.requiresGrad ? placed.requiresGrad_() : placed;
 }
 

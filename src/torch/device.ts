@@ -3,9 +3,10 @@
  */
 import { readFileSync } from "node:fs";
 import { native, values } from "./binding.js";
+import { callTensor } from "./call.js";
 import { expected } from "./errors.js";
 import { tidy } from "./scope.js";
-import type { Device } from "./tensor.js";
+import type { Device, Tensor } from "./tensor.js";
 
 /** Tensors and memory in use. */
 export interface MemoryInfo {
@@ -92,6 +93,16 @@ export function requireDevice(device: Device, where = "device"): void {
   const index = device === "cuda" ? 0 : Number(device.slice("cuda:".length));
   const count = native.cudaDeviceCount();
   if (!(index < count)) throw expected(where, `one of ${count} CUDA devices`, device, "Check nvidia-smi");
+}
+
+/**
+ * A CPU tensor's values on a device; the tensor itself if it is there already. A copy to CUDA is asynchronous: it reads pinned
+ * memory, so that the CPU does not wait for it, and kernels submitted later see its values.
+ */
+export function toDevice(tensor: Tensor, device: Device): Tensor {
+  if (!device.startsWith("cuda") || tensor.device !== "cpu") return tensor.to({ device });
+  requireDevice(device);
+  return tidy(() => callTensor<Tensor>("aten::pin_memory", [tensor]).to({ device, nonBlocking: true }));
 }
 
 /** Wait until the device has finished all submitted work. */

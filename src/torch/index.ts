@@ -71,6 +71,7 @@ export {
   requireDevice,
   setNumThreads,
   synchronize,
+  toDevice,
   version,
 } from "./device.js";
 export { DTYPES, type DType, type TypedArray } from "./dtype.js";

@@ -31,6 +31,7 @@ import {
   type Tensor,
   tensor,
   tidy,
+  toDevice,
   zeros,
 } from "../torch/index.js";
 
@@ -232,7 +233,7 @@ export class CodeBatches implements Batches {
     const [from, count] = isShared ? ownShare(batchSize) : [0, batchSize];
     const own = images.slice(from, from + count);
     const parts = tidy(() => ({
-      codes: codes.indexSelect(0, tensor(rows.slice(from, from + count))).to({ dtype: "int64", device }), // [B, T]
+      codes: toDevice(codes.indexSelect(0, tensor(rows.slice(from, from + count))).long(), device), // [B, T]
       classes: tensor(
         BigInt64Array.from(own, (image) => classes[image] as bigint),
         { device },

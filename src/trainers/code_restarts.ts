@@ -19,6 +19,7 @@ import {
   randperm,
   type Tensor,
   tidy,
+  toDevice,
   zeros,
 } from "../torch/index.js";
 
@@ -66,19 +67,15 @@ export class CodeRestarts implements Disposable {
         if (due.numel === 0) return 0;
         const [b, t] = codes.dims(2);
         const images = Math.min(b, Math.ceil((CHOICE * due.numel) / t));
-        const latents = latentsOf(randperm(b, { generator }).narrow(0, 0, images).to({ device })).float();
+        const latents = latentsOf(toDevice(randperm(b, { generator }).narrow(0, 0, images), device)).float();
         const plain = latents.movedim(1, 3).flatten(0, 2); // [K * T, D]
         const rows = quantize.config.lookup === "cosine" ? F.normalize(plain) : plain;
         const nearest = F.embedding(quantize.codesOf(latents).flatten(), quantize.table());
         const distance = rows.sub(nearest).square().sum(1);
         const count = Math.min(due.numel, rows.size(0));
         // Taking the largest log-weights after adding Gumbel noise draws without replacement.
-        const noise = rand([rows.size(0)], { generator })
-          .log()
-          .neg()
-          .log()
-          .neg()
-          .to({ device });
+        const uniform = rand([rows.size(0)], { generator });
+        const noise = toDevice(uniform.log().neg().log().neg(), device);
         const chosen = rows.indexSelect(0, distance.add(1e-12).log().add(noise).topk(count, 0).indices);
         const moved = due.narrow(0, 0, count);
         for (const table of [quantize.embedding.weight, ...others]) table.indexCopy_(0, moved, chosen);

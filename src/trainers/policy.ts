@@ -49,6 +49,7 @@ import {
   type Tensor,
   tensor,
   tidy,
+  toDevice,
   where,
 } from "../torch/index.js";
 import { CodeBatches, type CodeCache, cacheCodes } from "./code_cache.js";
@@ -463,7 +464,7 @@ export function withDropped(
   const isDropped = rand([place.of], { generator, dtype: "float64" })
     .narrow(0, place.from, codes.size(0))
     .lt(p);
-  return { ...condition, isDropped: isDropped.to({ device: codes.device as Device }) };
+  return { ...condition, isDropped: toDevice(isDropped, codes.device as Device) };
 }
 
 /**
@@ -488,11 +489,9 @@ export function mixedNoise(
     const device = codes.device as Device;
     const own = (rows: Tensor): Tensor => rows.narrow(0, place.from, b);
     const share = own(rand([place.of, 1], { generator, dtype: "float64" })).mul(noise);
-    const isNoise = own(rand([place.of, t - 1], { generator, dtype: "float64" }))
-      .lt(share)
-      .to({ device });
-    const uniform = own(randint(0, vocabSize, [place.of, t - 1], { generator })).to({ device });
-    return where(isNoise, uniform, before);
+    const isNoise = own(rand([place.of, t - 1], { generator, dtype: "float64" })).lt(share);
+    const uniform = own(randint(0, vocabSize, [place.of, t - 1], { generator }));
+    return where(toDevice(isNoise, device), toDevice(uniform, device), before);
   });
 }
 
