@@ -42,6 +42,7 @@ import {
   type Tensor,
   tensor,
   tidy,
+  toDevice,
   zeros,
 } from "../torch/index.js";
 import { owning } from "../torch/owning.js";
@@ -182,6 +183,7 @@ async function openParts(
     typeof given === "object" && "encode" in given
       ? given
       : own(openTokenizerOf(typeof given === "string" ? { path: given } : given));
+  requireOn(device, "tokenizer", tokenizer.vq);
   const side = data.size / tokenizer.downsample;
   if (!Number.isInteger(side)) {
     throw expected("data.size", `a multiple of ${tokenizer.downsample}, the pixels of a code`, data.size);
@@ -195,6 +197,7 @@ async function openParts(
       policy instanceof Module
         ? policy
         : own(openPolicyOf(label, typeof policy === "string" ? { path: policy } : (policy as PolicyFile)));
+    requireOn(device, i === 0 ? "policy" : "against", opened);
     checkPolicy(label, opened as ArPolicy, tokenizer.codebookSize, codes);
     return [{ label, policy: opened as ArPolicy }];
   });
@@ -226,6 +229,14 @@ async function openParts(
     setAside,
     codes,
   };
+}
+
+/** @throws RangeError for a program's own model on another device than the evaluation's. */
+function requireOn(device: Device, name: string, model: unknown): void {
+  const found = model instanceof Module ? model.parameters()[0]?.device : undefined;
+  if (found === undefined || found === (device === "cuda" ? "cuda:0" : device)) return;
+  const remedy = `Move it with to({ device: "${device}" }), or set the option device`;
+  throw expected(`eval: ${name}`, `a model on ${device}`, `one on ${found}`, remedy);
 }
 
 /** The judges that described a reference set: at least one must have. */
@@ -428,7 +439,7 @@ function disposeAll(tensors: readonly Tensor[]): void {
 /** Images to encode at a time: as many pixels as fill a cache. */
 function encodePieces(tokenizer: FrozenTokenizer, images: Tensor, device: Device): Tensor {
   const step = Math.max(1, Math.floor(2 ** 19 / images.size(2) ** 2));
-  return cat(images.split(step).map((piece) => tidy(() => tokenizer.encode(piece.to({ device })).cpu())));
+  return cat(images.split(step).map((piece) => tidy(() => tokenizer.encode(toDevice(piece, device)).cpu())));
 }
 
 /** Text features of all batches of all processes, padded on the left to the longest. */
@@ -493,7 +504,7 @@ export async function readTrained(
     names.push(...batch.ids);
     tidy(() => {
       const images = batch.images as Tensor;
-      described.add(images.to({ device }));
+      described.add(toDevice(images, device));
       const rows = [...places.keys()].filter((row) => isChosen(places[row] as number, share));
       if (rows.length > 0) {
         const codes = encodePieces(
@@ -542,7 +553,12 @@ const isChosen = (place: number, share: number): boolean =>
 
 /** Float images of kept ones: `[n, 3, s, s]` in [-1, 1]. */
 export function imagesFromBytes(bytes: Tensor, from: number, count: number, device: Device): Tensor {
-  return tidy(() => bytes.narrow(0, from, count).to({ device }).float().div(127.5).sub(1));
+  return tidy(() =>
+    toDevice(bytes.narrow(0, from, count), device)
+      .float()
+      .div(127.5)
+      .sub(1),
+  );
 }
 
 /** What each judge says of kept images. The tensors are the caller's. */

@@ -5,7 +5,7 @@
 
 import type { ArSection, Precision, TrainConfig } from "../config/resolve.js";
 import { localRank } from "../distributed/index.js";
-import { AdamW, Ema, type Module, type PackedLayers, type ParameterGroup } from "../nn/index.js";
+import { AdamW, Ema, Module, type PackedLayers, type ParameterGroup } from "../nn/index.js";
 import type { ArPolicy, Lora } from "../policies/index.js";
 import { openImages, type RunImages } from "../run/images.js";
 import { fingerprintOf, weightsFingerprint } from "../run/resume.js";
@@ -212,14 +212,31 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
   };
 }
 
-/** The frozen tokenizer, from a program or a file. */
+/** Move a program's own model to the device of the run, and note it. */
+function moveTo(device: Device, key: string, model: unknown, notes: string[]): void {
+  if (!(model instanceof Module)) return;
+  const before = model.parameters()[0]?.device;
+  model.to({ device });
+  const now = model.parameters()[0]?.device;
+  if (now !== before) notes.push(`${key} was on ${before} and is now on ${now}, the device of the run`);
+}
+
+/**
+ * The frozen tokenizer, from a program or a file. A program's is moved to the device.
+ *
+ * @param notes - is given what the user should know about it.
+ */
 export function tokenizerOf(
   config: Pick<TrainConfig, "tokenizer">,
   device: Device,
   notes: string[] = [],
 ): FrozenTokenizer {
   const { model, path, wrapper, weights, config: known } = config.tokenizer;
-  if (model !== null) return "vq" in model ? model : buildTokenizerFrozen(model);
+  if (model !== null) {
+    const frozen = "vq" in model ? model : buildTokenizerFrozen(model);
+    moveTo(device, "tokenizer.model", frozen.vq, notes);
+    return frozen;
+  }
   const opened = openTokenizer(path as string, {
     device,
     config: known,
@@ -231,10 +248,10 @@ export function tokenizerOf(
 }
 
 /**
- * The policy: a program's, a file's, or a new one for sequences of `codes`.
+ * The policy: a program's, which is moved to the device, a file's, or a new one for sequences of `codes`.
  *
  * @param tokenizer - the tokenizer whose codes it draws, or the size of its codebook where no weight is read.
- * @param notes - is given what was assumed of the file.
+ * @param notes - is given what was assumed of the file, and whether a program's policy was moved.
  */
 export function policyOf(
   config: { readonly ar: ArSection; readonly blockSize: number | null },
@@ -247,8 +264,10 @@ export function policyOf(
   const { policy, path, wrapper, weights, type, nLayer, nHead, nEmbd, extra, cls } = config.ar;
   const blockSize = config.blockSize ?? codes;
   if (policy !== null) {
-    if (policy.vocabSize === vocabSize) return policy;
-    throw expected("ar.policy", `a vocabulary of ${vocabSize}, the tokenizer's codebook`, policy.vocabSize);
+    if (policy.vocabSize !== vocabSize)
+      throw expected("ar.policy", `a vocabulary of ${vocabSize}, the tokenizer's codebook`, policy.vocabSize);
+    moveTo(device, "ar.policy", policy, notes);
+    return policy;
   }
   if (path !== null) {
     const opened = openPolicy(path, {
