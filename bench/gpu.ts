@@ -72,12 +72,10 @@ function bytesRead(policy: LlamaGen, width: number): number {
 }
 
 /** Bytes a second that a sum reads. */
-function bandwidthOf(): number {
-  return tidy(() => {
-    const block = rand([isCuda ? 2 ** 28 : 2 ** 24], { device });
-    return (4 * block.numel) / secondsOf(() => void block.sum());
-  });
-}
+const bandwidth = tidy(() => {
+  const block = rand([isCuda ? 2 ** 28 : 2 ** 24], { device });
+  return (4 * block.numel) / secondsOf(() => void block.sum());
+});
 
 function policyOf(name: "GPT-B" | "small", blockSize: number): LlamaGen {
   manualSeed(0);
@@ -155,7 +153,7 @@ function steps(): void {
     row("rollout, batch 16, ms per code", (1000 * step).toFixed(2), "");
     row(
       "rollout, times one reading of bfloat16 weights",
-      (step / (bytesRead(policy, 2) / bandwidthOf())).toFixed(1),
+      (step / (bytesRead(policy, 2) / bandwidth)).toFixed(1),
       "",
     );
     const trueCodes = randint(0, policy.vocabSize, [16, t]).to({ device });
@@ -220,12 +218,12 @@ function graph(): void {
     const same = Number(eager.eq(replayed).double().mean().item());
     row("graph of a decode step, codes equal to eager ones", `${(100 * same).toFixed(1)} %`, "100 %");
     row("graph, batch 16, ms per code", ms.toFixed(2), "");
-    const read = bytesRead(policy, 2) / bandwidthOf();
+    const read = bytesRead(policy, 2) / bandwidth;
     row("graph, times one reading of bfloat16 weights", (ms / 1000 / read).toFixed(1), "at most 2");
   });
 }
 
-console.log(`LibTorch ${version().torch}, ${device}\n`);
+console.log(`LibTorch ${version().torch}, ${device}, ${(bandwidth / 1e9).toFixed(0)} GB/s\n`);
 agreement();
 decoding();
 steps();

@@ -2,7 +2,7 @@
  * How time and memory of rollout and update grow with B images, G sequences of each, T codes and V codes to choose from: a
  * LlamaGen of 4 layers and width 128 with random weights (seed 0), GRPO with a cross-entropy on the true codes.
  *
- *     npm run bench -- growth [--threads 1] [--runs 3]
+ *     npm run bench -- growth [--threads 1] [--runs 3] [--context free]
  *
  * Prints medians of the processor's time, and the peak of LibTorch's memory beyond weights and optimizer, next to the size of
  * the float32 logits `[B, G, T, V]`, which are never all held.
@@ -26,7 +26,11 @@ import {
 import { median } from "./peer.js";
 
 const { values } = parseArgs({
-  options: { threads: { type: "string", default: "1" }, runs: { type: "string", default: "3" } },
+  options: {
+    threads: { type: "string", default: "1" },
+    runs: { type: "string", default: "3" },
+    context: { type: "string" },
+  },
 });
 setNumThreads(Number(values.threads));
 
@@ -88,5 +92,5 @@ function measure(context: RolloutContext, { B, G, T, V }: Sizes): string {
 console.log(`LibTorch ${version().torch}, threads ${values.threads}\n`);
 console.log("| context | B | G | T | V | rollout, ms | update, ms | peak, MiB | logits [B, G, T, V], MiB |");
 console.log(`|${"---|".repeat(9)}`);
-for (const context of CONTEXTS)
+for (const context of CONTEXTS.filter(({ type }) => values.context === undefined || values.context === type))
   for (const grown of GROWN) console.log(measure(context, { ...BASE, ...grown }));
