@@ -3,6 +3,8 @@ import { existsSync } from "node:fs";
 import { basename } from "node:path";
 import { rlarCommand } from "../config/command.js";
 import { type ModelDescription, openModel, usedBy, weightsOf } from "../rl_ar_finetune/builder.js";
+import { isAdapter, MERGE } from "../rl_ar_finetune/describe_weights.js";
+import { requireWritable } from "../run/folder.js";
 import { expected, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
 import { namesIn } from "./classes.js";
 import { askedOf, type FileOptions, nameOf, sayNotes } from "./inspect.js";
@@ -17,6 +19,7 @@ export interface ConvertOptions extends FileOptions {
  * copied. Nothing is written unless every weight is there and finite.
  */
 export function convert(path: string, out: string, options: ConvertOptions): void {
+  requireWritable("out", out, [".safetensors"]);
   if (existsSync(out) && !options.force)
     throw expected(out, "a file that does not exist yet", "one that does", "Use --force");
   using opened = openModel(path, askedOf(options));
@@ -26,7 +29,7 @@ export function convert(path: string, out: string, options: ConvertOptions): voi
       path,
       "a tokenizer, a policy or a metric's network",
       `${file.names.length} tensors of an unknown model`,
-      `${rlarCommand(["inspect", path, "--all"])} lists them`,
+      isAdapter(file) ? MERGE : `${rlarCommand(["inspect", path, "--all"])} lists them`,
     );
   }
   const weights = weightsOf(found);

@@ -13,6 +13,7 @@ import { classVectors, cosines, type Encoder, EncoderFeatures, prepareImages } f
 import { hashOf } from "../evaluation/inputs.js";
 import { EMBEDDINGS_KIND } from "../evaluation/reference_set.js";
 import { openFeatures } from "../rl_ar_finetune/open_encoders.js";
+import { requireWritable } from "../run/folder.js";
 import {
   cat,
   type Device,
@@ -58,8 +59,7 @@ export async function embed(path: string, options: EmbedOptions): Promise<void> 
       "--out writes the vectors; --zero-shot classifies the images",
     );
   }
-  if (out !== undefined && !out.endsWith(".safetensors"))
-    throw expected("--out", "a name that ends in .safetensors", out);
+  if (out !== undefined) requireWritable("--out", out, [".safetensors"]);
   for (const name of ["size", "limit"] as const) {
     const value = options[name];
     if (value !== undefined && value < 1) throw expected(`--${name}`, "at least 1", value);

@@ -10,6 +10,7 @@ import {
   type WeightsChoice,
   weightsOf,
 } from "../rl_ar_finetune/builder.js";
+import { isAdapter, MERGE } from "../rl_ar_finetune/describe_weights.js";
 import { DTYPES, type DType, openWeights, type WeightsFile } from "../torch/index.js";
 
 /** Options of commands that read one file of weights. */
@@ -38,8 +39,9 @@ export function inspect(path: string, options: InspectOptions): number {
   };
   try {
     using opened = openModel(path, askedOf(options));
-    show(opened, null);
-    return 0;
+    const isUnusable = opened.found === null && isAdapter(opened.file);
+    show(opened, isUnusable ? `${MERGE}.` : null);
+    return isUnusable ? 3 : 0;
   } catch (error) {
     // A file that cannot be read at all throws its own error here.
     using file = openWeights(path, options.wrapper === undefined ? {} : { wrapper: options.wrapper });

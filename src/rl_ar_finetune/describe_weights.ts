@@ -322,9 +322,16 @@ export function wrongKind(wanted: string, found: ModelDescription | null, file: 
     file.path,
     wanted,
     whatIs(found, file),
-    `${rlarCommand(["inspect", file.path])} shows what is in it`,
+    isAdapter(file) ? MERGE : `${rlarCommand(["inspect", file.path])} shows what is in it`,
   );
 }
+
+/** Whether a file holds low-rank adapters of Python's PEFT, with or without the weights that they change. */
+export const isAdapter = (file: WeightsFile): boolean =>
+  file.names.some((name) => /\.lora_[AB]\./.test(name));
+
+/** What to do about adapters. */
+export const MERGE = "These are LoRA adapters of PEFT: in Python, save model.merge_and_unload().state_dict()";
 
 function whatIs(found: ModelDescription | null, file: WeightsFile): string {
   switch (found?.kind) {

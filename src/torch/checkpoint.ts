@@ -7,6 +7,7 @@ import { withDefaults } from "./arguments.js";
 import { expected } from "./errors.js";
 import { type ByteSource, FileBytes, MemoryBytes } from "./files.js";
 import { LazyTensor, persistentTensor, readStorage, type Storage, tensorCall } from "./lazy_tensor.js";
+import { otherContent } from "./other_content.js";
 import { unpickle } from "./pickle.js";
 import { kindOf, Opaque, type PyValue } from "./python_values.js";
 import type { Tensor } from "./tensor.js";
@@ -189,13 +190,8 @@ function formatOf(file: FileBytes): "zip" | "legacy" {
   const text = head.toString("latin1");
   if (text.startsWith("PK\x03\x04")) return "zip";
   if (endOfLegacyMagic(head) !== undefined) return "legacy";
-  if (size === 0) throw expected(path, TORCH_SAVE, "an empty file", "Fetch it again");
-  if (text.startsWith("version https://git-lfs")) {
-    throw expected(path, TORCH_SAVE, "a git-lfs pointer", "Fetch the file itself: git lfs pull");
-  }
-  if (/^\s*<(!doctype|html|\?xml)/i.test(text)) {
-    throw expected(path, TORCH_SAVE, "a web page", "The download was refused or redirected; fetch it again");
-  }
+  const [other, remedyForOther] = otherContent(head) ?? [];
+  if (other !== undefined) throw expected(path, TORCH_SAVE, other, remedyForOther);
   if (size > 9 && text[8] === "{" && head.readBigUInt64LE(0) <= BigInt(size - 8)) {
     throw expected(path, TORCH_SAVE, "a safetensors file", "Read it with loadSafetensors");
   }
@@ -208,8 +204,8 @@ function formatOf(file: FileBytes): "zip" | "legacy" {
     const remedy = "In Python: torch.save(pickle.load(open(path, 'rb')), new)";
     throw expected(path, TORCH_SAVE, "a bare pickle", remedy);
   }
-  for (const [magic, what] of OTHER_FORMATS)
-    if (text.startsWith(magic)) throw expected(path, TORCH_SAVE, what);
+  for (const [magic, what, advice] of OTHER_FORMATS)
+    if (text.startsWith(magic)) throw expected(path, TORCH_SAVE, what, advice);
   const begin = /^[\t\n\r -~]+/.exec(text)?.[0] ?? "";
   const got =
     begin.length >= Math.min(text.length, 64)
@@ -218,11 +214,11 @@ function formatOf(file: FileBytes): "zip" | "legacy" {
   throw expected(path, TORCH_SAVE, got);
 }
 
-const OTHER_FORMATS: readonly [string, string][] = [
+const OTHER_FORMATS: readonly (readonly [magic: string, what: string, remedy?: string])[] = [
   ["\x89HDF", "an HDF5 file"],
   ["GGUF", "a GGUF file"],
   ["\x93NUMPY", "a NumPy array"],
-  ["\x1f\x8b", "a gzip file"],
+  ["\x1f\x8b", "a gzip file", "Unpack it with gunzip"],
 ];
 
 /** LONG1 of 0x1950a86a20f9469cfc6c, which legacy files begin with, and STOP. */

@@ -17,6 +17,7 @@ import {
   writeAll,
 } from "./files.js";
 import { isCount, isObject, parseJson } from "./json.js";
+import { otherContent } from "./other_content.js";
 import { tidy } from "./scope.js";
 import { Tensor } from "./tensor.js";
 
@@ -68,6 +69,9 @@ const MAX_HEADER_BYTES = 100_000_000;
 /** The operators' limit on dimensions. */
 const MAX_DIMENSIONS = 64;
 
+/** How zip archives begin, and with them the files of `torch.save`. */
+const ZIP = Buffer.from("PK\x03\x04", "latin1");
+
 const DAMAGED = "The file is damaged, was cut short or is not safetensors";
 
 /**
@@ -79,6 +83,13 @@ const DAMAGED = "The file is damaged, was cut short or is not safetensors";
 export function readSafetensorsHeader(source: ByteSource, where: string): SafetensorsHeader {
   if (source.size < 8)
     throw expected(where, "a header length of 8 bytes", `a file of ${source.size}`, DAMAGED);
+  const head = source.read(0, Math.min(source.size, 64));
+  const [other, remedy] = otherContent(head) ?? [];
+  if (other !== undefined) throw expected(where, "a safetensors file", other, remedy);
+  if (Buffer.from(head.subarray(0, 4)).equals(ZIP)) {
+    const renamed = "If torch.save wrote it, rename it to end in .pt";
+    throw expected(where, "a safetensors file", "a zip archive", renamed);
+  }
   const length = Number(Buffer.from(source.read(0, 8)).readBigUInt64LE(0));
   const most = Math.min(source.size - 8, MAX_HEADER_BYTES);
   if (length > most) throw expected(where, `a header of at most ${most} bytes`, length, DAMAGED);

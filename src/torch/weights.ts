@@ -213,8 +213,14 @@ function indexIn(folder: string): string {
   if (indices.length !== 1) {
     const got = indices.length === 0 ? "one without" : `one with ${indices.sort().join(", ")}`;
     const files = readdirSync(folder).filter((name) => /\.(safetensors|pt|pth|ckpt|bin)$/.test(name));
-    const some = files.length === 0 ? "" : `, such as ${join(folder, files.sort()[0] as string)}`;
-    throw expected(folder, `a weights file, or a folder with one *${INDEX}`, got, `Name the file${some}`);
+    // Neither the optimizer's state beside the weights nor one shard of several is what to name.
+    const file = files.sort().find((name) => !/optim/i.test(name) && !SHARD.test(name));
+    const some = file === undefined ? "" : `, such as ${join(folder, file)}`;
+    const areShards = file === undefined && files.some((name) => SHARD.test(name));
+    const remedy = areShards
+      ? `Fetch the index, *${INDEX}, that belongs to the shards`
+      : `Name the file${some}`;
+    throw expected(folder, `a weights file, or a folder with one *${INDEX}`, got, remedy);
   }
   return join(folder, indices[0] as string);
 }
@@ -279,7 +285,8 @@ interface FoundStateDict {
 function findStateDict(path: string, tree: unknown, wanted: string | undefined): FoundStateDict {
   if (!(tree instanceof Map)) {
     const remedy = tree instanceof Opaque ? OBJECT_REMEDY : "Save model.state_dict()";
-    throw expected(path, "a state dict, or a dict that holds one", kindOf(tree), remedy);
+    const got = tree instanceof LazyTensor ? "a tensor" : kindOf(tree);
+    throw expected(path, "a state dict, or a dict that holds one", got, remedy);
   }
   const candidates = new Map<string, Map<string, LazyTensor>>();
   const flat = tensorsOf(tree);
@@ -289,6 +296,8 @@ function findStateDict(path: string, tree: unknown, wanted: string | undefined):
     const tensors = tensorsOf(tree.get(key));
     if (tensors.size > 0) candidates.set(key, tensors);
   }
+  // Deeper ones are never chosen, but can be asked for.
+  if (candidates.size === 0) for (const [key, tensors] of deeperTensors(tree)) candidates.set(key, tensors);
   // A flat file may still hold a dict of tensors (a buffer group, say); it is its own first candidate.
   const usual = [...candidates.keys()].filter((key) => key === "" || WRAPPERS.includes(key));
   const wrapper = wanted ?? usual[0];
@@ -309,7 +318,10 @@ function findStateDict(path: string, tree: unknown, wanted: string | undefined):
     const holding = [...candidates.keys()].join(", ");
     const remedy =
       holding === "" ? "Save model.state_dict()" : `Tensors are under ${holding}: name one as wrapper`;
-    throw expected(path, what, keys === "" ? "an empty dict" : `keys ${keys}`, remedy);
+    // NumPy arrays, quantized tensors and those of the device meta are records of calls.
+    const values = [...tree.values()];
+    const others = values.every((value) => value instanceof Opaque) ? `, each ${kindOf(values[0])}` : "";
+    throw expected(path, what, keys === "" ? "an empty dict" : `keys ${keys}${others}`, remedy);
   }
   const others = [...candidates.keys()].filter((key) => key !== wrapper && key !== "");
   const isUsed = (key: unknown): boolean => key === wrapper || candidates.has(String(key));
@@ -317,6 +329,28 @@ function findStateDict(path: string, tree: unknown, wanted: string | undefined):
     .filter(([key, value]) => !isUsed(key) && !(value instanceof LazyTensor))
     .map(([key, value]) => `${String(key)} (${kindOf(value)})`);
   return { wrapper, others, extras, tensors };
+}
+
+/** Levels of dicts and lists in which state dicts are looked for. */
+const MAX_LEVELS = 4;
+
+/** Dicts of tensors inside other dicts and lists, by their keys joined by dots: `checkpoint.state_dict`, `models.0`. */
+function deeperTensors(tree: unknown): Map<string, Map<string, LazyTensor>> {
+  const found = new Map<string, Map<string, LazyTensor>>();
+  const seen = new Set<unknown>(); // lists may hold each other, or themselves
+  const visit = (value: unknown, place: readonly string[]): void => {
+    if (seen.has(value)) return;
+    seen.add(value);
+    const entries = value instanceof Map || Array.isArray(value) ? [...value.entries()] : [];
+    const tensors = place.length > 1 ? tensorsOf(value) : new Map();
+    if (tensors.size > 0) found.set(place.join("."), tensors);
+    else if (place.length < MAX_LEVELS) {
+      for (const [key, item] of entries)
+        if (!/optim/i.test(String(key))) visit(item, [...place, String(key)]);
+    }
+  };
+  visit(tree, []);
+  return found;
 }
 
 /** The tensors directly in a dict; entries whose names are not strings are skipped. */

@@ -138,6 +138,19 @@ test("convert copies every value bit for bit and writes what the model is", () =
   );
 });
 
+test("convert writes safetensors alone, and adapters are named as such", () => {
+  const ending = rlar("convert", at("policy.safetensors"), at("policy.pt"));
+  assert.match(ending.err, /^rlar: out: expected a name that ends in \.safetensors, got .*policy\.pt\. /);
+  assert.equal(ending.code, 2);
+  tidy(() => {
+    const [a, b] = [zeros([4, 32]), zeros([32, 4])];
+    saveSafetensors(at("adapter.safetensors"), { "x.lora_A.weight": a, "x.lora_B.weight": b });
+  });
+  const shown = rlar("inspect", at("adapter.safetensors"));
+  assert.match(shown.out, /^problem .*LoRA adapters of PEFT.*merge_and_unload/m);
+  assert.equal(shown.code, 3);
+});
+
 test("what a policy's file does not tell is shown as unknown, not written, and asked for", () => {
   const facts = JSON.parse(rlar("inspect", at("policy.safetensors"), "--json").out);
   assert.deepEqual(facts.missing.sort(), ["blockSize", "nHead"]);

@@ -52,6 +52,9 @@ test("embed refuses what it cannot do, in one sentence", () => {
   const args = ["embed", `${ROOT}/model`, "--data", `${ROOT}/images`];
   assert.match(rlar(...args).stderr, /expected --out or --zero-shot, got neither/);
   assert.match(rlar(...args, "--out", join(folder, "a.npz")).stderr, /--out: expected .*\.safetensors, got/);
+  const nowhere = rlar(...args, "--out", join(folder, "none", "a.safetensors"));
+  assert.match(nowhere.stderr, /--out: expected a file that can be written, got .*\. Make the folder/);
+  assert.equal(nowhere.status, 2);
   assert.match(rlar(...args, "--zero-shot", "a photo").stderr, /expected \{\} where the name goes/);
   assert.match(
     rlar(...args, "--zero-shot", "{}", "--text-tokenizer", folder).stderr,

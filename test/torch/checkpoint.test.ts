@@ -272,7 +272,7 @@ test("files that are something else are named", () => {
   refused(written("\x93NUMPY\x01\x00"), "a NumPy array.");
   refused(written("GGUF\x03"), "a GGUF file.");
   refused(written("\x89HDF\r\n"), "an HDF5 file.");
-  refused(written("\x1f\x8b\x08"), "a gzip file.");
+  refused(written("\x1f\x8b\x08"), "a gzip file. Unpack it with gunzip.");
   refused(written("hello"), 'text that begins with "hello".');
   refused(
     written("# A configuration.\nseed: 1\n"),

@@ -257,6 +257,9 @@ test("an index that does not fit its shards is refused with the name, and no fil
     () => openWeights(empty),
     /expected a weights file, or a folder with one \*\.index\.json, got one without/,
   );
+  writeFileSync(join(empty, "a_optim_states.pt"), "");
+  writeFileSync(join(empty, "model-00001-of-00002.safetensors"), "");
+  assert.throws(() => openWeights(empty), /Fetch the index, \*\.index\.json, that belongs to the shards/);
   writeFileSync(join(empty, "policy.safetensors"), "");
   assert.throws(() => openWeights(empty), /Name the file, such as \S+policy\.safetensors/);
 });
@@ -279,4 +282,41 @@ test("describing reads headers alone: data that is not there, or huge, costs not
     assert.equal(memory().peakBytes, bytes);
   });
   rmSync(join(folder, "sparse.safetensors"));
+});
+
+test("state dicts deeper down can be asked for by their keys, and are named", () => {
+  const path = join(folder, "deep.pt");
+  tidy(() => {
+    const weights = { "conv.weight": ones([2, 3]), "conv.bias": tensor([0.5, 0.5]) };
+    saveTorch(path, {
+      checkpoint: { state_dict: weights, optimizer: { state: { a: ones([1]) } } },
+      models: [weights],
+    });
+  });
+  assert.throws(() => openWeights(path), {
+    message:
+      /got keys checkpoint, models\. Tensors are under checkpoint\.state_dict.*: name one as wrapper\.$/,
+  });
+  assert.equal(bias(path, "checkpoint.state_dict"), 0.5);
+});
+
+test("what is no weights, under the name of some, is told from damage", () => {
+  const refused = (name: string, content: string | Buffer, message: RegExp): void => {
+    writeFileSync(join(folder, name), content);
+    assert.throws(() => openWeights(join(folder, name)), { name: "RangeError", message });
+  };
+  refused(
+    "a.safetensors",
+    "version https://git-lfs.github.com/spec/v1\noid x\n",
+    /got a git-lfs pointer\. Fetch/,
+  );
+  refused("b.safetensors", "<!DOCTYPE html><html></html>", /got a web page\. The download/);
+  refused(
+    "c.safetensors",
+    zipOf([{ name: "x/y", data: Buffer.from("z") }]),
+    /got a zip archive\. If torch\.save wrote it, rename it/,
+  );
+  const array = reduce(global("numpy._core.multiarray", "_reconstruct"));
+  const data = pickle("}(", str("a"), array, "u");
+  refused("e.pt", zipOf([{ name: "x/data.pkl", data }]), /keys a, each numpy\._core/);
 });
