@@ -6,6 +6,7 @@
 import { constants } from "node:os";
 import { isSpeaker } from "../distributed/index.js";
 import { print } from "../run/console.js";
+import { describe, expectedMessage } from "../torch/errors.js";
 import { SIGNALS } from "./signals.js";
 
 /**
@@ -25,7 +26,11 @@ export function interruptionCode(): number {
 
 /** Run `fn` with an AbortSignal that is aborted by a signal to the process. */
 export async function interruptible<T>(fn: (signal: AbortSignal) => Promise<T>): Promise<T> {
-  if (!isListening) for (const name of SIGNALS) process.on(name, () => onSignal(name));
+  if (!isListening) {
+    for (const name of SIGNALS) process.on(name, () => onSignal(name));
+    process.on("unhandledRejection", onStray);
+    process.on("uncaughtException", onStray);
+  }
   isListening = true;
   running = new AbortController();
   tellStarter(true);
@@ -36,6 +41,24 @@ export async function interruptible<T>(fn: (signal: AbortSignal) => Promise<T>):
     // The listeners stay, so that a signal passed on late does not end the process while it writes the report.
     running = null;
   }
+}
+
+/** The exit code after an error outside of the run's steps. */
+const STRAY_CODE = 3;
+
+/**
+ * An error that nobody waits for: a promise of a module of the user that fails alone, or an error in a timer of it. The run
+ * ends as after a signal, with a checkpoint.
+ */
+function onStray(reason: unknown): void {
+  const found = reason instanceof Error ? reason : new Error(describe(reason));
+  const text = process.env.RLAR_DEBUG ? (found.stack ?? found.message) : found.message;
+  const remedy = "In a reward or module of your own, await every promise; RLAR_DEBUG=1 prints where it began";
+  const message = expectedMessage("run", "errors in its steps alone", `one outside of them: ${text}`, remedy);
+  print(process.stderr, `\nrlar: ${message}\n`);
+  if (running === null) process.exit(STRAY_CODE);
+  first ??= { code: STRAY_CODE, isOver: true };
+  running.abort();
 }
 
 function onSignal(name: (typeof SIGNALS)[number]): void {

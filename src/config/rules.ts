@@ -446,10 +446,18 @@ function checkOwnTerms({ reward }: TrainConfig, found: Findings): void {
     if (fn === null || module === null) continue;
     refuse(`reward.custom.${name}.module`, "null with a function", module, "Give one of the two");
   }
-  for (const [name, { url }] of Object.entries(reward.http)) {
+  for (const [name, { url, tokenEnv }] of Object.entries(reward.http)) {
     if (url !== null) checkServer(`reward.http.${name}.url`, url, refuse);
+    if (tokenEnv !== null && !/^[A-Za-z_][A-Za-z0-9_]*$/.test(tokenEnv)) {
+      const got = "other text, which is not shown as it may be the token";
+      const remedy = "Put the token into a variable, and its name here";
+      refuse(`reward.http.${name}.tokenEnv`, "the name of an environment variable", got, remedy);
+    }
   }
 }
+
+/** Names of what must not be seen. */
+const SECRET = /token|secret|passw|signature|credential|auth|api_?key|^(?:key|sig|pwd)$/i;
 
 function checkServer(at: string, url: string, refuse: Findings["refuse"]): void {
   const parsed = URL.canParse(url) ? new URL(url) : null;
@@ -458,6 +466,9 @@ function checkServer(at: string, url: string, refuse: Findings["refuse"]): void 
   } else if (parsed.username !== "" || parsed.password !== "") {
     const remedy = "Files and messages would show it: give a token with reward.http.NAME.tokenEnv";
     refuse(at, "an address without a user or password", `${parsed.protocol}//...@${parsed.host}`, remedy);
+  } else if ([...parsed.searchParams.keys()].some((name) => SECRET.test(name))) {
+    const remedy = "Files and messages would show it: give a token with reward.http.NAME.tokenEnv";
+    refuse(at, "an address without a token or key", `${parsed.origin}${parsed.pathname}?...`, remedy);
   } else if (parsed.protocol === "http:" && !LOOPBACK.test(parsed.hostname)) {
     const remedy =
       "Others could read and change what is sent: use https, or forward a local port (ssh -L) to the server";

@@ -110,6 +110,7 @@ function numbersOf(where: string, value: unknown, n: number): readonly number[] 
   if (value instanceof Tensor) {
     const remedy = "Average over all dimensions but the first, for example mean([1, 2, 3])";
     if (value.shape.join() !== `${n}`) throw expected(where, what, value, remedy);
+    if (/^complex/.test(value.dtype)) throw expected(where, what, value, "Take abs() or real()");
     return value.double().toList() as number[];
   }
   const isList = Array.isArray(value) || value instanceof Float32Array || value instanceof Float64Array;

@@ -20,6 +20,8 @@ export interface Answer {
   readonly text: string;
   /** Seconds that it asks to wait before another request; undefined where it does not say. */
   readonly retryAfter: number | undefined;
+  /** Where it redirects to; undefined where it does not. */
+  readonly location: string | undefined;
 }
 
 /** An answer that cannot be read: too long, or compressed. */
@@ -63,6 +65,7 @@ export async function post(
     status: answer.statusCode ?? 0,
     text: Buffer.concat(chunks).toString("utf8"),
     retryAfter: secondsOf(answer.headers["retry-after"]),
+    location: answer.headers.location,
   };
 }
 

@@ -72,8 +72,22 @@ export function openServerTerms({ reward }: Pick<TrainConfig, "reward">): Term[]
         remedy,
       );
     }
+    // Node.js sends no other characters in a header; one at the end comes of a file's line break.
+    const clean = token?.trim();
+    if (clean !== undefined && !/^[\x21-\x7e]+$/.test(clean)) {
+      const what = "a token of letters, digits and signs in the variable";
+      const got = `${tokenEnv}, whose value has other characters`;
+      throw expected(
+        `reward.http.${name}.tokenEnv`,
+        what,
+        got,
+        "Look for line breaks, spaces and quotes in it",
+      );
+    }
     const required = { url, batch, concurrency, timeout, retries, weight };
-    return [serverTerm(name, { ...required, ...known(others), ...(token !== undefined && { token }) })];
+    return [
+      serverTerm(name, { ...required, ...known(others), ...(clean !== undefined && { token: clean }) }),
+    ];
   });
 }
 
@@ -176,7 +190,7 @@ function askerOf(
   /** A server's own words, on one line, without the token. */
   const quoted = (text: string): string => {
     const plain = token === undefined ? text : text.replaceAll(token, "(the token)");
-    const line = plain.replace(/\s+/g, " ").trim();
+    const line = plain.replace(/[\s\p{Cc}]+/gu, " ").trim();
     return line.length > 200 ? `${line.slice(0, 200)}...` : line;
   };
   const once = async (body: string, count: number): Promise<readonly number[]> => {
@@ -185,13 +199,14 @@ function askerOf(
     const timer = setTimeout(stop, timeout * 1000);
     closed.addEventListener("abort", stop, { once: true });
     try {
-      const { status, text, retryAfter } = await post(target, body, {
+      const { status, text, retryAfter, location } = await post(target, body, {
         headers,
         connections,
         signal: limit.signal,
       });
       if (status !== 200) {
-        const problem = `status ${status}${text === "" ? "" : `: ${quoted(text)}`}`;
+        const words = location === undefined ? text : `it redirects to ${location}; give that address`;
+        const problem = `status ${status}${words === "" ? "" : `: ${quoted(words)}`}`;
         throw IS_BUSY(status) ? new Transient(problem, retryAfter) : new Error(problem);
       }
       return scoresIn(text, { count, reward, quoted, ...(metric !== undefined && { metric }) });
@@ -252,7 +267,7 @@ function scoresIn(
   const refuse = (got: string): Transient => new Transient(quoted(got));
   let answer: unknown;
   try {
-    answer = JSON.parse(text);
+    answer = JSON.parse(text.replace(/^\ufeff/, ""));
   } catch {
     throw refuse(text === "" ? "an empty answer" : `an answer that is not JSON: ${text}`);
   }

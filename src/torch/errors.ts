@@ -85,7 +85,7 @@ export function describe(value: unknown): string {
   if (ArrayBuffer.isView(value)) return `${value.constructor.name} of ${value.byteLength} bytes`;
   if (value !== null && typeof value === "object") {
     const own = "toString" in value && value.toString !== Object.prototype.toString;
-    return own ? String(value) : (value.constructor?.name ?? "object");
+    return own ? String(value) : value.constructor?.name || "object";
   }
   return String(value);
 }

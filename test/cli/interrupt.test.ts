@@ -1,7 +1,7 @@
 /** Signals to a run as batch systems, containers and terminals send them; screens that go away. */
 import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";
-import { existsSync, openSync, readFileSync } from "node:fs";
+import { existsSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -25,8 +25,11 @@ const keys = (dir: string, iters: number): string[] => [
 type Stdio = "ignore" | "pipe" | number;
 
 /** A long run, as `npm run rlar` makes it: this program, the one that it starts, and all in one group. */
-function start(dir: string, { stdout = "ignore", iters = 100_000 }: { stdout?: Stdio; iters?: number } = {}) {
-  const child = spawn(process.execPath, ["scripts/rlar.mjs", "train", ...keys(dir, iters)], {
+function start(
+  dir: string,
+  { stdout = "ignore", iters = 100_000, more = [] }: { stdout?: Stdio; iters?: number; more?: string[] } = {},
+) {
+  const child = spawn(process.execPath, ["scripts/rlar.mjs", "train", ...keys(dir, iters), ...more], {
     detached: true,
     stdio: ["ignore", stdout, "pipe"],
   });
@@ -65,6 +68,18 @@ for (const [name, code] of Object.entries(CODES)) {
     assert.ok(existsSync(join(dir, "report.html")));
   });
 }
+
+test("an error outside of the steps ends the run in a sentence, with a checkpoint", async () => {
+  const dir = join(folder, "stray");
+  const module = join(folder, "stray.mjs");
+  const fail = 'if (context.step === 2) Promise.reject(new Error("nobody waits"));';
+  writeFileSync(module, `export default (_, y, context) => { ${fail} return y.mean([1, 2, 3]); };\n`);
+  const { code, errors } = await start(dir, { more: [`reward.custom.mine.module=${module}`] }).ended;
+  assert.equal(code, 3, errors);
+  assert.match(errors, /^rlar: run: expected errors in its steps alone, got .*nobody waits\. In a reward/m);
+  assert.doesNotMatch(errors, /^ +at /m);
+  assert.equal(checkpointsOf(dir).length, 1);
+});
 
 test("a signal to the outer process alone is passed on", async () => {
   const dir = join(folder, "outer");

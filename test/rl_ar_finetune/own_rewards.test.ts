@@ -163,6 +163,10 @@ test("a reward that fails names itself, leaves its batch and a checkpoint, and t
     infinite: [() => [0, 0, 0, Infinity, 0, 0, 0, 0], /finite scores, got Infinity for sample 3/],
     scalar: [(samples) => samples.mean(), /\[8\].*\[\]/],
     "by channel": [(samples) => samples.mean([2, 3]), /\[8\].*\[8, 3\]/],
+    complex: [
+      (samples) => samples.mean([1, 2, 3]).to({ dtype: "complex64" }),
+      /complex64\[8\].*Take abs\(\)/,
+    ],
     short: [() => [1, 2, 3], /list of 8 numbers.*list of 3/],
     text: [() => Array(8).fill("good"), /list of 8 numbers.*good/],
     nothing: [() => undefined, /undefined/],

@@ -9,7 +9,12 @@ import { fileURLToPath } from "node:url";
 import { resolveConfig } from "../../src/config/resolve.js";
 import type { RewardContext } from "../../src/config/train.js";
 import { tensorToPixels } from "../../src/data/index.js";
-import { type ServerOptions, scoreAddress, serverTerm } from "../../src/rl_ar_finetune/reward_server.js";
+import {
+  openServerTerms,
+  type ServerOptions,
+  scoreAddress,
+  serverTerm,
+} from "../../src/rl_ar_finetune/reward_server.js";
 import { Generator, memory, rand, type Tensor, tidy, zeros } from "../../src/torch/index.js";
 import { type Fault, judgeOf, startServer } from "../support/reward_server.js";
 import { checkpointsOf, metricsOf, quietRun, Shown, tinyFolder, tinyRun } from "../support/train_run.js";
@@ -100,7 +105,7 @@ test("a fault that stays ends with the server's words; what no try can mend is n
     "500": [/status 500: a worker died, 3 times/, 3],
     "404": [/status 404: no such reward\. /, 1],
     echo: [/status 500: .*, 3 times/, 3],
-    redirect: [/status 302/, 1],
+    redirect: [/status 302: it redirects to http:\/\/127\.0\.0\.1:1\/score; give that address/, 1],
     cut: [/no connection \(\w+\), 3 times/, 3],
     half: [/no connection \(.+\), 3 times/, 3],
     never: [/no answer within 0\.2 s, 3 times/, 3],
@@ -286,6 +291,23 @@ test("a token comes from the environment and enters no file and no message", asy
   );
 });
 
+test("a token with characters that no header holds is refused unseen; a line break at its end does not count", (t) => {
+  t.after(() => delete process.env.REWARD_TEST_TOKEN);
+  const judge = { ...OPTIONS, url: "http://localhost:1", tokenEnv: "REWARD_TEST_TOKEN" };
+  const open = () => openServerTerms({ reward: { http: { judge } } } as never);
+  process.env.REWARD_TEST_TOKEN = "tok\nen";
+  assert.throws(open, (error: Error) => {
+    assert.match(
+      error.message,
+      /^reward\.http\.judge\.tokenEnv: expected a token .*, got REWARD_TEST_TOKEN, whose value/,
+    );
+    assert.ok(!error.message.includes("tok\n"));
+    return true;
+  });
+  process.env.REWARD_TEST_TOKEN = "token\r\n";
+  for (const term of open()) term.dispose?.();
+});
+
 test("only this machine is reached without https; names, addresses and algorithms that do not fit are refused", () => {
   const read = (...overrides: string[]) => resolveConfig({ overrides, isComplete: false }).config;
   for (const url of [
@@ -303,14 +325,18 @@ test("only this machine is reached without https; names, addresses and algorithm
     "reward.http.judge.url=ftp://localhost": /the address of a server/,
     "reward.http.judge.url=localhost:8080": /the address of a server/,
     "reward.http.judge.url=https://user:secret@host": /without a user or password/,
+    "reward.http.judge.url=http://localhost/?api_key=secret":
+      /without a token or key, got http:\/\/localhost\/\?\.\.\./,
+    "reward.http.judge.tokenEnv=Bearer secret": /the name of an environment variable, got .*not shown/,
     "reward.http.l2.url=http://localhost": /no other metric/,
   };
-  for (const [override, message] of Object.entries(refused))
+  for (const [override, message] of Object.entries(refused)) {
     assert.throws(() => read(override), { message }, override);
-  assert.throws(
-    () => read("reward.http.judge.url=https://user:secret@host"),
-    (error: Error) => !error.message.includes("secret"),
-  );
+    assert.throws(
+      () => read(override),
+      (error: Error) => !error.message.includes("secret"),
+    );
+  }
   assert.throws(
     () => read("reward.http.judge.url=http://localhost", "reward.custom.judge.module=a.mjs"),
     /reward\.custom/,

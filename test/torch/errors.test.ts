@@ -28,6 +28,7 @@ test("values are described in short, tensors without their elements", () => {
     [[1, 2, 3, 4, 5, 6, 7, 8, 9], "[1, 2, 3, 4, 5, 6, 7, 8, ... 9 in all]"],
     [{ a: 1 }, "Object"],
     [Object.create(null), "object"],
+    [(function* () {})(), "object"],
     [new Map([[1, 2]]), "Map"],
     [{ toString: () => "mine" }, "mine"],
     [x, "Tensor float32[2, 3] cpu"],
