@@ -220,7 +220,7 @@ function tableOf(evaluation: ModelEvaluation): string {
     ];
   };
   const numbered = (text: string): string =>
-    networks.reduce((all, { name }, i) => all.replaceAll(name, `network ${i + 1}`), text);
+    networks.reduce((all, { name }, i) => all.replaceAll(name, `${i + 1}`), text);
   const gains = [
     ...verdicts.completion.map((verdict) => verdictText(verdict)[0] as string),
     ...verdicts.free.map((verdict) => freeVerdictText(verdict)),
