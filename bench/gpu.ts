@@ -19,6 +19,8 @@ import {
   captureGraph,
   cudaMemory,
   type Device,
+  expected,
+  hasCudaStatistics,
   manualSeed,
   memory,
   noGrad,
@@ -40,6 +42,15 @@ const { values } = parseArgs({
 const device = values.device as Device;
 requireDevice(device, "--device");
 const isCuda = device.startsWith("cuda");
+if (isCuda && !hasCudaStatistics()) {
+  const remedy = "Set CUDA_HOME to the folder of CUDA's headers and run npm run build";
+  throw expected(
+    "bench gpu",
+    "an addon built with CUDA's headers, for memory and graphs",
+    "one without",
+    remedy,
+  );
+}
 const amp = { device: isCuda ? "cuda" : "cpu", dtype: "bfloat16" } as const;
 
 const rows: [check: string, value: string, wanted: string][] = [];

@@ -3,7 +3,16 @@ import { readFileSync, statfsSync } from "node:fs";
 import { cpus, freemem, totalmem } from "node:os";
 import { fileURLToPath } from "node:url";
 
-import { cudaDeviceCount, getNumThreads, noGrad, rand, tidy, version } from "../torch/index.js";
+import {
+  cudaDeviceCount,
+  getNumThreads,
+  hasCudaStatistics,
+  noGrad,
+  rand,
+  tidy,
+  version,
+  whyNoCuda,
+} from "../torch/index.js";
 
 /** Print the facts, and time one matrix product as a check that operators run. */
 export function doctor(options: { json?: boolean }): void {
@@ -20,12 +29,21 @@ export function doctor(options: { json?: boolean }): void {
     disk: `${gib(disk.bavail * disk.bsize)} free here`,
     libtorch: `${version().torch} from ${String(built.source ?? built.path)}`,
     threads: `${getNumThreads()} per operator`,
-    cuda: cudaDeviceCount() > 0 ? `${cudaDeviceCount()} devices` : "none",
+    cuda: cudaText(),
     "matrix product": `${gigaflops().toFixed(0)} GFLOP/s in float32`,
   };
   if (options.json) process.stdout.write(`${JSON.stringify(facts, null, 2)}\n`);
   else
     for (const [name, value] of Object.entries(facts)) process.stdout.write(`${name.padEnd(15)} ${value}\n`);
+}
+
+/** The GPUs, and what is missing to use them fully. */
+function cudaText(): string {
+  const count = cudaDeviceCount();
+  if (count === 0) return `none: ${whyNoCuda()}`;
+  const devices = count === 1 ? "1 device" : `${count} devices`;
+  if (hasCudaStatistics()) return devices;
+  return `${devices}, without memory statistics and graphs: built without CUDA's headers. Set CUDA_HOME and run npm run build`;
 }
 
 /** The best of a few products of 1024 x 1024 matrices. */

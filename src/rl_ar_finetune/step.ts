@@ -17,6 +17,7 @@ import {
   type Device,
   deriveSeed,
   expected,
+  hasCudaStatistics,
   keep,
   memory,
   stack,
@@ -373,7 +374,7 @@ export function termsNotFinite(spreads: Readonly<Record<string, Spread>>, terms:
   return terms.filter(({ name }) => !Number.isFinite(spreads[`reward/${name}`]?.mean ?? 0)).map(keyOf);
 }
 
-/** Speed and memory, `perf/...`; peaks are since the previous call. */
+/** Speed and memory, `perf/...`; peaks are since the previous call. The GPU's memory needs {@link hasCudaStatistics}. */
 export function machineMetrics(
   seconds: number,
   { tokens, images }: { readonly tokens?: number | undefined; readonly images: number },
@@ -385,9 +386,10 @@ export function machineMetrics(
     "perf/images_per_s": images / seconds,
     "perf/rss_gb": process.memoryUsage.rss() / 2 ** 30,
     "perf/peak_gb": takePeakBytes() / 2 ** 30,
-    ...(device.startsWith("cuda") && {
-      "perf/gpu_mem_peak_gb": cudaMemory(device, { resetPeak: true }).peakAllocated / 2 ** 30,
-    }),
+    ...(device.startsWith("cuda") &&
+      hasCudaStatistics() && {
+        "perf/gpu_mem_peak_gb": cudaMemory(device, { resetPeak: true }).peakAllocated / 2 ** 30,
+      }),
     "perf/native_tensors": memory().tensors,
     ...trafficMetrics(),
   };

@@ -74,6 +74,16 @@ export function cudaDeviceCount(): number {
   return native.cudaDeviceCount();
 }
 
+/** Why CUDA cannot be used; empty where it can. */
+export function whyNoCuda(): string {
+  return native.whyNoCuda();
+}
+
+/** Whether {@link cudaMemory}, {@link cudaEmptyCache} and {@link captureGraph} work: the addon was built with CUDA's headers. */
+export function hasCudaStatistics(): boolean {
+  return isCudaAvailable() && native.hasCudaGraphs();
+}
+
 /** Throw where CUDA cannot be used, and say why. */
 function requireCuda(where: string): void {
   const why = native.whyNoCuda();

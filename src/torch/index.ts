@@ -64,6 +64,7 @@ export {
   cudaMemory,
   emptyCache,
   getNumThreads,
+  hasCudaStatistics,
   hasFastBfloat16,
   isCudaAvailable,
   type MemoryInfo,
@@ -73,6 +74,7 @@ export {
   synchronize,
   toDevice,
   version,
+  whyNoCuda,
 } from "./device.js";
 export { DTYPES, type DType, type TypedArray } from "./dtype.js";
 export { expected, expectedMessage, expectedType, listed, shownValue, TorchError } from "./errors.js";

@@ -16,7 +16,14 @@ import { tokenizerKind } from "../../src/config/tokenizer.js";
 import { evaluateModels } from "../../src/evaluation/judge_models.js";
 import { GPT } from "../../src/policies/index.js";
 import { buildClassifier, buildDiscriminator } from "../../src/rl_ar_finetune/builder.js";
-import { type Device, isCudaAvailable, saveSafetensors, type Tensor, tidy } from "../../src/torch/index.js";
+import {
+  type Device,
+  hasCudaStatistics,
+  isCudaAvailable,
+  saveSafetensors,
+  type Tensor,
+  tidy,
+} from "../../src/torch/index.js";
 import { openClassifierTask } from "../../src/trainers/classifier.js";
 import { fitLoop } from "../../src/trainers/loop.js";
 import { openPretrainTask } from "../../src/trainers/policy.js";
@@ -122,6 +129,9 @@ test("train: a run that is resumed has the metrics of the CPU", async (t) => {
   for (const iters of [1, 2]) await train(folder, "cuda", "cuda", iters, changes);
   const [cpu, cuda] = ["cpu", "cuda"].map((dir) => metricsOf(join(folder, dir)));
   assert.equal(cuda?.length, cpu?.length);
+  const all = metricsOf(join(folder, "cuda"), { isPlain: false });
+  const isMeasured = all.some((line) => "perf/gpu_mem_peak_gb" in line);
+  assert.equal(isMeasured, hasCudaStatistics(), "the GPU's memory is logged where it can be measured");
   for (const [i, line] of (cpu ?? []).entries()) {
     for (const [name, value] of Object.entries(line)) {
       const got = cuda?.[i]?.[name];

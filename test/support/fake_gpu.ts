@@ -2,7 +2,7 @@
  * A GPU that is not there, so that whole commands can run with `device: "cuda"` where there is none. Its tensors lie in the
  * CPU's memory and are marked: they say `cuda:0`, and what a GPU refuses throws, such as an operator over tensors of both
  * devices, a generator of the wrong one, or bytes read without a copy. Values are those of the CPU. It cannot show what a
- * kernel of CUDA computes or lacks.
+ * kernel of CUDA computes or lacks. The addon is as one that was built without CUDA's headers: no statistics, no graphs.
  */
 import { ints, native, TAG, tags, values } from "../../src/torch/binding.js";
 
@@ -248,8 +248,6 @@ export function fakeGpu(): FakeGpu {
     whyNoCuda: (): string => "",
     cudaDeviceCount: (): number => 1,
     synchronize(): void {},
-    cudaMemory: (): void => void values.fill(0, 0, 4),
-    cudaEmptyCache(): void {},
   } satisfies Partial<typeof native>);
   return {
     ...gpu,
