@@ -16,7 +16,7 @@ const { values } = parseArgs({
   options: { folder: { type: "string", default: tmpdir() }, runs: { type: "string", default: "3" } },
 });
 
-/** Width and layers; the second is the demo's policy, the third GPT-B's size. */
+/** Width and layers; the last are GPT-B's. */
 const SIZES = [
   [64, 2],
   [192, 6],
