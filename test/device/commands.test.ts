@@ -159,7 +159,7 @@ test("train: every algorithm and context, with EMA, a refreshed reference and gr
       kl: { coef: 0.1, refreshEvery: 1 },
     },
   } as Record<string, Values>))
-    await train(folder, algorithm, "cuda", 2, { algorithm, save: { every: 0 }, ...changes });
+    await train(folder, algorithm, "cuda", 1, { algorithm, save: { every: 0 }, ...changes });
 });
 
 /** Waits for the GPU, and copies to it, in a step of a run with changes. */
