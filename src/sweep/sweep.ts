@@ -13,6 +13,7 @@ import { trainKind } from "../config/train_kind.js";
 import { evaluateModels, type ModelEvaluation } from "../evaluation/judge_models.js";
 import { optionsOfRun } from "../evaluation/options.js";
 import { pointText } from "../evaluation/tables.js";
+import { deviceOf } from "../rl_ar_finetune/parts.js";
 import { trainRlLoop } from "../rl_ar_finetune/train_loop.js";
 import { listCheckpoints } from "../run/checkpoint.js";
 import { DivergedError } from "../run/failure.js";
@@ -245,10 +246,10 @@ async function trainTo(
   }
 }
 
-/** The evaluation of a run's policy, or of the policy that it started from: from the file, or made and written. */
+/** The evaluation of a run's policy, or of the policy that it started from, on the run's device: from the file, or made and written. */
 async function evaluation(
   { eval: { images, samples, trainImages, temperatures, cfg, prefix } }: SweepConfig,
-  { dir, features, which }: TrialRun & { features: readonly string[]; which: "policy" | "against" },
+  { dir, resolved, features, which }: TrialRun & { features: readonly string[]; which: "policy" | "against" },
   json: string,
 ): Promise<ModelEvaluation> {
   if (existsSync(json)) return JSON.parse(readFileSync(json, "utf8")) as ModelEvaluation;
@@ -258,7 +259,7 @@ async function evaluation(
     throw expected(dir, "a run that began from files and has made a policy", "none", "Remove its folder");
   return await evaluateModels({
     ...{ tokenizer, policy: judged, features, images, samples, trainImages, temperatures, cfg, json },
-    ...{ data: data ?? {}, start: start ?? "condition", resamples: 0 },
+    ...{ data: data ?? {}, start: start ?? "condition", resamples: 0, device: deviceOf(resolved.config) },
     ...(prefix !== null && { prefixes: [prefix] }),
     ...(rewardNetworks && { rewardNetworks }),
   });

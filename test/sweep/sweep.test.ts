@@ -20,7 +20,8 @@ import {
 } from "../../src/sweep/score.js";
 import { runSweep, type SweepResult } from "../../src/sweep/sweep.js";
 import { trialsOf } from "../../src/sweep/trials.js";
-import { manualSeed, saveSafetensors } from "../../src/torch/index.js";
+import { isCudaAvailable, manualSeed, saveSafetensors } from "../../src/torch/index.js";
+import { fakeGpu } from "../support/fake_gpu.js";
 import { checkpointsOf, tinyFolder, writeEmoji } from "../support/train_run.js";
 
 const drawn = (keys: SweepConfig["keys"], trials = 40, seed = 0) =>
@@ -244,15 +245,19 @@ test("a sweep that is stopped goes on to the same end, and repeats no trial that
   );
 });
 
-test("named trials run with each seed, and the page and the table have their intervals", async (t) => {
+test("named trials run with each seed on the device of base.yaml, and the page and the table have their intervals", async (t) => {
   const { at, run } = await sweepFolder(t);
-  const given = { rungs: [1], seeds: [3, 4], trials: undefined, keep: undefined, keys: undefined };
+  using _ = isCudaAvailable() ? null : fakeGpu();
+  const set = { "train.device": "cuda" };
+  const given = { rungs: [1], seeds: [3, 4], trials: undefined, keep: undefined, keys: undefined, set };
   const compare = { GRPO: {}, "R & LOO": { algorithm: "rloo", "rloo.aggregation": "mean" } };
   const result = await run("named", {}, { ...given, compare });
   assert.deepEqual(
     result.standings.map(({ steps }) => steps),
     [1, 1],
   );
+  for (const name of ["base.json", "grpo/seed_3/eval_000001.json"])
+    assert.equal(JSON.parse(readFileSync(at(`named/${name}`), "utf8")).settings.device, "cuda", name);
   const page = await writeSweep(result, given, "rlar eval");
   const html = readFileSync(page, "utf8");
   assert.match(html, /R &amp; LOO/);
@@ -264,7 +269,7 @@ test("named trials run with each seed, and the page and the table have their int
   assert.ok(checkpointsOf(at("named/r_loo/seed_4")).length > 0);
   // The same command has nothing left to do, also where the plan is older than a key.
   const plan = at("named/sweep.json");
-  const { seed: _, ...older } = JSON.parse(readFileSync(plan, "utf8"));
+  const { seed: __, ...older } = JSON.parse(readFileSync(plan, "utf8"));
   for (const text of [readFileSync(plan, "utf8"), JSON.stringify(older)]) {
     writeFileSync(plan, text);
     assert.deepEqual(plain(await run("named", {}, { ...given, compare })), plain(result));
