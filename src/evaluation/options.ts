@@ -314,7 +314,7 @@ export function optionsOfConfig(file: string): RunEvalOptions {
     values = parse(readFileSync(file, "utf8"));
   } catch (error) {
     throw new ConfigError([
-      `${file}: expected a configuration in YAML, got ${(error as Error).message.split("\n")[0]}.`,
+      `${file}: expected a configuration in YAML, got ${(error as Error).message.split("\n")[0]?.replace(/[:.]$/, "")}. Correct it, or name another.`,
     ]);
   }
   if (!isObject(values)) {

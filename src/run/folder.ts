@@ -155,12 +155,21 @@ export function writeConfig<T extends object = TrainConfig>(
   replaceFile(join(folder, "config.yaml"), `${WRITTEN}\n\n${text}`);
 }
 
-/** What a run wrote into a folder; nothing where there is no such folder. */
+/** What a run wrote into a folder; nothing where there is no such folder. @throws ConfigError for a file in a folder's place. */
 function filesOf(folder: string): string[] {
   if (!existsSync(folder)) return [];
   if (!statSync(folder).isDirectory())
     throw new ConfigError([`run.dir: expected a folder, got ${folder}, which is a file. Name another.`]);
-  return readdirSync(folder).filter((name) => RUN_FILES.test(name));
+  const names = readdirSync(folder).filter((name) => RUN_FILES.test(name));
+  const isFile = (name: string): boolean =>
+    statSync(join(folder, name), { throwIfNoEntry: false })?.isFile() === true;
+  const blocked = names.find((name) => /^(checkpoints|dumps|samples|tb)$/.test(name) && isFile(name));
+  if (blocked !== undefined) {
+    throw new ConfigError([
+      `run.dir: expected a folder ${blocked} in ${folder}, got a file. Move it away, or choose another run.dir.`,
+    ]);
+  }
+  return names;
 }
 
 /** First line of a run's `config.yaml`: a file of that name without it is the user's own. */

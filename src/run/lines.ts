@@ -2,7 +2,7 @@
  * Text files by the line, in pieces: the record of a long run is longer than the longest string (512 MiB). What the lines hold
  * is for `log.ts` and the report.
  */
-import { closeSync, openSync, readSync } from "node:fs";
+import { closeSync, constants, openSync, readSync } from "node:fs";
 
 import { replaceFile, writeAll } from "../torch/files.js";
 
@@ -14,7 +14,8 @@ const MAX_LINE_BYTES = 2 ** 26;
 
 /** The lines of a UTF-8 file, each with its line break; the last one may have none. */
 export function* fileLines(path: string, pieceBytes: number = PIECE_BYTES): Generator<string> {
-  const fd = openSync(path, "r");
+  // Otherwise opening a named pipe waits for a program that writes to it.
+  const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
   try {
     const buffer = Buffer.alloc(pieceBytes);
     // A line that spans several pieces; its bytes are joined before they are decoded, as a character may span two.

@@ -83,7 +83,9 @@ function keepLines(path: string, lastStep: number, isComplete: boolean): string[
   const missing = isComplete ? gapsOf(steps, lastStep) : "";
   return [
     ...(damaged === 0 ? [] : [`${path}: ${damaged} damaged line${damaged === 1 ? "" : "s"} dropped`]),
-    ...(missing === "" ? [] : [`${path}: no record of steps ${missing}`]),
+    ...(missing === ""
+      ? []
+      : [`${path}: no record of ${/[-,]/.test(missing) ? "steps" : "step"} ${missing}`]),
   ];
 }
 
@@ -110,7 +112,12 @@ interface StepLine {
 
 /** The lines of a file, null for one that is no object with a step. What stands behind the last line's end was cut short. */
 function* stepLines(path: string): Generator<StepLine | null> {
-  for (const text of fileLines(path)) if (text.endsWith("\n")) yield parsedLine(text);
+  let isFirst = true;
+  for (const text of fileLines(path)) {
+    // Editors put a byte order mark before the first line.
+    if (text.endsWith("\n")) yield parsedLine(isFirst ? text.replace(/^\ufeff/, "") : text);
+    isFirst = false;
+  }
 }
 
 /** The records of a file with their steps, and how many lines are damaged. */

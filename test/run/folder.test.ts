@@ -177,3 +177,15 @@ test("the run near a folder or file that is none: the one that it is part of, or
   assert.equal(runNear(root), `Name a run in it: ${run}`);
   assert.equal(runNear(join(root, "secnod")), undefined);
 });
+
+test("a file where a resumed run has a folder is said, and stays", async () => {
+  const folder = join(root, "blocked");
+  mkdirSync(folder);
+  writeFileSync(join(folder, "metrics.jsonl"), '{"step":1}\n');
+  writeFileSync(join(folder, "checkpoints"), "mine");
+  await assert.rejects(openRunFolder(configOf(folder, "resume")), {
+    name: "ConfigError",
+    message: /^run\.dir: expected a folder checkpoints in .*blocked, got a file\. Move it away/,
+  });
+  assert.ok(readdirSync(folder).includes("checkpoints"));
+});

@@ -1,5 +1,6 @@
 /** What a run leaves behind, and how a resumed run goes on with it. */
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import {
   appendFileSync,
   existsSync,
@@ -243,4 +244,15 @@ test("damaged lines and steps without a record are dropped, counted and told whe
   );
   rmSync(file);
   assert.deepEqual(open(folder, { resumeAt: 8 }).log.notes, [`${file}: no record of steps 1-8`]);
+});
+
+test("a byte order mark and other line ends lose no record; a named pipe is none and nothing waits for it", {
+  timeout: 10_000,
+}, () => {
+  const path = join(root, "marked.jsonl");
+  writeFileSync(path, '\ufeff{"step":1}\r\n{"step":2}\r\n');
+  assert.deepEqual([linesOf(path), readLines(path).damaged], [[{ step: 1 }, { step: 2 }], 0]);
+  const pipe = join(root, "pipe.jsonl");
+  execFileSync("mkfifo", [pipe]);
+  assert.deepEqual(readLines(pipe), { records: [], damaged: 0 });
 });
