@@ -161,8 +161,9 @@ async function openRewardModule(
   // What TypeScript makes of a default export in CommonJS.
   const inner = (loaded.default as typeof loaded | undefined)?.default;
   const reward = typeof inner === "function" ? inner : loaded.default;
-  if (typeof reward === "function") return { reward: reward as RewardFunction, hash };
-  const got = `${path}, whose default export is ${describe(loaded.default)}`;
+  const isClass = typeof reward === "function" && /^class\b/.test(Function.prototype.toString.call(reward));
+  if (typeof reward === "function" && !isClass) return { reward: reward as RewardFunction, hash };
+  const got = `${path}, whose default export is ${isClass ? "a class" : describe(loaded.default)}`;
   throw failed(got, "Write export default function (images, samples, context) { ... }");
 }
 

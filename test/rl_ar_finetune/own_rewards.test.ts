@@ -255,6 +255,7 @@ test("modules: relative to the file that names them; another content is another 
   const bad: Readonly<Record<string, RegExp>> = {
     "export const a = 1;": /default export is undefined/,
     "export default 3;": /default export is 3/,
+    "export default class Reward {}": /default export is a class/,
     "throw new Error('no ink');": /no ink/,
     "export const a = 1;\nthis is no JavaScript": /fails: Unexpected .*node FILE/,
     "await new Promise(() => {});": /does not end within 0\.2 s/,
