@@ -382,9 +382,13 @@ async function parquetClasses(
   }
   const labels: unknown[] = [];
   for (const group of groups) {
+    // Where classes are given, those of the file are known by their names: its ids may be others.
+    const own = classNames === undefined ? undefined : publishedNames(group.file);
+    const byId = own?.some((name) => classNames?.includes(name)) ? own : [];
     // One by one: an argument list has a limit.
     for (const label of await readColumn(group, group.file.labelColumn as string)) {
-      labels.push(typeof label === "bigint" ? Number(label) : label);
+      const value = typeof label === "bigint" ? Number(label) : label;
+      labels.push(byId[value as number] ?? value);
     }
   }
   const rowOf = (index: number): string => {
@@ -407,7 +411,7 @@ function commonNames(files: readonly ParquetFile[]): string[] | undefined {
     const id = names.findIndex((name, i) => name !== (longest?.[i] ?? name));
     if (id >= 0) {
       const got = `${names[id]}, which is ${longest?.[id]} in ${from}`;
-      throw expected(file.path, `the same class ${id} as in other files`, got, `${remedy} if ids agree`);
+      throw expected(file.path, `the same class ${id} as in other files`, got, remedy);
     }
     if (names.length > (longest?.length ?? 0)) [longest, from] = [names, file.path];
   }
