@@ -57,9 +57,13 @@ const VARIABLES = [
   ...["LIBTORCH", "RLAR_CACHE", "RLAR_CUDA", "RLAR_DEBUG"],
 ] as const;
 
-/** Collect the environment. Runs git once, if it exists. */
+/** The commit of the code that this process has loaded; undefined until it is asked for. */
+let ownCommit: Environment["commit"] | undefined;
+
+/** Collect the environment. The first call runs git, if it exists. */
 export function environment(): Environment {
   const { config } = version();
+  if (ownCommit === undefined) ownCommit = commitOf(root);
   const processors = cpus();
   const variables = VARIABLES.flatMap((name) => {
     const value = process.env[name];
@@ -68,7 +72,7 @@ export function environment(): Environment {
   return {
     versions: versions(),
     libtorchConfig: config,
-    commit: commitOf(root),
+    commit: ownCommit,
     os: `${platform()} ${release()} ${arch()}`,
     host: hostname(),
     cpu: { model: processors[0]?.model.trim() ?? "unknown", cores: processors.length },

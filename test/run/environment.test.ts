@@ -51,3 +51,13 @@ test("the commit, and whether files differ from it", () => {
   mkdirSync(join(folder, "inner"));
   assert.equal(commitOf(join(folder, "inner")), null); // a package inside another's repository
 });
+
+test("the commit of the code itself is asked for once, as the code is loaded once", (t) => {
+  const { commit } = environment();
+  const path = process.env.PATH;
+  t.after(() => {
+    process.env.PATH = path;
+  });
+  process.env.PATH = folder; // without git
+  assert.deepEqual(environment().commit, commit);
+});
