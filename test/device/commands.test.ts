@@ -16,6 +16,7 @@ import { tokenizerKind } from "../../src/config/tokenizer.js";
 import { evaluateModels } from "../../src/evaluation/judge_models.js";
 import { GPT } from "../../src/policies/index.js";
 import { buildClassifier, buildDiscriminator } from "../../src/rl_ar_finetune/builder.js";
+import { openRunParts } from "../../src/rl_ar_finetune/parts.js";
 import {
   type Device,
   hasCudaStatistics,
@@ -319,15 +320,14 @@ test("a program's own models are moved to the device of a run, and an evaluation
   using policy = new GPT({ vocabSize: 32, blockSize: 16, nLayer: 1, nHead: 2, nEmbd: 16, classNum: 3 });
   using model = tinyTokenizer();
   using _ = openGpu();
-  const screen = new Shown();
-  const given = { tokenizer: { path: null, model }, ar: { type: null, policy } };
-  await quietRun(tinyRun(folder, { ...given, train: { iters: 1, device: "cuda" } }), { screen });
+  const given = { tokenizer: { path: null, model }, ar: { type: null, policy }, train: { device: "cuda" } };
+  using parts = await openRunParts(resolveConfig({ values: tinyRun(folder, given) }).config);
   assert.deepEqual(
     [policy, model].map((each) => each.parameters()[0]?.device),
     ["cuda:0", "cuda:0"],
   );
   for (const key of ["ar.policy", "tokenizer.model"])
-    assert.match(screen.text, new RegExp(`${key} was on cpu.*cuda:0`));
+    assert.match(parts.notes.join("\n"), new RegExp(`${key} was on cpu.*cuda:0`));
   const data = { source: join(folder, "images"), size: 16, evalPart: 0.3 };
   const options = {
     data,

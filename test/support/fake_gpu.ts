@@ -6,14 +6,14 @@
  */
 import { ints, native, TAG, tags, values } from "../../src/torch/binding.js";
 
-/** What crossed between the devices; each entry names the operator and where in `src/` it was called. */
+/** What crossed between the devices: errors, whose messages name operators and whose stacks say where they were called. */
 export interface FakeGpu extends Disposable {
   /** Waits of the CPU for values of the GPU. */
-  readonly reads: string[];
+  readonly reads: Error[];
   /** Copies from the CPU that the CPU waits for: not from pinned memory, or not asynchronous. */
-  readonly blockingCopies: string[];
+  readonly blockingCopies: Error[];
   /** Copies from the CPU that it does not wait for. */
-  readonly asyncCopies: string[];
+  readonly asyncCopies: Error[];
 }
 
 /** Copying between devices is what these are for. */
@@ -30,14 +30,6 @@ const READS =
 const PRODUCTS = /^aten::(matmul|mm|bmm|addmm|baddbmm|linear|mv|dot|einsum)(\.|$)/;
 const FLOATING = new Set([5, 6, 7, 9, 10, 15]);
 
-/** Where in `src/` an operator was called, past the tensor library itself. */
-function caller(): string {
-  Error.stackTraceLimit = 60;
-  const lines = (new Error().stack ?? "").split("\n");
-  const line = lines.find((each) => /\/src\//.test(each) && !/\/src\/torch\//.test(each)) ?? "a test";
-  return /src\/[^:)]+:\d+/.exec(line)?.[0] ?? line.trim();
-}
-
 /** Install the GPU until it is disposed of. */
 export function fakeGpu(): FakeGpu {
   const real = { ...native };
@@ -46,7 +38,7 @@ export function fakeGpu(): FakeGpu {
   const generators = new Map<number, boolean>();
   const schemas = new Map<number, string>();
   const cpu = native.intern("cpu");
-  const gpu = { reads: [] as string[], blockingCopies: [] as string[], asyncCopies: [] as string[] };
+  const gpu = { reads: [] as Error[], blockingCopies: [] as Error[], asyncCopies: [] as Error[] };
   const isCuda = (device: string): boolean => /^cuda(:0)?$/.test(device);
   const asCpu = (device: string): string => (isCuda(device) ? "cpu" : device);
   const mark = (handle: number, isThere: boolean): void =>
@@ -93,7 +85,7 @@ export function fakeGpu(): FakeGpu {
     if (!result && !isThere.includes(true)) return false;
     if (COPIES.test(name)) return result;
     if (/mkldnn/.test(name)) refuse("an operator of the CPU alone");
-    if (READS.test(name)) gpu.reads.push(`${name} at ${caller()}`);
+    if (READS.test(name)) gpu.reads.push(new Error(name));
     if (isThere.includes(true))
       for (const [i, [slot, handle]] of tensors.entries()) {
         if (isThere[i] || (slot > 0 && INDEXED.test(name))) continue;
@@ -127,10 +119,8 @@ export function fakeGpu(): FakeGpu {
     }
     const asynchronous =
       tags[target === undefined ? 5 : 2] === TAG.bool && values[target === undefined ? 5 : 2] === 1;
-    const text = `${name} at ${caller()}`;
-    if (!to) gpu.reads.push(text);
-    else if (asynchronous && pinned.has(from)) gpu.asyncCopies.push(text);
-    else gpu.blockingCopies.push(text);
+    const list = to ? (asynchronous && pinned.has(from) ? gpu.asyncCopies : gpu.blockingCopies) : gpu.reads;
+    list.push(new Error(name));
   }
 
   /** Mark the tensors among the results that stand in the frame at `slot`; gives the next slot. */
