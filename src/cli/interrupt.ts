@@ -43,18 +43,19 @@ export async function interruptible<T>(fn: (signal: AbortSignal) => Promise<T>):
   }
 }
 
-/** The exit code after an error outside of the run's steps. */
+/** The exit code after an error that no code catches. */
 const STRAY_CODE = 3;
 
 /**
- * An error that nobody waits for: a promise of a module of the user that fails alone, or an error in a timer of it. The run
- * ends as after a signal, with a checkpoint.
+ * An error that no code catches: of a promise that the user's module does not await, or of a timer. The run ends as after a
+ * signal, with a checkpoint.
  */
 function onStray(reason: unknown): void {
   const found = reason instanceof Error ? reason : new Error(describe(reason));
   const text = process.env.RLAR_DEBUG ? (found.stack ?? found.message) : found.message;
-  const remedy = "In a reward or module of your own, await every promise; RLAR_DEBUG=1 prints where it began";
-  const message = expectedMessage("run", "errors in its steps alone", `one outside of them: ${text}`, remedy);
+  const remedy =
+    "In code of your own, await every promise and catch errors in timers; RLAR_DEBUG=1 prints the stack";
+  const message = expectedMessage("run", "every error to be caught", `one that is not: ${text}`, remedy);
   print(process.stderr, `\nrlar: ${message}\n`);
   if (running === null) process.exit(STRAY_CODE);
   first ??= { code: STRAY_CODE, isOver: true };

@@ -69,14 +69,14 @@ for (const [name, code] of Object.entries(CODES)) {
   });
 }
 
-test("an error outside of the steps ends the run in a sentence, with a checkpoint", async () => {
+test("an error of a promise that nobody awaits ends the run in a sentence, with a checkpoint", async () => {
   const dir = join(folder, "stray");
   const module = join(folder, "stray.mjs");
   const fail = 'if (context.step === 2) Promise.reject(new Error("nobody waits"));';
   writeFileSync(module, `export default (_, y, context) => { ${fail} return y.mean([1, 2, 3]); };\n`);
   const { code, errors } = await start(dir, { more: [`reward.custom.mine.module=${module}`] }).ended;
   assert.equal(code, 3, errors);
-  assert.match(errors, /^rlar: run: expected errors in its steps alone, got .*nobody waits\. In a reward/m);
+  assert.match(errors, /^rlar: run: expected .*, got .*nobody waits\. .*await.*RLAR_DEBUG/m);
   assert.doesNotMatch(errors, /^ +at /m);
   assert.equal(checkpointsOf(dir).length, 1);
 });
