@@ -75,9 +75,20 @@ export const sweepKind: ConfigKind<SweepConfig> = configKind<SweepConfig>({
   name: "sweep",
   schema,
   presets: {},
-  problems: ({ rungs, compare, keys, trials, keep }, { refuse, isGiven }) => {
+  problems: ({ rungs, seeds, compare, keys, trials, keep, eval: { temperatures, cfg, samples } }, found) => {
+    const { refuse, isGiven } = found;
     const isAscending = rungs.every((rung, i) => i === 0 || rung > (rungs[i - 1] as number));
     if (!isAscending) refuse("rungs", "steps in ascending order", rungs, "Sort them");
+    // An evaluation would refuse these after hours of training, and equal seeds are one run that would count twice.
+    for (const [path, values] of Object.entries({
+      seeds,
+      "eval.temperatures": temperatures,
+      "eval.cfg": cfg,
+    })) {
+      const twice = values.find((value, i) => values.indexOf(value) !== i);
+      if (twice !== undefined) refuse(path, "each value once", `${twice} twice`, "Remove one");
+    }
+    if (samples === 1) refuse("eval.samples", "0 for none, or at least 2", 1, "Raise it");
     if (Object.keys(compare).length === 0) return;
     const remedy = "Remove it, or compare";
     if (Object.keys(keys).length > 0) refuse("keys", "no ranges beside compare", keys, remedy);

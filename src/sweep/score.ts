@@ -124,6 +124,7 @@ function changesOf(
     const seeds = evaluations.map(({ rows }) => {
       const row = rows.find((each) => isSamePoint(each, point));
       const after = row === undefined ? undefined : valuesOf(measure, row)[judge];
+      if (after === best) return 0; // also where both are 0
       const change = (-sign * ((after ?? Number.NaN) - best) * 100) / Math.abs(best);
       return Number.isNaN(change) ? Infinity : change;
     });

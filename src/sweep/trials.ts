@@ -67,7 +67,9 @@ function namedTrials({ compare }: Pick<SweepConfig, "compare">): Trial[] {
     const other = byFolder.get(folder);
     byFolder.set(folder, name);
     if (folder === "")
-      problems.push(`compare: expected names with a letter or a digit, got ${JSON.stringify(name)}.`);
+      problems.push(
+        `compare: expected names with a letter or a digit, got ${JSON.stringify(name)}. Rename the trial.`,
+      );
     else if (other !== undefined)
       problems.push(
         `compare: expected names that differ in letters or digits, got ${other} and ${name}, whose runs would share the folder ${folder}. Change one.`,

@@ -86,6 +86,15 @@ test("compare takes the place of keys, trials and keep, which are refused togeth
   );
 });
 
+test("what an evaluation would refuse is refused before trials train; equal seeds are one run", () => {
+  const read = (values: object) => resolveConfig({ values, isComplete: false }, sweepKind);
+  assert.deepEqual(read({ seeds: [3, 4] }).config.seeds, [3, 4]);
+  assert.throws(() => read({ seeds: [3, 4, 3] }), /seeds: expected .*, got 3 twice\. /);
+  assert.throws(() => read({ eval: { temperatures: [1, 1] } }), /eval\.temperatures: .*got 1 twice\. /);
+  assert.throws(() => read({ eval: { cfg: [2, 2] } }), /eval\.cfg: .*got 2 twice\. /);
+  assert.throws(() => read({ eval: { samples: 1 } }), /eval\.samples: .*at least 2, got 1\. /);
+});
+
 test("the interval of a mean over seeds is Student's t", () => {
   // 1, 2, 3, 4, 5: mean 3, s = sqrt(10 / 4), t of 4 degrees 2.776445: 2.776445 * sqrt(2.5 / 5) = 1.963243.
   const { value, low, high } = meanInterval([1, 2, 3, 4, 5]);
@@ -140,6 +149,15 @@ test("closeness is compared with the base's best setting, sets with the same set
   );
   const [, inside] = two.changes;
   assert.ok(Math.abs((inside?.high as number) - 12.706205 * 10) < 1e-6);
+});
+
+test("a measure that stays at 0 has not changed", () => {
+  const none = rows([1, 0, 1, 10]);
+  const some = rows([1, 0.1, 1, 10]);
+  const changesOf = (...seeds: (typeof none)[]) => scoreOf(none, seeds, ASKED).changes[0];
+  assert.deepEqual(changesOf(none, none)?.seeds, [0, 0]);
+  assert.deepEqual([changesOf(none, some)?.seeds, changesOf(none, some)?.value], [[0, Infinity], Infinity]);
+  assert.equal(changesOf(none, none)?.value, 0);
 });
 
 test("trials that keep the constraints come first, failed ones last", () => {
