@@ -97,7 +97,7 @@ function folderClasses(
   const names = ids.map((id) => id.slice(0, id.indexOf("/")));
   const splits = [...new Set(names)];
   if (splits.length > 1 && splits.every((name) => SPLIT.test(name))) {
-    const [train, other] = ["train", "val"].map((begin) => splits.find((name) => name.startsWith(begin)));
+    const [train, other] = [/^train/i, /^val/i].map((begin) => splits.find((name) => begin.test(name)));
     const first = join(folder, train ?? (splits[0] as string));
     const held = other === undefined ? "" : `, and ${join(folder, other)} as data.evalSource`;
     const remedy = `Give ${first}${held}. ${LABEL_REMEDY}`;

@@ -209,6 +209,8 @@ test("folders of splits are no classes; deeper folders are said; folders that sy
       /: expected subfolders that are classes, got train and val, .*\. Give .*splits\/train, .*data\.evalSource/,
   });
   assert.equal((await openFolder(at("splits"), { label: null })).length, 2);
+  writeFiles(at("upper"), { "Test/a/1.png": image, "Train/a/2.png": image });
+  await assert.rejects(openFolder(at("upper")), { message: /\. Give \S*upper\/Train\. / });
   writeFiles(at("deep"), { "animal/cat/1.png": image, "thing/2.png": image });
   assert.match((await openFolder(at("deep"))).notes?.join() ?? "", /animal\/cat\/1\.png is of class animal/);
   const made = ["$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__", "#recycle"];
