@@ -11,6 +11,7 @@ import { trainKind } from "../config/train_kind.js";
 import { writeReport } from "../dashboard/report.js";
 import { evaluateModels, type ModelEvaluation } from "../evaluation/judge_models.js";
 import { type Estimate, type EvalRow, optionsOfRun } from "../evaluation/options.js";
+import { networkMark } from "../evaluation/tables.js";
 import { FRONTIER_TEXT, freeVerdictText, verdictText, warningsOf } from "../evaluation/verdict.js";
 import type { Evaluation } from "../rl_ar_finetune/evaluate.js";
 import { type TrainResult, trainRlLoop } from "../rl_ar_finetune/train_loop.js";
@@ -209,25 +210,23 @@ function tableOf(evaluation: ModelEvaluation): string {
     ];
     return `${(policy === "A" ? "before" : "after").padEnd(8)}${`T ${temperature}`.padEnd(7)}${numbers.join("")}`;
   };
-  const block = (name: string, i: number): string[] => {
+  const block = (name: string): string[] => {
     const ceiling = [reconstruction?.plain.l2, reconstruction?.networks[name]?.perceptual];
     return [
-      `completions of held-out images | free samples, by network ${i + 1}, ${name}`,
+      `completions of held-out images | free samples, by network ${networkMark(networks, name)}, ${name}`,
       `${" ".repeat(15)}${head.join("")}`,
       ...rows.map((row) => line(row, name)),
       `${"ceiling".padEnd(15)}${ceiling.map((estimate) => cell(estimate, 4)).join("")}   (the tokenizer's own reconstruction)`,
       "",
     ];
   };
-  const numbered = (text: string): string =>
-    networks.reduce((all, { name }, i) => all.replaceAll(name, `${i + 1}`), text);
   const gains = [
-    ...verdicts.completion.map((verdict) => verdictText(verdict)[0] as string),
-    ...verdicts.free.map((verdict) => freeVerdictText(verdict)),
+    ...verdicts.completion.map((verdict) => verdictText(verdict, networks)[0]),
+    ...verdicts.free.map((verdict) => freeVerdictText(verdict, networks)),
     ...warningsOf(evaluation),
-  ].map((text) => `- ${numbered(text)}`);
+  ].map((text) => `- ${text}`);
   return [
-    ...networks.flatMap(({ name }, i) => block(name, i)),
+    ...networks.flatMap(({ name }) => block(name)),
     "A: before, B: after.",
     FRONTIER_TEXT,
     ...gains,

@@ -60,6 +60,9 @@ test("a few steps of the demo leave a table, pages of pictures, an evaluation an
     assert.match(stdout, /^held-out reward in the run: -\d\.\d{3} before, -\d\.\d{3} after$/m);
     assert.match(stdout, /^before {2}T 1 .*\nafter {3}T 1 /m);
     assert.match(stdout, /^ceiling /m);
+    // The table and the sentences below it call the networks by the same names.
+    for (const mark of ["[1]", "[2]"])
+      assert.ok(stdout.includes(`by network ${mark}, `) && stdout.includes(`; network ${mark})`), stdout);
 
     const run = join(dir, "completion");
     const evaluation = JSON.parse(readFileSync(join(run, "eval.json"), "utf8")) as {
