@@ -21,7 +21,7 @@ import { NOWHERE } from "../run/log.js";
 import { makeFolder, replaceFile } from "../torch/files.js";
 import { expected } from "../torch/index.js";
 import { checkMeasures, compareScores, FAILED, type Score, scoresOf } from "./score.js";
-import { type Trial, trialsOf } from "./trials.js";
+import { overridesOf, type Trial, trialsOf } from "./trials.js";
 
 /** A trial and how far it came. */
 export interface Standing {
@@ -181,16 +181,8 @@ function runConfig(
   { seed, folder, iters }: { seed: number; folder: string; iters: number },
 ): ResolvedConfig {
   const own = { "run.dir": folder, "run.ifExists": "resume", seed, "train.iters": iters };
-  const overrides = Object.entries({ ...set, ...values, ...own });
-  return resolveConfig(
-    {
-      file: base as string, // required
-      overrides: overrides.map(
-        ([key, value]) => `${key}=${typeof value === "string" ? value : JSON.stringify(value)}`,
-      ),
-    },
-    trainKind,
-  );
+  const overrides = [set, values, own].flatMap(overridesOf); // a later one wins, in whatever spelling
+  return resolveConfig({ file: base as string, overrides }, trainKind); // base is required
 }
 
 /** Write what the sweep is, or refuse a folder of another one. */

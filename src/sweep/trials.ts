@@ -2,9 +2,12 @@
  * The trials of a sweep: those that its file names, or values of keys drawn from lists and ranges. The same configuration draws
  * the same trials.
  */
+import { layerOfOverrides } from "../config/input.js";
 import { ConfigError } from "../config/resolve.js";
 import type { SweepConfig } from "../config/sweep.js";
+import { trainKind } from "../config/train_kind.js";
 import { rand, stream, tidy } from "../torch/index.js";
+import { isObject } from "../torch/json.js";
 
 /** A way to set the keys. */
 export interface Trial {
@@ -29,11 +32,15 @@ const DRAWS = 64;
  * @throws ConfigError for a range that is none, and for names and keys that trials cannot have.
  */
 export function trialsOf(
-  config: Pick<SweepConfig, "trials" | "keys" | "seed" | "compare">,
+  config: Pick<SweepConfig, "trials" | "keys" | "seed" | "compare" | "set">,
 ): readonly Trial[] {
-  const problems = Object.entries({ keys: [config.keys], compare: Object.values(config.compare) }).flatMap(
-    ([where, all]) => all.flatMap((keys) => ownProblems(where, keys)),
-  );
+  const { keys, compare, set } = config;
+  const problems = [
+    // A range is no value of its key.
+    ...ownProblems("keys", Object.fromEntries(Object.keys(keys).map((key) => [key, null]))),
+    ...Object.values(compare).flatMap((values) => ownProblems("compare", values)),
+    ...ownProblems("set", set),
+  ];
   if (problems.length > 0) throw new ConfigError([...new Set(problems)]);
   return Object.keys(config.compare).length > 0 ? namedTrials(config) : drawnTrials(config);
 }
@@ -46,21 +53,32 @@ const OWN: Readonly<Record<string, string>> = {
   "run.ifExists": "dir",
 };
 
-/** Keys of a trial that the sweep would override. */
-const ownProblems = (where: string, keys: unknown): string[] =>
-  typeof keys !== "object" || keys === null
-    ? []
-    : Object.entries(OWN).flatMap(([key, by]) =>
-        key in keys
-          ? [`${where}: expected keys that trials may differ in, got ${key}. Set ${by} of the sweep instead.`]
-          : [],
-      );
+/** Values of keys as on a command line of `rlar train`. */
+export const overridesOf = (values: object): string[] =>
+  Object.entries(values).map(
+    ([key, value]) => `${key}=${typeof value === "string" ? value : JSON.stringify(value)}`,
+  );
+
+/** Keys, in any of their spellings, that the sweep would override. */
+function ownProblems(where: string, values: unknown): string[] {
+  if (!isObject(values)) return [];
+  const given = layerOfOverrides(trainKind, overridesOf(values)).values;
+  return Object.entries(OWN).flatMap(([key, by]) =>
+    given.has(key)
+      ? [`${where}: expected keys that the sweep does not set, got ${key}. Set ${by} of the sweep instead.`]
+      : [],
+  );
+}
+
+/** Of a folder's name. */
+const MOST_BYTES = 255;
 
 function namedTrials({ compare }: Pick<SweepConfig, "compare">): Trial[] {
   const problems: string[] = [];
   const byFolder = new Map<string, string>();
   const trials = Object.entries(compare).map(([name, values]): Trial => {
     const folder = name
+      .normalize("NFC")
       .toLowerCase()
       .replace(/[^\p{L}\p{M}\p{N}]+/gu, "_")
       .replace(/^_|_$/g, "");
@@ -70,6 +88,8 @@ function namedTrials({ compare }: Pick<SweepConfig, "compare">): Trial[] {
       problems.push(
         `compare: expected names with a letter or a digit, got ${JSON.stringify(name)}. Rename the trial.`,
       );
+    else if (Buffer.byteLength(folder) > MOST_BYTES)
+      problems.push(`compare: expected names of at most ${MOST_BYTES} bytes, got ${name}. Shorten it.`);
     else if (other !== undefined)
       problems.push(
         `compare: expected names that differ in letters or digits, got ${other} and ${name}, whose runs would share the folder ${folder}. Change one.`,

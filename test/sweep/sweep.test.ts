@@ -25,8 +25,9 @@ import { fakeGpu } from "../support/fake_gpu.js";
 import { checkpointsOf, tinyFolder, writeEmoji } from "../support/train_run.js";
 
 const drawn = (keys: SweepConfig["keys"], trials = 40, seed = 0) =>
-  trialsOf({ keys, trials, seed, compare: {} });
-const named = (compare: SweepConfig["compare"]) => trialsOf({ keys: {}, trials: 16, seed: 0, compare });
+  trialsOf({ keys, trials, seed, compare: {}, set: {} });
+const named = (compare: SweepConfig["compare"], set = {}) =>
+  trialsOf({ keys: {}, trials: 16, seed: 0, compare, set });
 
 test("trials are the base and different draws within the ranges, the same every time", () => {
   const keys = {
@@ -71,7 +72,11 @@ test("named trials are those and no other, each in a folder of its own", () => {
   assert.throws(() => named({ "../..": {} }), /a letter or a digit/);
   for (const values of [null, "rloo", ["rloo"]])
     assert.throws(() => named({ RLOO: values }), /compare\.RLOO: expected keys.*RLOO: \{\}/);
-  assert.throws(() => named({ long: { "train.iters": 99 } }), /compare: .*train\.iters.*rungs/);
+  assert.throws(() => named({ ["x".repeat(256)]: {} }), /compare: .*255 bytes/);
+  assert.throws(() => named({ "\u00e9": {}, "e\u0301": {} }), /share the folder \u00e9/);
+  for (const long of [{ "train.iters": 99 }, { train: { iters: 99 } }])
+    assert.throws(() => named({ long }), /compare: .*train\.iters.*rungs/);
+  assert.throws(() => named({ a: {} }, { seed: 4 }), /set: .*seed.*seeds/);
   assert.throws(() => drawn({ seed: [1, 2] }), /keys: .*seed.*seeds/);
 });
 
