@@ -150,7 +150,8 @@ export function layerOfYaml(kind: KeyTable, text: string, name: string, folder =
  * A path that a configuration file in `folder` has, as a path of this process: relative to the working directory, or
  * absolute where the file lies elsewhere.
  */
-export function pathIn(folder: string, path: string): string {
+export function pathIn(folder: string, given: string): string {
+  const path = homePath(given);
   if (isAbsolute(path) || folder === ".") return path;
   const whole = join(folder, path);
   const near = relative("", whole) || ".";
@@ -351,7 +352,8 @@ function layerOf(
         );
         continue;
       }
-      const own = options.mayBeLive !== true && key.isPath === true ? homePath(meant) : meant;
+      const isPath = options.mayBeLive !== true && key.isPath === true && typeof meant === "string";
+      const own = isPath ? homePath(meant) : meant;
       if (rank === "default") {
         defaults.set(target, { value: own, where });
         continue;
@@ -374,8 +376,7 @@ function layerOf(
 }
 
 /** A path below the home folder: shells leave `~/` as it is behind `key=`. */
-const homePath = (value: unknown): unknown =>
-  typeof value === "string" && value.startsWith("~/") ? join(homedir(), value.slice(2)) : value;
+const homePath = (path: string): string => (path.startsWith("~/") ? join(homedir(), path.slice(2)) : path);
 
 /** The key whose record a path goes into, such as `ar.extra` for `ar.extra.rope`. */
 function recordAt(kind: KeyTable, path: string): Key | undefined {

@@ -1,6 +1,7 @@
 /** What an evaluation takes from a run's folder or a configuration: the same images, split as in training. */
 import assert from "node:assert/strict";
 import { cpSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { homedir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import { ConfigError, resolveConfig } from "../../src/config/resolve.js";
@@ -90,14 +91,14 @@ test("a configuration gives its images, and both spellings of keys are known", a
   const file = join(folder, "c.yaml");
   writeFileSync(
     file,
-    'seed: 4\ndata: {source: x, eval_part: 0.2, group: "^[^_]+"}\ntokenizer: {path: t.safetensors, weights: raw}\n' +
+    'seed: 4\ndata: {source: x, evalSource: ~/y, eval_part: 0.2, group: "^[^_]+"}\ntokenizer: {path: t.safetensors, weights: raw}\n' +
       "ar: {path: p.safetensors, n_head: 4}\nrollout: {start: empty}\n" +
       "reward: {l2: {weight: 1}, perceptual: {weight: 3, path: c.safetensors}, lpips: {weight: 0, path: v.pth}, " +
       "toklip_image: {weight: 1, path: k.pt}}\n",
   );
   assert.deepEqual(optionsOfConfig(file), {
     // Relative paths of a file are relative to it.
-    data: { source: join(folder, "x"), eval_part: 0.2, group: "^[^_]+" },
+    data: { source: join(folder, "x"), evalSource: join(homedir(), "y"), eval_part: 0.2, group: "^[^_]+" },
     start: "empty",
     tokenizer: { path: join(folder, "t.safetensors"), weights: "raw" },
     policy: { path: join(folder, "p.safetensors"), nHead: 4 },
