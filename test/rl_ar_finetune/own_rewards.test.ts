@@ -189,7 +189,8 @@ test("a reward that fails names itself, leaves its batch and a checkpoint, and t
       return broken(samples) as Tensor;
     };
     const dir = join(folder, name);
-    const error = await run(name, { mine: { fn, timeout: 0.2 } }).then(
+    const timeout = name.startsWith("slow") ? 0.2 : 60;
+    const error = await run(name, { mine: { fn, timeout } }).then(
       () => assert.fail(`${name}: it went on`),
       (reason: Error) => reason,
     );
