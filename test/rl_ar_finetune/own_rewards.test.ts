@@ -9,7 +9,7 @@ import { fileURLToPath } from "node:url";
 import { resolveConfig } from "../../src/config/resolve.js";
 import type { RewardContext, RewardFunction } from "../../src/config/train.js";
 import { readImages } from "../../src/data/index.js";
-import { customTerm } from "../../src/rl_ar_finetune/own_rewards.js";
+import { customTerm, scoresOf } from "../../src/rl_ar_finetune/own_rewards.js";
 import { judge } from "../../src/rl_ar_finetune/rewards.js";
 import { memory, type Tensor, tensor, tidy, zeros } from "../../src/torch/index.js";
 import { expectClose } from "../support/close.js";
@@ -145,21 +145,13 @@ test("the same scores give the same run: a tensor, a list, a promise, a module, 
   assert.deepEqual(one, renamed);
 });
 
-test("a reward that fails names itself, leaves its batch and a checkpoint, and the run goes on once it is mended", async (t) => {
-  const folder = await tinyFolder(t);
-  const run = async (name: string, custom: object) => {
-    const dir = join(folder, name);
-    return await quietRun(tinyRun(folder, withOwn(custom, { run: { dir, ifExists: "resume" } })));
-  };
-  const whole = await run("whole", { mine: { fn: brightness } });
+test("what is no score is refused, and so is an answer that comes late", async () => {
+  using images = zeros([4, 3, 2, 2]);
+  using samples = zeros([8, 3, 2, 2]);
+  using codes = zeros([8, 4], { dtype: "int64" });
+  const context = { codes, trueCodes: null, numGenerations: 2, step: 3 } as unknown as RewardContext;
   const bad: Readonly<Record<string, [fn: (samples: Tensor) => unknown, what: RegExp]>> = {
-    throws: [() => assert.fail("out of ink"), /out of ink/],
-    rejects: [() => Promise.reject(new Error("out of paper")), /out of paper/],
     "throws text": [() => Promise.reject("no ink"), /no ink/],
-    NaN: [
-      (samples) => tidy(() => samples.mean([1, 2, 3]).mul(Number.NaN)),
-      /finite scores, got NaN for sample 0/,
-    ],
     infinite: [() => [0, 0, 0, Infinity, 0, 0, 0, 0], /finite scores, got Infinity for sample 3/],
     scalar: [(samples) => samples.mean(), /\[8\].*\[\]/],
     "by channel": [(samples) => samples.mean([2, 3]), /\[8\].*\[8, 3\]/],
@@ -170,8 +162,6 @@ test("a reward that fails names itself, leaves its batch and a checkpoint, and t
     short: [() => [1, 2, 3], /list of 8 numbers.*list of 3/],
     text: [() => Array(8).fill("good"), /list of 8 numbers.*good/],
     nothing: [() => undefined, /undefined/],
-    writes: [(samples) => samples.add_(1).mean([1, 2, 3]), /left as they are, got a change in place.*add_/],
-    slow: [() => sleep(10_000, [], { ref: false }), /within 0\.2 s/],
     "slow without a promise": [
       () => {
         const end = performance.now() + 300;
@@ -182,6 +172,34 @@ test("a reward that fails names itself, leaves its batch and a checkpoint, and t
     ],
   };
   for (const [name, [broken, what]] of Object.entries(bad)) {
+    const fn: RewardFunction = (_, given) => broken(given) as Tensor;
+    const term = customTerm("mine", fn, { timeout: name.startsWith("slow") ? 0.2 : 60 });
+    const error = await scoresOf([term], { images, samples, context }, {}, {}).then(
+      () => assert.fail(`${name}: it went on`),
+      (reason: Error) => reason,
+    );
+    for (const part of [/^reward\.custom\.mine: /, what, /step 3/]) assert.match(error.message, part, name);
+  }
+});
+
+test("a reward that fails names itself, leaves its batch and a checkpoint, and the run goes on once it is mended", async (t) => {
+  const folder = await tinyFolder(t);
+  const run = async (name: string, custom: object) => {
+    const dir = join(folder, name);
+    return await quietRun(tinyRun(folder, withOwn(custom, { run: { dir, ifExists: "resume" } })));
+  };
+  const whole = await run("whole", { mine: { fn: brightness } });
+  const bad: Readonly<Record<string, [fn: (samples: Tensor) => unknown, what: RegExp]>> = {
+    throws: [() => assert.fail("out of ink"), /out of ink/],
+    rejects: [() => Promise.reject(new Error("out of paper")), /out of paper/],
+    NaN: [
+      (samples) => tidy(() => samples.mean([1, 2, 3]).mul(Number.NaN)),
+      /finite scores, got NaN for sample 0/,
+    ],
+    writes: [(samples) => samples.add_(1).mean([1, 2, 3]), /left as they are, got a change in place.*add_/],
+    slow: [() => sleep(10_000, [], { ref: false }), /within 0\.2 s/],
+  };
+  for (const [name, [broken, what]] of Object.entries(bad)) {
     let isWhole = false;
     const fn: RewardFunction = (images, samples, { step }) => {
       if (isWhole || step !== 3) return brightness(images, samples);
@@ -189,7 +207,7 @@ test("a reward that fails names itself, leaves its batch and a checkpoint, and t
       return broken(samples) as Tensor;
     };
     const dir = join(folder, name);
-    const timeout = name.startsWith("slow") ? 0.2 : 60;
+    const timeout = name === "slow" ? 0.2 : 60;
     const error = await run(name, { mine: { fn, timeout } }).then(
       () => assert.fail(`${name}: it went on`),
       (reason: Error) => reason,
@@ -208,12 +226,12 @@ test("a reward that fails names itself, leaves its batch and a checkpoint, and t
     assert.equal(readdirSync(dump).filter((file) => file.endsWith(".png")).length, 4 + 8);
     using pixels = await readImages([join(dump, image.file), join(dump, image.samples[0].file)], 16);
     assert.deepEqual(pixels.shape, [2, 3, 16, 16]);
-    const mended = await run(name, { mine: { fn: brightness, timeout: 0.2 } }).catch(
+    const mended = await run(name, { mine: { fn: brightness, timeout: 60 } }).catch(
       (reason: Error) => reason,
     );
     // Another function is another reward, unless it has the same name.
     if (mended instanceof Error) assert.match(mended.message, /reward\.custom\.mine\.fn/);
-    const { step } = await run(name, { mine: { fn, timeout: 0.2 } });
+    const { step } = await run(name, { mine: { fn, timeout: 60 } });
     assert.equal(step, 4);
     assert.deepEqual(metricsOf(dir), metricsOf(whole.dir), name);
   }
