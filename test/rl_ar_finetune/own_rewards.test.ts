@@ -20,6 +20,14 @@ const PROGRAM = fileURLToPath(new URL("../support/train_run.js", import.meta.url
 
 const brightness = (_: Tensor, samples: Tensor): Tensor => samples.mean([1, 2, 3]);
 
+/** Answers that come after a limit of 0.2 s. Until then they hold the tensors that the reward was given. */
+const late: Promise<unknown>[] = [];
+const slow = (): Promise<number[]> => {
+  const answer = sleep(500, []);
+  late.push(answer);
+  return answer;
+};
+
 /** A run of few steps whose reward is these functions alone. */
 const withOwn = (custom: object, more: object = {}): object => ({
   reward: { l2: { weight: 0 }, custom },
@@ -162,6 +170,7 @@ test("what is no score is refused, and so is an answer that comes late", async (
     short: [() => [1, 2, 3], /list of 8 numbers.*list of 3/],
     text: [() => Array(8).fill("good"), /list of 8 numbers.*good/],
     nothing: [() => undefined, /undefined/],
+    slow: [slow, /within 0\.2 s/],
     "slow without a promise": [
       () => {
         const end = performance.now() + 300;
@@ -180,6 +189,7 @@ test("what is no score is refused, and so is an answer that comes late", async (
     );
     for (const part of [/^reward\.custom\.mine: /, what, /step 3/]) assert.match(error.message, part, name);
   }
+  await Promise.all(late);
 });
 
 test("a reward that fails names itself, leaves its batch and a checkpoint, and the run goes on once it is mended", async (t) => {
@@ -197,7 +207,7 @@ test("a reward that fails names itself, leaves its batch and a checkpoint, and t
       /finite scores, got NaN for sample 0/,
     ],
     writes: [(samples) => samples.add_(1).mean([1, 2, 3]), /left as they are, got a change in place.*add_/],
-    slow: [() => sleep(10_000, [], { ref: false }), /within 0\.2 s/],
+    slow: [slow, /within 0\.2 s/],
   };
   for (const [name, [broken, what]] of Object.entries(bad)) {
     let isWhole = false;
@@ -235,6 +245,7 @@ test("a reward that fails names itself, leaves its batch and a checkpoint, and t
     assert.equal(step, 4);
     assert.deepEqual(metricsOf(dir), metricsOf(whole.dir), name);
   }
+  await Promise.all(late);
 });
 
 test("an evaluation that a reward fails in leaves its batch too", async (t) => {
@@ -264,9 +275,9 @@ test("modules: relative to the file that names them; another content is another 
     .custom;
   assert.deepEqual([given?.module, given?.clamp, given?.weight], ["./mine.mjs", [0, 1], 1]);
 
-  const run = async (module: string, name: string) => {
+  const run = async (module: string, name: string, timeout = 60) => {
     const where = { dir: join(folder, name), ifExists: "resume" };
-    return await quietRun(tinyRun(folder, withOwn({ mine: { module, timeout: 0.2 } }, { run: where })));
+    return await quietRun(tinyRun(folder, withOwn({ mine: { module, timeout } }, { run: where })));
   };
   await run(file, "run");
   writeFileSync(file, "export default (_, samples) => samples.mean([1, 2, 3]).neg();\n");
@@ -281,8 +292,9 @@ test("modules: relative to the file that names them; another content is another 
   };
   for (const [text, got] of Object.entries(bad)) {
     writeFileSync(file, text);
-    await assert.rejects(run(file, "bad"), { name: "RangeError", message: got }, text);
-    await assert.rejects(run(file, "bad"), { message: /^reward\.custom\.mine\.module: / });
+    const timeout = text.startsWith("await") ? 0.2 : 60;
+    await assert.rejects(run(file, "bad", timeout), { name: "RangeError", message: got }, text);
+    await assert.rejects(run(file, "bad", timeout), { message: /^reward\.custom\.mine\.module: / });
   }
   await assert.rejects(run(join(folder, "absent.mjs"), "bad"), /module: .*cannot be read \(ENOENT\)/);
   const typed = join(folder, "mine.ts");
