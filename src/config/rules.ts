@@ -457,7 +457,8 @@ function checkOwnTerms({ reward }: TrainConfig, found: Findings): void {
 }
 
 /** Names of what must not be seen. */
-const SECRET = /token|secret|passw|signature|credential|auth|api_?key|^(?:key|sig|pwd)$/i;
+const SECRET =
+  /(?:^|[_-])(?:token|secret|password|passwd|pwd|signature|sig|credentials?|auth|authorization|api[_-]?key)$|^(?:key|(?:access|auth)token)$/i;
 
 function checkServer(at: string, url: string, refuse: Findings["refuse"]): void {
   const parsed = URL.canParse(url) ? new URL(url) : null;

@@ -322,6 +322,7 @@ test("only this machine is reached without https; names, addresses and algorithm
     "http://127.1.2.3:9/x",
     "http://[::1]:80",
     "https://host.example/a",
+    "http://localhost/?author=a&max_tokens=9&key_frames=2",
   ])
     assert.equal(read(`reward.http.judge.url=${url}`).reward.http.judge?.url, url);
   const refused: Readonly<Record<string, RegExp>> = {
@@ -333,6 +334,7 @@ test("only this machine is reached without https; names, addresses and algorithm
     "reward.http.judge.url=https://user:secret@host": /without a user or password/,
     "reward.http.judge.url=http://localhost/?api_key=secret":
       /without a token or key, got http:\/\/localhost\/\?\.\.\./,
+    "reward.http.judge.url=http://localhost/?access_token=secret": /without a token or key/,
     "reward.http.judge.tokenEnv=Bearer secret": /the name of an environment variable, got .*not shown/,
     "reward.http.l2.url=http://localhost": /no other metric/,
   };
