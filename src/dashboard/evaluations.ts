@@ -42,24 +42,37 @@ function oneEvaluation(evaluation: SomeEvaluation, pictures: Html | null): Html 
     return html`<b>${label}</b>: ${path ?? "a program's own policy"}${role(label)}`;
   });
   const judges = networks.map(({ name }) => html`<b>${networkMark(networks, name)}</b>: features of ${name}`);
-  // Numbers of the reward's own networks are in a part that unfolds.
-  const judging = new Set(independent(networks));
-  const [verdicts, paid] = [true, false].map((isJudge) =>
-    verdictsOf(evaluation, (network) => judging.has(network) === isJudge),
-  ) as [string[], string[]];
+  // The first judge is shown. Others, and the reward's own networks, are in parts that unfold.
+  const judging = independent(networks);
+  const [first, ...others] = judging;
+  const verdictsBy = (some: readonly string[]): string[] =>
+    verdictsOf(evaluation, (network) => some.includes(network));
   const frontiers = frontiersOf([{ label: "", color: 0, evaluation }]);
-  const charts = (isJudge: boolean): Html | null =>
-    frontierCharts(frontiers.filter(({ network }) => judging.has(network) === isJudge));
+  const chartsBy = (some: readonly string[]): Html | null =>
+    frontierCharts(frontiers.filter(({ network }) => some.includes(network)));
+  const paid = networks.map(({ name }) => name).filter((name) => !judging.includes(name));
+  const [split, agreed] = [false, true].map((isAgreed) =>
+    agreementTexts(
+      evaluation.agreements.filter(({ changes }) => isAgreed === (changes?.agreed === changes?.settings)),
+      networks,
+    ),
+  ) as [string[], string[]];
   const main = verdictTables(evaluation);
+  const shown = first === undefined ? [] : [first];
   return html`${judged !== null && html`<p>Judged: ${judged.text}.</p>`}
 ${notices([
-  ...told("verdict", verdicts),
-  ...told("verdict", agreementTexts(evaluation.agreements, networks)),
+  ...told("verdict", verdictsBy(shown)),
+  ...told("verdict", split),
   ...told("warning", warningsOf(evaluation)),
   ...told("problem", unreadableOf(evaluation)),
 ])}${list([...names, ...judges])}${pictures}${main}
-${charts(true)}
-<details${raw(main === null ? " open" : "")}><summary>All tables: reconstruction, likelihood, free samples, completions</summary>${notices(told("verdict", paid))}${charts(false)}
+${chartsBy(shown)}
+${
+  others.length > 0 &&
+  html`<details><summary>By the other networks: ${others.map((name) => networkMark(networks, name)).join(", ")}</summary>${notices(
+    told("verdict", [...verdictsBy(others), ...agreed]),
+  )}${chartsBy(others)}</details>`
+}<details${raw(main === null ? " open" : "")}><summary>All tables: reconstruction, likelihood, free samples, completions</summary>${notices(told("verdict", verdictsBy(paid)))}${chartsBy(paid)}
 ${allTables(evaluation)}<p class="about">${intervalText(settings)}</p>
 ${notes.length > 0 && html`<h4>Notes of the evaluation</h4>${list(notes)}`}</details>`;
 }
@@ -100,10 +113,12 @@ function intervalText({ seeds = [], resamples = 0 }: SomeEvaluation["settings"])
   return `In brackets: 95 % intervals, from ${resamples} resamples. A change is called better or worse where the intervals of A and B do not overlap.`;
 }
 
-/** The networks that the reward has not used, or all where there is none. */
+/** The networks that the reward has not used, or all where there is none; first those that learnt from other images. */
 function independent(networks: SomeEvaluation["networks"]): readonly string[] {
   const free = networks.filter(({ isRewarded }) => isRewarded !== true);
-  return (free.length > 0 ? free : networks).map(({ name }) => name);
+  const kin = ({ sharesImages }: SomeEvaluation["networks"][number]): number =>
+    sharesImages === true ? 1 : 0;
+  return (free.length > 0 ? free : [...networks]).sort((a, b) => kin(a) - kin(b)).map(({ name }) => name);
 }
 
 /** Of each prefix: the settings that the verdict compares, side by side; null where there is no verdict. */
@@ -116,7 +131,8 @@ function verdictTables(evaluation: SomeEvaluation): Html | null {
       (row) => row.policy === policy && row.temperature === point?.temperature && row.cfg === point?.cfg,
     );
   const tables = [...new Set(of.map(({ prefix }) => prefix))].flatMap((prefix) => {
-    const verdict = of.find((each) => each.prefix === prefix);
+    const own = of.filter((each) => each.prefix === prefix);
+    const verdict = own.find(({ network }) => network === judges[0]) ?? own[0];
     const best = verdict && bestStanding(verdict);
     const [a, b] = [rowAt("A", best?.rival), rowAt("B", best?.point)];
     return a === undefined || b === undefined ? [] : [verdictTable(evaluation, prefix, a, b)];

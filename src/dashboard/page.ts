@@ -201,7 +201,7 @@ main h4{margin:18px 0 6px}.chart h4,.tile h4{margin:0}
 .slide input{flex:1 1 auto;min-width:60px;max-width:520px;height:44px;margin:0;accent-color:var(--c0)}
 .slide button{font:inherit;font-size:14px;min-width:44px;height:44px;padding:0 10px;color:inherit;background:var(--card);border:1px solid var(--rule);border-radius:8px;cursor:pointer}
 .page+.page{margin-top:12px}.page figcaption{font-weight:600;font-size:14px;margin-bottom:8px}
-.page img{display:block;max-width:100%;height:auto;image-rendering:pixelated;background:#fff}.page .scroll{margin:0}
+.page img{display:block;max-width:100%;height:auto;image-rendering:pixelated;background:#fff}.page .scroll{margin:0;max-height:28rem;overflow-y:auto}
 .notices{list-style:none;padding:0;margin:0 0 14px}
 .notices li{padding:7px 12px;border-left:4px solid var(--look);background:var(--card);margin-bottom:6px;border-radius:0 6px 6px 0;overflow-wrap:anywhere}
 .notices li.problem{border-color:var(--bad)}.notices b{color:var(--look)}.notices .problem b{color:var(--bad)}

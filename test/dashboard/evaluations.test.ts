@@ -112,6 +112,19 @@ test("a network that the reward used is marked beside its numbers", (t) => {
   assert.match(markup, /<b>warning<\/b> The reward used \[1, rewarded\]/);
 });
 
+test("of two judges the one that learnt from other images is shown, and the other one unfolds", (t) => {
+  const kin = { ...EVALUATION.networks[0], name: "kin", sharesImages: true };
+  const elsewhere = { ...EVALUATION.networks[0], name: "elsewhere", sharesImages: false };
+  const [one] = EVALUATION.verdicts.completion;
+  const completion = [kin, elsewhere].map(({ name }) => ({ ...one, network: name }));
+  const verdicts = { ...EVALUATION.verdicts, completion };
+  const { markup } = evalSection(read(t, { ...EVALUATION, networks: [kin, elsewhere], verdicts }).files);
+  const [shown = "", folded = ""] = markup.split("<summary>By the other networks: [1]</summary>");
+  assert.match(shown, /<b>verdict<\/b>[^<]*network \[2\]/);
+  assert.doesNotMatch(shown, /<b>verdict<\/b>[^<]*network \[1\]/);
+  assert.match(folded, /<b>verdict<\/b>[^<]*network \[1\]/);
+});
+
 test("what a file lacks is left out: one policy, no intervals, no networks, no verdicts", (t) => {
   const { free: _, completions, ...point } = row("A", 1, 0.2, 5, null);
   const { files } = read(t, { rows: [{ ...point, completions }] });
