@@ -59,7 +59,8 @@ async function test(args) {
     if (code !== 0) return code;
   }
   const files = (named.length > 0 ? named : ["test"]).flatMap(testFiles);
-  const concurrency = `--test-concurrency=${Math.min(4, availableParallelism())}`;
+  // One more than cores: some files wait for processes and timeouts.
+  const concurrency = `--test-concurrency=${Math.min(4, availableParallelism() + 1)}`;
   return await node("--test", "--test-reporter=spec", concurrency, ...options, ...files);
 }
 
@@ -131,7 +132,7 @@ function node(...args) {
 /** @param onEnded - is told the signal that ended the program, such as SIGINT. */
 function started(args, onEnded = () => {}) {
   return new Promise((resolve, reject) => {
-    // Test files run side by side, a core each: with more threads LibTorch's would wait for each other.
+    // Test files run side by side: with more threads each, LibTorch's would wait for each other.
     const side = { OMP_NUM_THREADS: "1", OMP_WAIT_POLICY: "PASSIVE" };
     const env = args[0] === "--test" ? { ...side, ...process.env } : process.env;
     const child = spawn(process.execPath, args, { stdio: ["inherit", "inherit", "inherit", "ipc"], env });
