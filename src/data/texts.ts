@@ -6,6 +6,7 @@ import { readFileSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { describe } from "../torch/errors.js";
 import { expected, known } from "../torch/index.js";
+import { isObject } from "../torch/json.js";
 import { checkCaption } from "./captions.js";
 import { type Classes, numberClasses, oneClass } from "./labels.js";
 import { hashListing, type ImageSource, type SourceOptions } from "./source.js";
@@ -108,26 +109,24 @@ function parsed(
   } catch (error) {
     throw expected(where, "a JSON object", `text that is not JSON (${(error as Error).message})`);
   }
-  if (typeof object !== "object" || object === null || Array.isArray(object))
-    throw expected(where, "a JSON object", object);
+  if (!isObject(object)) throw expected(where, "a JSON object", object);
   const [field, captionField] = [label ?? "class", captions ?? "caption"];
   const fields = [field, captionField, ...FIELDS];
-  const all = object as Record<string, unknown>;
-  const odd = Object.keys(all).find((name) => !fields.includes(name));
+  const odd = Object.keys(object).find((name) => !fields.includes(name));
   if (odd !== undefined) {
     const remedy =
       "Remove it, or name the field with the class in data.label, with the caption in data.captions";
     throw expected(where, `the fields ${fields.join(", ")}`, odd, remedy);
   }
   for (const name of FIELDS) {
-    if (all[name] === undefined || (typeof all[name] === "string" && all[name] !== "")) continue;
-    throw expected(`${where}: ${name}`, "text", describe(all[name]));
+    if (object[name] === undefined || (typeof object[name] === "string" && object[name] !== "")) continue;
+    throw expected(`${where}: ${name}`, "text", describe(object[name]));
   }
-  const given = label === null ? undefined : all[field];
-  const caption = captions === null ? undefined : all[captionField];
+  const given = label === null ? undefined : object[field];
+  const caption = captions === null ? undefined : object[captionField];
   if (given === undefined && caption === undefined)
     throw expected(where, `a ${field} or a ${captionField}`, "neither");
-  const { id, features } = all as Pick<Line, (typeof FIELDS)[number]>;
+  const { id, features } = object as Pick<Line, (typeof FIELDS)[number]>;
   return {
     number: line.number,
     ...known({ id, features }),

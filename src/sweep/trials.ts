@@ -94,7 +94,7 @@ function namedTrials({ compare }: Pick<SweepConfig, "compare">): Trial[] {
       problems.push(
         `compare: expected names that differ in letters or digits, got ${other} and ${name}, whose runs would share the folder ${folder}. Change one.`,
       );
-    if (typeof values !== "object" || values === null || Array.isArray(values))
+    if (!isObject(values))
       problems.push(
         `compare.${name}: expected keys of rlar train with values, got ${JSON.stringify(values)}. Write ${name}: {} for the base unchanged.`,
       );

@@ -8,8 +8,9 @@ import { runInNewContext } from "node:vm";
 import { memory } from "../../src/torch/index.js";
 
 setFlagsFromString("--expose-gc");
-const collectGarbage = runInNewContext("gc") as () => void;
-const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+export const collectGarbage = runInNewContext("gc") as () => void;
+/** Lets what waits in the event loop run, such as callbacks of the collector. */
+export const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
 beforeEach(async () => {
   let before: number;

@@ -1,7 +1,5 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { setFlagsFromString } from "node:v8";
-import { runInNewContext } from "node:vm";
 
 import {
   call,
@@ -19,10 +17,7 @@ import {
   zeros,
 } from "../../src/torch/index.js";
 import { noLeak } from "../support/leak.js";
-
-setFlagsFromString("--expose-gc");
-const collectGarbage = runInNewContext("gc") as () => void;
-const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+import { collectGarbage, turn } from "../support/settle.js";
 
 /** Collect until `count` handles are open, or as many as stay open after some rounds. */
 async function collectUntil(count: () => number, wanted: number): Promise<number> {
