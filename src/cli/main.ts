@@ -125,6 +125,32 @@ program
   .action(command(async () => (await import("./convert.js")).convert));
 
 program
+  .command("average")
+  .description(
+    "Average policies that were fine-tuned from the same one, or go beyond the average. What chance did to each run cancels in part.",
+  )
+  .argument("<policies...>", "folders of runs, or files of weights; one alone can only be scaled")
+  .addOption(new Option("--out <file>", "the safetensors file to write").makeOptionMandatory())
+  .addOption(
+    new Option("--base <file>", "the policy that all started from (default: the one that the runs name)"),
+  )
+  .addOption(
+    new Option("--scale <s>", "how far to go from the base: 1 to the average, 1.5 half as far again")
+      .argParser(number)
+      .default(1),
+  )
+  .addOption(new Option("--force", "replace an existing file"))
+  .addOption(json())
+  .addHelpText(
+    "after",
+    example(
+      "average runs/seed_0 runs/seed_1 --scale 1.5 --out policy.safetensors",
+      "two runs with different seeds, as one policy",
+    ),
+  )
+  .action(command(async () => (await import("./average.js")).average));
+
+program
   .command("reconstruct")
   .description(
     "Encode and decode images. Write a grid of inputs above reconstructions, and print PSNR and SSIM.",

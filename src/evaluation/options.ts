@@ -369,21 +369,26 @@ function networksOf(reward: Section): string[] {
  *
  * @param which - the checkpoint. The best was chosen on held-out images, as many as `chosenOn` says: its
  *   numbers on the same images would be too good, so these are not used.
+ * @param where - what names the folder, for messages.
  * @throws ConfigError when the folder holds no run, or one that has made nothing yet, or no best checkpoint.
  */
-export function optionsOfRun(folder: string, which: "last" | "best" = "last"): RunEvalOptions {
+export function optionsOfRun(
+  folder: string,
+  which: "last" | "best" = "last",
+  where = "--run",
+): RunEvalOptions {
   const config = join(folder, "config.yaml");
   if (!existsSync(config)) {
     const what = existsSync(folder) ? "which has no config.yaml" : "which is not there";
     throw new ConfigError([
-      expectedMessage("--run", "the folder of a run", `${folder}, ${what}`, runNear(folder)),
+      expectedMessage(where, "the folder of a run", `${folder}, ${what}`, runNear(folder)),
     ]);
   }
   const known = optionsOfConfig(config);
   const made = resultOf(folder, which);
   if (made === null) {
     throw new ConfigError([
-      `--run: expected a run with a checkpoint, got ${folder}, which has none yet. --config ${config} takes its images alone.`,
+      `${where}: expected a run with a checkpoint, got ${folder}, which has none yet. --config ${config} takes its images alone.`,
     ]);
   }
   let kind: string | undefined;

@@ -1,4 +1,5 @@
 /** Public names of `src/nn`. */
+export { type Averaged, type AverageOptions, averageWeights } from "./average.js";
 export { Ema, type EmaOptions, type EmaState } from "./ema.js";
 export * as init from "./init.js";
 export { BatchNorm2d, Conv2d, Dropout, Embedding, GroupNorm, LayerNorm, Linear, RMSNorm } from "./layers.js";
