@@ -2,12 +2,10 @@
 import { existsSync, statSync } from "node:fs";
 import { basename, resolve } from "node:path";
 import { ConfigError } from "../config/resolve.js";
-import { optionsOfRun } from "../evaluation/options.js";
-import { averageWeights } from "../nn/index.js";
-import { openModel } from "../rl_ar_finetune/builder.js";
+import { optionsOfRun, type PolicyFile } from "../evaluation/options.js";
+import { averagePolicies } from "../rl_ar_finetune/average.js";
 import { requireWritable } from "../run/folder.js";
-import { expected, expectedMessage, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
-import { metadataOf, requireModel, tensorsOf } from "./convert.js";
+import { expected, expectedMessage } from "../torch/index.js";
 
 /** Options of `rlar average`. */
 export interface AverageCommandOptions {
@@ -25,66 +23,56 @@ export function average(paths: readonly string[], options: AverageCommandOptions
   if (existsSync(out) && !force)
     throw expected(out, "a file that does not exist yet", "one that does", "Use --force");
   const found = paths.map(policyOf);
-  const files = found.map(({ file }) => file);
+  const files = found.map(({ file }) => file.path);
   const twice = files.find((file, i) => files.indexOf(file) < i);
   if (twice !== undefined)
     throw new ConfigError([expectedMessage("average", "each policy once", `${twice} twice`)]);
-  const base = options.base ?? baseOf(found, scale);
-  tidy(() => {
-    const models = files.map(read);
-    const start = base === undefined ? undefined : read(base).tensors;
-    const { weights, agreement } = averageWeights(
-      models.map(({ tensors }) => tensors),
-      { scale, ...(start !== undefined && { base: start }) },
-    );
-    const of = { policies: files, base: base ?? null, scale };
-    saveSafetensors(out, weights, { ...models[0]?.metadata, average: JSON.stringify(of) });
-    const facts = { out, ...of, agreement };
-    process.stdout.write(json ? `${JSON.stringify(facts)}\n` : textOf(facts));
-  });
+  const base = options.base === undefined ? baseOf(found, scale) : { path: options.base };
+  const agreement = averagePolicies(
+    found.map(({ file }) => file),
+    { base, scale, out },
+  );
+  const facts = { out, policies: files, base: base?.path ?? null, scale, agreement };
+  process.stdout.write(json ? `${JSON.stringify(facts)}\n` : textOf(facts));
 }
 
 interface Found {
-  readonly file: string;
+  readonly file: PolicyFile;
   /** What the policy was fine-tuned from, where that is known. */
-  readonly base?: string | undefined;
+  readonly base?: PolicyFile | undefined;
 }
 
 /** The policy of a run, or the file itself. */
 function policyOf(path: string): Found {
-  if (!existsSync(path) || !statSync(path).isDirectory()) return { file: resolve(path) };
+  if (!existsSync(path) || !statSync(path).isDirectory()) return { file: { path: resolve(path) } };
   const { policy, against } = optionsOfRun(path, "last", "average");
   const file = against ?? policy;
   if (file === undefined) throw expected(path, "the run of a policy", "another run");
-  return { file: resolve(file.path), base: against === undefined ? undefined : policy?.path };
+  return {
+    file: { ...file, path: resolve(file.path) },
+    base: against && policy && { ...policy, path: resolve(policy.path) },
+  };
 }
 
 /** What all policies started from; undefined where no base is known and none is needed. */
-function baseOf(found: readonly Found[], scale: number): string | undefined {
-  const bases = [...new Set(found.flatMap(({ base }) => (base === undefined ? [] : [resolve(base)])))];
-  if (bases.length > 1) {
+function baseOf(found: readonly Found[], scale: number): PolicyFile | undefined {
+  const bases = found.flatMap(({ base }) => (base === undefined ? [] : [base]));
+  const paths = [...new Set(bases.map(({ path }) => path))];
+  if (paths.length > 1) {
     throw new ConfigError([
       expectedMessage(
         "average",
         "policies that were fine-tuned from the same one",
-        bases.join(" and "),
+        paths.join(" and "),
         "Where these are copies of one file, --base names it",
       ),
     ]);
   }
-  if (scale === 1 || found.every(({ base }) => base !== undefined)) return bases[0];
+  if (scale === 1 || bases.length === found.length) return bases[0];
   const remedy = "Folders of runs know it, files of weights do not";
   throw new ConfigError([
     expectedMessage("--base", `the policy that scale ${scale} starts from`, "none", remedy),
   ]);
-}
-
-function read(path: string): { tensors: Record<string, Tensor>; metadata: Record<string, string> } {
-  using opened = openModel(path);
-  const found = requireModel(path, opened);
-  if (found.kind !== "policy") throw expected(path, "a policy", found.kind);
-  const tensors = tensorsOf(path, opened, found);
-  return { tensors, metadata: metadataOf(opened, found) };
 }
 
 function textOf({

@@ -2,13 +2,7 @@
 import { existsSync } from "node:fs";
 import { basename } from "node:path";
 import { rlarCommand } from "../config/command.js";
-import {
-  type ModelDescription,
-  type OpenedModel,
-  openModel,
-  usedBy,
-  weightsOf,
-} from "../rl_ar_finetune/builder.js";
+import { type ModelDescription, openModel, usedBy, weightsOf } from "../rl_ar_finetune/builder.js";
 import { isAdapter, MERGE } from "../rl_ar_finetune/describe_weights.js";
 import { requireWritable } from "../run/folder.js";
 import { expected, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
@@ -29,13 +23,32 @@ export function convert(path: string, out: string, options: ConvertOptions): voi
   if (existsSync(out) && !options.force)
     throw expected(out, "a file that does not exist yet", "one that does", "Use --force");
   using opened = openModel(path, askedOf(options));
-  const found = requireModel(path, opened);
+  const { file, found } = opened;
+  if (found === null) {
+    throw expected(
+      path,
+      "a tokenizer, a policy or a metric's network",
+      `${file.names.length} tensors of an unknown model`,
+      isAdapter(file) ? MERGE : `${rlarCommand(["inspect", path, "--all"])} lists them`,
+    );
+  }
+  const weights = weightsOf(found);
   tidy(() => {
-    const tensors = tensorsOf(path, opened, found);
-    const weights = weightsOf(found);
-    saveSafetensors(out, tensors, { ...metadataOf(opened, found), weights, source: basename(path) });
+    const tensors: Record<string, Tensor> = {};
+    for (const [key, name] of Object.entries(usedBy(found))) {
+      tensors[key] = requireFinite(`${path}: ${name}`, file.tensor(name));
+    }
+    const classes = found.kind === "policy" ? namesIn(file.metadata) : [];
+    const metadata = {
+      model: nameOf(found),
+      ...configMetadata(found),
+      ...(classes.length > 0 && { classes: JSON.stringify(classes) }),
+      weights,
+      source: basename(path),
+    };
+    saveSafetensors(out, tensors, metadata);
     const which = weights === "ema" ? "the EMA of the weights" : "raw weights";
-    const under = opened.file.wrapper === "" ? "" : ` (${opened.file.wrapper})`;
+    const under = file.wrapper === "" ? "" : ` (${file.wrapper})`;
     process.stdout.write(
       `${out}: ${nameOf(found)}, ${Object.keys(tensors).length} tensors, ${which}${under}\n`,
     );
@@ -48,44 +61,9 @@ export function convert(path: string, out: string, options: ConvertOptions): voi
   );
 }
 
-/** What a file holds. @throws RangeError for a file of no model that is known. */
-export function requireModel(path: string, { file, found }: OpenedModel): ModelDescription {
-  if (found !== null) return found;
-  throw expected(
-    path,
-    "a tokenizer, a policy or a metric's network",
-    `${file.names.length} tensors of an unknown model`,
-    isAdapter(file) ? MERGE : `${rlarCommand(["inspect", path, "--all"])} lists them`,
-  );
-}
-
-/** The tensors that a model uses, under its own keys. @throws RangeError when one is not finite. */
-export function tensorsOf(
-  path: string,
-  { file }: OpenedModel,
-  found: ModelDescription,
-): Record<string, Tensor> {
-  return Object.fromEntries(
-    Object.entries(usedBy(found)).map(([key, name]) => [
-      key,
-      requireFinite(`${path}: ${name}`, file.tensor(name)),
-    ]),
-  );
-}
-
 function requireFinite(where: string, tensor: Tensor): Tensor {
   if (tidy(() => tensor.isfinite().all().item()) === 1) return tensor;
   throw expected(where, "finite weights", "NaN or infinity", "The file is damaged, or its training diverged");
-}
-
-/** What a model is, with the names of a policy's classes, as metadata of a file. */
-export function metadataOf({ file }: OpenedModel, found: ModelDescription): Record<string, string> {
-  const classes = found.kind === "policy" ? namesIn(file.metadata) : [];
-  return {
-    model: nameOf(found),
-    ...configMetadata(found),
-    ...(classes.length > 0 && { classes: JSON.stringify(classes) }),
-  };
 }
 
 /** The part of the configuration that the file states. Assumed values are not written, so that they stay recognisable as such. */

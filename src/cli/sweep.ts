@@ -46,16 +46,21 @@ export async function sweep(args: readonly string[], { json = false }: SweepComm
   return 0;
 }
 
-/** The command that judges the winner on held-out images that no trial was chosen on. */
+/** The command that judges the winner on held-out images that no trial was chosen on; an averaged one lies beside its evaluation. */
 function finalCommand(
-  { eval: { features, images, temperatures, cfg } }: SweepConfig,
+  { average, eval: { features, images, temperatures, cfg } }: SweepConfig,
   file: string,
-  best: Standing,
+  { runs, steps }: Standing,
 ): string {
   const networks = (features ?? []).flatMap((path) => ["--features", pathIn(dirname(file), path)]);
+  const [run] = runs[0] as readonly [string, ...string[]];
+  const isAveraged = average.runs > 1 || average.scale !== 1;
+  const folder = average.runs > 1 ? dirname(run) : run;
+  const averaged = join(folder, `average_${String(steps).padStart(6, "0")}.safetensors`);
+  const which = isAveraged ? ["--config", join(run, "config.yaml"), "--against", averaged] : ["--run", run];
   return rlarCommand([
     "eval",
-    ...["--run", best.runs[0] as string, ...networks, "--chosen-on", `${images}`],
+    ...[...which, ...networks, "--chosen-on", `${images}`],
     ...["--temperatures", temperatures.join(","), ...(cfg.join() === "1" ? [] : ["--cfg", cfg.join(",")])],
   ]);
 }

@@ -36,6 +36,14 @@ const schema = section({
   set: key(record, {}).describe(
     "Keys of rlar train with a value for all trials, in place of the base's. Set train.threads here, for example.",
   ),
+  average: section({
+    runs: key(count, 1, "runs").describe(
+      "Runs of each seed whose weights are averaged before they are judged; their seeds are seed * runs and the next ones. Raise it to see what rlar average gains: the compute of a trial grows with it.",
+    ),
+    scale: key(positive, 1).describe(
+      "How far the judged policy is from the base: 1 is the average, 1.5 half as far again, as --scale of rlar average. Raise it together with average.runs, since it enlarges what chance did as well.",
+    ),
+  }),
   objective: key(z.array(text).min(1).readonly(), ["completion.l2"]).describe(
     "What is to become small: the change of these measures against the base policy in percent, in the judge that sees the least gain, averaged over the measures. A measure is completion.NAME or free.NAME, such as completion.perceptual or free.fd_train.",
   ),

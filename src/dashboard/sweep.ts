@@ -4,6 +4,7 @@
  */
 import { join } from "node:path";
 import type { SweepConfig } from "../config/sweep.js";
+import { pointText } from "../evaluation/tables.js";
 import { measureOf } from "../metrics/measures.js";
 import { writeCsv } from "../run/log.js";
 import type { MeanInterval } from "../sweep/interval.js";
@@ -25,7 +26,7 @@ const SHOWN = 6;
  */
 export async function writeSweep(
   result: SweepResult,
-  { rungs, seeds }: Pick<SweepConfig, "rungs" | "seeds">,
+  { rungs, seeds, average }: Pick<SweepConfig, "rungs" | "seeds" | "average">,
   command: string,
 ): Promise<string> {
   const { dir, standings, isNamed } = result;
@@ -40,11 +41,15 @@ export async function writeSweep(
     rungs.length === 1
       ? `Each trial trained for ${rungs[0]} steps`
       : `Rungs of ${rungs.join(", ")} steps; ${rest}`;
+  const { runs, scale } = average;
+  const averaged =
+    (runs === 1 ? "" : `; ${runs} runs of each seed are averaged`) +
+    (scale === 1 ? "" : `; what is judged is ${scale} times the change from the base`);
   const spread =
     seeds.length === 1
       ? ""
       : ` They are means over ${seeds.length} seeds, with the 95 % interval of the mean (Student's t); all seeds are judged on the same images.`;
-  const body = html`<p class="about">${training}. Numbers are changes against the base policy in percent; below 0 is a gain.${spread}
+  const body = html`<p class="about">${training}${averaged}. Numbers are changes against the base policy in percent; below 0 is a gain.${spread}
 Each trial is shown at its best setting; sweep.csv has all settings${seeds.length > 1 && " and each seed"}. The first is the best.${seeds.length > 1 && " The sections after this one show the runs with the first seed."}</p>
 <div class="charts two">${plotsOf(finalists)}</div>
 ${tableOf(standings, isNamed)}${isNamed && html`<h3>Keys</h3>${keyList(standings)}`}
@@ -59,7 +64,7 @@ ${tableOf(standings, isNamed)}${isNamed && html`<h3>Keys</h3>${keyList(standings
 }
 
 const foldersOf = (standings: readonly Standing[]): string[] =>
-  standings.flatMap(({ runs }) => runs.slice(0, 1)).slice(0, SHOWN);
+  standings.flatMap(({ runs }) => runs[0]?.slice(0, 1) ?? []).slice(0, SHOWN);
 
 /** A line a trial, setting, measure and judge. */
 function recordsOf(
@@ -100,7 +105,7 @@ function tableOf(standings: readonly Standing[], isNamed: boolean): Html {
     trial.name,
     `${steps}`,
     ...keys.map((key) => (key in trial.values ? valueText(trial.values[key]) : "base")),
-    score.point === null ? "" : `T ${score.point.temperature}, cfg ${score.point.cfg}`,
+    score.point === null ? "" : pointText(score.point),
     changeText(score.objective),
     score.excess === 0 ? "kept" : `exceeded by ${changeText(score.excess)}`,
     ...columns.map((of) => intervalText(changeIn(score, of))),

@@ -11,8 +11,9 @@ import { ConfigError, type ResolvedConfig, resolveConfig } from "../config/resol
 import { type SweepConfig, sweepKind } from "../config/sweep.js";
 import { trainKind } from "../config/train_kind.js";
 import { evaluateModels, type ModelEvaluation } from "../evaluation/judge_models.js";
-import { optionsOfRun } from "../evaluation/options.js";
+import { optionsOfRun, type PolicyFile } from "../evaluation/options.js";
 import { pointText } from "../evaluation/tables.js";
+import { averagePolicies } from "../rl_ar_finetune/average.js";
 import { deviceOf } from "../rl_ar_finetune/parts.js";
 import { trainRlLoop } from "../rl_ar_finetune/train_loop.js";
 import { listCheckpoints } from "../run/checkpoint.js";
@@ -32,8 +33,8 @@ export interface Standing {
   readonly score: Score;
   /** At every setting, the best first; empty for a trial that made no policy. */
   readonly settings: readonly Score[];
-  /** Folders of its runs, one a seed. */
-  readonly runs: readonly string[];
+  /** Folders of its runs: for each seed those that are averaged. */
+  readonly runs: readonly (readonly string[])[];
 }
 
 /** What came of a sweep. */
@@ -53,8 +54,15 @@ export interface SweepOptions {
   readonly say?: (line: string) => void;
 }
 
-/** A trial's run with one seed. */
+/** A trial with one seed. */
 interface TrialRun {
+  /** Where its evaluations are. */
+  readonly dir: string;
+  /** Its runs, several where they are averaged. */
+  readonly parts: readonly Part[];
+}
+
+interface Part {
   readonly dir: string;
   readonly resolved: ResolvedConfig;
 }
@@ -80,11 +88,16 @@ export async function runSweep(
   const runsOf = ({ name, folder: own, values }: Trial): TrialRun[] =>
     config.seeds.map((seed) => {
       const folder = join(dir, config.seeds.length === 1 ? own : join(own, `seed_${seed}`));
-      const resolved = inTrial(name, () => runConfig(config, values, { seed, folder, iters: last }));
-      return { dir: folder, resolved };
+      const { runs } = config.average;
+      const parts = Array.from({ length: runs }, (_, k): Part => {
+        const place = { seed: seed * runs + k, folder: runs === 1 ? folder : join(folder, `run_${k}`) };
+        const resolved = inTrial(name, () => runConfig(config, values, { ...place, iters: last }));
+        return { dir: place.folder, resolved };
+      });
+      return { dir: folder, parts };
     });
   const all = trials.map((trial) => ({ trial, runs: runsOf(trial) }));
-  for (const { ar, tokenizer } of all.flatMap(({ runs }) => runs.map(({ resolved }) => resolved.config))) {
+  for (const { ar, tokenizer } of all.flatMap(({ runs }) => runs.flatMap(configsOf))) {
     if (ar.path !== null && tokenizer.path !== null) continue;
     const missing = ar.path === null ? "ar.path" : "tokenizer.path";
     throw new ConfigError([
@@ -110,7 +123,10 @@ export async function runSweep(
       let problem: string | null = null;
       for (const run of runs) {
         const done = join(run.dir, `eval_${String(steps).padStart(6, "0")}.json`);
-        if (!existsSync(done)) problem = await trainTo(steps, run, signal);
+        for (const part of existsSync(done) ? [] : run.parts) {
+          problem ??= await trainTo(steps, part, signal);
+          if (signal?.aborted) break;
+        }
         if (signal?.aborted) return stopped(rung, standings);
         if (problem !== null) break;
         base ??= await evaluated(run, "policy", join(dir, "base.json"));
@@ -119,7 +135,13 @@ export async function runSweep(
       }
       const settings = problem === null ? scoresOf(base as ModelEvaluation, found, config) : [];
       const [score = FAILED] = settings;
-      rung.push({ trial, steps, score, settings, runs: runs.map((run) => run.dir) });
+      rung.push({
+        trial,
+        steps,
+        score,
+        settings,
+        runs: runs.map(({ parts }) => parts.map((part) => part.dir)),
+      });
       say(`${trial.name}, ${steps} steps: ${problem ?? scoreText(score)}`);
     }
     const better = ranked(rung);
@@ -156,7 +178,7 @@ function sayNotes(
 ): void {
   const noted = all.map(({ trial, runs }) => ({
     name: trial.name,
-    notes: new Set(runs.flatMap(({ resolved }) => resolved.notes)),
+    notes: new Set(runs.flatMap(({ parts }) => parts.flatMap(({ resolved }) => resolved.notes))),
   }));
   for (const note of new Set(noted.flatMap(({ notes }) => [...notes]))) {
     const names = noted.filter(({ notes }) => notes.has(note)).map(({ name }) => name);
@@ -219,11 +241,7 @@ function planBefore(text: string): string | null {
  *
  * @returns why there is no policy; null where there is one.
  */
-async function trainTo(
-  steps: number,
-  { dir, resolved }: TrialRun,
-  signal?: AbortSignal,
-): Promise<string | null> {
+async function trainTo(steps: number, { dir, resolved }: Part, signal?: AbortSignal): Promise<string | null> {
   const failed = join(dir, "failed.txt");
   if (existsSync(failed)) return readFileSync(failed, "utf8");
   const done = Number(/\d+/.exec(listCheckpoints(join(dir, "checkpoints")).at(-1) ?? "")?.[0] ?? 0);
@@ -238,17 +256,32 @@ async function trainTo(
   }
 }
 
-/** The evaluation of a run's policy, or of the policy that it started from, on the run's device: from the file, or made and written. */
+const configsOf = ({ parts }: TrialRun): ResolvedConfig["config"][] =>
+  parts.map(({ resolved }) => resolved.config);
+
+/**
+ * The evaluation of a trial's policy, or of the policy that it started from, on the runs' device: from the file, or made and
+ * written. An averaged policy is written beside it.
+ */
 async function evaluation(
-  { eval: { images, samples, trainImages, temperatures, cfg, prefix } }: SweepConfig,
-  { dir, resolved, features, which }: TrialRun & { features: readonly string[]; which: "policy" | "against" },
+  {
+    average: { runs, scale },
+    eval: { images, samples, trainImages, temperatures, cfg, prefix },
+  }: SweepConfig,
+  { parts, features, which }: TrialRun & { features: readonly string[]; which: "policy" | "against" },
   json: string,
 ): Promise<ModelEvaluation> {
   if (existsSync(json)) return JSON.parse(readFileSync(json, "utf8")) as ModelEvaluation;
-  const { policy, against, tokenizer, data, start, rewardNetworks } = optionsOfRun(dir);
-  const judged = which === "policy" ? policy : against;
-  if (tokenizer === undefined || judged === undefined)
+  const [{ dir, resolved }] = parts as [Part];
+  const { policy, tokenizer, data, start, rewardNetworks } = optionsOfRun(dir);
+  const made = parts.flatMap((part) => optionsOfRun(part.dir).against ?? []);
+  if (tokenizer === undefined || policy === undefined || made.length < parts.length)
     throw expected(dir, "a run that began from files and has made a policy", "none", "Remove its folder");
+  let judged = which === "policy" ? policy : (made[0] as PolicyFile);
+  if (which === "against" && (runs > 1 || scale !== 1)) {
+    judged = { path: json.replace(/eval_(\d+)\.json$/, "average_$1.safetensors") };
+    averagePolicies(made, { base: policy, scale, out: judged.path });
+  }
   return await evaluateModels({
     ...{ tokenizer, policy: judged, features, images, samples, trainImages, temperatures, cfg, json },
     ...{ data: data ?? {}, start: start ?? "condition", resamples: 0, device: deviceOf(resolved.config) },

@@ -8,6 +8,7 @@ import { type SweepConfig, sweepKind } from "../../src/config/sweep.js";
 import { writeSweep } from "../../src/dashboard/sweep.js";
 import type { EvalRow } from "../../src/evaluation/options.js";
 import { FeatureClassifier } from "../../src/metrics/index.js";
+import { averageWeights } from "../../src/nn/index.js";
 import { buildArPolicy, policyMetadata } from "../../src/rl_ar_finetune/builder.js";
 import { meanInterval, studentQuantile } from "../../src/sweep/interval.js";
 import {
@@ -20,7 +21,13 @@ import {
 } from "../../src/sweep/score.js";
 import { runSweep, type SweepResult } from "../../src/sweep/sweep.js";
 import { trialsOf } from "../../src/sweep/trials.js";
-import { isCudaAvailable, manualSeed, saveSafetensors } from "../../src/torch/index.js";
+import {
+  isCudaAvailable,
+  loadSafetensors,
+  manualSeed,
+  saveSafetensors,
+  type Tensor,
+} from "../../src/torch/index.js";
 import { fakeGpu } from "../support/fake_gpu.js";
 import { checkpointsOf, tinyFolder, writeEmoji } from "../support/train_run.js";
 
@@ -229,6 +236,9 @@ train: { threads: 1, device: cpu }
   return { at, run };
 }
 
+/** Runs that are judged as they are. */
+const ALONE = { runs: 1, scale: 1 };
+
 /** What must not depend on where a sweep was stopped. */
 const plain = ({ standings }: SweepResult) =>
   standings.map(({ trial, steps, score }) => ({ trial, steps, score }));
@@ -242,7 +252,7 @@ test("a sweep that is stopped goes on to the same end, and repeats no trial that
     [2, 1],
     "half of two goes on",
   );
-  const page = await writeSweep(whole, { rungs: [1, 2], seeds: [0] }, "rlar eval");
+  const page = await writeSweep(whole, { rungs: [1, 2], seeds: [0], average: ALONE }, "rlar eval");
   const html = readFileSync(page, "utf8");
   for (const { trial } of whole.standings) assert.ok(html.includes(trial.name));
   assert.match(html, /optimizer\.lr/);
@@ -281,7 +291,7 @@ test("named trials run with each seed on the device of base.yaml, and the page a
   );
   for (const name of ["base.json", "grpo/seed_3/eval_000001.json"])
     assert.equal(JSON.parse(readFileSync(at(`named/${name}`), "utf8")).settings.device, "cuda", name);
-  const page = await writeSweep(result, given, "rlar eval");
+  const page = await writeSweep(result, { ...given, average: ALONE }, "rlar eval");
   const html = readFileSync(page, "utf8");
   assert.match(html, /R &amp; LOO/);
   assert.match(html, /class="range"/);
@@ -299,4 +309,38 @@ test("named trials run with each seed on the device of base.yaml, and the page a
   }
   const wrong = { ...given, compare: { Typo: { algorithm: "rlo" } } };
   await assert.rejects(run("wrong", {}, wrong), /Typo: algorithm: expected/);
+});
+
+test("several runs of a seed are judged as one policy, also where the sweep was stopped between them", async (t) => {
+  const { at, run } = await sweepFolder(t);
+  const average = { runs: 2, scale: 1.5 };
+  const given = {
+    ...{ rungs: [1], seeds: [3], trials: undefined, keep: undefined, keys: undefined },
+    average,
+  };
+  const compare = { GRPO: {} };
+  const result = await run("whole", {}, { ...given, compare });
+  const parts = ["whole/grpo/run_0", "whole/grpo/run_1"].map(at);
+  assert.deepEqual(result.standings[0]?.runs, [parts]);
+  for (const [k, part] of parts.entries())
+    assert.match(readFileSync(join(part, "config.yaml"), "utf8"), new RegExp(`^seed: ${6 + k}$`, "m"));
+  const weights = (name: string) => loadSafetensors(name).tensors;
+  const policies = parts.map((part) => weights(join(part, "checkpoints/step_000001/policy.safetensors")));
+  const averaged = weights(at("whole/grpo/average_000001.safetensors"));
+  const wanted = averageWeights(policies, { base: weights(at("policy.safetensors")), scale: 1.5 });
+  for (const [name, tensor] of Object.entries(wanted.weights))
+    assert.ok(tensor.equal(averaged[name] as Tensor), name);
+  const { files } = JSON.parse(readFileSync(at("whole/grpo/eval_000001.json"), "utf8"));
+  assert.ok(files.some(({ path }: { path: string }) => path.endsWith("average_000001.safetensors")));
+  const html = readFileSync(await writeSweep(result, given, "rlar eval"), "utf8");
+  assert.match(
+    html,
+    /2 runs of each seed are averaged; what is judged is 1\.5 times the change from the base/,
+  );
+
+  // Stopped after the first of the two.
+  await run("parts", {}, { ...given, compare });
+  for (const gone of ["run_1", "average_000001.safetensors", "eval_000001.json"])
+    rmSync(at(`parts/grpo/${gone}`), { recursive: true });
+  assert.deepEqual(plain(await run("parts", {}, { ...given, compare })), plain(result));
 });
