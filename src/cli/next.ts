@@ -28,11 +28,12 @@ const DRAWN = 4;
  * The command that draws samples from a run's policy.
  *
  * @param start - what the run's sequences started from.
+ * @param averaged - file of a policy to draw from in place of the run's.
  * @returns null where the run has no policy or tokenizer in files, or draws from texts, whose features only the user has.
  */
-export function sampleCommand(run: string, start: "condition" | "empty"): string | null {
+export function sampleCommand(run: string, start: "condition" | "empty", averaged?: string): string | null {
   const { against, policy, tokenizer } = optionsOfRun(run);
-  const drawn = against ?? policy;
+  const drawn = averaged === undefined ? (against ?? policy) : { path: averaged };
   if (drawn === undefined || tokenizer === undefined) return null;
   const conditioning = conditioningOfFile(drawn.path);
   if (conditioning === null) return null;
@@ -44,7 +45,14 @@ export function sampleCommand(run: string, start: "condition" | "empty"): string
   const count = Math.min(DRAWN, known);
   const ids = Array.from({ length: count }, (_, i) => Math.floor((i * known) / count));
   const what = isFree ? ["--unconditional"] : ["--class", ids.join(",")];
-  return rlarCommand(["sample", "--run", run, ...what, "--out", join(run, "sample.png")]);
+  const files = [
+    "--policy",
+    drawn.path,
+    "--tokenizer",
+    typeof tokenizer === "string" ? tokenizer : tokenizer.path,
+  ];
+  const which = averaged === undefined ? ["--run", run] : files;
+  return rlarCommand(["sample", ...which, ...what, "--out", join(run, "sample.png")]);
 }
 
 /** The command that judges a run before and after, or what is missing for one. */

@@ -57,7 +57,7 @@ test("a few steps of the demo leave a table, pages of pictures, an evaluation an
       encoding: "utf8",
     });
     assert.equal(status, 0, stderr);
-    assert.match(stdout, /^held-out reward in the run: -\d\.\d{3} before, -\d\.\d{3} after$/m);
+    assert.match(stdout, /^held-out reward in the first run: -\d\.\d{3} before, -\d\.\d{3} after$/m);
     assert.match(stdout, /^before {2}T 1 .*\nafter {3}T 1 /m);
     assert.match(stdout, /^ceiling /m);
     // The table and the sentences below it call the networks by the same names.
@@ -66,6 +66,7 @@ test("a few steps of the demo leave a table, pages of pictures, an evaluation an
 
     const run = join(dir, "completion");
     const evaluation = JSON.parse(readFileSync(join(run, "eval.json"), "utf8")) as {
+      files: { role: string; path: string }[];
       rows: { policy: string; temperature: number }[];
       networks: { name: string }[];
     };
@@ -83,6 +84,17 @@ test("a few steps of the demo leave a table, pages of pictures, an evaluation an
     assert.match(readFileSync(join(run, "report.html"), "utf8"), /<svg/);
     assert.ok(readdirSync(join(run, "eval")).some((name) => name.endsWith(".png")));
     assert.ok(existsSync(join(run, "checkpoints")));
+    // Two runs that differ in their seed, and their average, which was judged.
+    const seeds = ["completion", "completion_again"].map((name) => {
+      const config = readFileSync(join(dir, name, "config.yaml"), "utf8");
+      return /^seed: (\d+)$/m.exec(config)?.[1];
+    });
+    assert.deepEqual(seeds, ["0", "1"]);
+    assert.deepEqual(
+      evaluation.files.filter(({ role }) => role === "B").map(({ path }) => path),
+      [join(run, "average.safetensors")],
+    );
+    assert.match(stdout, /^samples {3}.* sample --policy \S+average\.safetensors --tokenizer /m);
     const [, step = "{}"] = readFileSync(join(run, "metrics.jsonl"), "utf8").split("\n");
     assert.equal(JSON.parse(step)["perf/processes"], availableParallelism() > 1 ? 2 : undefined);
   } finally {
