@@ -4,7 +4,7 @@ import { basename, resolve } from "node:path";
 import { ConfigError } from "../config/resolve.js";
 import { optionsOfRun, type PolicyFile } from "../evaluation/options.js";
 import { averagePolicies } from "../rl_ar_finetune/average.js";
-import { requireWritable } from "../run/folder.js";
+import { requireNew, requireWritable } from "../run/folder.js";
 import { expected, expectedMessage } from "../torch/index.js";
 
 /** Options of `rlar average`. */
@@ -20,8 +20,7 @@ export interface AverageCommandOptions {
 export function average(paths: readonly string[], options: AverageCommandOptions): void {
   const { out, scale, force = false, json = false } = options;
   requireWritable("--out", out, [".safetensors"]);
-  if (existsSync(out) && !force)
-    throw expected(out, "a file that does not exist yet", "one that does", "Use --force");
+  requireNew(out, force);
   const found = paths.map(policyOf);
   const files = found.map(({ file }) => file.path);
   const twice = files.find((file, i) => files.indexOf(file) < i);

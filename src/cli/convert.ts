@@ -1,10 +1,9 @@
 /** `rlar convert`: write the weights of a model in any file as safetensors, with its configuration as metadata. */
-import { existsSync } from "node:fs";
 import { basename } from "node:path";
 import { rlarCommand } from "../config/command.js";
 import { type ModelDescription, openModel, usedBy, weightsOf } from "../rl_ar_finetune/builder.js";
-import { isAdapter, MERGE } from "../rl_ar_finetune/describe_weights.js";
-import { requireWritable } from "../run/folder.js";
+import { isAdapter, knownConfig, MERGE } from "../rl_ar_finetune/describe_weights.js";
+import { requireNew, requireWritable } from "../run/folder.js";
 import { expected, saveSafetensors, type Tensor, tidy } from "../torch/index.js";
 import { namesIn } from "./classes.js";
 import { askedOf, type FileOptions, nameOf, sayNotes } from "./inspect.js";
@@ -20,8 +19,7 @@ export interface ConvertOptions extends FileOptions {
  */
 export function convert(path: string, out: string, options: ConvertOptions): void {
   requireWritable("out", out, [".safetensors"]);
-  if (existsSync(out) && !options.force)
-    throw expected(out, "a file that does not exist yet", "one that does", "Use --force");
+  requireNew(out, options.force);
   using opened = openModel(path, askedOf(options));
   const { file, found } = opened;
   if (found === null) {
@@ -71,7 +69,5 @@ function configMetadata(found: ModelDescription): Record<string, string> {
   if (found.kind === "tokenizer") return { config: JSON.stringify(found.tokenizer.config) };
   if (found.kind === "classifier") return { config: JSON.stringify(found.config) };
   if (found.kind === "metric") return {};
-  const { config, assumed } = found.policy;
-  const known = Object.entries(config).filter(([name]) => !(assumed as readonly string[]).includes(name));
-  return { config: JSON.stringify(Object.fromEntries(known)) };
+  return { config: JSON.stringify(knownConfig(found.policy)) };
 }

@@ -10,15 +10,15 @@ import { rlarCommand } from "../config/command.js";
 import { trainKind } from "../config/train_kind.js";
 import { writeReport } from "../dashboard/report.js";
 import { evaluateModels, type ModelEvaluation } from "../evaluation/judge_models.js";
-import { type Estimate, type EvalRow, optionsOfRun, type PolicyFile } from "../evaluation/options.js";
+import { type Estimate, type EvalRow, optionsOfRun } from "../evaluation/options.js";
 import { networkMark } from "../evaluation/tables.js";
 import { FRONTIER_TEXT, freeVerdictText, verdictText, warningsOf } from "../evaluation/verdict.js";
-import { averagePolicies } from "../rl_ar_finetune/average.js";
 import type { Evaluation } from "../rl_ar_finetune/evaluate.js";
 import { type TrainResult, trainRlLoop } from "../rl_ar_finetune/train_loop.js";
 import { duration } from "../run/console.js";
 import { makeFolder } from "../torch/files.js";
 import { expected, hasFastBfloat16, setNumThreads } from "../torch/index.js";
+import { average } from "./average.js";
 import { readConfig } from "./config.js";
 import { emoji } from "./emoji.js";
 import { classifier, pretrain, tokenizer } from "./fit.js";
@@ -103,11 +103,10 @@ export async function demo({ seed, dir, short = false, fromScratch = false }: De
   const [run] = results as [TrainResult];
   const [{ config }] = resolved as [(typeof resolved)[number]];
   const averaged = join(run.dir, "average.safetensors");
-  const runs = results.map((result) => result.dir);
-  const made = runs.map((folder) => optionsOfRun(folder).against as PolicyFile); // every run began from a file
-  averagePolicies(made, { base: { path: config.ar.path as string }, scale: SCALE, out: averaged });
-  say(
-    `\n${averaged}: the average of ${runs.join(" and ")}, ${SCALE} times its change from the policy before`,
+  say("");
+  average(
+    results.map((result) => result.dir),
+    { scale: SCALE, out: averaged },
   );
 
   const judge = join(shipped, JUDGE);

@@ -9,6 +9,7 @@ import { pipeline } from "node:stream/promises";
 
 import { rlarCommand } from "../config/command.js";
 import { EMOJI_PACKAGES, prepareEmoji } from "../data/index.js";
+import { requireNew } from "../run/folder.js";
 import { makeFolder } from "../torch/files.js";
 import { expected } from "../torch/index.js";
 import { withProgress } from "./progress.js";
@@ -31,8 +32,7 @@ export async function emoji(options: EmojiCommandOptions): Promise<void> {
   const { out = `emoji_${size}px.tar` } = options;
   if (!existsSync(dirname(resolve(out))))
     throw expected(out, "a file in a folder that exists", "none", `Make ${dirname(resolve(out))} first`);
-  if (existsSync(out) && !options.force)
-    throw expected(out, "a file that does not exist yet", "one that does", "Use --force");
+  requireNew(out, options.force);
   const { classes, ...rest } = await withProgress("making the images", async (say) => {
     const google = await packageOf("google", options.google, say);
     const fluent = await packageOf("fluent", options.fluent, say);

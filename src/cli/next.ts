@@ -45,13 +45,8 @@ export function sampleCommand(run: string, start: "condition" | "empty", average
   const count = Math.min(DRAWN, known);
   const ids = Array.from({ length: count }, (_, i) => Math.floor((i * known) / count));
   const what = isFree ? ["--unconditional"] : ["--class", ids.join(",")];
-  const files = [
-    "--policy",
-    drawn.path,
-    "--tokenizer",
-    typeof tokenizer === "string" ? tokenizer : tokenizer.path,
-  ];
-  const which = averaged === undefined ? ["--run", run] : files;
+  const decoder = typeof tokenizer === "string" ? tokenizer : tokenizer.path;
+  const which = averaged === undefined ? ["--run", run] : ["--policy", averaged, "--tokenizer", decoder];
   return rlarCommand(["sample", ...which, ...what, "--out", join(run, "sample.png")]);
 }
 

@@ -46,18 +46,17 @@ export async function sweep(args: readonly string[], { json = false }: SweepComm
   return 0;
 }
 
-/** The command that judges the winner on held-out images that no trial was chosen on; an averaged one lies beside its evaluation. */
+/** The command that judges the winner on held-out images that no trial was chosen on. */
 function finalCommand(
-  { average, eval: { features, images, temperatures, cfg } }: SweepConfig,
+  { eval: { features, images, temperatures, cfg } }: SweepConfig,
   file: string,
-  { runs, steps }: Standing,
+  { runs, averages }: Standing,
 ): string {
   const networks = (features ?? []).flatMap((path) => ["--features", pathIn(dirname(file), path)]);
-  const [run] = runs[0] as readonly [string, ...string[]];
-  const isAveraged = average.runs > 1 || average.scale !== 1;
-  const folder = average.runs > 1 ? dirname(run) : run;
-  const averaged = join(folder, `average_${String(steps).padStart(6, "0")}.safetensors`);
-  const which = isAveraged ? ["--config", join(run, "config.yaml"), "--against", averaged] : ["--run", run];
+  const [run] = runs as readonly [string, ...string[]];
+  const [averaged] = averages;
+  const which =
+    averaged === undefined ? ["--run", run] : ["--config", join(run, "config.yaml"), "--against", averaged];
   return rlarCommand([
     "eval",
     ...[...which, ...networks, "--chosen-on", `${images}`],

@@ -64,7 +64,7 @@ ${tableOf(standings, isNamed)}${isNamed && html`<h3>Keys</h3>${keyList(standings
 }
 
 const foldersOf = (standings: readonly Standing[]): string[] =>
-  standings.flatMap(({ runs }) => runs[0]?.slice(0, 1) ?? []).slice(0, SHOWN);
+  standings.flatMap(({ runs }) => runs.slice(0, 1)).slice(0, SHOWN);
 
 /** A line a trial, setting, measure and judge. */
 function recordsOf(

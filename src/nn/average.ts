@@ -2,7 +2,8 @@
  * Averages of the weights of models that were trained from the same start, and steps beyond them. `rlar average` reads and writes
  * the files.
  */
-import { expected, stack, type Tensor, tidy } from "../torch/index.js";
+import { expected, readOptions, stack, type Tensor, tidy } from "../torch/index.js";
+import { requireShapes, type Shapes } from "./state_dict.js";
 
 /** Weights by name. */
 type Weights = Readonly<Record<string, Tensor>>;
@@ -37,19 +38,17 @@ export interface Averaged {
  * @throws RangeError when there is no model, names or shapes differ, a weight is not finite, or the scale is not finite or needs a
  *   base that was not given.
  */
-export function averageWeights(
-  models: readonly Weights[],
-  { base, scale = 1, ...unknown }: AverageOptions = {},
-): Averaged {
+export function averageWeights(models: readonly Weights[], ...given: [options?: AverageOptions]): Averaged {
+  const { base, scale = 1 } = readOptions<AverageOptions>("averageWeights", given, {
+    names: { base: true, scale: "number" },
+  });
   const [first] = models;
-  const [other] = Object.keys(unknown);
-  if (other !== undefined) throw expected("averageWeights", "the options base and scale", other);
   if (first === undefined) throw expected("averageWeights", "at least one model", 0);
   if (!Number.isFinite(scale)) throw expected("averageWeights: scale", "a finite number", scale);
   if (scale !== 1 && base === undefined)
     throw expected("averageWeights: base", `the weights that scale ${scale} starts from`, "none");
-  const others = base === undefined ? models.slice(1) : [base, ...models.slice(1)];
-  for (const each of others) requireAlike(first, each);
+  for (const each of base === undefined ? models : [base, ...models])
+    requireShapes("averageWeights", "the first model", shapesIn(first), namesIn(each), shapesIn(each));
   const count = models.length;
   // Inner products of the changes, [models, models].
   const products = new Float64Array(count * count);
@@ -87,17 +86,9 @@ function meanCosine(products: Float64Array, count: number): number | null {
   return Number.isFinite(mean) ? mean : null;
 }
 
-function requireAlike(a: Weights, b: Weights): void {
-  const shapes = (of: Weights, name: string): string =>
-    Object.hasOwn(of, name) ? `[${of[name]?.shape.join(", ")}]` : "no such tensor";
-  for (const name of new Set([...Object.keys(a), ...Object.keys(b)])) {
-    const [one, two] = [shapes(a, name), shapes(b, name)];
-    if (one !== two)
-      throw expected(
-        `averageWeights: ${name}`,
-        `${one}, as in the first model`,
-        two,
-        "Average models that were trained from the same one",
-      );
-  }
-}
+const shapesIn = (weights: Weights): Shapes =>
+  Object.fromEntries(Object.entries(weights).map(([name, { shape }]) => [name, shape]));
+
+/** The names of weights, as they are in a file whose names are the model's. */
+const namesIn = (weights: Weights): Record<string, string> =>
+  Object.fromEntries(Object.keys(weights).map((name) => [name, name]));

@@ -6,7 +6,7 @@
  */
 import { averageWeights } from "../nn/index.js";
 import { saveSafetensors, type Tensor, tidy } from "../torch/index.js";
-import { openModel, usedBy, type WeightsChoice, wrongKind } from "./describe_weights.js";
+import { knownConfig, openModel, usedBy, type WeightsChoice, wrongKind } from "./describe_weights.js";
 
 /** A file of a policy, and which of its weights. */
 export type AveragedFile = WeightsChoice & { readonly path: string };
@@ -55,7 +55,5 @@ function read({ path, ...choice }: AveragedFile): {
   const tensors = Object.fromEntries(
     Object.entries(usedBy(found)).map(([key, name]) => [key, file.tensor(name)]),
   );
-  const { config, assumed } = found.policy;
-  const known = Object.entries(config).filter(([name]) => !(assumed as readonly string[]).includes(name));
-  return { tensors, metadata: { config: JSON.stringify(Object.fromEntries(known)), ...file.metadata } };
+  return { tensors, metadata: { config: JSON.stringify(knownConfig(found.policy)), ...file.metadata } };
 }

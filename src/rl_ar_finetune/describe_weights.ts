@@ -312,6 +312,12 @@ export function policyMetadata(policy: { readonly options: object }): Record<str
   return { config: JSON.stringify(policy.options) };
 }
 
+/** The part of a policy's configuration that its file states, without what was assumed. */
+export const knownConfig = ({ config, assumed }: PolicyDescription): Record<string, unknown> =>
+  Object.fromEntries(
+    Object.entries(config).filter(([name]) => !(assumed as readonly string[]).includes(name)),
+  );
+
 function nameOfDict({ wrapper }: WeightsFile): string {
   return wrapper === "" ? "" : ` under "${wrapper}"`;
 }

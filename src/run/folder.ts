@@ -10,6 +10,7 @@ import { configYaml } from "../config/explain.js";
 import { ConfigError, type ConfigKind, type RunConfig, type TrainConfig } from "../config/resolve.js";
 import { trainKind } from "../config/train_kind.js";
 import { broadcastValue, isFirst, restartsOf } from "../distributed/index.js";
+import { expected } from "../torch/errors.js";
 import { makeFolder, replaceFile, writing } from "../torch/files.js";
 import { listCheckpoints } from "./checkpoint.js";
 
@@ -115,6 +116,12 @@ function removeUnfinished(path: string): void {
       if (/^\..*\.tmp$/.test(name)) writing(file, () => rmSync(file, { recursive: true, force: true }));
     }
   }
+}
+
+/** Refuse to replace a file. @param force - what allows it. */
+export function requireNew(path: string, force = false): void {
+  if (existsSync(path) && !force)
+    throw expected(path, "a file that does not exist yet", "one that does", "Use --force");
 }
 
 /**

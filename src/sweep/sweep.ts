@@ -1,7 +1,7 @@
 /**
  * `rlar sweep`: successive halving (Jamieson and Talwalkar 2016). All trials train to the first rung and are evaluated on
- * held-out images; the better ones go on to the next, or all of them where the file names them. Each trial is an ordinary run in a folder of its own, and what is done is
- * known by the files that are there, so a sweep that was killed goes on where it was.
+ * held-out images; the better ones go on to the next, or all of them where the file names them. Each trial is an ordinary run in a
+ * folder of its own, and what is done is known by the files that are there, so a sweep that was killed goes on where it was.
  */
 import { existsSync, readFileSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
@@ -11,7 +11,7 @@ import { ConfigError, type ResolvedConfig, resolveConfig } from "../config/resol
 import { type SweepConfig, sweepKind } from "../config/sweep.js";
 import { trainKind } from "../config/train_kind.js";
 import { evaluateModels, type ModelEvaluation } from "../evaluation/judge_models.js";
-import { optionsOfRun, type PolicyFile } from "../evaluation/options.js";
+import { optionsOfRun } from "../evaluation/options.js";
 import { pointText } from "../evaluation/tables.js";
 import { averagePolicies } from "../rl_ar_finetune/average.js";
 import { deviceOf } from "../rl_ar_finetune/parts.js";
@@ -33,8 +33,10 @@ export interface Standing {
   readonly score: Score;
   /** At every setting, the best first; empty for a trial that made no policy. */
   readonly settings: readonly Score[];
-  /** Folders of its runs: for each seed those that are averaged. */
-  readonly runs: readonly (readonly string[])[];
+  /** Folders of its runs, one a seed, or for each seed those that are averaged. */
+  readonly runs: readonly string[];
+  /** Files of the averages that were judged, one a seed; empty where runs are judged as they are. */
+  readonly averages: readonly string[];
 }
 
 /** What came of a sweep. */
@@ -97,7 +99,8 @@ export async function runSweep(
       return { dir: folder, parts };
     });
   const all = trials.map((trial) => ({ trial, runs: runsOf(trial) }));
-  for (const { ar, tokenizer } of all.flatMap(({ runs }) => runs.flatMap(configsOf))) {
+  const parts = all.flatMap(({ runs }) => runs.flatMap((run) => run.parts));
+  for (const { ar, tokenizer } of parts.map(({ resolved }) => resolved.config)) {
     if (ar.path !== null && tokenizer.path !== null) continue;
     const missing = ar.path === null ? "ar.path" : "tokenizer.path";
     throw new ConfigError([
@@ -111,26 +114,28 @@ export async function runSweep(
   const stopped = (...some: readonly Standing[][]): SweepResult => {
     return { dir, isInterrupted: true, isNamed, standings: ranked(some.flat()) };
   };
-  const evaluated = (run: TrialRun, which: "policy" | "against", json: string): Promise<ModelEvaluation> =>
-    evaluation(config, { ...run, features, which }, json);
+  const isAveraged = config.average.runs > 1 || config.average.scale !== 1;
   let base: ModelEvaluation | null = null;
   let standings: Standing[] = [];
   let alive = all;
   for (const steps of config.rungs) {
+    const digits = String(steps).padStart(6, "0");
+    const averageOf = ({ dir }: TrialRun): string => join(dir, `average_${digits}.safetensors`);
     const rung: Standing[] = [];
     for (const { trial, runs } of alive) {
       const found: ModelEvaluation[] = [];
       let problem: string | null = null;
       for (const run of runs) {
-        const done = join(run.dir, `eval_${String(steps).padStart(6, "0")}.json`);
+        const done = join(run.dir, `eval_${digits}.json`);
         for (const part of existsSync(done) ? [] : run.parts) {
           problem ??= await trainTo(steps, part, signal);
           if (signal?.aborted) break;
         }
         if (signal?.aborted) return stopped(rung, standings);
         if (problem !== null) break;
-        base ??= await evaluated(run, "policy", join(dir, "base.json"));
-        found.push(await evaluated(run, "against", done));
+        base ??= await evaluation(config, { ...run, features, judged: "base" }, join(dir, "base.json"));
+        const judged = isAveraged ? { average: averageOf(run) } : "run";
+        found.push(await evaluation(config, { ...run, features, judged }, done));
         if (signal?.aborted) return stopped(rung, standings);
       }
       const settings = problem === null ? scoresOf(base as ModelEvaluation, found, config) : [];
@@ -140,7 +145,8 @@ export async function runSweep(
         steps,
         score,
         settings,
-        runs: runs.map(({ parts }) => parts.map((part) => part.dir)),
+        runs: runs.flatMap((run) => run.parts.map((part) => part.dir)),
+        averages: isAveraged ? runs.map(averageOf) : [],
       });
       say(`${trial.name}, ${steps} steps: ${problem ?? scoreText(score)}`);
     }
@@ -256,34 +262,35 @@ async function trainTo(steps: number, { dir, resolved }: Part, signal?: AbortSig
   }
 }
 
-const configsOf = ({ parts }: TrialRun): ResolvedConfig["config"][] =>
-  parts.map(({ resolved }) => resolved.config);
-
 /**
- * The evaluation of a trial's policy, or of the policy that it started from, on the runs' device: from the file, or made and
- * written. An averaged policy is written beside it.
+ * The evaluation of a policy on the runs' device: from the file, or made and written.
+ *
+ * @param judged - the policy that the runs started from, that of the only run, or the file to write the runs' average to.
  */
 async function evaluation(
+  { average, eval: { images, samples, trainImages, temperatures, cfg, prefix } }: SweepConfig,
   {
-    average: { runs, scale },
-    eval: { images, samples, trainImages, temperatures, cfg, prefix },
-  }: SweepConfig,
-  { parts, features, which }: TrialRun & { features: readonly string[]; which: "policy" | "against" },
+    parts,
+    features,
+    judged,
+  }: TrialRun & { features: readonly string[]; judged: "base" | "run" | { readonly average: string } },
   json: string,
 ): Promise<ModelEvaluation> {
   if (existsSync(json)) return JSON.parse(readFileSync(json, "utf8")) as ModelEvaluation;
   const [{ dir, resolved }] = parts as [Part];
-  const { policy, tokenizer, data, start, rewardNetworks } = optionsOfRun(dir);
-  const made = parts.flatMap((part) => optionsOfRun(part.dir).against ?? []);
-  if (tokenizer === undefined || policy === undefined || made.length < parts.length)
+  const own = parts.map((part) => optionsOfRun(part.dir));
+  const [{ policy: base, tokenizer, data, start, rewardNetworks }] = own as [(typeof own)[number]];
+  const made = own.flatMap(({ against }) => against ?? []);
+  const [first] = made;
+  if (tokenizer === undefined || base === undefined || first === undefined || made.length < parts.length)
     throw expected(dir, "a run that began from files and has made a policy", "none", "Remove its folder");
-  let judged = which === "policy" ? policy : (made[0] as PolicyFile);
-  if (which === "against" && (runs > 1 || scale !== 1)) {
-    judged = { path: json.replace(/eval_(\d+)\.json$/, "average_$1.safetensors") };
-    averagePolicies(made, { base: policy, scale, out: judged.path });
+  let policy = judged === "base" ? base : first;
+  if (typeof judged === "object") {
+    policy = { path: judged.average };
+    averagePolicies(made, { base, scale: average.scale, out: judged.average });
   }
   return await evaluateModels({
-    ...{ tokenizer, policy: judged, features, images, samples, trainImages, temperatures, cfg, json },
+    ...{ tokenizer, policy, features, images, samples, trainImages, temperatures, cfg, json },
     ...{ data: data ?? {}, start: start ?? "condition", resamples: 0, device: deviceOf(resolved.config) },
     ...(prefix !== null && { prefixes: [prefix] }),
     ...(rewardNetworks && { rewardNetworks }),

@@ -98,7 +98,7 @@ test("runs are averaged and scaled from the policy that they began with; what ca
     [
       [at("seed_1"), at("other.safetensors")],
       {},
-      /averageWeights: \S+: expected .*, as in the first model, got /,
+      /averageWeights: expected the 22 tensors of the first model, got missing blocks\..* unknown cls_embedding/,
     ],
     [
       [at("seed_1"), at("tokenizer.safetensors")],

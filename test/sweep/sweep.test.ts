@@ -321,7 +321,8 @@ test("several runs of a seed are judged as one policy, also where the sweep was 
   const compare = { GRPO: {} };
   const result = await run("whole", {}, { ...given, compare });
   const parts = ["whole/grpo/run_0", "whole/grpo/run_1"].map(at);
-  assert.deepEqual(result.standings[0]?.runs, [parts]);
+  assert.deepEqual(result.standings[0]?.runs, parts);
+  assert.deepEqual(result.standings[0]?.averages, [at("whole/grpo/average_000001.safetensors")]);
   for (const [k, part] of parts.entries())
     assert.match(readFileSync(join(part, "config.yaml"), "utf8"), new RegExp(`^seed: ${6 + k}$`, "m"));
   const weights = (name: string) => loadSafetensors(name).tensors;
