@@ -42,6 +42,9 @@ export interface Agreement {
   } | null;
 }
 
+/** Points from which ranks say something: two always agree or disagree. */
+export const LEAST_RANKED = 3;
+
 /** The measures that networks are compared by. */
 const COMPARED = ["perceptual", "fd_train"] as const;
 
@@ -49,7 +52,8 @@ const COMPARED = ["perceptual", "fd_train"] as const;
  * Compare the networks of an evaluation.
  *
  * @param names - of the networks; of fewer than two there is nothing to compare.
- * @returns one entry a measure and set of images of which at least two networks have numbers.
+ * @returns one entry a measure and set of images of which at least two networks have numbers,
+ *   where there are points enough for ranks, or settings of both policies.
  */
 export function agreementsOf(names: readonly string[], rows: readonly EvalRow[]): Agreement[] {
   const prefixes = [...new Set(rows.flatMap(({ completions }) => completions.map(({ prefix }) => prefix)))];
@@ -61,7 +65,8 @@ export function agreementsOf(names: readonly string[], rows: readonly EvalRow[])
         const values = rows.map((row) => setOf(row)?.networks[name]?.[measure]);
         return values.every((value) => value !== undefined) ? [{ name, values }] : [];
       });
-      if (judges.length < 2) return [];
+      const changes = changesOf(judges, rows);
+      if (judges.length < 2 || (changes === null && rows.length < LEAST_RANKED)) return [];
       const correlations = judges.flatMap((a, i) =>
         judges.slice(i + 1).map(
           (b): Correlation => ({
@@ -70,7 +75,7 @@ export function agreementsOf(names: readonly string[], rows: readonly EvalRow[])
           }),
         ),
       );
-      return [{ measure, prefix, points: rows.length, correlations, changes: changesOf(judges, rows) }];
+      return [{ measure, prefix, points: rows.length, correlations, changes }];
     }),
   );
 }
@@ -78,7 +83,7 @@ export function agreementsOf(names: readonly string[], rows: readonly EvalRow[])
 function correlationOf(a: readonly Estimate[], b: readonly Estimate[]): number | null {
   const valuesOf = (estimates: readonly Estimate[]): number[] => estimates.map(({ value }) => value);
   const correlation = rankCorrelation(valuesOf(a), valuesOf(b));
-  return a.length < 3 || Number.isNaN(correlation) ? null : correlation;
+  return a.length < LEAST_RANKED || Number.isNaN(correlation) ? null : correlation;
 }
 
 function changesOf(

@@ -5,7 +5,7 @@
 
 import { betterOf, MEASURES, measureOf } from "../metrics/measures.js";
 import { expectedType } from "../torch/index.js";
-import type { Agreement } from "./agreement.js";
+import { type Agreement, LEAST_RANKED } from "./agreement.js";
 import {
   bestStanding,
   type FreeVerdict,
@@ -108,8 +108,8 @@ export function agreementTexts(
         return `${pair} ${value === null ? "have too few different values" : value.toFixed(2)}`;
       })
       .join(", ");
-    const end = `Rank correlation over ${points} ${points === 1 ? "point" : "points"}: ${ranks}.`;
-    if (changes === null) return `${of}: ${end}`;
+    const end = points < LEAST_RANKED ? "" : ` Rank correlation over ${points} points: ${ranks}.`;
+    if (changes === null) return `${of}:${end}`;
     const { settings, agreed } = changes;
     const counts = changes.networks.map(({ network, lower, even, higher }) => {
       const parts = [
@@ -123,7 +123,7 @@ export function agreementTexts(
     const verdict =
       agreed === settings ? "The judges agree" : `The judges disagree at ${settings - agreed} of ${settings}`;
     const at = `${settings} ${settings === 1 ? "setting" : "settings"}`;
-    return `${verdict} on ${of}. From A to B at the same temperature and scale, ${at}: ${counts.join("; ")}. ${end}`;
+    return `${verdict} on ${of}. From A to B at the same temperature and scale, ${at}: ${counts.join("; ")}.${end}`;
   });
 }
 

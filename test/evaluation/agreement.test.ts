@@ -57,9 +57,17 @@ test("judges disagree where one sees a measure rise that another does not", () =
 
 test("one network, or one policy, has less to compare", () => {
   assert.deepEqual(agreementsOf(["inside"], ROWS), []);
-  const [alone] = agreementsOf(["inside", "outside"], ROWS.slice(0, 2));
-  assert.equal(alone?.changes, null);
-  assert.equal(alone?.correlations[0]?.value, null, "two points always agree or disagree");
+  assert.deepEqual(agreementsOf(["inside", "outside"], []), [], "a tokenizer alone has no points");
+  assert.deepEqual(
+    agreementsOf(["inside", "outside"], ROWS.slice(0, 2)),
+    [],
+    "two points always agree or disagree",
+  );
+  const networks = ["inside", "outside"].map((name) => ({ name, isRewarded: false }));
+  const pair = agreementsOf(["inside", "outside"], [ROWS[0], ROWS[2]] as EvalRow[]);
+  assert.equal(pair[0]?.changes?.settings, 1);
+  assert.equal(pair[0]?.correlations[0]?.value, null);
+  assert.match(agreementTexts(pair, networks)[0] as string, /disagree at 1 of 1 .*finds it higher at 1\.$/);
   const even = [0.6, 0.8, 1].map((t) => row("A", t, { inside: near(1), outside: near(t) }));
   assert.equal(agreementsOf(["inside", "outside"], even)[0]?.correlations[0]?.value, null);
 });
