@@ -2,9 +2,8 @@
  * `rlar sweep`: choose keys of `rlar train` by successive halving over a file of ranges, or compare trials that the file names. The
  * work is done in `src/sweep`.
  */
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import { rlarCommand } from "../config/command.js";
-import { pathIn } from "../config/input.js";
 import { ConfigError } from "../config/resolve.js";
 import { type SweepConfig, sweepKind } from "../config/sweep.js";
 import { writeSweep } from "../dashboard/sweep.js";
@@ -35,7 +34,7 @@ export async function sweep(args: readonly string[], { json = false }: SweepComm
     say(`interrupted; go on: ${rlarCommand(["sweep", ...args])}`);
     return interruptionCode();
   }
-  const command = finalCommand(config, file, standings[0] as Standing);
+  const command = finalCommand(config, standings[0] as Standing);
   const page = await writeSweep(result, config, command);
   if (json) print(process.stdout, `${JSON.stringify({ dir, page, standings }, null, 2)}\n`);
   else
@@ -49,10 +48,9 @@ export async function sweep(args: readonly string[], { json = false }: SweepComm
 /** The command that judges the winner on held-out images that no trial was chosen on. */
 function finalCommand(
   { eval: { features, images, temperatures, cfg } }: SweepConfig,
-  file: string,
   { runs, averages }: Standing,
 ): string {
-  const networks = (features ?? []).flatMap((path) => ["--features", pathIn(dirname(file), path)]);
+  const networks = (features ?? []).flatMap((path) => ["--features", path]);
   const [run] = runs as readonly [string, ...string[]];
   const [averaged] = averages;
   const which =

@@ -131,11 +131,11 @@ export function layerOfYaml(kind: KeyTable, text: string, name: string, folder =
   );
   const problems = errors.map(({ place, reason }) => `${place}${reason}`);
   const layer = layerOf(kind, found, { problems });
-  const values = [...layer.values].map(([path, given]): [string, Given] => {
-    const { value } = given;
-    const isRelative = kind.keyAt(path)?.isPath === true && typeof value === "string" && !isAbsolute(value);
-    return isRelative ? [path, { ...given, value: pathIn(folder, value) }] : [path, given];
-  });
+  const inFolder = (value: unknown): unknown => onPaths(value, (path) => pathIn(folder, path));
+  const values = [...layer.values].map(([path, given]): [string, Given] => [
+    path,
+    { ...given, value: kind.moved(path, given.value, inFolder) },
+  ]);
   const told = passed.map(
     ([path, what]) =>
       [
@@ -144,6 +144,12 @@ export function layerOfYaml(kind: KeyTable, text: string, name: string, folder =
       ] as const,
   );
   return { ...layer, values: new Map(values), passed: new Map(told) };
+}
+
+/** A path or a list of paths with a function of each; other values as they are. */
+function onPaths(value: unknown, of: (path: string) => string): unknown {
+  if (Array.isArray(value)) return value.map((each) => onPaths(each, of));
+  return typeof value === "string" ? of(value) : value;
 }
 
 /**
@@ -352,8 +358,7 @@ function layerOf(
         );
         continue;
       }
-      const isPath = options.mayBeLive !== true && key.isPath === true && typeof meant === "string";
-      const own = isPath ? homePath(meant) : meant;
+      const own = options.mayBeLive !== true && key.isPath === true ? onPaths(meant, homePath) : meant;
       if (rank === "default") {
         defaults.set(target, { value: own, where });
         continue;

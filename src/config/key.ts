@@ -10,7 +10,7 @@ interface KeyInfo {
   readonly unit?: string;
   /** What a program passes here, for a key whose value cannot stand in a file. */
   readonly live?: string;
-  /** Whether the value is a path. One in a file is relative to that file. */
+  /** Whether the value is a path, or a list of paths. One in a file is relative to that file. */
   readonly isPath?: boolean;
 }
 
@@ -27,14 +27,20 @@ export function key<S extends z.ZodType>(
   return made;
 }
 
+const path = z
+  .string()
+  .min(1)
+  .refine((text) => !text.includes("\0"))
+  .describe("a path");
+
 /** A key for the path of a file or folder, null where none is given. */
 export function pathKey(): z.ZodDefault<z.ZodNullable<z.ZodString>> {
-  const path = z
-    .string()
-    .min(1)
-    .refine((text) => !text.includes("\0"))
-    .describe("a path");
   return path.nullable().default(null).register(INFO, { isPath: true });
+}
+
+/** A key for the paths of files, null where none are given. */
+export function pathsKey(): z.ZodDefault<z.ZodNullable<z.ZodReadonly<z.ZodArray<z.ZodString>>>> {
+  return z.array(path).min(1).readonly().nullable().default(null).register(INFO, { isPath: true });
 }
 
 /** A key for an object that only a program can pass, null where none is given. */
@@ -153,7 +159,7 @@ function rangeOf(json: Json): string {
       return "null";
     case "array": {
       const { prefixItems, items } = json;
-      const what = rangeOf(prefixItems?.[0] ?? (items as Json)).replace(/^an? (integer|number)/, "$1s");
+      const what = rangeOf(prefixItems?.[0] ?? (items as Json)).replace(/^an? (integer|number|path)/, "$1s");
       return prefixItems === undefined ? `a list of ${what}` : `a list of ${prefixItems.length} ${what}`;
     }
     default:

@@ -95,6 +95,8 @@ export interface KindParts<T extends object> {
   readonly meanings?: Readonly<Record<string, (value: unknown) => Meaning>>;
   /** Values in other spellings, by path. */
   readonly spellings?: Readonly<Record<string, Readonly<Record<string, unknown>>>>;
+  /** A record of a file whose values may be paths, with `inFolder` of each path; itself by default. */
+  moved?(path: string, value: unknown, inFolder: (path: unknown) => unknown): unknown;
   /** Refuse values that do not fit together. */
   problems(config: T, found: Findings): void;
   /** Require what the command needs to begin. */
@@ -124,6 +126,8 @@ export interface KeyTable {
   keyAt(path: string): Key | undefined;
   /** Whether a path such as `rollout.guidance` names keys and not a value. */
   isSection(path: string): boolean;
+  /** The value of a file at a path, with `inFolder` of each path in it. */
+  moved(path: string, value: unknown, inFolder: (path: unknown) => unknown): unknown;
   /** What an assignment to another name or in another spelling stands for; itself where there is none. */
   meaningOf(path: string, value: unknown): Meaning;
 }
@@ -131,7 +135,7 @@ export interface KeyTable {
 /** A kind of configuration; `resolveConfig(sources, kind)` makes a `T`. */
 export interface ConfigKind<T extends object>
   extends KeyTable,
-    Omit<KindParts<T>, "aliases" | "meanings" | "spellings"> {}
+    Omit<KindParts<T>, "aliases" | "meanings" | "spellings" | "moved"> {}
 
 /** A record that has no names but its own. */
 const own = <V>(record: Readonly<Record<string, V>> = {}): Readonly<Record<string, V>> =>
@@ -170,6 +174,10 @@ export function configKind<T extends object>(parts: KindParts<T>): ConfigKind<T>
     patternOf,
     keyAt: (path) => byPath.get(patternOf(path)),
     isSection: (path) => sections.has(patternOf(path)),
+    moved: (path, value, inFolder) =>
+      byPath.get(patternOf(path))?.isPath === true
+        ? inFolder(value)
+        : (parts.moved?.(path, value, inFolder) ?? value),
     meaningOf: (path, value) =>
       meanings[path]?.(value) ??
       (aliases[path] ?? [path]).map((target) => {

@@ -1,8 +1,10 @@
 /** The configuration of `rlar sweep`: a base configuration of `rlar train`, ranges of its keys, and how trials are judged. */
 import * as z from "zod";
-import { key, pathKey, section } from "./key.js";
+import { isObject } from "../torch/json.js";
+import { key, pathKey, pathsKey, section } from "./key.js";
 import { type ConfigKind, configKind } from "./kind.js";
 import { atLeast0, count, integer0, positive, record, text } from "./shared.js";
+import { trainKind } from "./train_kind.js";
 
 const schema = section({
   preset: key(text.nullable(), null).describe(
@@ -51,7 +53,7 @@ const schema = section({
     "Greatest allowed change of measures against the base policy in percent, in every judge; trials that keep them come first. Fréchet and kernel distances are compared at the same temperature and guidance scale, all others with the base's best. Negative values ask for a gain.",
   ),
   eval: section({
-    features: key(z.array(text).min(1).readonly().nullable(), null).describe(
+    features: pathsKey().describe(
       "Files of the networks that judge, as --features of rlar eval. Required; give one that learnt elsewhere than the reward's network.",
     ),
     temperatures: key(z.array(positive).min(1).readonly(), [1, 0.8]).describe(
@@ -83,6 +85,13 @@ export const sweepKind: ConfigKind<SweepConfig> = configKind<SweepConfig>({
   name: "sweep",
   schema,
   presets: {},
+  moved: (path, value, inFolder) => {
+    const [section, ...names] = path.split(".");
+    if (section === "set" || section === "keys") return moved(names, value, inFolder);
+    if (section !== "compare") return value;
+    if (names.length > 0) return moved(names.slice(1), value, inFolder);
+    return isObject(value) ? eachOf(value, (_, keys) => moved([], keys, inFolder)) : value;
+  },
   problems: ({ rungs, seeds, compare, keys, trials, keep, eval: { temperatures, cfg, samples } }, found) => {
     const { refuse, isGiven } = found;
     const isAscending = rungs.every((rung, i) => i === 0 || rung > (rungs[i - 1] as number));
@@ -114,3 +123,16 @@ export const sweepKind: ConfigKind<SweepConfig> = configKind<SweepConfig>({
   memory: "Lower eval.trainImages, or what the training runs need",
   nameOf: () => "sweep",
 });
+
+const eachOf = (values: object, of: (name: string, value: unknown) => unknown): object =>
+  Object.fromEntries(Object.entries(values).map(([name, value]) => [name, of(name, value)]));
+
+/** Values of keys of `rlar train` below `names`, in any of their spellings, with `inFolder` of each path. */
+function moved(names: readonly string[], value: unknown, inFolder: (path: unknown) => unknown): unknown {
+  const path = trainKind.pathOf(names);
+  const isPath = (trainKind.aliases[path] ?? [path]).some((key) => trainKind.keyAt(key)?.isPath === true);
+  if (isPath) return inFolder(value);
+  return isObject(value)
+    ? eachOf(value, (name, below) => moved([...names, ...name.split(".")], below, inFolder))
+    : value;
+}

@@ -4,9 +4,8 @@
  * folder of its own, and what is done is known by the files that are there, so a sweep that was killed goes on where it was.
  */
 import { existsSync, readFileSync } from "node:fs";
-import { basename, dirname, join } from "node:path";
+import { basename, join } from "node:path";
 import { plainConfig } from "../config/explain.js";
-import { pathIn } from "../config/input.js";
 import { ConfigError, type ResolvedConfig, resolveConfig } from "../config/resolve.js";
 import { type SweepConfig, sweepKind } from "../config/sweep.js";
 import { trainKind } from "../config/train_kind.js";
@@ -72,7 +71,7 @@ interface Part {
 /**
  * Run a sweep, or go on with it.
  *
- * @param file - of the sweep, which relative paths of networks are relative to.
+ * @param file - of the sweep, which its folder is named after.
  * @throws ConfigError for keys, ranges and measures that cannot be used, before any trial begins, and for a folder of another
  *   sweep.
  */
@@ -84,7 +83,7 @@ export async function runSweep(
   checkMeasures(config);
   const dir = config.dir ?? join("runs", basename(file).replace(/\.ya?ml$/, ""));
   const trials = trialsOf(config);
-  const features = (config.eval.features ?? []).map((path) => pathIn(dirname(file), path));
+  const features = config.eval.features ?? [];
   const last = config.rungs.at(-1) as number;
   const isNamed = Object.keys(config.compare).length > 0;
   const runsOf = ({ name, folder: own, values }: Trial): TrialRun[] =>

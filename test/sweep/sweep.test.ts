@@ -1,6 +1,7 @@
 /** Sweeps: what trials draw, how they are scored, and that a sweep that was stopped goes on to the same end. */
 import assert from "node:assert/strict";
-import { readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import { type ConfigError, resolveConfig } from "../../src/config/resolve.js";
@@ -105,6 +106,41 @@ test("what an evaluation would refuse is refused before trials train; equal seed
   assert.throws(() => read({ eval: { temperatures: [1, 1] } }), /eval\.temperatures: .*got 1 twice\. /);
   assert.throws(() => read({ eval: { cfg: [2, 2] } }), /eval\.cfg: .*got 2 twice\. /);
   assert.throws(() => read({ eval: { samples: 1 } }), /eval\.samples: .*at least 2, got 1\. /);
+});
+
+test("paths in a sweep's file are relative to it, in every spelling, those of a command line are not", (t) => {
+  const folder = mkdtempSync(join(tmpdir(), "sweep-"));
+  t.after(() => rmSync(folder, { recursive: true }));
+  const file = join(folder, "sweep.yaml");
+  writeFileSync(
+    file,
+    `base: base.yaml
+set: { reward.kernel.path: a, tokenizer: { path: /b }, kl.coef: 0 }
+compare: { "Dr. X": { ar.path: c, data: { source: ~/d } } }
+eval: { features: [e, ../f] }
+`,
+  );
+  const { config } = resolveConfig({ file }, sweepKind);
+  assert.equal(config.base, join(folder, "base.yaml"));
+  assert.deepEqual(config.set, {
+    "reward.kernel.path": join(folder, "a"),
+    tokenizer: { path: "/b" },
+    "kl.coef": 0,
+  });
+  assert.deepEqual(config.compare, {
+    "Dr. X": { "ar.path": join(folder, "c"), data: { source: join(homedir(), "d") } },
+  });
+  assert.deepEqual(config.eval.features, [join(folder, "e"), join(folder, "..", "f")]);
+  const drawn = join(folder, "drawn.yaml");
+  writeFileSync(drawn, "keys: { ar.path: [c, /d], optimizer.lr: { log: [0.001, 0.1] } }");
+  const { keys } = resolveConfig({ file: drawn, isComplete: false }, sweepKind).config;
+  assert.deepEqual(keys, { "ar.path": [join(folder, "c"), "/d"], "optimizer.lr": { log: [0.001, 0.1] } });
+  const overrides = ["eval.features=[~/e, f]", "set={reward.kernel.path: a}"];
+  const typed = resolveConfig({ file, overrides }, sweepKind).config;
+  assert.deepEqual(
+    [typed.eval.features, typed.set],
+    [[join(homedir(), "e"), "f"], { "reward.kernel.path": "a" }],
+  );
 });
 
 test("the interval of a mean over seeds is Student's t", () => {
@@ -229,7 +265,7 @@ train: { threads: 1, device: cpu }
   const values = (dir: string) => ({
     ...{ base: at("base.yaml"), dir: at(dir), trials: 2, rungs: [1, 2], keep: 0.5 },
     keys: { "optimizer.lr": { log: [0.001, 0.1] } },
-    eval: { features: ["judge.safetensors"], temperatures: [1], images: 8, trainImages: 16 },
+    eval: { features: [at("judge.safetensors")], temperatures: [1], images: 8, trainImages: 16 },
   });
   const run = (dir: string, options: Parameters<typeof runSweep>[2] = {}, more: object = {}) =>
     runSweep(resolveConfig({ values: { ...values(dir), ...more } }, sweepKind), at("sweep.yaml"), options);
