@@ -69,7 +69,7 @@ function tableOf(standings: readonly Standing[]): string {
   return standings
     .map(({ trial, steps, score }) => {
       const values = Object.entries(trial.values).map(([key, value]) => `${key}=${JSON.stringify(value)}`);
-      return `${trial.name.padEnd(names)}  ${`${steps}`.padStart(width)} steps  ${scoreText(score)}  ${values.join(" ") || "the base"}`;
+      return `${trial.name.padEnd(names)}  step ${`${steps}`.padStart(width)}  ${scoreText(score)}  ${values.join(" ") || "the base"}`;
     })
     .join("\n");
 }

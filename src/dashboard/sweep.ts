@@ -39,8 +39,8 @@ export async function writeSweep(
   const rest = isNamed ? "all trials went on from each" : "the better trials went on from each";
   const training =
     rungs.length === 1
-      ? `Each trial trained for ${rungs[0]} steps`
-      : `Rungs of ${rungs.join(", ")} steps; ${rest}`;
+      ? `Each trial trained to step ${rungs[0]}`
+      : `Rungs end at steps ${rungs.join(", ")}; ${rest}`;
   const { runs, scale } = average;
   const averaged =
     (runs === 1 ? "" : `; ${runs} runs of each seed are averaged`) +

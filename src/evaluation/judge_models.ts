@@ -270,7 +270,7 @@ async function evaluateTogether(options: ModelEvalOptions): Promise<ModelEvaluat
         ? ["No image is held out, so there are no reconstructions, completions and likelihoods."]
         : []),
       ...(inputs.setAside > 0
-        ? [`${inputs.setAside} held-out images are not judged by: the best checkpoint was chosen on them.`]
+        ? [`${inputs.setAside} held-out images are set aside: a policy was chosen on them.`]
         : []),
       ...(inputs.train.notes ?? []),
       ...unreadableNotes("held-out", heldOut?.unreadable ?? []),

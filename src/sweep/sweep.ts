@@ -108,7 +108,7 @@ export async function runSweep(
   }
   keepPlan(dir, config);
   sayNotes(all, say);
-  say(`${trials.length} trials in ${dir}: rungs of ${config.rungs.join(", ")} steps`);
+  say(`trials in ${dir}: ${trials.length}, evaluated after step ${config.rungs.join(", ")}`);
 
   const stopped = (...some: readonly Standing[][]): SweepResult => {
     return { dir, isInterrupted: true, isNamed, standings: ranked(some.flat()) };
@@ -147,7 +147,7 @@ export async function runSweep(
         runs: runs.flatMap((run) => run.parts.map((part) => part.dir)),
         averages: isAveraged ? runs.map(averageOf) : [],
       });
-      say(`${trial.name}, ${steps} steps: ${problem ?? scoreText(score)}`);
+      say(`${trial.name}, step ${steps}: ${problem ?? scoreText(score)}`);
     }
     const better = ranked(rung);
     standings = [...better, ...standings.filter(({ trial }) => !better.some((own) => own.trial === trial))];
