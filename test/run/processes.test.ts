@@ -17,13 +17,14 @@ function largestHeap(before: string): number {
       largest = Math.max(largest, process.memoryUsage().heapTotal);
     }
     console.log(largest / 2 ** 20);`;
-  // On a busy machine a collector with threads of its own comes late, and the heap grows meanwhile.
-  const flags = ["--single-threaded-gc", "--input-type=module", "-e", program];
+  // On a busy machine a collector with threads of its own, or one that marks in small steps, comes late, and the heap grows meanwhile.
+  const collector = ["--single-threaded-gc", "--no-incremental-marking"];
+  const flags = [...collector, "--input-type=module", "-e", program];
   const { stdout } = spawnSync(process.execPath, flags, { encoding: "utf8" });
   return Number(stdout);
 }
 
 test("keepHeapSmall collects the heap before it has grown by much", () => {
   const [small, usual] = [largestHeap("keepHeapSmall();"), largestHeap("")];
-  assert.ok(small < 0.85 * usual, `${small} MiB, ${usual} MiB without it`);
+  assert.ok(small < 0.7 * usual, `${small} MiB, ${usual} MiB without it`);
 });
