@@ -27,7 +27,8 @@ export function key<S extends z.ZodType>(
   return made;
 }
 
-const path = z
+/** The type of a path. */
+const pathText = z
   .string()
   .min(1)
   .refine((text) => !text.includes("\0"))
@@ -35,12 +36,12 @@ const path = z
 
 /** A key for the path of a file or folder, null where none is given. */
 export function pathKey(): z.ZodDefault<z.ZodNullable<z.ZodString>> {
-  return path.nullable().default(null).register(INFO, { isPath: true });
+  return pathText.nullable().default(null).register(INFO, { isPath: true });
 }
 
 /** A key for the paths of files, null where none are given. */
 export function pathsKey(): z.ZodDefault<z.ZodNullable<z.ZodReadonly<z.ZodArray<z.ZodString>>>> {
-  return z.array(path).min(1).readonly().nullable().default(null).register(INFO, { isPath: true });
+  return z.array(pathText).min(1).readonly().nullable().default(null).register(INFO, { isPath: true });
 }
 
 /** A key for an object that only a program can pass, null where none is given. */

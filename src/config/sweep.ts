@@ -90,7 +90,7 @@ export const sweepKind: ConfigKind<SweepConfig> = configKind<SweepConfig>({
     if (section === "set" || section === "keys") return moved(names, value, inFolder);
     if (section !== "compare") return value;
     if (names.length > 0) return moved(names.slice(1), value, inFolder);
-    return isObject(value) ? eachOf(value, (_, keys) => moved([], keys, inFolder)) : value;
+    return isObject(value) ? eachOf(value, (keys) => moved([], keys, inFolder)) : value;
   },
   problems: ({ rungs, seeds, compare, keys, trials, keep, eval: { temperatures, cfg, samples } }, found) => {
     const { refuse, isGiven } = found;
@@ -124,8 +124,9 @@ export const sweepKind: ConfigKind<SweepConfig> = configKind<SweepConfig>({
   nameOf: () => "sweep",
 });
 
-const eachOf = (values: object, of: (name: string, value: unknown) => unknown): object =>
-  Object.fromEntries(Object.entries(values).map(([name, value]) => [name, of(name, value)]));
+/** An object with a function of each value under its name. */
+const eachOf = (values: object, of: (value: unknown, name: string) => unknown): object =>
+  Object.fromEntries(Object.entries(values).map(([name, value]) => [name, of(value, name)]));
 
 /** Values of keys of `rlar train` below `names`, in any of their spellings, with `inFolder` of each path. */
 function moved(names: readonly string[], value: unknown, inFolder: (path: unknown) => unknown): unknown {
@@ -133,6 +134,6 @@ function moved(names: readonly string[], value: unknown, inFolder: (path: unknow
   const isPath = (trainKind.aliases[path] ?? [path]).some((key) => trainKind.keyAt(key)?.isPath === true);
   if (isPath) return inFolder(value);
   return isObject(value)
-    ? eachOf(value, (name, below) => moved([...names, ...name.split(".")], below, inFolder))
+    ? eachOf(value, (below, name) => moved([...names, ...name.split(".")], below, inFolder))
     : value;
 }
