@@ -314,6 +314,12 @@ export function problemsOf(config: TrainConfig, found: Findings): void {
   checkAlarm(config, found);
   if (algorithm === "ste") checkSte(config, found);
   const { perceptual } = reward;
+  const isCompared = [reward.l2, perceptual, reward.lpips].some(({ weight }) => weight > 0);
+  if (update.codeDistance !== 0 && !isCompared) {
+    const what = "0 without reward.l2, reward.perceptual and reward.lpips";
+    const remedy = "It is the distance in what these compare: give one of them a weight above 0";
+    refuse("update.codeDistance", what, update.codeDistance, remedy, { "update.codeDistance": 0 });
+  }
   if (perceptual.weight !== 0 && perceptual.path !== null && perceptual.path === config.eval.perceptual) {
     const remedy =
       "A network that is rewarded cannot judge itself: train one with another seed, or remove eval.perceptual";
@@ -479,7 +485,7 @@ function checkServer(at: string, url: string, refuse: Findings["refuse"]): void 
 
 /** Refuse what the straight-through baseline does not support: filtered distributions, and contexts of sampled codes. */
 function checkSte(config: TrainConfig, found: Findings): void {
-  const { rollout, reward, kl } = config;
+  const { rollout, reward, update, kl } = config;
   const isGiven = sharesContext(config);
   const wanted: readonly (readonly [path: string, value: unknown, got: unknown, what?: string])[] = [
     [
@@ -508,6 +514,7 @@ function checkSte(config: TrainConfig, found: Findings): void {
         [`reward.custom.${name}.clamp`, null, clamp] as const,
         [`reward.custom.${name}.normalize`, null, normalize === "none" ? null : normalize] as const,
       ]),
+    ["update.codeDistance", 0, update.codeDistance],
     ["kl.coef", 0, kl.coef],
     ["kl.target", null, kl.target],
     ["kl.stop", null, kl.stop],
@@ -530,6 +537,7 @@ function checkWithoutImages(config: TrainConfig, found: Findings): void {
   }
   if (rollout.context.type !== "free") refuse("rollout.context.type", "free", rollout.context.type);
   if (update.auxCe !== 0) refuse("update.auxCe", 0, update.auxCe);
+  if (update.codeDistance !== 0) refuse("update.codeDistance", 0, update.codeDistance);
   if (evaluation.perceptual !== null) refuse("eval.perceptual", null, evaluation.perceptual);
 }
 

@@ -27,6 +27,7 @@ import {
   type TapWeight,
   type UnitFeatures,
   unitFeatures,
+  unitPoints,
 } from "./unit_features.js";
 
 const HEADS_FILE = fileURLToPath(
@@ -145,6 +146,12 @@ export class LPIPS extends Module {
       throw expected(`LPIPS.loadStateDict: ${name}`, "no weight below 0", least, remedy);
     }
     return super.loadStateDict(named, options);
+  }
+
+  /** Images as points on a grid, float32 `[B, C, h, w]`: their squared distance is the metric there. */
+  points(images: Tensor, grid: readonly [h: number, w: number]): Tensor {
+    checkImages("LPIPS.points", images);
+    return unitPoints(this.#taps, this.#weightOf, images, grid);
   }
 
   /**

@@ -210,6 +210,12 @@ export const MEASURES: Readonly<Record<string, Measure>> = {
       "Cross-entropy of the true codes times update.auxCe. It keeps the policy from forgetting its pre-training.",
     sign: -1,
   },
+  "loss/code_distance": {
+    title: "Distance of codes",
+    about:
+      "Expected distance between drawn and true codes times update.codeDistance: 1 is that of two codes by chance.",
+    sign: -1,
+  },
   "loss/kl": {
     title: "KL loss",
     about: "KL divergence times kl.coef. It pulls the policy towards the reference.",

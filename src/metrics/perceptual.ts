@@ -17,6 +17,7 @@ import {
   type TapWeight,
   type UnitFeatures,
   unitFeatures,
+  unitPoints,
 } from "./unit_features.js";
 
 /**
@@ -55,6 +56,12 @@ export class PerceptualDistance {
     checkImages(where, images);
     this.#guard?.checkImages(images);
     return unitFeatures(this.#taps, images, chunkOf(where, options, images.size(2), images.size(3)));
+  }
+
+  /** Images as points on a grid, float32 `[B, C, h, w]`: their squared distance is the perceptual distance there. */
+  points(images: Tensor, grid: readonly [h: number, w: number]): Tensor {
+    checkImages("PerceptualDistance.points", images);
+    return unitPoints(this.#taps, this.#weightOf, images, grid);
   }
 
   /**

@@ -4,7 +4,7 @@
  *
  * After Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", eq. 1.
  */
-import { expected, functional as F, type Tensor, tidy } from "../torch/index.js";
+import { cat, expected, functional as F, type Tensor, tidy } from "../torch/index.js";
 import {
   atLeastFloat32,
   type ChunkOptions,
@@ -40,6 +40,28 @@ export function unitFeatures(taps: Taps, images: Tensor, chunk: number): UnitFea
     );
     const features = (parts[0] as Tensor[]).map((_, k) => joined(parts.map((part) => part[k] as Tensor)));
     return { features, size: [images.size(2), images.size(3)] };
+  });
+}
+
+/**
+ * Images as points on a grid: the squared distance of two points is `sum_k w_k . (f_k(x) - f_k(y))^2` at that place, each map
+ * averaged over what of it lies there, or repeated where it is coarser than the grid.
+ *
+ * @returns float32 `[B, sum of C, h, w]`.
+ */
+export function unitPoints(
+  taps: Taps,
+  weightOf: TapWeight,
+  images: Tensor,
+  grid: readonly [h: number, w: number],
+): Tensor {
+  return tidy(() => {
+    const maps = taps(images, (map, k) => {
+      const weight = weightOf(k);
+      const root = typeof weight === "number" ? Math.sqrt(weight) : weight.sqrt().reshape(-1, 1, 1);
+      return F.interpolate(unit(map).mul(root), { size: grid, mode: "area" });
+    });
+    return cat(maps, 1);
   });
 }
 

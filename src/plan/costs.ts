@@ -72,6 +72,8 @@ export interface NetworkCosts {
   readonly flops: number;
   /** Elements of the feature maps that are compared; an image keeps its own for all its samples. */
   readonly features: number;
+  /** Channels of these maps together. */
+  readonly channels: number;
   /** Elements of the largest feature map. */
   readonly largest: number;
 }
@@ -90,6 +92,7 @@ function networkCosts(maps: readonly FeatureMap[]): NetworkCosts {
   return {
     flops: sum(({ weights, size }) => 2 * weights * size ** 2),
     features: sum(({ isCompared, channels, size }) => (isCompared ? channels * size ** 2 : 0)),
+    channels: sum(({ isCompared, channels }) => (isCompared ? channels : 0)),
     largest: Math.max(...maps.map(({ channels, size }) => channels * size ** 2)),
   };
 }

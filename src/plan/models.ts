@@ -277,7 +277,12 @@ function encoderSizes(path: string, towers: Towers): NetworkSizes {
   emptyCache();
   const tokens = grid[0] * grid[1] + 1;
   const block = 2 * tokens * (4 * width ** 2 + 2 * width * hidden) + 4 * tokens ** 2 * width;
-  const costs = { flops: depth * block, features: 0, largest: tokens * Math.max(hidden, 4 * width) };
+  const costs = {
+    flops: depth * block,
+    features: 0,
+    channels: 0,
+    largest: tokens * Math.max(hidden, 4 * width),
+  };
   return { name: encoder.name, parameters, costs: () => costs };
 }
 

@@ -104,6 +104,16 @@ const networksOf = ({ networks }: PlanModels, isEvaluation: boolean): NetworkSiz
     isEvaluation || !key.startsWith("eval.") ? [network] : [],
   );
 
+/** D of the codes as points, which `update.codeDistance` compares; 0 without it. */
+function pointSize({ reward, update }: TrainConfig, { networks, tokenizer }: PlanModels): number {
+  if (update.codeDistance === 0) return 0;
+  const channels = (["perceptual", "lpips"] as const).map((name) =>
+    reward[name].weight > 0 ? (networks[`reward.${name}`]?.costs(64).channels ?? 0) : 0,
+  );
+  const pixels = reward.l2.weight > 0 ? 3 * tokenizer.downsample ** 2 : 0;
+  return channels.reduce((sum, count) => sum + count, pixels);
+}
+
 /** Bytes that stay for the whole run. */
 export function fixedParts(
   config: TrainConfig,
@@ -123,6 +133,7 @@ export function fixedParts(
     ...Object.fromEntries(
       Object.entries(networks).map(([key, network]) => [key, network.parameters * FLOAT]),
     ),
+    "codes as points": vocabSize * pointSize(config, models) * FLOAT,
     "weights in bfloat16": isNarrow ? (blockWeights + vocabSize * width) * 2 : 0,
     "decoder in bfloat16": config.precision.tokenizer === "bfloat16" ? tokenizer.decoder * 2 : 0,
   };
@@ -300,7 +311,9 @@ export function costsOf(
     // True codes are rows of their own unless every sequence reads them.
     const trueRows = auxCe !== 0 && !isShared ? images : 0;
     const all = epochs * (rows * streams + trueRows);
-    const scored = LOGIT.scoring + (entropyCoef === 0 ? 0 : LOGIT.entropy);
+    const points = pointSize(config, models);
+    const scored =
+      LOGIT.scoring + (entropyCoef === 0 ? 0 : LOGIT.entropy) + (points === 0 ? 0 : LOGIT.entropy);
     const isExact = coef !== 0 && estimator === "exact";
     const inLoss = (config.kl.placement ?? (config.algorithm === "ppo" ? "reward" : "loss")) === "loss";
     /** The first backward of a step makes the gradients while it frees what autograd saved. */
@@ -344,6 +357,8 @@ export function costsOf(
       work: add(
         times(passes, { ...blocks(all, codes), calls: 0 }),
         // The head's chunks are computed again in the backward.
+        // As are their distances, which are computed for drawn codes.
+        { wide: 8 * vocabSize * points * epochs * rows * codes },
         { wide: 8 * headWeights * all * codes, traffic: all * codes * vocabSize * LOGIT.scored },
         times(asked, scoring(rows * streams)),
         {

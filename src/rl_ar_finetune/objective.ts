@@ -52,8 +52,16 @@ export interface Window {
   readonly returns: Tensor | null;
   /** int64 `[R, T]`: true codes, where a group shares its context. */
   readonly trueCodes: Tensor | null;
+  /** int64 `[R, T]`: the true code at each drawn position; null without {@link Objective.codeDistance}. */
+  readonly targets: Tensor | null;
   /** True codes as rows of a separate forward pass, if sequences are conditioned on their own codes. */
   readonly prior: Passes | null;
+}
+
+/** Weight of the expected distance between the drawn and the true code, and float `[V, D]` codes as points. */
+export interface CodeDistance {
+  readonly weight: number;
+  readonly vectors: Tensor;
 }
 
 /** The terms of the loss. */
@@ -70,6 +78,7 @@ export interface Objective {
   readonly maxLen?: number;
   readonly entropyCoef: number;
   readonly auxCe: number;
+  readonly codeDistance: CodeDistance | null;
   readonly kl: {
     readonly coef: number;
     readonly reference: ArPolicy;
@@ -122,14 +131,14 @@ export function windowGradient(
   });
 }
 
-type Optional = "referenceLogprobs" | "oldValues" | "returns" | "trueCodes";
+type Optional = "referenceLogprobs" | "oldValues" | "returns" | "trueCodes" | "targets";
 type Rows = Partial<Record<Optional, Tensor>> &
   Record<"oldLogprobs" | "mask" | "advantages" | "policyWeights" | "weights", Tensor>;
 
 /** Every tensor of a window that has one row for each row of a forward pass. */
 function windowRows(window: Window, objective: Objective): Rows {
-  const { oldLogprobs, mask, policyMask, advantages, referenceLogprobs, oldValues, returns, trueCodes } =
-    window;
+  const { oldLogprobs, mask, policyMask, advantages } = window;
+  const { referenceLogprobs, oldValues, returns, trueCodes, targets } = window;
   return {
     oldLogprobs,
     mask,
@@ -140,6 +149,7 @@ function windowRows(window: Window, objective: Objective): Rows {
     ...(oldValues && { oldValues }),
     ...(returns && { returns }),
     ...(trueCodes && { trueCodes }),
+    ...(targets && { targets }),
   };
 }
 
@@ -157,21 +167,25 @@ function microBatchGradient(
   objective: Objective,
   totalRows: number,
 ): Record<string, Tensor> {
-  const { kl, value, entropyCoef, auxCe } = objective;
+  const { kl, value, entropyCoef, auxCe, codeDistance } = objective;
   const { policyWeights, weights } = rows;
   const states = given ?? statesOf(policy, passes);
   const scores = scoreRows(policy, passes, states, {
     wantsEntropy: entropyCoef !== 0,
     ...(auxCe !== 0 && rows.trueCodes && { trueCodes: rows.trueCodes }),
     ...(kl?.kind === "exact" && { reference: kl.reference }),
+    ...(codeDistance &&
+      rows.targets && { distance: { trueCodes: rows.targets, vectors: codeDistance.vectors } }),
   });
-  const { logprobs, entropy, truth } = scores; // [r, K, T], [r, T], [r, T]
+  const { logprobs, entropy, truth, distance } = scores; // [r, K, T], [r, T], [r, T], [r, T]
   const advantages = rows.advantages.to({ dtype: logprobs.dtype });
   const surrogate = objective.policyLoss(logprobs, rows.oldLogprobs, advantages, rows.mask);
   const terms: Record<string, Tensor> = { policy: weighted(surrogate.loss, policyWeights) };
   if (kl !== null) terms.kl = weighted(klOf(kl.kind, scores, rows), policyWeights).mul(kl.coef);
   if (entropy !== null) terms.entropy = weighted(entropy.unsqueeze(1), weights).mul(-entropyCoef);
   if (truth !== null) terms.aux_ce = truth.sum().mul(-auxCe / (totalRows * truth.size(1)));
+  if (distance !== null && codeDistance !== null)
+    terms.code_distance = weighted(forAll(distance, logprobs), weights).mul(codeDistance.weight);
   const counts: Record<string, Tensor> = {};
   if (value !== null && rows.oldValues !== undefined && rows.returns !== undefined) {
     const hidden = value.detachTrunk ? states.hidden.detach() : states.hidden;

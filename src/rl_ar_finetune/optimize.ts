@@ -289,13 +289,14 @@ function objectiveOf(
   options: UpdateOptions,
   kl: Required<KlOptions> | null,
 ): Omit<Objective, "policyLoss" | "clip" | "value"> {
-  const { aggregation = "mean", maxLen, entropyCoef = 0, auxCe = 0 } = options;
+  const { aggregation = "mean", maxLen, entropyCoef = 0, auxCe = 0, codeDistance } = options;
   const inLoss = kl !== null && kl.placement === "loss" && kl.coef !== 0;
   return {
     aggregation,
     ...(maxLen !== undefined && { maxLen }),
     entropyCoef,
     auxCe,
+    codeDistance: codeDistance !== undefined && codeDistance.weight !== 0 ? codeDistance : null,
     kl: inLoss ? { coef: kl.coef, reference: kl.reference, kind: kl.estimator } : null,
   };
 }

@@ -22,6 +22,7 @@ import {
   manualSeed,
   requireDevice,
   setNumThreads,
+  type Tensor,
   tidy,
   zeros,
 } from "../torch/index.js";
@@ -38,6 +39,7 @@ import {
   openTokenizer,
   WithoutAdapters,
 } from "./builder.js";
+import { openCodeVectors } from "./code_distance.js";
 import { openEncoderTerms } from "./encoder_rewards.js";
 import { openKernelTerm } from "./kernel_reward.js";
 import { ValueHead } from "./optimize.js";
@@ -73,6 +75,8 @@ export interface RunParts extends RunImages, Disposable {
   readonly ema: Ema | null;
   /** `steer.yaml` may change their weights. */
   terms: readonly Term[];
+  /** float `[V, D]`: codes as points, for `update.codeDistance`; null without it. */
+  readonly codeVectors: Tensor | null;
   /** The distance of `eval.perceptual`, which no reward uses; null where there is none. */
   readonly unrewarded: Term | null;
   /** What the policy computes in, or null for its own dtype. */
@@ -173,6 +177,8 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
     }),
   );
   const networks: Record<string, string> = {};
+  const codeVectors = await openCodeVectors(config, { source: images.source, tokenizer, device });
+  if (codeVectors !== null) own(codeVectors);
   return {
     device,
     tokenizer,
@@ -189,6 +195,7 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
         owned(term, own),
       ),
     ],
+    codeVectors,
     unrewarded: unrewardedOf(config, device, own, networks),
     frozen: {
       ...fingerprintOf("tokenizer", tokenizer.vq),

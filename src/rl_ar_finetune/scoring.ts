@@ -168,6 +168,17 @@ export interface ScoreOptions {
   readonly chunk?: number;
 }
 
+/** What {@link scoreRows} can compute besides. */
+export interface RowOptions extends ScoreOptions {
+  /** The expected distance between the code drawn at a position and the true one. */
+  readonly distance?: {
+    /** int64 `[R, T]`. */
+    readonly trueCodes: Tensor;
+    /** float `[V, D]`: codes as points. The distance of two codes is the square of that of their points. */
+    readonly vectors: Tensor;
+  };
+}
+
 /** Nats, float32 (float64 for a float64 policy). R = B with a context, else B * G. */
 export interface Scores {
   /** In the shape of the tokens. */
@@ -178,6 +189,11 @@ export interface Scores {
   readonly truth: Tensor | null;
   /** `[R, T]`: exact KL to the reference; null unless asked for. */
   readonly kl: Tensor | null;
+}
+
+/** Scores of rows, and in the units of {@link RowOptions.distance} `[R, T]` the expected distance; null unless asked for. */
+export interface RowScores extends Scores {
+  readonly distance: Tensor | null;
 }
 
 /**
@@ -248,11 +264,11 @@ export function scoreRows(
   policy: ArPolicy,
   passes: Passes,
   states: States | null,
-  options: ScoreOptions = {},
-): Scores {
+  options: RowOptions = {},
+): RowScores {
   return tidy(() => {
     const { hidden, nullHidden } = states ?? statesOf(policy, passes);
-    const { wantsEntropy = false, trueCodes, reference } = options;
+    const { wantsEntropy = false, trueCodes, reference, distance } = options;
     const [r, k, t] = passes.tokens.dims(3);
     const flat = (rows: Tensor): Tensor => rows.reshape(r * t, -1); // one position a row
     const arrays: Partial<Record<keyof Chunk, Tensor>> = {
@@ -265,6 +281,7 @@ export function scoreRows(
     }
     if (passes.support !== null) arrays.support = flat(passes.support);
     if (trueCodes !== undefined) arrays.truth = flat(trueCodes);
+    if (distance !== undefined) arrays.target = flat(distance.trueCodes);
     if (reference !== undefined) {
       const other = noGrad(() => statesOf(reference, passes));
       arrays.otherHidden = flat(other.hidden);
@@ -292,6 +309,7 @@ export function scoreRows(
       entropy: extra(wantsEntropy),
       truth: extra(trueCodes !== undefined),
       kl: extra(reference !== undefined),
+      distance: extra(distance !== undefined),
     };
   });
 }
@@ -321,14 +339,15 @@ export function distributionAt(
 interface Chunk extends PositionStates {
   tokens: Tensor;
   truth?: Tensor;
+  target?: Tensor;
   otherHidden?: Tensor;
   otherNullHidden?: Tensor;
 }
 
-/** Columns `[c, K + extras]`: log-probabilities of K codes, then entropy, truth and KL where asked for. */
-function scoreChunk(policy: ArPolicy, sampling: Sampling, chunk: Chunk, options: ScoreOptions): Tensor {
+/** Columns `[c, K + extras]`: log-probabilities of K codes, then entropy, truth, KL and distance where asked for. */
+function scoreChunk(policy: ArPolicy, sampling: Sampling, chunk: Chunk, options: RowOptions): Tensor {
   return tidy(() => {
-    const { tokens, truth, otherHidden, otherNullHidden, ...here } = chunk;
+    const { tokens, truth, target, otherHidden, otherNullHidden, ...here } = chunk;
     const { logp, logits } = distributionAt(policy, sampling, here);
     const columns = [logp.gather(1, tokens)];
     if (options.wantsEntropy) columns.push(entropyOf(logp).unsqueeze(1));
@@ -343,7 +362,29 @@ function scoreChunk(policy: ArPolicy, sampling: Sampling, chunk: Chunk, options:
       const other = noGrad(() => distributionAt(options.reference as ArPolicy, sampling, there).logp);
       columns.push(exactKl(logp, other).unsqueeze(1));
     }
+    if (target !== undefined && options.distance !== undefined)
+      columns.push(expectedDistance(logp, target, options.distance.vectors).to({ dtype: logp.dtype }));
     return columns.length === 1 ? (columns[0] as Tensor) : cat(columns, 1);
+  });
+}
+
+/**
+ * `sum_k p_k |v_k - v_y|^2`, as `|v_y|^2 - 2 v_y . sum_k p_k v_k + sum_k p_k |v_k|^2`: no matrix of all pairs of codes is needed.
+ *
+ * @param logp - float `[c, V]`.
+ * @param target - int64 `[c, 1]`: y.
+ * @param vectors - float `[V, D]`: v.
+ * @returns float `[c, 1]`.
+ */
+function expectedDistance(logp: Tensor, target: Tensor, vectors: Tensor): Tensor {
+  const squares = vectors.square().sum(1, true); // [V, 1]
+  const probabilities = logp.exp().to({ dtype: vectors.dtype });
+  const own = target.flatten();
+  // In bfloat16 the difference of these sums would be rounding alone.
+  const device = logp.device.startsWith("cuda") ? "cuda" : "cpu";
+  return autocast({ device, dtype: null }, () => {
+    const cross = probabilities.matmul(vectors).mul(vectors.indexSelect(0, own)).sum(1, true);
+    return probabilities.matmul(squares).add(squares.indexSelect(0, own)).sub(cross.mul(2));
   });
 }
 

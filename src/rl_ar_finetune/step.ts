@@ -260,7 +260,13 @@ export function updateFor(
   };
   const chosen = algorithmOptions(config, reference, klCoef, entropyCoef);
   using generator = stream(config.seed, "update", step);
-  const shared = { generator, lrFactor, trained: parts.trained.parameters() };
+  const { codeVectors: vectors } = parts;
+  const shared = {
+    generator,
+    lrFactor,
+    trained: parts.trained.parameters(),
+    ...(vectors && { codeDistance: { weight: config.update.codeDistance, vectors } }),
+  };
   const run = (): UpdateResult => {
     switch (chosen.algorithm) {
       case "reinforce":

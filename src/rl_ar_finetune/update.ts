@@ -28,7 +28,14 @@ import {
   klLoss,
   tokenDropout,
 } from "./losses.js";
-import { addSums, type Objective, type Window, type WindowSums, windowGradient } from "./objective.js";
+import {
+  addSums,
+  type CodeDistance,
+  type Objective,
+  type Window,
+  type WindowSums,
+  windowGradient,
+} from "./objective.js";
 import {
   checkGenerator,
   mapStart,
@@ -67,7 +74,7 @@ export interface UpdateBatch extends Drawn {
   readonly advantages?: Tensor;
   /** bool or float, broadcast to the tokens: true where a token counts; default all. */
   readonly mask?: Tensor;
-  /** int64 `[B, S + T]`: all true codes of the images, for `auxCe`. */
+  /** int64 `[B, S + T]`: all true codes of the images, for `auxCe` and `codeDistance`. */
   readonly trueCodes?: Tensor;
   /** float, in the shape of the tokens, nats: of the distributions drawn from, for `topEntropy`. */
   readonly entropy?: Tensor;
@@ -124,6 +131,8 @@ export interface UpdateOptions {
   readonly entropyCoef?: number;
   /** Weight of the cross-entropy of `trueCodes`, without which a pixel reward ruins a policy; default 0. */
   readonly auxCe?: number;
+  /** The expected distance between drawn and true codes, a loss without noise from sampling; default none. */
+  readonly codeDistance?: CodeDistance;
   readonly kl?: KlOptions;
   /** Probability of dropping a token from the policy's loss and the KL, in [0, 1); default 0. */
   readonly tokenDropout?: number;
@@ -155,7 +164,7 @@ export interface UpdateResult {
    * Means over the tokens that count, in all steps that were not skipped; `docs/algorithms.md` explains each. A metric
    * that does not apply is missing.
    *
-   * `loss/{total,policy,kl,entropy,aux_ce,value}` (means over steps, coefficients included),
+   * `loss/{total,policy,kl,entropy,aux_ce,code_distance,value}` (means over steps, coefficients included),
    * `policy/{ratio_mean,ratio_min,ratio_max,entropy}`, `clip_ratio/{low,high,region}_mean` (clips that bind),
    * `kl/{approx,approx_k1}` (old policy against new: k3 and k1), `kl/ref_{k1,k2,k3,exact}` (new policy against the
    * reference) and `kl/ref` (the exact one where it is known, else k3),
@@ -179,6 +188,7 @@ export const UPDATE_NAMES: OptionNames<UpdateOptions> = {
   advantageClip: "number",
   entropyCoef: "number",
   auxCe: "number",
+  codeDistance: true,
   kl: true,
   tokenDropout: "number",
   maxGradNorm: "number",
@@ -334,6 +344,7 @@ export interface Prepared {
   readonly oldLogprobs: Tensor;
   readonly mask: Tensor;
   readonly trueCodes: Tensor | null;
+  readonly targets: Tensor | null;
   readonly prior: Passes | null;
   readonly states: States | null;
   /** float64 `[R, K, T]`: 1 where a token's entropy is among the highest; null for all. */
@@ -363,8 +374,9 @@ export function prepare(where: string, batch: UpdateBatch, options: UpdateOption
   }
   const ones = onesLike(tokens, { dtype: "float64" });
   const mask = asRows(batch.mask === undefined ? ones : batch.mask.double().expand(...tokens.shape), passes);
-  if ((options.auxCe ?? 0) !== 0 && trueCodes === undefined)
-    throw expected(where, "trueCodes with auxCe", "none");
+  const hasDistance = (options.codeDistance?.weight ?? 0) !== 0;
+  if (trueCodes === undefined && (hasDistance || (options.auxCe ?? 0) !== 0))
+    throw expected(where, `trueCodes with ${hasDistance ? "codeDistance" : "auxCe"}`, "none");
   const s = passes.start.given.size(1);
   const t = tokens.size(-1);
   if (trueCodes !== undefined && trueCodes.shape.join() !== [images, s + t].join()) {
@@ -380,6 +392,7 @@ export function prepare(where: string, batch: UpdateBatch, options: UpdateOption
     oldLogprobs: asRows(logprobs, passes),
     mask,
     trueCodes: isShared && trueCodes !== undefined ? trueCodes.narrow(1, s, t) : null,
+    targets: hasDistance && trueCodes ? trueCodes.narrow(1, s, t).repeatInterleave(repeats, 0) : null,
     prior: isOwn ? passesOf(where, { tokens: trueCodes, start: passes.start.condition }) : null,
     states,
     isUncertain:
@@ -602,6 +615,7 @@ function someImages(window: Window, images: Tensor): Window {
     oldValues: pick(window.oldValues),
     returns: pick(window.returns),
     trueCodes: pick(window.trueCodes),
+    targets: pick(window.targets),
   };
 }
 

@@ -27,6 +27,7 @@ function scene(): { policy: TinyPolicy; window: Window; objective: Objective } {
     oldValues: null,
     returns: null,
     trueCodes: null,
+    targets: randint(0, 11, [4, 5]),
     prior: passesOf("here", { tokens: tokens.squeeze(1), start }),
   };
   const objective: Objective = {
@@ -35,6 +36,7 @@ function scene(): { policy: TinyPolicy; window: Window; objective: Objective } {
     aggregation: "mean",
     entropyCoef: 0.1,
     auxCe: 0.5,
+    codeDistance: { weight: 0.7, vectors: randn([11, 3], F64) },
     kl: null,
     value: null,
   };
@@ -45,7 +47,9 @@ test("sums of a window: its losses add up, its tokens are counted, whatever the 
   const { policy, window, objective } = scene();
   const whole = windowGradient(policy, window, objective, 4);
   assert.equal(whole.tokens, 18);
-  const parts = ["policy", "entropy", "aux_ce"].map((name) => whole[`loss/${name}`] as number);
+  const parts = ["policy", "entropy", "aux_ce", "code_distance"].map(
+    (name) => whole[`loss/${name}`] as number,
+  );
   expectClose(
     parts.reduce((a, b) => a + b),
     whole["loss/total"] as number,
