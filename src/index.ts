@@ -85,8 +85,10 @@ export {
   type PolicyAndOptimizer,
   type ToklipInitArgs,
 } from "./rl_ar_finetune/builder.js";
+export { CodeVectors, patches } from "./rl_ar_finetune/code_distance.js";
 export type { Evaluation } from "./rl_ar_finetune/evaluate.js";
 export {
+  type CodeDistance,
   type GrpoOptions,
   grpoUpdate,
   type KlOptions,

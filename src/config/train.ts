@@ -450,7 +450,7 @@ export const configSchema = section({
       "Weight of the cross-entropy loss on the true codes of the images. Do not set 0 with a pixel reward: without this term it ruins a generator (in VA-pi, FID rises from 14 to 39, although the reward has LPIPS too).",
     ),
     codeDistance: key(atLeast0, 0).describe(
-      "Weight of the expected distance between the code that is drawn and the true one: over all codes, their probability times how far what they stand for is from what the true code stands for, in what reward.l2, reward.perceptual and reward.lpips compare; 1 is the mean distance of two codes. It knows all codes, not only those that were drawn, so its gradient has far less noise than the rewards'. Set 0.5 to 1 beside rewards that compare samples with images.",
+      "Weight of the expected distance between the code that is drawn and the true one: over all codes, their probability times how far what they stand for is from what the true code stands for, in what reward.l2, reward.perceptual and reward.lpips compare; 1 is the mean distance of two codes. It knows all codes, not only those that were drawn, so its gradient has far less noise than the rewards'. At the start up to 2,048 training images are encoded for it. Set 0.5 to 1 beside rewards that compare samples with images; lower it when samples lose variety or realism.",
     ),
     entropyCoef: key(atLeast0, 0).describe(
       "Weight of the entropy bonus. Set 1e-3 when policy/entropy falls towards 0.",

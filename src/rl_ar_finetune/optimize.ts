@@ -48,8 +48,16 @@ import {
   type UpdateResult,
 } from "./update.js";
 
-export type { KlOptions, Optimizer, UpdateBatch, UpdateOptions, UpdateResult } from "./update.js";
-export { type BatchPlan, planBatches, type UpdateArguments } from "./update.js";
+export { type BatchPlan, planBatches } from "./batches.js";
+export type { CodeDistance } from "./objective.js";
+export type {
+  KlOptions,
+  Optimizer,
+  UpdateArguments,
+  UpdateBatch,
+  UpdateOptions,
+  UpdateResult,
+} from "./update.js";
 
 /** Options of {@link reinforceUpdate}. */
 export type ReinforceOptions = UpdateOptions & SpreadOptions;

@@ -30,6 +30,7 @@ import {
   tidy,
   toDevice,
 } from "../torch/index.js";
+import { planBatches } from "./batches.js";
 import { readSums, reducedSums } from "./objective.js";
 import { factorOf, keyOf, type Term, termValue } from "./rewards.js";
 import { requireCount, requireOnDevice, requirePositive, type Start, withoutDropout } from "./sampling.js";
@@ -47,7 +48,6 @@ import {
   imageOrder,
   type Optimizer,
   pickPasses,
-  planBatches,
   Totals,
   type UpdateOptions,
   type UpdateResult,

@@ -20,6 +20,7 @@ import {
   toDevice,
 } from "../torch/index.js";
 import { highestEntropy } from "./advantages.js";
+import { type BatchPlan, planBatches } from "./batches.js";
 import {
   type Aggregation,
   type KlEstimator,
@@ -263,6 +264,7 @@ export function readUpdate<Options extends UpdateOptions>(
   requireOnDevice(`${where}.batch`, policy, { ...batch });
   checkOptions(where, options);
   const kl = options.kl && readKl(`${where}.kl`, options.kl);
+  if (options.codeDistance) checkCodeDistance(`${where}.codeDistance`, policy, options.codeDistance);
   return { batch, options: { ...options, ...(kl && { kl }) } };
 }
 
@@ -276,6 +278,16 @@ function readKl(where: string, given: KlOptions): KlOptions {
   requireChoice(`${where}.placement`, kl.placement, ["loss", "reward"]);
   requireChoice(`${where}.estimator`, kl.estimator, ["k1", "k2", "k3", "k3_own", "exact"]);
   return kl;
+}
+
+function checkCodeDistance(where: string, { vocabSize }: ArPolicy, given: CodeDistance): void {
+  const { weight, vectors } = readOptions<CodeDistance>(where, [given], {
+    names: { weight: "number", vectors: true },
+  });
+  requireNumber(`${where}.weight`, weight, 0);
+  if (!(vectors instanceof Tensor)) throw expectedType(where, "vectors, a Tensor", vectors);
+  if (vectors.ndim !== 2 || vectors.size(0) !== vocabSize)
+    throw expected(`${where}.vectors`, `float [${vocabSize}, D], a row for each code`, vectors);
 }
 
 const AGGREGATIONS: readonly Aggregation[] = ["mean", "sum", "grpo", "bnpo", "dapo", "dr_grpo"];
@@ -298,41 +310,6 @@ export function checkOptions(where: string, options: UpdateOptions): void {
   if (entropyCoef !== undefined) requireNumber(`${where}.entropyCoef`, entropyCoef, -Infinity);
   if (creditDecay !== undefined) requireNumber(`${where}.creditDecay`, creditDecay, 0, 1);
   checkGenerator(where, options.generator);
-}
-
-/** Optimizer steps and forward passes of an update. */
-export interface BatchPlan {
-  readonly rows: number;
-  readonly miniBatches: number;
-  readonly steps: number;
-  readonly microBatchesAStep: number;
-}
-
-/**
- * How an update is divided into mini-batches and micro-batches.
- *
- * @param sizes.images - B of the rollout.
- * @param sizes.rowsAnImage - forward rows per image: 1 where its group shares a context, else G.
- * @throws RangeError when a size is not an integer of at least 1, or the mini-batch does not divide the rollout: in a
- *   smaller last step the images would have a larger weight.
- */
-export function planBatches(
-  sizes: { images: number; rowsAnImage: number } & Pick<UpdateOptions, "epochs" | "miniBatch" | "microBatch">,
-  where = "planBatches",
-): BatchPlan {
-  const { images, rowsAnImage, epochs = 1, miniBatch = images } = sizes;
-  const rows = images * rowsAnImage;
-  const { microBatch = miniBatch * rowsAnImage } = sizes;
-  for (const [name, value] of Object.entries({ images, rowsAnImage, epochs, miniBatch, microBatch })) {
-    if (!Number.isInteger(value) || value < 1)
-      throw expected(`${where}.${name}`, "an integer of at least 1", value);
-  }
-  if (images % miniBatch !== 0) {
-    throw expected(`${where}.miniBatch`, `a divisor of the rollout's ${images} images`, miniBatch);
-  }
-  const miniBatches = images / miniBatch;
-  const microBatchesAStep = Math.ceil((miniBatch * rowsAnImage) / microBatch);
-  return { rows, miniBatches, steps: epochs * miniBatches, microBatchesAStep };
 }
 
 /** A batch as rows of a forward pass; see `Window` for shapes. */

@@ -146,6 +146,16 @@ test("an update: the loss is the weight times the mean over drawn places, whatev
   expectClose(run({}), wanted, { rtol: 1e-9 });
   expectClose(run({ miniBatch: 1 }), wanted, { rtol: 1e-9 });
   expectClose(run({ microBatch: 2 }), wanted, { rtol: 1e-9 });
+  const wrong =
+    (codeDistance: object): (() => unknown) =>
+    () =>
+      grpoUpdate(policy, optimizer, { ...batch, trueCodes }, { codeDistance } as object);
+  assert.throws(
+    wrong({ weight: 1, vectors: randn([10, 3]) }),
+    /vectors: expected float \[11, D\], a row for each code/,
+  );
+  assert.throws(wrong({ weight: -1, vectors }), /codeDistance\.weight: expected/);
+  assert.throws(wrong({ weight: 1, points: vectors }), /expected a known option, got points/);
   assert.throws(
     () => grpoUpdate(policy, optimizer, batch, { codeDistance }),
     /expected trueCodes with codeDistance, got none/,
