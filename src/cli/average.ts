@@ -88,7 +88,7 @@ function textOf({
   agreement: number | null;
 }): string {
   const what = policies.length === 1 ? "1 policy" : `the average of ${policies.length} policies`;
-  const from = base === null ? "" : `, ${scale} times its change from ${basename(base)}`;
+  const from = base === null || scale === 1 ? "" : `, ${scale} times its change from ${basename(base)}`;
   const shared =
     agreement === null
       ? ""

@@ -58,10 +58,7 @@ test("runs are averaged and scaled from the policy that they began with; what ca
 
   // Without --json, and by files.
   const told = rlar("average", ...runs, "--out", at("mean.safetensors"));
-  assert.match(
-    told.out,
-    /mean\.safetensors: the average of 2 policies, 1 times its change from start\.safetensors\ncosine similarity .*: -?0\.\d{3} /,
-  );
+  assert.match(told.out, /mean\.safetensors: the average of 2 policies\ncosine similarity .*: -?0\.\d{3} /);
   const byFiles = rlar(
     ...["average", last("seed_1"), last("seed_2"), "--base", at("start.safetensors"), "--scale", "1.5"],
     ...["--out", at("files.safetensors")],
