@@ -85,7 +85,7 @@ export {
   type PolicyAndOptimizer,
   type ToklipInitArgs,
 } from "./rl_ar_finetune/builder.js";
-export { CodeVectors, patches } from "./rl_ar_finetune/code_distance.js";
+export { CodeVectors } from "./rl_ar_finetune/code_distance.js";
 export type { Evaluation } from "./rl_ar_finetune/evaluate.js";
 export {
   type CodeDistance,

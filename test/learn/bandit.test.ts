@@ -51,6 +51,7 @@ interface Task {
   options?: { vocabSize?: number; blockSize?: number };
   length?: number;
   shuffle?: boolean;
+  lr?: number;
 }
 
 /** Train on a task; the mean reward of the first five steps and of the last fifth. */
@@ -58,7 +59,7 @@ function learn(update: Update, task: Task): { policy: TinyPolicy; first: number;
   manualSeed(task.seed);
   const policy = new TinyPolicy({ vocabSize: 8, blockSize: 4, width: 16, ...task.options });
   const head = new ValueHead(16);
-  const optimizer = new AdamW([...policy.parameters(), ...head.parameters()], { lr: 0.02, weightDecay: 0 });
+  const optimizer = new AdamW([...policy.parameters(), ...head.parameters()], { lr: task.lr ?? 0.02, weightDecay: 0 });
   const means: number[] = [];
   for (let step = 0; step < task.steps; step++) {
     tidy(() => {
@@ -139,6 +140,8 @@ for (const [name, update] of Object.entries(ALGORITHMS)) {
       const { first, last } = learn(update, {
         seed,
         steps: 150,
+        // Four epochs of three steps: with 0.02 it depends on the rounding of the processor whether a seed gets stuck.
+        ...(name === "ppo" && { lr: 0.01 }),
         context: { type: "free" },
         options: { vocabSize: 4 },
         start: () => ({ start: randint(0, 4, [9, 1]) }),

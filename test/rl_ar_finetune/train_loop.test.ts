@@ -113,7 +113,7 @@ test("a run is the same for any micro-batch and for a kept graph", async (t) => 
     for (const [i, line] of wanted.entries()) {
       for (const [name, value] of Object.entries(line)) {
         const other = got[i]?.[name] as number;
-        const tolerance = 1e-6 * Math.max(1, Math.abs(value as number));
+        const tolerance = 1e-5 * Math.max(1, Math.abs(value as number));
         assert.ok(
           Math.abs(other - (value as number)) <= tolerance,
           `${where} ${i} ${name}: ${other}, not ${value}`,
