@@ -59,7 +59,10 @@ function learn(update: Update, task: Task): { policy: TinyPolicy; first: number;
   manualSeed(task.seed);
   const policy = new TinyPolicy({ vocabSize: 8, blockSize: 4, width: 16, ...task.options });
   const head = new ValueHead(16);
-  const optimizer = new AdamW([...policy.parameters(), ...head.parameters()], { lr: task.lr ?? 0.02, weightDecay: 0 });
+  const optimizer = new AdamW([...policy.parameters(), ...head.parameters()], {
+    lr: task.lr ?? 0.02,
+    weightDecay: 0,
+  });
   const means: number[] = [];
   for (let step = 0; step < task.steps; step++) {
     tidy(() => {
