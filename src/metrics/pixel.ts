@@ -8,13 +8,13 @@
  * negative terms of MS-SSIM become 0.
  */
 import {
-  autocast,
   type Device,
   expected,
   functional as F,
   type Tensor,
   tensor,
   tidy,
+  withoutAutocast,
 } from "../torch/index.js";
 import { type ChunkOptions, checkImages, comparePairs } from "./pairs.js";
 
@@ -108,7 +108,7 @@ export function psnr(images: Tensor, samples: Tensor, options: ChunkOptions = {}
  */
 export function ssim(images: Tensor, samples: Tensor, options: ChunkOptions = {}): Tensor {
   checkSize("ssim", images, WINDOW, "Compare larger images, or use l2");
-  return precisely(images, () =>
+  return withoutAutocast(images, () =>
     comparePairs("ssim", images, samples, options, (x, y) => similarity(x, y).ssim.mean([2, 3, 4])),
   );
 }
@@ -119,7 +119,7 @@ export function ssim(images: Tensor, samples: Tensor, options: ChunkOptions = {}
  */
 export function ssimMap(images: Tensor, samples: Tensor, options: ChunkOptions = {}): Tensor {
   checkSize("ssimMap", images, WINDOW, "Compare larger images, or use l2Map");
-  return precisely(images, () =>
+  return withoutAutocast(images, () =>
     comparePairs("ssimMap", images, samples, options, (x, y) => similarity(x, y).ssim.mean(2)),
   );
 }
@@ -140,7 +140,7 @@ export function ssimMap(images: Tensor, samples: Tensor, options: ChunkOptions =
  */
 export function msSsim(images: Tensor, samples: Tensor, options: ChunkOptions = {}): Tensor {
   checkSize("msSsim", images, MS_SSIM_MIN_SIZE, "Use ssim for smaller ones");
-  return precisely(images, () =>
+  return withoutAutocast(images, () =>
     comparePairs("msSsim", images, samples, options, (x, y) => {
       let [fineX, fineY] = [x, y];
       let product: Tensor | undefined;
@@ -163,11 +163,6 @@ function checkSize(where: string, images: Tensor, least: number, remedy: string)
   const [, , height, width] = images.dims(4);
   if (Math.min(height, width) >= least) return;
   throw expected(where, `images of at least ${least} x ${least}`, `${height} x ${width}`, remedy);
-}
-
-/** Run without autocast. */
-function precisely(images: Tensor, fn: () => Tensor): Tensor {
-  return autocast({ device: images.device.startsWith("cuda") ? "cuda" : "cpu", dtype: null }, fn);
 }
 
 /**

@@ -10,7 +10,6 @@ import { allGather, ownShare, size } from "../distributed/index.js";
 import type { ArPolicy } from "../policies/policy.js";
 import {
   arange,
-  autocast,
   cat,
   checkpoint,
   type Device,
@@ -23,6 +22,7 @@ import {
   Tensor,
   tensor,
   tidy,
+  withoutAutocast,
 } from "../torch/index.js";
 import { exactKl, straightThroughGumbel } from "./losses.js";
 import {
@@ -381,8 +381,7 @@ function expectedDistance(logp: Tensor, target: Tensor, vectors: Tensor): Tensor
   const probabilities = logp.exp().to({ dtype: vectors.dtype });
   const own = target.flatten();
   // In bfloat16 the difference of these sums would be rounding alone.
-  const device = logp.device.startsWith("cuda") ? "cuda" : "cpu";
-  return autocast({ device, dtype: null }, () => {
+  return withoutAutocast(logp, () => {
     const cross = probabilities.matmul(vectors).mul(vectors.indexSelect(0, own)).sum(1, true);
     return probabilities.matmul(squares).add(squares.indexSelect(0, own)).sub(cross.mul(2));
   });
@@ -414,8 +413,7 @@ export function straightThroughVectors(
           using generator = stream(seed, "straight-through", i, logits.device as Device);
           const hot = straightThroughGumbel(logits, { ...gumbel, generator });
           // In bfloat16 the rows would be rounded, and the decoder would get other inputs than for codes.
-          const device = logits.device.startsWith("cuda") ? "cuda" : "cpu";
-          return autocast({ device, dtype: null }, () => hot.matmul(codebook));
+          return withoutAutocast(logits, () => hot.matmul(codebook));
         };
         return checkpoint((hidden) => tidy(() => drawn(hidden)), [piece]);
       });

@@ -17,7 +17,6 @@ import { clipGradNorm } from "../nn/index.js";
 import type { ArPolicy } from "../policies/policy.js";
 import type { FrozenTokenizer, TokenizerModel } from "../tokenizers/index.js";
 import {
-  autocast,
   cat,
   type Device,
   deriveSeed,
@@ -29,6 +28,7 @@ import {
   Tensor,
   tidy,
   toDevice,
+  withoutAutocast,
 } from "../torch/index.js";
 import { planBatches } from "./batches.js";
 import { readSums, reducedSums } from "./objective.js";
@@ -237,7 +237,8 @@ function rowsGradient(
       return straightThroughVectors(policy, row, table, { seed: own, tau }); // [1, T, C]
     });
   });
-  const drawn = plainly(images, () => {
+  // Rewards and the decoder are float32 whatever the policy is computed in.
+  const drawn = withoutAutocast(images, () => {
     const grid = [images.size(2) / tokenizer.downsample, images.size(3) / tokenizer.downsample];
     const quantized = cat(vectors).transpose(1, 2).unflatten(2, grid).contiguous(); // [r * G, C, h, w]
     const judged = { images, samples: decoder.decode(quantized) };
@@ -265,9 +266,4 @@ function rowsGradient(
   total.backward();
   const named = Object.entries({ ...losses, total }).map(([name, loss]) => [`loss/${name}`, loss.detach()]);
   return { ...sums, ...Object.fromEntries(named) };
-}
-
-/** Run `fn` outside autocast: rewards and the decoder are float32 whatever the policy is computed in. */
-function plainly<T>(like: Tensor, fn: () => T): T {
-  return autocast({ device: like.device.startsWith("cuda") ? "cuda" : "cpu", dtype: null }, fn);
 }

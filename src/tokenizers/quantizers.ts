@@ -12,7 +12,6 @@
  */
 import { Buffer, Embedding, init, Module } from "../nn/index.js";
 import {
-  autocast,
   cat,
   functional as F,
   isGradEnabled,
@@ -22,6 +21,7 @@ import {
   type Tensor,
   tidy,
   where,
+  withoutAutocast,
   zeros,
 } from "../torch/index.js";
 import type { Grid } from "./tokenizer.js";
@@ -140,9 +140,8 @@ export class VectorQuantizer extends Module {
    * @param z - float32 `[B, D, h, w]`.
    */
   forward(z: Tensor): Quantized {
-    const device = z.device.startsWith("cuda") ? "cuda" : "cpu";
     const result = tidy(() =>
-      autocast({ device, dtype: null }, () => {
+      withoutAutocast(z, () => {
         const [b, , h, w] = z.dims(4);
         const rows = toRows(z); // [N, D], N = b * h * w
         const terms = this.config.lookup === "dot" ? this.#propagate(rows) : this.#passThrough(rows);
@@ -249,7 +248,6 @@ export function nearestCodes(
   // Blocks with many rows keep the matrix product efficient; with few rows a block can have more codes.
   const codesAtOnce = Math.min(v, Math.max(1, Math.floor(room / Math.min(n, 256))));
   const rowsAtOnce = Math.max(1, Math.floor(room / codesAtOnce));
-  const device = rows.device.startsWith("cuda") ? "cuda" : "cpu";
   const search = (): Tensor => {
     const found: Tensor[] = [];
     for (let start = 0; start < n; start += rowsAtOnce) {
@@ -258,7 +256,7 @@ export function nearestCodes(
     }
     return found.length === 1 ? (found[0] as Tensor) : cat(found);
   };
-  return noGrad(() => tidy(() => autocast({ device, dtype: null }, search)));
+  return noGrad(() => tidy(() => withoutAutocast(rows, search)));
 }
 
 function nearestInBlocks(rows: Tensor, table: Tensor, lookup: Lookup, codesAtOnce: number): Tensor {

@@ -241,6 +241,11 @@ export function autocast<T>(state: AutocastState, fn: () => T): T {
   }
 }
 
+/** Run `fn` outside autocast on the device of `like`: in the dtypes of its tensors. */
+export function withoutAutocast<T>(like: Tensor, fn: () => T): T {
+  return autocast({ device: like.device.startsWith("cuda") ? "cuda" : "cpu", dtype: null }, fn);
+}
+
 function withAutocast<T>({ cpu, cuda }: AutocastDtypes, fn: () => T): T {
   return autocast({ device: "cpu", dtype: cpu }, () => autocast({ device: "cuda", dtype: cuda }, fn));
 }

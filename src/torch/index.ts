@@ -23,6 +23,7 @@ export {
   grad,
   isGradEnabled,
   noGrad,
+  withoutAutocast,
 } from "./autograd.js";
 export { type Argument, call, callTensor, GeneratorHandle, operatorNames, schemaOf } from "./call.js";
 export { loadCheckpoint, openCheckpoint } from "./checkpoint.js";

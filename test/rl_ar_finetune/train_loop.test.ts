@@ -101,7 +101,9 @@ test("a run is the same for any micro-batch and for a kept graph", async (t) => 
   const folder = await tinyFolder(t);
   const run = async (name: string, changes: object): Promise<Record<string, number | null>[]> => {
     const dir = join(folder, name);
-    await quietRun(tinyRun(folder, { run: { dir }, train: { iters: 3 }, ...changes }));
+    // AdamW's first steps have the size of the rate however small a gradient is, and so enlarge the rounding of the processor.
+    const optimizer = { lr: 1e-4 };
+    await quietRun(tinyRun(folder, { run: { dir }, train: { iters: 3 }, optimizer, ...changes }));
     return metricsOf(dir);
   };
   const same = (
@@ -113,7 +115,7 @@ test("a run is the same for any micro-batch and for a kept graph", async (t) => 
     for (const [i, line] of wanted.entries()) {
       for (const [name, value] of Object.entries(line)) {
         const other = got[i]?.[name] as number;
-        const tolerance = 1e-5 * Math.max(1, Math.abs(value as number));
+        const tolerance = 1e-6 * Math.max(1, Math.abs(value as number));
         assert.ok(
           Math.abs(other - (value as number)) <= tolerance,
           `${where} ${i} ${name}: ${other}, not ${value}`,
