@@ -86,9 +86,11 @@ export {
   type ToklipInitArgs,
 } from "./rl_ar_finetune/builder.js";
 export { CodeVectors } from "./rl_ar_finetune/code_distance.js";
+export { CodeFrequency } from "./rl_ar_finetune/code_frequency.js";
 export type { Evaluation } from "./rl_ar_finetune/evaluate.js";
 export {
   type CodeDistance,
+  type CodeFrequencyLoss,
   type GrpoOptions,
   grpoUpdate,
   type KlOptions,

@@ -515,6 +515,7 @@ function checkSte(config: TrainConfig, found: Findings): void {
         [`reward.custom.${name}.normalize`, null, normalize === "none" ? null : normalize] as const,
       ]),
     ["update.codeDistance", 0, update.codeDistance],
+    ["update.codeFrequency", 0, update.codeFrequency],
     ["kl.coef", 0, kl.coef],
     ["kl.target", null, kl.target],
     ["kl.stop", null, kl.stop],
@@ -537,7 +538,8 @@ function checkWithoutImages(config: TrainConfig, found: Findings): void {
   }
   if (rollout.context.type !== "free") refuse("rollout.context.type", "free", rollout.context.type);
   if (update.auxCe !== 0) refuse("update.auxCe", 0, update.auxCe);
-  if (update.codeDistance !== 0) refuse("update.codeDistance", 0, update.codeDistance);
+  for (const name of ["codeDistance", "codeFrequency"] as const)
+    if (update[name] !== 0) refuse(`update.${name}`, 0, update[name]);
   if (evaluation.perceptual !== null) refuse("eval.perceptual", null, evaluation.perceptual);
 }
 

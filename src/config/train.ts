@@ -452,6 +452,9 @@ export const configSchema = section({
     codeDistance: key(atLeast0, 0).describe(
       "Weight of the expected distance between the code that is drawn and the true one: over all codes, their probability times how far what they stand for is from what the true code stands for, in what reward.l2, reward.perceptual and reward.lpips compare; 1 is the mean distance of two codes. It knows all codes, not only those that were drawn, so its gradient has far less noise than the rewards'. At the start up to 2,048 training images are encoded for it. Set 0.5 to 1 beside rewards that compare samples with images; lower it when samples lose variety or realism.",
     ),
+    codeFrequency: key(atLeast0, 0).describe(
+      "Weight of the KL divergence of how often the policy draws each code from how often images have it, both counted over the run so far: over all codes, their probability times the logarithm of the two frequencies' ratio. It holds the look of samples as a whole, which rewards that compare each sample with its image do not see. Set 0.5 beside such rewards, with rollout.temperature at the temperature that you sample with; lower it when samples come no closer to their images.",
+    ),
     entropyCoef: key(atLeast0, 0).describe(
       "Weight of the entropy bonus. Set 1e-3 when policy/entropy falls towards 0.",
     ),

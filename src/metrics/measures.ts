@@ -216,6 +216,12 @@ export const MEASURES: Readonly<Record<string, Measure>> = {
       "Expected distance between drawn and true codes times update.codeDistance: 1 is that of two codes by chance.",
     sign: -1,
   },
+  "loss/code_frequency": {
+    title: "Frequency of codes",
+    about:
+      "KL divergence of the frequencies of drawn codes from those of true codes over the run so far, times update.codeFrequency.",
+    sign: -1,
+  },
   "loss/kl": {
     title: "KL loss",
     about: "KL divergence times kl.coef. It pulls the policy towards the reference.",

@@ -64,6 +64,13 @@ export interface CodeDistance {
   readonly vectors: Tensor;
 }
 
+/** Weight of the KL divergence of how often codes are drawn from how often images have them, and float `[V]` its logarithms. */
+export interface CodeFrequencyLoss {
+  readonly weight: number;
+  /** `log(P_k / Q_k)`, as `CodeFrequency` counts it. */
+  readonly logRatio: Tensor;
+}
+
 /** The terms of the loss. */
 export interface Objective {
   readonly policyLoss: (
@@ -79,6 +86,7 @@ export interface Objective {
   readonly entropyCoef: number;
   readonly auxCe: number;
   readonly codeDistance: CodeDistance | null;
+  readonly codeFrequency: CodeFrequencyLoss | null;
   readonly kl: {
     readonly coef: number;
     readonly reference: ArPolicy;
@@ -167,7 +175,7 @@ function microBatchGradient(
   objective: Objective,
   totalRows: number,
 ): Record<string, Tensor> {
-  const { kl, value, entropyCoef, auxCe, codeDistance } = objective;
+  const { kl, value, entropyCoef, auxCe, codeDistance, codeFrequency } = objective;
   const { policyWeights, weights } = rows;
   const states = given ?? statesOf(policy, passes);
   const scores = scoreRows(policy, passes, states, {
@@ -176,8 +184,9 @@ function microBatchGradient(
     ...(kl?.kind === "exact" && { reference: kl.reference }),
     ...(codeDistance &&
       rows.targets && { distance: { trueCodes: rows.targets, vectors: codeDistance.vectors } }),
+    ...(codeFrequency && { costs: codeFrequency.logRatio }),
   });
-  const { logprobs, entropy, truth, distance } = scores; // [r, K, T], [r, T], [r, T], [r, T]
+  const { logprobs, entropy, truth, distance, cost } = scores; // [r, K, T], and [r, T] each
   const advantages = rows.advantages.to({ dtype: logprobs.dtype });
   const surrogate = objective.policyLoss(logprobs, rows.oldLogprobs, advantages, rows.mask);
   const terms: Record<string, Tensor> = { policy: weighted(surrogate.loss, policyWeights) };
@@ -186,6 +195,8 @@ function microBatchGradient(
   if (truth !== null) terms.aux_ce = truth.sum().mul(-auxCe / (totalRows * truth.size(1)));
   if (distance !== null && codeDistance !== null)
     terms.code_distance = weighted(forAll(distance, logprobs), weights).mul(codeDistance.weight);
+  if (cost !== null && codeFrequency !== null)
+    terms.code_frequency = weighted(forAll(cost, logprobs), weights).mul(codeFrequency.weight);
   const counts: Record<string, Tensor> = {};
   if (value !== null && rows.oldValues !== undefined && rows.returns !== undefined) {
     const hidden = value.detachTrunk ? states.hidden.detach() : states.hidden;

@@ -49,7 +49,7 @@ import {
 } from "./update.js";
 
 export { type BatchPlan, planBatches } from "./batches.js";
-export type { CodeDistance } from "./objective.js";
+export type { CodeDistance, CodeFrequencyLoss } from "./objective.js";
 export type {
   KlOptions,
   Optimizer,
@@ -297,7 +297,8 @@ function objectiveOf(
   options: UpdateOptions,
   kl: Required<KlOptions> | null,
 ): Omit<Objective, "policyLoss" | "clip" | "value"> {
-  const { aggregation = "mean", maxLen, entropyCoef = 0, auxCe = 0, codeDistance } = options;
+  const { aggregation = "mean", maxLen, entropyCoef = 0, auxCe = 0 } = options;
+  const { codeDistance, codeFrequency } = options;
   const inLoss = kl !== null && kl.placement === "loss" && kl.coef !== 0;
   return {
     aggregation,
@@ -305,6 +306,7 @@ function objectiveOf(
     entropyCoef,
     auxCe,
     codeDistance: codeDistance !== undefined && codeDistance.weight !== 0 ? codeDistance : null,
+    codeFrequency: codeFrequency !== undefined && codeFrequency.weight !== 0 ? codeFrequency : null,
     kl: inLoss ? { coef: kl.coef, reference: kl.reference, kind: kl.estimator } : null,
   };
 }

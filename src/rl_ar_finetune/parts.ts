@@ -40,6 +40,7 @@ import {
   WithoutAdapters,
 } from "./builder.js";
 import { openCodeVectors } from "./code_distance.js";
+import { CodeFrequency } from "./code_frequency.js";
 import { openEncoderTerms } from "./encoder_rewards.js";
 import { openKernelTerm } from "./kernel_reward.js";
 import { ValueHead } from "./optimize.js";
@@ -77,6 +78,8 @@ export interface RunParts extends RunImages, Disposable {
   terms: readonly Term[];
   /** float `[V, D]`: codes as points, for `update.codeDistance`; null without it. */
   readonly codeVectors: Tensor | null;
+  /** Counts of drawn and true codes, for `update.codeFrequency`; null without it. */
+  readonly codeFrequency: CodeFrequency | null;
   /** The distance of `eval.perceptual`, which no reward uses; null where there is none. */
   readonly unrewarded: Term | null;
   /** What the policy computes in, or null for its own dtype. */
@@ -196,6 +199,7 @@ async function openOwned(config: TrainConfig, own: Own): Promise<Omit<RunParts, 
       ),
     ],
     codeVectors,
+    codeFrequency: config.update.codeFrequency > 0 ? own(new CodeFrequency(tokenizer.codebookSize)) : null,
     unrewarded: unrewardedOf(config, device, own, networks),
     frozen: {
       ...fingerprintOf("tokenizer", tokenizer.vq),

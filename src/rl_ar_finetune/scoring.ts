@@ -177,6 +177,8 @@ export interface RowOptions extends ScoreOptions {
     /** float `[V, D]`: codes as points. The distance of two codes is the square of that of their points. */
     readonly vectors: Tensor;
   };
+  /** float `[V]`: a cost of each code, whose expectation is computed. */
+  readonly costs?: Tensor;
 }
 
 /** Nats, float32 (float64 for a float64 policy). R = B with a context, else B * G. */
@@ -191,9 +193,10 @@ export interface Scores {
   readonly kl: Tensor | null;
 }
 
-/** Scores of rows, and in the units of {@link RowOptions.distance} `[R, T]` the expected distance; null unless asked for. */
+/** Scores of rows, and `[R, T]` the expected {@link RowOptions.distance} and cost; null unless asked for. */
 export interface RowScores extends Scores {
   readonly distance: Tensor | null;
+  readonly cost: Tensor | null;
 }
 
 /**
@@ -268,7 +271,7 @@ export function scoreRows(
 ): RowScores {
   return tidy(() => {
     const { hidden, nullHidden } = states ?? statesOf(policy, passes);
-    const { wantsEntropy = false, trueCodes, reference, distance } = options;
+    const { wantsEntropy = false, trueCodes, reference, distance, costs } = options;
     const [r, k, t] = passes.tokens.dims(3);
     const flat = (rows: Tensor): Tensor => rows.reshape(r * t, -1); // one position a row
     const arrays: Partial<Record<keyof Chunk, Tensor>> = {
@@ -310,6 +313,7 @@ export function scoreRows(
       truth: extra(trueCodes !== undefined),
       kl: extra(reference !== undefined),
       distance: extra(distance !== undefined),
+      cost: extra(costs !== undefined),
     };
   });
 }
@@ -344,7 +348,7 @@ interface Chunk extends PositionStates {
   otherNullHidden?: Tensor;
 }
 
-/** Columns `[c, K + extras]`: log-probabilities of K codes, then entropy, truth, KL and distance where asked for. */
+/** Columns `[c, K + extras]`: log-probabilities of K codes, then entropy, truth, KL, distance and cost where asked for. */
 function scoreChunk(policy: ArPolicy, sampling: Sampling, chunk: Chunk, options: RowOptions): Tensor {
   return tidy(() => {
     const { tokens, truth, target, otherHidden, otherNullHidden, ...here } = chunk;
@@ -364,6 +368,11 @@ function scoreChunk(policy: ArPolicy, sampling: Sampling, chunk: Chunk, options:
     }
     if (target !== undefined && options.distance !== undefined)
       columns.push(expectedDistance(logp, target, options.distance.vectors).to({ dtype: logp.dtype }));
+    const { costs } = options;
+    if (costs !== undefined) {
+      const probabilities = logp.exp().to({ dtype: costs.dtype });
+      columns.push(probabilities.mul(costs).sum(1, true).to({ dtype: logp.dtype }));
+    }
     return columns.length === 1 ? (columns[0] as Tensor) : cat(columns, 1);
   });
 }

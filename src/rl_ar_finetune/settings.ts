@@ -152,7 +152,13 @@ function sharedOptions(
   const { estimator, placement } = config.kl;
   const { credit, creditDecay } = config.reward;
   const { maxGradNorm } = config.optimizer;
-  const { entropyTarget: _, entropyDelta: __, codeDistance: ___, ...update } = config.update;
+  const {
+    entropyTarget: _,
+    entropyDelta: __,
+    codeDistance: ___,
+    codeFrequency: ____,
+    ...update
+  } = config.update;
   return {
     ...given({ ...update, entropyCoef, maxGradNorm }),
     maxRatioGap: config.limits.ratioGap,

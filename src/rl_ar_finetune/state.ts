@@ -159,12 +159,14 @@ export function restore(
 
 /** Load what a checkpoint holds of the parts that are trained. */
 function loadParts({ kl }: TrainConfig, parts: RunParts, { tensors, values }: LoadedCheckpoint): void {
-  const { policy, lora, trained, optimizer, ema, valueHead, reference } = parts;
+  const { policy, lora, trained, optimizer, ema, valueHead, reference, codeFrequency } = parts;
   if (lora === null) policy.loadStateDict(tensors.policy ?? {});
   else lora.loadStateDict(tensors.lora ?? {});
   const groups = values.optimizer as unknown as AdamWState["groups"];
   loadOptimizer(optimizer, { tensors: tensors.optimizer ?? {}, groups });
   valueHead?.loadStateDict(tensors.value_head ?? {});
+  // Counts that did not exist so far start at 0.
+  if (tensors.code_frequency !== undefined) codeFrequency?.loadStateDict(tensors.code_frequency);
   if (kl.refreshEvery > 0 && tensors.reference !== undefined) reference?.loadStateDict(tensors.reference);
   const averages = lora === null ? tensors.ema : tensors.lora_ema;
   // An EMA that did not exist so far starts from the current weights.
@@ -326,7 +328,8 @@ export class Saver implements Disposable {
     const [config, progress] = [this.#config, this.#progress];
     const { ckptPath } = config.save;
     const { log, folder, batches } = this.#context;
-    const { policy, lora, ema, valueHead, reference, fingerprint, frozen, source } = this.#parts;
+    const { policy, lora, ema, valueHead, reference, codeFrequency } = this.#parts;
+    const { fingerprint, frozen, source } = this.#parts;
     log.flush();
     const average = ema?.stateDict();
     const { step, best, ...rest } = progress;
@@ -350,6 +353,7 @@ export class Saver implements Disposable {
             ...(lora && { lora: lora.stateDict() }),
             ...(lora && average && { lora_ema: average.tensors }),
             ...(valueHead && { value_head: valueHead.stateDict() }),
+            ...(codeFrequency && { code_frequency: codeFrequency.stateDict() }),
             ...(config.kl.refreshEvery > 0 && reference && { reference: reference.stateDict() }),
           },
           values: {

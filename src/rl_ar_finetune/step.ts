@@ -260,12 +260,18 @@ export function updateFor(
   };
   const chosen = algorithmOptions(config, reference, klCoef, entropyCoef);
   using generator = stream(config.seed, "update", step);
-  const { codeVectors: vectors } = parts;
+  const { codeVectors: vectors, codeFrequency } = parts;
+  if (codeFrequency !== null) {
+    if (truth === null) throw expected("update.codeFrequency", "images, whose codes it counts", "none");
+    codeFrequency.add(rollout.tokens, truth, rollout.mask);
+  }
+  using logRatio = codeFrequency?.logRatio(parts.device) ?? null;
   const shared = {
     generator,
     lrFactor,
     trained: parts.trained.parameters(),
     ...(vectors && { codeDistance: { weight: config.update.codeDistance, vectors } }),
+    ...(logRatio && { codeFrequency: { weight: config.update.codeFrequency, logRatio } }),
   };
   const run = (): UpdateResult => {
     switch (chosen.algorithm) {

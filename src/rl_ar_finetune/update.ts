@@ -32,6 +32,7 @@ import {
 import {
   addSums,
   type CodeDistance,
+  type CodeFrequencyLoss,
   type Objective,
   type Window,
   type WindowSums,
@@ -134,6 +135,8 @@ export interface UpdateOptions {
   readonly auxCe?: number;
   /** The expected distance between drawn and true codes, a loss without noise from sampling; default none. */
   readonly codeDistance?: CodeDistance;
+  /** How much more often codes are drawn than images have them, in the mean over all codes; default none. */
+  readonly codeFrequency?: CodeFrequencyLoss;
   readonly kl?: KlOptions;
   /** Probability of dropping a token from the policy's loss and the KL, in [0, 1); default 0. */
   readonly tokenDropout?: number;
@@ -165,7 +168,7 @@ export interface UpdateResult {
    * Means over the tokens that count, in all steps that were not skipped; `docs/algorithms.md` explains each. A metric
    * that does not apply is missing.
    *
-   * `loss/{total,policy,kl,entropy,aux_ce,code_distance,value}` (means over steps, coefficients included),
+   * `loss/{total,policy,kl,entropy,aux_ce,code_distance,code_frequency,value}` (means over steps, coefficients included),
    * `policy/{ratio_mean,ratio_min,ratio_max,entropy}`, `clip_ratio/{low,high,region}_mean` (clips that bind),
    * `kl/{approx,approx_k1}` (old policy against new: k3 and k1), `kl/ref_{k1,k2,k3,exact}` (new policy against the
    * reference) and `kl/ref` (the exact one where it is known, else k3),
@@ -190,6 +193,7 @@ export const UPDATE_NAMES: OptionNames<UpdateOptions> = {
   entropyCoef: "number",
   auxCe: "number",
   codeDistance: true,
+  codeFrequency: true,
   kl: true,
   tokenDropout: "number",
   maxGradNorm: "number",
@@ -265,6 +269,7 @@ export function readUpdate<Options extends UpdateOptions>(
   checkOptions(where, options);
   const kl = options.kl && readKl(`${where}.kl`, options.kl);
   if (options.codeDistance) checkCodeDistance(`${where}.codeDistance`, policy, options.codeDistance);
+  if (options.codeFrequency) checkCodeFrequency(`${where}.codeFrequency`, policy, options.codeFrequency);
   return { batch, options: { ...options, ...(kl && { kl }) } };
 }
 
@@ -288,6 +293,16 @@ function checkCodeDistance(where: string, { vocabSize }: ArPolicy, given: CodeDi
   if (!(vectors instanceof Tensor)) throw expectedType(where, "vectors, a Tensor", vectors);
   if (vectors.ndim !== 2 || vectors.size(0) !== vocabSize)
     throw expected(`${where}.vectors`, `float [${vocabSize}, D], a row for each code`, vectors);
+}
+
+function checkCodeFrequency(where: string, { vocabSize }: ArPolicy, given: CodeFrequencyLoss): void {
+  const { weight, logRatio } = readOptions<CodeFrequencyLoss>(where, [given], {
+    names: { weight: "number", logRatio: true },
+  });
+  requireNumber(`${where}.weight`, weight, 0);
+  if (!(logRatio instanceof Tensor)) throw expectedType(where, "logRatio, a Tensor", logRatio);
+  if (logRatio.shape.join() !== `${vocabSize}`)
+    throw expected(`${where}.logRatio`, `float [${vocabSize}], a number for each code`, logRatio);
 }
 
 const AGGREGATIONS: readonly Aggregation[] = ["mean", "sum", "grpo", "bnpo", "dapo", "dr_grpo"];

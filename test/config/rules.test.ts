@@ -204,6 +204,8 @@ test("the straight-through baseline samples from unfiltered distributions in giv
     ["kl.coef", "0.1", "0.1"],
     ["kl.target", "0.02", "0.02"],
     ["kl.stop", "1", "1"],
+    ["update.codeDistance", "0.8", "0.8"],
+    ["update.codeFrequency", "0.3", "0.3"],
   ];
   for (const [key, given, got] of wrong) assertRefused([...ste, `${key}=${given}`], key, got, "for ste");
   assertRefused([...ste, "reward.latentCosine.weight=1"], "reward.latentCosine.weight", "1", "for ste");

@@ -37,6 +37,7 @@ function scene(): { policy: TinyPolicy; window: Window; objective: Objective } {
     entropyCoef: 0.1,
     auxCe: 0.5,
     codeDistance: { weight: 0.7, vectors: randn([11, 3], F64) },
+    codeFrequency: { weight: 0.3, logRatio: randn([11], F64) },
     kl: null,
     value: null,
   };
@@ -47,7 +48,7 @@ test("sums of a window: its losses add up, its tokens are counted, whatever the 
   const { policy, window, objective } = scene();
   const whole = windowGradient(policy, window, objective, 4);
   assert.equal(whole.tokens, 18);
-  const parts = ["policy", "entropy", "aux_ce", "code_distance"].map(
+  const parts = ["policy", "entropy", "aux_ce", "code_distance", "code_frequency"].map(
     (name) => whole[`loss/${name}`] as number,
   );
   expectClose(

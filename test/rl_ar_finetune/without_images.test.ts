@@ -161,6 +161,7 @@ test("what compares with images, reads them or continues them is refused without
     [["data.source=a.txt", "update.auxCe=0"], /reward\.l2\.weight: expected 0 without images, got 1/],
     [[...fitting, "reward.ssim.weight=1"], /reward\.ssim\.weight: expected 0 without images/],
     [["data.source=a.jsonl", "reward.l2.weight=0"], /update\.auxCe: expected 0 without images/],
+    [[...fitting, "update.codeFrequency=0.3"], /update\.codeFrequency: expected 0 without images, got 0\.3/],
     [[...fitting, "rollout.context=prefix"], /rollout\.context(\.type)?: expected free without images/],
     [[...fitting, "eval.every=5", "eval.perceptual=c.pt"], /eval\.perceptual: expected null without images/],
     [[...fitting, "eval.every=5", "eval.best=eval/psnr/mean"], /eval\.best: /],
