@@ -64,8 +64,8 @@ export async function demo({ seed, dir, short = false, fromScratch = false }: De
   say(
     "Fine-tuning a class-conditional transformer of image codes with GRPO: it gets a part of an emoji's codes and samples\n" +
       "the rest; the reward is higher the closer pixels and features are to the emoji, and codes that look like the emoji's\n" +
-      "own become more likely. The tokenizer is frozen. Two runs with different seeds are averaged, so that what chance did\n" +
-      "to each of them cancels in part.\n" +
+      "own become more likely, while each code stays as frequent as in the emoji. The tokenizer is frozen. Two runs with\n" +
+      "different seeds are averaged, so that what chance did to each of them cancels in part.\n" +
       (short ? "" : "Training and evaluation take about 5 minutes on 2 cores that do nothing else.\n"),
   );
   const isNarrow = hasFastBfloat16();
