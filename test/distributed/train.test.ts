@@ -35,7 +35,7 @@ const CASES: Runs = [
   [
     "grpo",
     {
-      update: { miniBatch: 2, microBatch: 3 },
+      update: { miniBatch: 2, microBatch: 3, codeDistance: 0.5, codeFrequency: 0.5 },
       grpo: { epochs: 2 },
       kl: { coef: 0.1, target: 0.01 },
       rollout: { context: { shortest: 2, free: 0.3 } },
@@ -47,7 +47,7 @@ const CASES: Runs = [
     {
       rollout: { context: { type: "free" }, topK: 8 },
       grpo: { scale: "batch" },
-      update: { entropyCoef: 0.01 },
+      update: { entropyCoef: 0.01, codeFrequency: 0.5 },
     },
   ],
   [

@@ -27,7 +27,12 @@ const ALGORITHMS: Readonly<Record<string, object>> = {
     rloo: { minStd: 0.02 },
     rollout: { redraws: 1 },
   },
-  grpo: { kl: { coef: 0.01 }, grpo: { epochs: 2 }, reward: { credit: "place" } },
+  grpo: {
+    kl: { coef: 0.01 },
+    grpo: { epochs: 2 },
+    reward: { credit: "place" },
+    update: { codeDistance: 0.5, codeFrequency: 0.5 },
+  },
   ppo: { ppo: { epochs: 2 } },
   ste: { rollout: { context: { type: "teacher_forced" } }, update: { miniBatch: 2 } },
 };
