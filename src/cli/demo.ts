@@ -129,7 +129,7 @@ export async function demo({ seed, dir, short = false, fromScratch = false }: De
       tokenizer: join(models, "tokenizer.safetensors"),
       features: [join(models, "held_out_classifier.safetensors"), ...(existsSync(judge) ? [judge] : [])],
       temperatures: short ? [1] : [1, 0.8, 0.6, 0.4],
-      images: short ? 16 : 384,
+      images: short ? 16 : 640, // all that are held out
       samples: short ? 16 : 384,
       ...(short ? { trainImages: 512 } : {}),
       resamples: short ? 20 : 200,
