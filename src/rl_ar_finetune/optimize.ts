@@ -297,16 +297,17 @@ function objectiveOf(
   options: UpdateOptions,
   kl: Required<KlOptions> | null,
 ): Omit<Objective, "policyLoss" | "clip" | "value"> {
-  const { aggregation = "mean", maxLen, entropyCoef = 0, auxCe = 0 } = options;
-  const { codeDistance, codeFrequency } = options;
+  const { aggregation = "mean", maxLen, entropyCoef = 0, auxCe = 0, codeDistance, codeFrequency } = options;
+  const active = <T extends { readonly weight: number }>(term: T | undefined): T | null =>
+    term !== undefined && term.weight !== 0 ? term : null;
   const inLoss = kl !== null && kl.placement === "loss" && kl.coef !== 0;
   return {
     aggregation,
     ...(maxLen !== undefined && { maxLen }),
     entropyCoef,
     auxCe,
-    codeDistance: codeDistance !== undefined && codeDistance.weight !== 0 ? codeDistance : null,
-    codeFrequency: codeFrequency !== undefined && codeFrequency.weight !== 0 ? codeFrequency : null,
+    codeDistance: active(codeDistance),
+    codeFrequency: active(codeFrequency),
     kl: inLoss ? { coef: kl.coef, reference: kl.reference, kind: kl.estimator } : null,
   };
 }

@@ -366,12 +366,13 @@ function scoreChunk(policy: ArPolicy, sampling: Sampling, chunk: Chunk, options:
       const other = noGrad(() => distributionAt(options.reference as ArPolicy, sampling, there).logp);
       columns.push(exactKl(logp, other).unsqueeze(1));
     }
-    if (target !== undefined && options.distance !== undefined)
-      columns.push(expectedDistance(logp, target, options.distance.vectors).to({ dtype: logp.dtype }));
-    const { costs } = options;
-    if (costs !== undefined) {
-      const probabilities = logp.exp().to({ dtype: costs.dtype });
-      columns.push(probabilities.mul(costs).sum(1, true).to({ dtype: logp.dtype }));
+    const { distance, costs } = options;
+    if (distance !== undefined || costs !== undefined) {
+      const probabilities = logp.exp();
+      const push = (column: Tensor): unknown => columns.push(column.to({ dtype: logp.dtype }));
+      if (target !== undefined && distance !== undefined)
+        push(expectedDistance(probabilities, target, distance.vectors));
+      if (costs !== undefined) push(probabilities.to({ dtype: costs.dtype }).mul(costs).sum(1, true));
     }
     return columns.length === 1 ? (columns[0] as Tensor) : cat(columns, 1);
   });
@@ -380,17 +381,17 @@ function scoreChunk(policy: ArPolicy, sampling: Sampling, chunk: Chunk, options:
 /**
  * `sum_k p_k |v_k - v_y|^2`, as `|v_y|^2 - 2 v_y . sum_k p_k v_k + sum_k p_k |v_k|^2`: no matrix of all pairs of codes is needed.
  *
- * @param logp - float `[c, V]`.
+ * @param given - float `[c, V]`: p.
  * @param target - int64 `[c, 1]`: y.
  * @param vectors - float `[V, D]`: v.
  * @returns float `[c, 1]`.
  */
-function expectedDistance(logp: Tensor, target: Tensor, vectors: Tensor): Tensor {
+function expectedDistance(given: Tensor, target: Tensor, vectors: Tensor): Tensor {
   const squares = vectors.square().sum(1, true); // [V, 1]
-  const probabilities = logp.exp().to({ dtype: vectors.dtype });
+  const probabilities = given.to({ dtype: vectors.dtype });
   const own = target.flatten();
   // In bfloat16 the difference of these sums would be rounding alone.
-  return withoutAutocast(logp, () => {
+  return withoutAutocast(given, () => {
     const cross = probabilities.matmul(vectors).mul(vectors.indexSelect(0, own)).sum(1, true);
     return probabilities.matmul(squares).add(squares.indexSelect(0, own)).sub(cross.mul(2));
   });

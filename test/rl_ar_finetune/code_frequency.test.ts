@@ -31,18 +31,7 @@ test("by hand: counts of where codes were drawn, over steps; smoothed by a fifth
   using frequency = new CodeFrequency(4);
   expectClose(frequency.logRatio("cpu"), tensor([0, 0, 0, 0]));
   // The first code of the image is given. Drawn: 0 0 1 2, true: 1 2 1 2.
-  frequency.add(
-    tensor(
-      [
-        [
-          [0, 0],
-          [1, 2],
-        ],
-      ],
-      INT,
-    ),
-    tensor([[3, 1, 2]], INT),
-  );
+  frequency.add(tensor([0, 0, 1, 2], INT).reshape(1, 2, 2), tensor([[3, 1, 2]], INT));
   // 4 places, 0.8 more in equal parts: (2.2, 1.2, 1.2, 0.2) over (0.2, 2.2, 2.2, 0.2).
   const wanted = [Math.log(11), Math.log(6 / 11), Math.log(6 / 11), 0];
   expectClose(frequency.logRatio("cpu"), tensor(wanted), { rtol: 1e-6 });
